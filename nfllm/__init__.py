@@ -1,0 +1,1 @@
+"""nfllm: the workbench for normalization-free decoder language models, in JAX."""
