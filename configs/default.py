@@ -49,7 +49,9 @@ def get_config() -> ConfigDict:
     model.init_std = 0.02  # standard deviation of embeddings and matrices at the start
     # width: block matrices start at init_std * sqrt(768 / embed_dim); none: at init_std
     model.init_std_scaling = "width"
-    model.scan_layers = False  # compile one block and loop over it: fast compilation for many layers
+    model.scan_layers = (
+        False  # compile one block and loop over it: fast compilation for many layers
+    )
     model.remat = False  # recompute block activations in the backward pass: less memory, more time
 
     config.data = data = ConfigDict()

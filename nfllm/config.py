@@ -393,7 +393,8 @@ def _wants_float(hint: Any) -> bool:
 def _check_types(section: Any, name: str) -> None:
     for key, hint in typing.get_type_hints(type(section)).items():
         value = getattr(section, key)
-        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+        options = typing.get_args(hint) if is_union else (hint,)
         if not any(_is_a(value, option) for option in options):
             raise ConfigError(_type_message(f"{name}.{key}", value, options))
 
