@@ -1,0 +1,342 @@
+"""The records of a run directory: what was whole is read, what was torn is named."""
+
+import dataclasses
+import json
+import runpy
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import nfllm.rundir
+from nfllm.config import Config
+from nfllm.rundir import (
+    FORMAT_VERSION,
+    Metrics,
+    MetricsWriter,
+    RunError,
+    RunRecord,
+    read_metrics,
+    read_record,
+    write_record,
+)
+
+DEFAULT = Path(__file__).parents[1] / "configs" / "default.py"
+
+
+@pytest.fixture(scope="module")
+def record() -> RunRecord:
+    config = Config.from_dict(runpy.run_path(str(DEFAULT))["get_config"]().to_dict())
+    return RunRecord(
+        config=config,
+        vocab_size=4096,
+        num_parameters=1_327_104,
+        data_fingerprint="9f0c",
+        decayed_parameters=("token_embedding/embedding", "block_0/mlp/up/kernel"),
+        undecayed_parameters=("final_normalization/scale",),
+        nfllm_version="0.1.0",
+    )
+
+
+def edit_record(run: Path, change: dict) -> None:
+    values = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(values | change))
+
+
+def test_record_reads_back_what_was_written(tmp_path, record):
+    write_record(tmp_path / "new" / "run", record)
+    assert read_record(tmp_path / "new" / "run") == record
+    assert [p.name for p in (tmp_path / "new" / "run").iterdir()] == ["config.json"]
+
+
+def test_record_has_the_keys_of_the_contract(tmp_path, record):
+    write_record(tmp_path, record)
+    values = json.loads((tmp_path / "config.json").read_text())
+    assert values["format_version"] == 1
+    assert values["nfllm_version"] == "0.1.0"
+    assert values["config"]["model"]["normalization"] == "none"
+    assert values["vocab_size"] == 4096
+    assert values["num_parameters"] == 1_327_104
+    assert values["data_fingerprint"] == "9f0c"
+    assert values["undecayed_parameters"] == ["final_normalization/scale"]
+
+
+def test_record_is_replaced_whole(tmp_path, record):
+    write_record(tmp_path, record)
+    write_record(tmp_path, dataclasses.replace(record, vocab_size=512))
+    assert read_record(tmp_path).vocab_size == 512
+
+
+def test_failed_write_keeps_the_old_record(tmp_path, record, monkeypatch):
+    write_record(tmp_path, record)
+
+    def power_failure(_descriptor):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(nfllm.rundir.os, "fsync", power_failure)
+    with pytest.raises(OSError, match="no space"):
+        write_record(tmp_path, dataclasses.replace(record, vocab_size=512))
+    assert read_record(tmp_path) == record
+
+
+def test_missing_directory_and_missing_record(tmp_path):
+    with pytest.raises(RunError, match=r"nowhere does not exist"):
+        read_record(tmp_path / "nowhere")
+    with pytest.raises(RunError, match=r"has no config\.json"):
+        read_record(tmp_path)
+
+
+def test_half_written_record(tmp_path, record):
+    write_record(tmp_path, record)
+    whole = (tmp_path / "config.json").read_bytes()
+    (tmp_path / "config.json").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RunError, match=r"config\.json is half-written"):
+        read_record(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"format_version": FORMAT_VERSION + 1, "nfllm_version": "9.1.0"},
+            r"format_version 2, written by nfllm 9\.1\.0; this nfllm reads up to 1",
+        ),
+        ({"format_version": None}, "has no format_version"),
+        ({"colour": "red"}, "unknown key 'colour', written by nfllm 0.1.0"),
+        ({"vocab_size": "4096"}, "vocab_size is of type str, expected int"),
+        ({"config": {"model": {}}}, "is not a config of this nfllm: config lacks the key"),
+    ],
+)
+def test_record_of_another_version(tmp_path, record, change, message):
+    write_record(tmp_path, record)
+    edit_record(tmp_path, change)
+    with pytest.raises(RunError, match=message):
+        read_record(tmp_path)
+
+
+def test_config_key_of_another_version_is_named(tmp_path, record):
+    write_record(tmp_path, record)
+    config = record.config.to_dict()
+    config["model"]["num_experts"] = 8
+    edit_record(tmp_path, {"config": config, "nfllm_version": "0.7.0"})
+    with pytest.raises(RunError, match=r"written by nfllm 0\.7\.0.*'num_experts' in model"):
+        read_record(tmp_path)
+
+
+def test_missing_key_is_named(tmp_path, record):
+    write_record(tmp_path, record)
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values["data_fingerprint"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(RunError, match="lacks the key 'data_fingerprint'"):
+        read_record(tmp_path)
+
+
+def test_metrics_read_back_by_kind(tmp_path):
+    with MetricsWriter(tmp_path) as metrics:
+        metrics.write("event", 0, event="started", message="as <b>asked</b>")
+        metrics.write("train", 10, loss_nats=np.float32(1.5), tokens=np.int64(640))
+        metrics.write("eval", 10, eval_loss_nats=2.0)
+        metrics.write(
+            "telemetry",
+            10,
+            entropy_nats=np.asarray([[1.0, 2.0], [3.0, 4.5]], np.float32),
+            nonfinite={"q": jnp.asarray([0, 3]), "logits": [0, 1]},
+        )
+    read = read_metrics(tmp_path)
+    assert read.warnings == []
+    assert read.rows["train"] == [{"step": 10, "kind": "train", "loss_nats": 1.5, "tokens": 640}]
+    assert read.rows["telemetry"][0]["entropy_nats"] == [[1.0, 2.0], [3.0, 4.5]]
+    assert read.rows["telemetry"][0]["nonfinite"] == {"q": [0, 3], "logits": [0, 1]}
+    assert read.rows["event"][0]["message"] == "as <b>asked</b>"
+
+
+def test_every_line_is_one_object_and_reaches_the_file_at_once(tmp_path):
+    metrics = MetricsWriter(tmp_path)
+    metrics.write("train", 1, loss_nats=3.0)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"step": 1, "kind": "train", "loss_nats": 3.0}]
+    metrics.close()
+    metrics.close()
+    with pytest.raises(ValueError, match="is closed"):
+        metrics.write("train", 2, loss_nats=2.0)
+
+
+def test_non_finite_values_survive(tmp_path):
+    values = [float("nan"), float("inf"), float("-inf"), 1.25]
+    with MetricsWriter(tmp_path) as metrics:
+        for step, value in enumerate(values):
+            metrics.write("train", step, loss_nats=value)
+    assert '"loss_nats": NaN' in (tmp_path / "metrics.jsonl").read_text()
+    steps, losses = read_metrics(tmp_path).series("train", "loss_nats")
+    np.testing.assert_array_equal(steps, [0, 1, 2, 3])
+    np.testing.assert_array_equal(losses, values)
+
+
+def test_unknown_kind_and_unwritable_value(tmp_path):
+    with MetricsWriter(tmp_path) as metrics:
+        with pytest.raises(ValueError, match="'evil'; choose from train, eval, telemetry, event"):
+            metrics.write("evil", 1)
+        with pytest.raises(TypeError, match=r"cannot hold .* of type set"):
+            metrics.write("train", 1, loss_nats={1.0})
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+
+
+def test_series_leaves_out_lines_without_the_field(tmp_path):
+    with MetricsWriter(tmp_path) as metrics:
+        metrics.write("telemetry", 0, negative_slopes=[0.01, 0.02])
+        metrics.write("telemetry", 5)
+        metrics.write("telemetry", 10, negative_slopes=[0.03, 0.04])
+    steps, slopes = read_metrics(tmp_path).series("telemetry", "negative_slopes")
+    np.testing.assert_array_equal(steps, [0, 10])
+    np.testing.assert_array_equal(slopes, [[0.01, 0.02], [0.03, 0.04]])
+    assert read_metrics(tmp_path).series("train", "loss_nats")[1].shape == (0,)
+
+
+def train_line(step: int, loss: float) -> dict:
+    return {"step": step, "kind": "train", "loss_nats": loss}
+
+
+def test_later_line_of_a_step_wins_and_steps_are_sorted(tmp_path):
+    lines = [train_line(20, 2.0), train_line(10, 3.0), train_line(20, 1.0)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    steps, losses = read_metrics(tmp_path).series("train", "loss_nats")
+    np.testing.assert_array_equal(steps, [10, 20])
+    np.testing.assert_array_equal(losses, [3.0, 1.0])
+
+
+def test_resuming_discards_what_came_after_the_checkpoint(tmp_path):
+    with MetricsWriter(tmp_path) as metrics:
+        metrics.write("event", 0, event="started", message="")
+        for step in (10, 20, 30, 40):
+            metrics.write("train", step, loss_nats=float(step))
+    with MetricsWriter(tmp_path) as metrics:
+        metrics.write("event", 20, event="resumed", message="from step 20")
+        metrics.write("train", 25, loss_nats=0.5)
+    read = read_metrics(tmp_path)
+    np.testing.assert_array_equal(read.series("train", "loss_nats")[0], [10, 20, 25])
+    assert [row["event"] for row in read.rows["event"]] == ["started", "resumed"]
+
+
+def test_events_of_one_step_are_all_kept(tmp_path):
+    with MetricsWriter(tmp_path) as metrics:
+        metrics.write("event", 50, event="checkpoint", message="saved")
+        metrics.write("event", 50, event="finished", message="")
+    events = [row["event"] for row in read_metrics(tmp_path).rows["event"]]
+    assert events == ["checkpoint", "finished"]
+
+
+def test_torn_last_line_is_left_out_and_named(tmp_path):
+    whole = json.dumps(train_line(1, 2.0)) + "\n"
+    (tmp_path / "metrics.jsonl").write_text(whole * 16 + '{"step": 2, "kind": "tra')
+    read = read_metrics(tmp_path)
+    assert read.warnings == ["metrics.jsonl line 17 is torn; left out"]
+    assert len(read.rows["train"]) == 1
+
+
+def test_unreadable_lines_are_left_out_and_named(tmp_path):
+    whole = json.dumps(train_line(1, 2.0)).encode()
+    lines = [b"\x00\x00\xff", whole, b'{"step": "3", "kind": "train"}', b"[1, 2]", b""]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    read = read_metrics(tmp_path)
+    assert read.warnings == [
+        f"metrics.jsonl line {n} is not a record with a step and a kind; left out"
+        for n in (1, 3, 4, 5)
+    ]
+    assert read.rows["train"] == [train_line(1, 2.0)]
+
+
+def test_missing_metrics_are_empty_with_a_warning(tmp_path):
+    empty = {"train": [], "eval": [], "telemetry": [], "event": []}
+    assert read_metrics(tmp_path) == Metrics(rows=empty, warnings=["metrics.jsonl is missing"])
+
+
+def test_opening_drops_a_torn_line_and_completes_a_whole_one(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    whole = json.dumps(train_line(1, 2.0))
+    path.write_text(f"{whole}\n" + '{"step": 2, "kind": "train", "loss_n')
+    with MetricsWriter(tmp_path) as metrics:
+        metrics.write("train", 2, loss_nats=1.0)
+    assert [row["step"] for row in read_metrics(tmp_path).rows["train"]] == [1, 2]
+    assert read_metrics(tmp_path).warnings == []
+
+    path.write_text(whole)
+    MetricsWriter(tmp_path).close()
+    assert path.read_text() == whole + "\n"
+
+
+@settings(max_examples=60, deadline=None)
+@given(cut=st.integers(min_value=0), losses=st.lists(st.floats(width=32), min_size=1, max_size=6))
+def test_a_kill_at_any_byte_costs_at_most_one_line(tmp_path_factory, cut, losses):
+    run = tmp_path_factory.mktemp("run")
+    with MetricsWriter(run) as metrics:
+        for step, loss in enumerate(losses):
+            metrics.write("train", step, loss_nats=loss)
+    path = run / "metrics.jsonl"
+    whole = path.read_bytes()
+    kept = whole[: cut % (len(whole) + 1)]
+    path.write_bytes(kept)
+    before = read_metrics(run)
+    complete = kept.count(b"\n")
+    assert len(before.rows["train"]) in (complete, complete + (not kept.endswith(b"\n")))
+    with MetricsWriter(run) as metrics:
+        metrics.write("train", len(losses), loss_nats=0.0)
+    after = read_metrics(run)
+    assert after.warnings == []
+    assert json.dumps(after.rows["train"][:-1]) == json.dumps(before.rows["train"])
+
+
+@pytest.fixture
+def bucket(monkeypatch) -> dict[str, bytes]:
+    """An object store: objects are read and written whole, never appended to or renamed."""
+    objects: dict[str, bytes] = {}
+
+    class Object:
+        def __init__(self, name: str) -> None:
+            self.name = str(name)
+
+        def __truediv__(self, part: str) -> "Object":
+            return Object(f"{self.name}/{part}")
+
+        def __fspath__(self) -> str:
+            return self.name
+
+        def mkdir(self, parents: bool, exist_ok: bool) -> None:
+            pass
+
+        def exists(self) -> bool:
+            return any(name.startswith(self.name) for name in objects)
+
+        def read_bytes(self) -> bytes:
+            return objects[self.name]
+
+        def write_bytes(self, content: bytes) -> None:
+            objects[self.name] = content
+
+    monkeypatch.setattr(nfllm.rundir.epath, "Path", Object)
+    return objects
+
+
+def test_remote_lines_are_kept_until_flushed_and_read_back(bucket, record, monkeypatch):
+    run = "gs://bucket/run"
+    write_record(run, record)
+    assert read_record(run) == record
+    bucket[f"{run}/metrics.jsonl"] = b'{"step": 1, "kind": "train", "loss_nats": 2.0}\n{"st'
+    metrics = MetricsWriter(run)
+    metrics.write("train", 2, loss_nats=1.0)
+    assert bucket[f"{run}/metrics.jsonl"].endswith(b'\n{"st')
+    metrics.flush()
+    assert [row["step"] for row in read_metrics(run).rows["train"]] == [1, 2]
+
+    metrics.write("train", 3, loss_nats=0.5)
+    assert len(read_metrics(run).rows["train"]) == 2
+    now = nfllm.rundir.time.monotonic()
+    monkeypatch.setattr(nfllm.rundir.time, "monotonic", lambda: now + 31.0)
+    metrics.write("train", 4, loss_nats=0.25)
+    assert len(read_metrics(run).rows["train"]) == 4
+    metrics.write("train", 5, loss_nats=0.125)
+    metrics.close()
+    assert read_metrics(run).series("train", "loss_nats")[1].tolist() == [2, 1, 0.5, 0.25, 0.125]
