@@ -1,0 +1,73 @@
+"""The registry of activations: each a function of the pre-activation and one coefficient."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from nfllm.config import Activation
+
+Coefficient = jax.Array | float
+
+
+def gelu(x: jax.Array, _: Coefficient) -> jax.Array:
+    """x Φ(x), with the exact error function (arXiv 1606.08415, section 2)."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def gelu_tanh(x: jax.Array, _: Coefficient) -> jax.Array:
+    """x/2 (1 + tanh(sqrt(2/π) (x + 0.044715 x³))) (arXiv 1606.08415, section 2)."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def relu(x: jax.Array, _: Coefficient) -> jax.Array:
+    """max(x, 0), with derivative 0 at 0."""
+    return jax.nn.relu(x)
+
+
+def leaky_relu(x: jax.Array, slope: Coefficient) -> jax.Array:
+    """X where x >= 0, else slope * x, with derivative 1 at 0; `slope` may be a learned scalar."""
+    return jnp.where(x >= 0, x, jnp.asarray(slope, x.dtype) * x)
+
+
+def silu(x: jax.Array, _: Coefficient) -> jax.Array:
+    """x / (1 + exp(-x)) (arXiv 1702.03118, equation 3)."""
+    return jax.nn.silu(x)
+
+
+def relu_squared(x: jax.Array, _: Coefficient) -> jax.Array:
+    """max(x, 0)² (arXiv 2109.08668, section 4)."""
+    return jnp.square(jax.nn.relu(x))
+
+
+@jax.custom_jvp
+def helu(x: jax.Array, margin: Coefficient) -> jax.Array:
+    """max(x, 0), whose derivative is 1 already where x > -margin (HeLU, arXiv 2411.10573)."""
+    del margin
+    return jnp.maximum(x, 0)
+
+
+@helu.defjvp
+def _helu_jvp(
+    primals: tuple[jax.Array, Coefficient], tangents: tuple[jax.Array, Coefficient]
+) -> tuple[jax.Array, jax.Array]:
+    x, margin = primals
+    return helu(x, margin), jnp.where(x > -jnp.asarray(margin, x.dtype), tangents[0], 0)
+
+
+def identity(x: jax.Array, _: Coefficient) -> jax.Array:
+    """X: the MLP becomes one linear map (the rows SM+LN and SM of arXiv 2410.09637)."""
+    return x
+
+
+ACTIVATIONS: dict[Activation, Callable[[jax.Array, Coefficient], jax.Array]] = {
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu": relu,
+    "leaky_relu": leaky_relu,
+    "learnable_leaky_relu": leaky_relu,
+    "silu": silu,
+    "relu_squared": relu_squared,
+    "helu": helu,
+    "identity": identity,
+}

@@ -1,0 +1,103 @@
+"""Causal multi-head self-attention, and where its intermediates are recorded."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from nfllm.analysis.entropy import attention_entropy_from_logits
+from nfllm.config import ModelConfig
+from nfllm.model import intermediates as names
+from nfllm.model.dropout import dropout
+from nfllm.model.intermediates import record, record_statistic
+from nfllm.model.normalizations import NORMALIZATIONS
+from nfllm.model.rotary import rotate
+
+
+class Attention(nn.Module):
+    """softmax(q kᵀ / sqrt(K) + causal mask) v, its heads joined by an output matrix.
+
+    Softmax is in float32. Parameters: `qkv_kernel` [D, 3, H, K] (query, key, value), `out_kernel`
+    [H, K, D]; biases `qk_bias` [2, H, K], or `qkv_bias` [3, H, K] and `out_bias` [D].
+    """
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, dropout_rows_B: jax.Array | None) -> jax.Array:
+        """Maps [B, T, D] to [B, T, D]."""
+        config = self.config
+        q_BTHK, k_BTHK, v_BTHK = self._project(x_BTD)
+        if config.qk_normalization != "none":
+            norm = NORMALIZATIONS[config.qk_normalization]
+            q_BTHK = norm(epsilon=config.norm_epsilon, dtype=self.dtype, name="query_norm")(q_BTHK)
+            k_BTHK = norm(epsilon=config.norm_epsilon, dtype=self.dtype, name="key_norm")(k_BTHK)
+        if config.rotary_dim:
+            base = 10_000.0 if config.rotary_base is None else config.rotary_base
+            q_BTHK = rotate(q_BTHK, config.rotary_dim, base)
+            k_BTHK = rotate(k_BTHK, config.rotary_dim, base)
+        record(self, names.QUERY, q_BTHK)
+        record(self, names.KEY, k_BTHK)
+        logits_BHTS = self._logits(q_BTHK, k_BTHK)
+        probs_BHTS = jax.nn.softmax(logits_BHTS)
+        record(self, names.ATTENTION_PROBS, probs_BHTS)
+        if dropout_rows_B is not None:
+            key = self.make_rng("dropout")
+            probs_BHTS = dropout(probs_BHTS, config.attention_dropout, key, dropout_rows_B)
+        mixed_BTHK = jnp.einsum("BHTS,BSHK->BTHK", probs_BHTS.astype(self.dtype), v_BTHK)
+        return self._output(mixed_BTHK)
+
+    def _project(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        config = self.config
+        heads = (config.num_heads, config.head_dim)
+        init = nn.initializers.normal(config.block_init_std)
+        kernel = self.param("qkv_kernel", init, (config.embed_dim, 3, *heads))
+        qkv = jnp.einsum("BTD,DCHK->CBTHK", x_BTD, kernel.astype(self.dtype))
+        if config.attention_bias == "all":
+            bias = self.param("qkv_bias", nn.initializers.zeros, (3, *heads)).astype(self.dtype)
+            qkv = qkv + bias[:, None, None]
+        q, k, v = qkv
+        if config.attention_bias == "qk":
+            bias = self.param("qk_bias", nn.initializers.zeros, (2, *heads)).astype(self.dtype)
+            q, k = q + bias[0], k + bias[1]
+        return q, k, v
+
+    def _logits(self, q_BTHK: jax.Array, k_BTHK: jax.Array) -> jax.Array:
+        """Scaled scores, float32, with the most negative finite number where key > query."""
+        length = q_BTHK.shape[1]
+        # In float16 the product itself is rounded, and overflows, as under torch autocast: scaling
+        # comes after it in the code of arXiv 2410.09637, and its NaN counts depend on that.
+        accumulate = jnp.float16 if self.dtype == jnp.float16 else jnp.float32
+        scores = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BTHK, preferred_element_type=accumulate)
+        scores = scores.astype(jnp.float32) * self.config.head_dim**-0.5
+        visible_TS = jnp.tril(jnp.ones((length, length), dtype=bool))
+        logits_BHTS = jnp.where(visible_TS, scores, jnp.finfo(jnp.float32).min)
+        record(self, names.ATTENTION_LOGITS, logits_BHTS)
+        record_statistic(
+            self,
+            names.ENTROPY,
+            lambda: attention_entropy_from_logits(logits_BHTS).mean((0, 2)),
+        )
+        record_statistic(
+            self,
+            names.LOGIT_MAX_ABS,
+            lambda: jnp.where(visible_TS, jnp.abs(scores), 0).max((0, 2, 3)),
+        )
+        record_statistic(
+            self,
+            f"{names.NONFINITE}_{names.ATTENTION_LOGITS}",
+            lambda: jnp.sum(visible_TS & ~jnp.isfinite(scores)),
+        )
+        return logits_BHTS
+
+    def _output(self, mixed_BTHK: jax.Array) -> jax.Array:
+        config = self.config
+        init = nn.initializers.normal(config.block_init_std)
+        shape = (config.num_heads, config.head_dim, config.embed_dim)
+        kernel = self.param("out_kernel", init, shape)
+        y_BTD = jnp.einsum("BTHK,HKD->BTD", mixed_BTHK, kernel.astype(self.dtype))
+        if config.attention_bias == "all":
+            bias = self.param("out_bias", nn.initializers.zeros, (config.embed_dim,))
+            y_BTD = y_BTD + bias.astype(self.dtype)
+        record(self, names.ATTENTION_OUT, y_BTD)
+        return y_BTD

@@ -1,0 +1,100 @@
+"""One decoder block: the MLP, and the residual wiring of GPT-2 (sequential) and GPT-NeoX (parallel)."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from nfllm.config import ModelConfig
+from nfllm.model import intermediates as names
+from nfllm.model.activations import ACTIVATIONS
+from nfllm.model.attention import Attention
+from nfllm.model.dropout import dropout
+from nfllm.model.intermediates import record, record_statistic
+from nfllm.model.normalizations import NORMALIZATIONS
+
+
+class Mlp(nn.Module):
+    """activation(x W_in + b_in) W_out + b_out, with `in_kernel` [D, F] and `out_kernel` [F, D].
+
+    With slope sharing by layer the slope of a learned leaky ReLU is this module's parameter `slope`.
+    """
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, model_slope: jax.Array | None) -> jax.Array:
+        """Maps [B, T, D] to [B, T, D]; `model_slope` is the slope that all layers share, if any."""
+        config = self.config
+        init = nn.initializers.normal(config.block_init_std)
+        in_kernel = self.param("in_kernel", init, (config.embed_dim, config.mlp_width))
+        out_kernel = self.param("out_kernel", init, (config.mlp_width, config.embed_dim))
+        pre_BTF = x_BTD @ in_kernel.astype(self.dtype)
+        if config.mlp_bias:
+            in_bias = self.param("in_bias", nn.initializers.zeros, (config.mlp_width,))
+            pre_BTF = pre_BTF + in_bias.astype(self.dtype)
+        post_BTF = ACTIVATIONS[config.activation](pre_BTF, self._coefficient(model_slope))
+        y_BTD = post_BTF @ out_kernel.astype(self.dtype)
+        if config.mlp_bias:
+            out_bias = self.param("out_bias", nn.initializers.zeros, (config.embed_dim,))
+            y_BTD = y_BTD + out_bias.astype(self.dtype)
+        record(self, names.MLP_PRE, pre_BTF)
+        record(self, names.MLP_POST, post_BTF)
+        record(self, names.MLP_OUT, y_BTD)
+        _record_health(self, names.MLP_PRE, pre_BTF)
+        return y_BTD
+
+    def _coefficient(self, model_slope: jax.Array | None) -> jax.Array | float:
+        config = self.config
+        if config.activation == "helu":
+            return config.margin
+        if config.activation != "learnable_leaky_relu":
+            return config.slope
+        if model_slope is not None:
+            return model_slope
+        return self.param("slope", nn.initializers.constant(config.slope), ())
+
+
+class Block(nn.Module):
+    """x + Attention(N1(x)), then + MLP(N2(.)) of the sum (gpt2) or of the same x (gpt_neox)."""
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: jax.Array, dropout_rows_B: jax.Array | None, model_slope: jax.Array | None
+    ) -> tuple[jax.Array, None]:
+        """Maps the residual stream [B, T, D] to the next; the None is what `nn.scan` asks for."""
+        config = self.config
+        norm = NORMALIZATIONS[config.normalization]
+        attention_norm = norm(
+            epsilon=config.norm_epsilon, dtype=self.dtype, name="attention_norm"
+        )
+        mlp_norm = norm(epsilon=config.norm_epsilon, dtype=self.dtype, name="mlp_norm")
+        attention = Attention(config, self.dtype, name="attention")
+        mlp = Mlp(config, self.dtype, name="mlp")
+
+        record(self, names.RESIDUAL, x_BTD)
+        _record_health(self, names.RESIDUAL, x_BTD)
+        attended_BTD = x_BTD + self._drop(attention(attention_norm(x_BTD), dropout_rows_B), dropout_rows_B)
+        mlp_input_BTD = x_BTD if config.architecture == "gpt_neox" else attended_BTD
+        update_BTD = mlp(mlp_norm(mlp_input_BTD), model_slope)
+        return attended_BTD + self._drop(update_BTD, dropout_rows_B), None
+
+    def _drop(self, x_BTD: jax.Array, rows_B: jax.Array | None) -> jax.Array:
+        if rows_B is None:
+            return x_BTD
+        return dropout(x_BTD, self.config.residual_dropout, self.make_rng("dropout"), rows_B)
+
+
+def _record_health(module: nn.Module, site: str, x: jax.Array) -> None:
+    """Records the root mean square of x and how many of its entries are not finite."""
+    record_statistic(
+        module,
+        f"{names.RMS}_{site}",
+        lambda: jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)))),
+    )
+    record_statistic(
+        module, f"{names.NONFINITE}_{site}", lambda: jnp.sum(~jnp.isfinite(x))
+    )

@@ -1,0 +1,110 @@
+"""The decoder-only language model: embedding, blocks, final normalization, head.
+
+Single-letter axes, suffixed to array names, here and everywhere in nfllm:
+  B batch, T query position, S key position, D model width, H heads, K head width, F MLP width,
+  V vocabulary, L layers, C one of query, key and value.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from nfllm.config import ConfigError, ModelConfig
+from nfllm.model import intermediates as names
+from nfllm.model.block import Block
+from nfllm.model.dropout import dropout
+from nfllm.model.head import unembed
+from nfllm.model.intermediates import INTERMEDIATES, STATISTICS, record, record_statistic
+from nfllm.model.normalizations import NORMALIZATIONS
+
+class Decoder(nn.Module):
+    """A GPT-2 or GPT-NeoX shaped decoder.
+
+    Parameters are float32. Those of the blocks are stacked over layers, [L, ...], whether the blocks
+    are scanned or unrolled, so checkpoints do not depend on that choice.
+
+    Attributes:
+      config: the architecture.
+      vocab_size: V, the rows of the embedding table.
+      dtype: type of matrix products and of the residual stream.
+
+    Example:
+      model = Decoder(config.model, vocab_size=4096)
+      params = model.init(jax.random.key(0), tokens_BT)["params"]
+      logits_BTV = model.apply({"params": params}, tokens_BT)
+    """
+
+    config: ModelConfig
+    vocab_size: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        config = self.config
+        init = nn.initializers.normal(config.init_std)
+        table = (self.vocab_size, config.embed_dim)
+        self.token_embedding = self.param("token_embedding", init, table)
+        if config.architecture == "gpt2":
+            shape = (config.context_length, config.embed_dim)
+            self.position_embedding = self.param("position_embedding", init, shape)
+        if not config.ties_embeddings:
+            self.head_embedding = self.param("head_embedding", init, table)
+        if config.activation == "learnable_leaky_relu" and config.slope_sharing == "model":
+            self.slope = self.param("slope", nn.initializers.constant(config.slope), ())
+        self.blocks = _stacked_blocks(config)(config, self.dtype)
+        self.final_norm = NORMALIZATIONS[config.final_normalization](
+            epsilon=config.norm_epsilon, dtype=self.dtype
+        )
+
+    def __call__(
+        self, tokens_BT: jax.Array, *, dropout_rows_B: jax.Array | None = None
+    ) -> jax.Array:
+        """Next-token logits [B, T, V], float32, of token ids [B, T].
+
+        Args:
+          tokens_BT: token ids, int32, T at most `config.context_length`.
+          dropout_rows_B: place of each sequence in the global batch. With it dropout is on, and the
+            caller passes `rngs={"dropout": key}`; without it there is none.
+        """
+        return self.head(self.features(tokens_BT, dropout_rows_B=dropout_rows_B))
+
+    def features(
+        self, tokens_BT: jax.Array, *, dropout_rows_B: jax.Array | None = None
+    ) -> jax.Array:
+        """The last residual stream after the final normalization, [B, T, D]."""
+        config = self.config
+        length = tokens_BT.shape[-1]
+        if length > config.context_length:
+            raise ConfigError(
+                f"a sequence of {length} tokens exceeds model.context_length="
+                f"{config.context_length}; cut it, or build the model with a longer context"
+            )
+        x_BTD = self.token_embedding[tokens_BT]
+        if config.architecture == "gpt2":
+            x_BTD = x_BTD + self.position_embedding[:length]
+        x_BTD = x_BTD.astype(self.dtype)
+        if dropout_rows_B is not None:
+            key = self.make_rng("dropout")
+            x_BTD = dropout(x_BTD, config.embedding_dropout, key, dropout_rows_B)
+        slope = self.slope if hasattr(self, "slope") else None
+        x_BTD, _ = self.blocks(x_BTD, dropout_rows_B, slope)
+        record(self, names.RESIDUAL, x_BTD)
+        return self.final_norm(x_BTD)
+
+    def head(self, x_BTD: jax.Array) -> jax.Array:
+        """Logits [B, T, V], float32, of hidden states [B, T, D]."""
+        config = self.config
+        table = self.token_embedding if config.ties_embeddings else self.head_embedding
+        return unembed(x_BTD, table.astype(self.dtype))
+
+
+def _stacked_blocks(config: ModelConfig) -> type[Block]:
+    """`Block` over the layers: one compiled body that loops, or all layers unrolled."""
+    block = nn.remat(Block, prevent_cse=not config.scan_layers) if config.remat else Block
+    return nn.scan(
+        block,
+        variable_axes={"params": 0, INTERMEDIATES: 0, STATISTICS: 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=nn.broadcast,
+        length=config.num_layers,
+        unroll=1 if config.scan_layers else config.num_layers,
+    )

@@ -1,0 +1,40 @@
+"""Names of what the model can be asked to record, and the two ways to record it.
+
+Both are `sow`: nothing is computed, or even traced, unless the caller makes the collection mutable.
+`INTERMEDIATES` holds whole tensors, for analysis. `STATISTICS` holds what is left of them after a
+reduction on the device, for telemetry while training.
+"""
+
+from collections.abc import Callable
+
+import jax
+from flax import linen as nn
+
+INTERMEDIATES = "intermediates"
+STATISTICS = "statistics"
+
+RESIDUAL = "residual"
+QUERY = "query"
+KEY = "key"
+ATTENTION_LOGITS = "attention_logits"
+ATTENTION_PROBS = "attention_probs"
+ATTENTION_OUT = "attention_out"
+MLP_PRE = "mlp_pre"
+MLP_POST = "mlp_post"
+MLP_OUT = "mlp_out"
+
+ENTROPY = "entropy"
+LOGIT_MAX_ABS = "logit_max_abs"
+NONFINITE = "nonfinite"
+RMS = "rms"
+
+
+def record(module: nn.Module, name: str, value: jax.Array) -> None:
+    """Records the tensor `value` under `name` when the caller captures intermediates."""
+    module.sow(INTERMEDIATES, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+
+
+def record_statistic(module: nn.Module, name: str, compute: Callable[[], jax.Array]) -> None:
+    """Records `compute()` under `name` when the caller collects statistics."""
+    if module.is_mutable_collection(STATISTICS):
+        module.sow(STATISTICS, name, compute(), reduce_fn=lambda _, new: new, init_fn=lambda: None)

@@ -1,0 +1,56 @@
+"""The registry of normalizations: Flax modules over the last axis of their input."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from nfllm.config import Normalization
+
+
+class NoNorm(nn.Module):
+    """The identity; it has no parameters."""
+
+    epsilon: float
+    dtype: jnp.dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+
+class Pointwise(nn.Module):
+    """scale * f(alpha * x + shift) + bias, elementwise: a normalization without statistics.
+
+    `alpha` is one scalar that starts at 1/2; `scale` and `bias` are per feature. With f = tanh and no
+    shift it is DyT (arXiv 2503.10622, equation 1); with f = erf and a scalar shift it is Derf.
+    """
+
+    epsilon: float
+    dtype: jnp.dtype
+    function: Callable[[jax.Array], jax.Array]
+    has_shift: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1:]
+        alpha = self.param("alpha", nn.initializers.constant(0.5), ())
+        scale = self.param("scale", nn.initializers.ones, width)
+        bias = self.param("bias", nn.initializers.zeros, width)
+        y = alpha * x.astype(jnp.float32)
+        if self.has_shift:
+            y = y + self.param("shift", nn.initializers.zeros, ())
+        return (scale * self.function(y) + bias).astype(self.dtype)
+
+
+# The fast variance E[x²] - E[x]² cancels where the mean is large, as it is in norm-free residuals.
+LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)
+
+NORMALIZATIONS: dict[Normalization, Callable[..., nn.Module]] = {
+    "layernorm": LayerNorm,
+    "none": NoNorm,
+    "rmsnorm": nn.RMSNorm,
+    "dyt": partial(Pointwise, function=jnp.tanh, has_shift=False),
+    "derf": partial(Pointwise, function=jax.lax.erf, has_shift=True),
+}

@@ -1,0 +1,28 @@
+"""Rotary position embedding over the leading features of each head, as GPT-NeoX lays it out."""
+
+import jax
+import jax.numpy as jnp
+
+
+def rotate(x_BTHK: jax.Array, rotary_dim: int, base: float) -> jax.Array:
+    """Rotates feature pairs (i, i + rotary_dim/2) of position t by the angle t * base^(-2i/rotary_dim).
+
+    Only the first `rotary_dim` features of each head turn; the others pass (arXiv 2104.09864,
+    equation 34, in the half-split layout of GPT-NeoX, arXiv 2204.06745, section 2.1).
+
+    Args:
+      x_BTHK: queries or keys.
+      rotary_dim: even number of features that are rotated, at most K.
+      base: base of the geometric progression of wavelengths.
+
+    Returns:
+      [B, T, H, K], in the type of x.
+    """
+    length, half = x_BTHK.shape[1], rotary_dim // 2
+    frequencies = base ** (-2.0 * jnp.arange(half, dtype=jnp.float32) / rotary_dim)
+    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies[None, :]
+    cos, sin = (f(angles)[None, :, None, :] for f in (jnp.cos, jnp.sin))
+    x = x_BTHK.astype(jnp.float32)
+    first, second, rest = x[..., :half], x[..., half:rotary_dim], x[..., rotary_dim:]
+    rotated = [first * cos - second * sin, second * cos + first * sin, rest]
+    return jnp.concatenate(rotated, axis=-1).astype(x_BTHK.dtype)

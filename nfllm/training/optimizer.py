@@ -1,0 +1,124 @@
+"""The optimizer chain: clipping, Adam in two variants, and which parameters decay."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nfllm.config import OptimizerConfig
+from nfllm.training.schedules import Schedule
+
+# torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6.
+_CLIP_EPSILON = 1e-6
+
+
+def decay_mask(params: Any, *, decay_slopes: bool) -> Any:
+    """True for each parameter that weight decay acts on.
+
+    The rule is by name, since stacked layers hide the rank: kernels and embeddings decay; biases and
+    everything of a normalization do not; learned slopes do with `decay_slopes`.
+    """
+
+    def decays(path: tuple[Any, ...], _: jax.Array) -> bool:
+        name = path[-1].key
+        return name.endswith(("kernel", "embedding")) or (name == "slope" and decay_slopes)
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def split_by_decay(params: Any, *, decay_slopes: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the parameters that decay and of those that do not, for the run's record."""
+    mask = decay_mask(params, decay_slopes=decay_slopes)
+    names: dict[bool, list[str]] = {True: [], False: []}
+    for path, decays in jax.tree_util.tree_leaves_with_path(mask):
+        names[decays].append(".".join(key.key for key in path))
+    return tuple(names[True]), tuple(names[False])
+
+
+def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.GradientTransformation:
+    """Clipping by global norm, then `adamw` or `hf_adamw` with the decay rule of `decay_mask`."""
+
+    def mask(params: Any) -> Any:
+        return decay_mask(params, decay_slopes=config.decay_slopes)
+
+    if config.variant == "adamw":
+        adam = optax.adamw(
+            schedule,
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=mask,
+        )
+    else:
+        adam = hf_adamw(
+            schedule,
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=mask,
+        )
+    if config.clip_norm is None:
+        return adam
+    return optax.chain(clip_by_global_norm(config.clip_norm), adam)
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """g * min(1, max_norm / (‖g‖ + 1e-6)), ‖g‖ the L2 norm over all parameters."""
+
+    def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, Any]:
+        del params
+        factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) + _CLIP_EPSILON))
+        return jax.tree.map(lambda g: g * factor, updates), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+class HfAdamWState(NamedTuple):
+    """Update count and Adam's two moments."""
+
+    count: jax.Array
+    mu: Any
+    nu: Any
+
+
+def hf_adamw(
+    schedule: Schedule, *, b1: float, b2: float, eps: float, weight_decay: float, mask: Any
+) -> optax.GradientTransformation:
+    """AdamW as in `transformers.AdamW`, the optimizer of arXiv 2410.09637's code.
+
+    With t = 1, 2, ...:  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g²;
+    p' = p - lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps);  p'' = p' - lr wd p'.
+    Against `optax.adamw`, eps is added to the uncorrected sqrt(v), and the decay acts on the
+    parameter that has already moved.
+
+    Args:
+      schedule: learning rate of update t - 1.
+      b1: decay rate of the first moment.
+      b2: decay rate of the second moment.
+      eps: added to sqrt(v).
+      weight_decay: wd, for the parameters that `mask` selects.
+      mask: function of the parameters, a tree of booleans.
+    """
+
+    def init(params: Any) -> HfAdamWState:
+        zeros = optax.tree.zeros_like(params)
+        return HfAdamWState(jnp.zeros((), jnp.int32), zeros, zeros)
+
+    def update(grads: Any, state: HfAdamWState, params: Any = None) -> tuple[Any, HfAdamWState]:
+        count = state.count + 1
+        t = count.astype(jnp.float32)
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
+        rate = schedule(state.count)
+        size = rate * jnp.sqrt(1 - b2**t) / (1 - b1**t)
+
+        def change(p: jax.Array, m: jax.Array, v: jax.Array, decays: bool) -> jax.Array:
+            moved = -size * m / (jnp.sqrt(v) + eps)
+            return moved - rate * weight_decay * (p + moved) if decays else moved
+
+        return jax.tree.map(change, params, mu, nu, mask(params)), HfAdamWState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,130 @@
+"""Puts the pure steps on devices: the only file that knows how many devices there are.
+
+`pmap` (data parallel) keeps one copy of the state per device; `fsdp` shards parameters, gradients and
+optimizer state over the same devices. Both run the same `train_step`. The state is never stacked by
+device, so a checkpoint does not depend on the strategy or on the number of devices.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from nfllm.config import ConfigError, ParallelConfig, TrainingConfig
+from nfllm.data.batches import Batch
+from nfllm.training.state import TrainState
+from nfllm.training.step import EvalSums, StepMetrics
+
+AXIS = "data"
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+EvalStep = Callable[[Any, Batch], EvalSums]
+
+
+def check_batch_size(key: str, sequences: int, devices: int, micro_batches: int = 1) -> None:
+    """Raises ConfigError unless `sequences` splits evenly into micro-batches over the devices."""
+    if sequences % (devices * micro_batches):
+        parts = f"{micro_batches} micro-batches on " if micro_batches > 1 else ""
+        unit = devices * micro_batches
+        nearest = max(unit, unit * round(sequences / unit))
+        raise ConfigError(
+            f"{key}={sequences} does not divide over {parts}{devices} devices; use a multiple of "
+            f"{unit}, such as {nearest}"
+        )
+
+
+class Parallel:
+    """Compiles steps for all devices, and places states and batches on them.
+
+    Example:
+      parallel = Parallel(config.parallel, config.training)
+      state = parallel.init(init_fn, key)
+      step = parallel.train_step(train_step)
+      state, metrics = step(state, parallel.put_train(batch))
+    """
+
+    def __init__(self, config: ParallelConfig, training: TrainingConfig) -> None:
+        self._strategy = config.strategy
+        self._micro_batches = training.gradient_accumulation
+        self._mesh = Mesh(np.asarray(jax.devices()), (AXIS,))
+        self.num_devices = len(jax.devices())
+
+    def init(self, init_fn: Callable[[jax.Array], TrainState], key: jax.Array) -> TrainState:
+        """The state that `init_fn(key)` computes, made where it will live."""
+        shardings = self.state_sharding(jax.eval_shape(init_fn, key))
+        return jax.jit(init_fn, out_shardings=shardings)(key)
+
+    def state_sharding(self, state: Any) -> Any:
+        """A sharding per leaf. fsdp splits the largest dimension that the devices divide."""
+        return jax.tree.map(lambda leaf: NamedSharding(self._mesh, self._spec(leaf.shape)), state)
+
+    def _spec(self, shape: tuple[int, ...]) -> PartitionSpec:
+        divisible = [size if size % self.num_devices == 0 else 0 for size in shape]
+        if self._strategy == "pmap" or not any(divisible):
+            return PartitionSpec()
+        axis = int(np.argmax(divisible))
+        return PartitionSpec(*(AXIS if i == axis else None for i in range(len(shape))))
+
+    def train_step(self, step: Callable[..., tuple[TrainState, StepMetrics]]) -> TrainStep:
+        """Compiles `step(state, tokens_ABT, labels_ABT)`; the old state's memory is reused."""
+        if self._strategy == "pmap":
+            mapped = jax.pmap(
+                functools.partial(step, axis_name=AXIS),
+                axis_name=AXIS,
+                in_axes=(None, 1, 1),
+                out_axes=None,
+                donate_argnums=0,
+            )
+            return lambda state, batch: mapped(state, batch.tokens, batch.labels)
+        return self._sharded_step(step)
+
+    def _sharded_step(self, step: Callable[..., tuple[TrainState, StepMetrics]]) -> TrainStep:
+        batch_sharding = NamedSharding(self._mesh, PartitionSpec(None, AXIS))
+        replicated = NamedSharding(self._mesh, PartitionSpec())
+
+        @functools.partial(jax.jit, donate_argnums=0)
+        def sharded(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+            shardings = self.state_sharding(state)
+            state = jax.lax.with_sharding_constraint(state, shardings)
+            batch = jax.lax.with_sharding_constraint(batch, batch_sharding)
+            state, metrics = step(state, batch.tokens, batch.labels)
+            return jax.lax.with_sharding_constraint((state, metrics), (shardings, replicated))
+
+        return sharded
+
+    def eval_step(self, step: Callable[..., EvalSums]) -> EvalStep:
+        """Compiles `step(params, tokens_BT, labels_BT)`."""
+        if self._strategy == "pmap":
+            mapped = jax.pmap(
+                functools.partial(step, axis_name=AXIS),
+                axis_name=AXIS,
+                in_axes=(None, 0, 0),
+                out_axes=None,
+            )
+            return lambda params, batch: mapped(params, batch.tokens, batch.labels)
+        jitted = jax.jit(step)
+        return lambda params, batch: jitted(params, batch.tokens, batch.labels)
+
+    def put_train(self, batch: Batch) -> Batch:
+        """Splits a global batch [B, T] into micro-batches and places it on the devices."""
+        return self._put(batch, (self._micro_batches,))
+
+    def put_eval(self, batch: Batch) -> Batch:
+        """Places a global batch [B, T] on the devices."""
+        return self._put(batch, ())
+
+    def _put(self, batch: Batch, leading: tuple[int, ...]) -> Batch:
+        axes = (None,) * len(leading) + (AXIS,)
+        sharding = NamedSharding(self._mesh, PartitionSpec(*axes))
+        # pmap maps an explicit device axis; jit shards the batch axis itself.
+        by_device = (self.num_devices,) if self._strategy == "pmap" else ()
+
+        def place(x_BT: np.ndarray) -> jax.Array:
+            return jax.device_put(x_BT.reshape(*leading, *by_device, -1, x_BT.shape[-1]), sharding)
+
+        return Batch(*map(place, batch))

@@ -1,0 +1,188 @@
+"""The training and the evaluation step: pure functions of (state, batch).
+
+Neither knows how many devices there are. A step that runs on a slice of the batch gets the name of
+the axis over which `parallel.py` mapped it, and sums over that axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nfllm.config import IGNORED_LABEL, OptimizerConfig, TrainingConfig
+from nfllm.model.decoder import Decoder
+from nfllm.training.loss import next_token_loss
+from nfllm.training.schedules import Schedule
+from nfllm.training.state import LossScale, TrainState
+
+# As torch.cuda.amp.GradScaler: halve on overflow, double after 2000 finite steps.
+_LOSS_SCALE_GROWTH_STEPS = 2000
+
+
+class StepMetrics(NamedTuple):
+    """Scalars of one training step.
+
+    `grad_norm` is the L2 norm before clipping; `finite` is whether loss and gradients all were;
+    `micro_losses_A` are the mean losses of the micro-batches, in nats per target.
+    """
+
+    loss_nats: jax.Array
+    grad_norm: jax.Array
+    learning_rate: jax.Array
+    num_targets: jax.Array
+    finite: jax.Array
+    micro_losses_A: jax.Array
+
+
+class EvalSums(NamedTuple):
+    """Summed loss in nats and number of targets of one evaluation batch."""
+
+    loss_nats: jax.Array
+    num_targets: jax.Array
+
+
+def make_train_step(
+    model: Decoder,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    optimizer_config: OptimizerConfig,
+    training_config: TrainingConfig,
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
+    """Returns `train_step(state, tokens_ABT, labels_ABT, *, axis_name=None)`.
+
+    A counts micro-batches; their gradients are summed inside the step, each loss times its weight:
+    1 / (all targets of the step) by token, or 1 / (A * targets of that micro-batch). With
+    `axis_name`, B is this device's share, and sums run over all devices.
+    """
+    uses_dropout = any(
+        rate > 0
+        for rate in (
+            model.config.embedding_dropout,
+            model.config.attention_dropout,
+            model.config.residual_dropout,
+        )
+    )
+
+    def train_step(
+        state: TrainState,
+        tokens_ABT: jax.Array,
+        labels_ABT: jax.Array,
+        *,
+        axis_name: str | None = None,
+    ) -> tuple[TrainState, StepMetrics]:
+        targets_A = _sum_over_devices(
+            jnp.sum(labels_ABT[:, :, 1:] != IGNORED_LABEL, (1, 2)), axis_name
+        )
+        weights_A = _micro_batch_weights(targets_A, optimizer_config.accumulation_weighting)
+        scale = jnp.float32(1.0) if state.loss_scale is None else state.loss_scale.factor
+        dropout_key = jax.random.fold_in(
+            jax.random.key(training_config.seed), state.step
+        )
+
+        def loss_of(params: Any, tokens_BT: jax.Array, labels_BT: jax.Array, index: jax.Array,
+                    weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+            options: dict[str, Any] = {}
+            if uses_dropout:
+                options["rngs"] = {"dropout": dropout_key}
+                options["dropout_rows_B"] = _global_rows(index, tokens_BT.shape[0], axis_name)
+            logits_BTV = model.apply({"params": params}, tokens_BT, **options)
+            loss = next_token_loss(logits_BTV, labels_BT)
+            return loss * weight * scale, loss
+
+        def accumulate(grads: Any, micro_batch: Any) -> tuple[Any, jax.Array]:
+            (_, loss), new = jax.value_and_grad(loss_of, has_aux=True)(state.params, *micro_batch)
+            return jax.tree.map(jnp.add, grads, new), loss
+
+        num_micro_batches = tokens_ABT.shape[0]
+        micro_batches = (tokens_ABT, labels_ABT, jnp.arange(num_micro_batches), weights_A)
+        if num_micro_batches == 1:
+            first = jax.tree.map(lambda x: x[0], micro_batches)
+            (_, loss), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, *first)
+            losses_A = loss[None]
+        else:
+            zeros = jax.tree.map(jnp.zeros_like, state.params)
+            grads, losses_A = jax.lax.scan(accumulate, zeros, micro_batches)
+
+        losses_A, grads = _sum_over_devices((losses_A, grads), axis_name)
+        grads = jax.tree.map(lambda g: g / scale, grads)
+        grad_norm = optax.tree.norm(grads)
+        loss = jnp.sum(losses_A * weights_A)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        metrics = StepMetrics(
+            loss_nats=loss,
+            grad_norm=grad_norm,
+            learning_rate=schedule(state.step - state.skipped),
+            num_targets=jnp.sum(targets_A),
+            finite=finite,
+            micro_losses_A=losses_A / jnp.maximum(targets_A, 1),
+        )
+
+        def apply(state: TrainState) -> TrainState:
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            return state.replace(
+                params=optax.apply_updates(state.params, updates), opt_state=opt_state
+            )
+
+        def skip(state: TrainState) -> TrainState:
+            return state.replace(skipped=state.skipped + 1)
+
+        # One non-finite gradient would make every parameter NaN through the clipping factor. The
+        # state stays good unless the user asked to go on; float16 always skips, since its scale
+        # overflows by design.
+        if training_config.non_finite == "continue" and state.loss_scale is None:
+            state = apply(state)
+        else:
+            state = jax.lax.cond(finite, apply, skip, state)
+        return state.replace(
+            step=state.step + 1, loss_scale=_next_loss_scale(state.loss_scale, finite)
+        ), metrics
+
+    return train_step
+
+
+def make_eval_step(model: Decoder) -> Callable[..., EvalSums]:
+    """Returns `eval_step(params, tokens_BT, labels_BT, *, axis_name=None)`, without dropout."""
+
+    def eval_step(
+        params: Any, tokens_BT: jax.Array, labels_BT: jax.Array, *, axis_name: str | None = None
+    ) -> EvalSums:
+        logits_BTV = model.apply({"params": params}, tokens_BT)
+        sums = EvalSums(
+            next_token_loss(logits_BTV, labels_BT),
+            jnp.sum(labels_BT[:, 1:] != IGNORED_LABEL),
+        )
+        return _sum_over_devices(sums, axis_name)
+
+    return eval_step
+
+
+def _sum_over_devices(tree: Any, axis_name: str | None) -> Any:
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def _micro_batch_weights(targets_A: jax.Array, weighting: str) -> jax.Array:
+    """Factor of each micro-batch's summed loss, so that the factors make a mean."""
+    if weighting == "token":
+        return jnp.full(targets_A.shape, 1.0 / jnp.maximum(jnp.sum(targets_A), 1), jnp.float32)
+    return 1.0 / (targets_A.shape[0] * jnp.maximum(targets_A, 1).astype(jnp.float32))
+
+
+def _global_rows(micro_batch: jax.Array, rows: int, axis_name: str | None) -> jax.Array:
+    """Place of each local sequence in the step's global batch, [A, devices, B] flattened."""
+    if axis_name is None:
+        return micro_batch * rows + jnp.arange(rows)
+    devices, device = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name)
+    return (micro_batch * devices + device) * rows + jnp.arange(rows)
+
+
+def _next_loss_scale(scale: LossScale | None, finite: jax.Array) -> LossScale | None:
+    if scale is None:
+        return None
+    finite_steps = jnp.where(finite, scale.finite_steps + 1, 0)
+    grows = finite_steps >= _LOSS_SCALE_GROWTH_STEPS
+    factor = jnp.where(finite, jnp.where(grows, 2 * scale.factor, scale.factor), scale.factor / 2)
+    return LossScale(factor, jnp.where(grows, 0, finite_steps))
