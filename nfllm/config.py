@@ -29,6 +29,9 @@ Activation = Literal[
 ]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
+# A label that takes no part in the loss. The data layer writes it and the loss reads it.
+IGNORED_LABEL = -100
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message names the key, the value and a remedy."""

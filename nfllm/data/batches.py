@@ -1,0 +1,235 @@
+"""Batches as pure functions of (seed, step, batch size), and a thread that keeps some ahead.
+
+Nothing here has a state that a checkpoint would have to hold: the batch of any step can be asked for
+directly, on any number of hosts.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+from nfllm.config import IGNORED_LABEL
+from nfllm.data.permutation import permute
+from nfllm.data.windows import Windows
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Batch(NamedTuple):
+    """Token ids `[B, T]` int32, and the same ids with `IGNORED_LABEL` where no loss is wanted.
+
+    Labels are not shifted: position t of the logits is compared with label t + 1.
+    """
+
+    tokens: np.ndarray
+    labels: np.ndarray
+
+
+def train_indices(num_windows: int, seed: int, step: int, batch_size: int) -> np.ndarray:
+    """The windows of the global batch number `step`, shape [batch_size].
+
+    Epochs follow each other without a gap: position `step * batch_size + i` of the stream is entry
+    `position % num_windows` of the permutation of epoch `position // num_windows`. So every window
+    of an epoch occurs exactly once, also where a batch reaches into the next epoch.
+
+    Raises:
+      ValueError: there are fewer windows than a batch has rows.
+    """
+    if num_windows < batch_size:
+        raise ValueError(
+            f"the training split has {num_windows} windows, fewer than training.batch_size="
+            f"{batch_size}; add documents, or lower training.batch_size or model.context_length"
+        )
+    positions = step * batch_size + np.arange(batch_size, dtype=np.int64)
+    epochs, entries = np.divmod(positions, num_windows)
+    indices = np.empty(batch_size, np.int64)
+    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+        here = epochs == epoch
+        indices[here] = permute(entries[here], num_windows, seed, epoch)
+    return indices
+
+
+def train_batch(
+    windows: Windows,
+    seed: int,
+    step: int,
+    batch_size: int,
+    *,
+    ignored_id: int | None = None,
+    shard: int = 0,
+    num_shards: int = 1,
+) -> Batch:
+    """The rows of global batch number `step` that fall to `shard`.
+
+    Args:
+      windows: the training windows.
+      seed: of the order.
+      step: number of the batch, from 0.
+      batch_size: rows of the global batch, over all shards.
+      ignored_id: token id that is never a target, or None.
+      shard: number of this host.
+      num_shards: number of hosts; shards are contiguous slices of the global batch.
+
+    Returns:
+      Batch of shape [batch_size // num_shards, T].
+
+    Raises:
+      ValueError: `num_shards` does not divide `batch_size`, or there are too few windows.
+    """
+    rows = _shard_rows(batch_size, shard, num_shards)
+    indices = train_indices(len(windows), seed, step, batch_size)[rows]
+    return _labelled(windows.gather(indices), ignored_id)
+
+
+def evaluation_batches(
+    windows: Windows,
+    batch_size: int,
+    *,
+    ignored_id: int | None = None,
+    max_windows: int | None = None,
+    shard: int = 0,
+    num_shards: int = 1,
+) -> Iterator[Batch]:
+    """All windows in order, the last batch filled up with rows that have no label.
+
+    With `max_windows`, so many windows evenly spread over the split. Every shard gets the same number
+    of batches, each of shape [batch_size // num_shards, T].
+
+    Raises:
+      ValueError: `num_shards` does not divide `batch_size`.
+    """
+    rows = _shard_rows(batch_size, shard, num_shards)
+    count = len(windows) if max_windows is None else min(max_windows, len(windows))
+    chosen = np.arange(count, dtype=np.int64) * len(windows) // max(1, count)
+    for start in range(0, count, batch_size):
+        indices = chosen[start : start + batch_size][rows]
+        real = _labelled(windows.gather(indices), ignored_id)
+        missing = (rows.stop - rows.start - len(indices), windows.context_length)
+        yield Batch(
+            np.concatenate([real.tokens, np.zeros(missing, np.int32)]),
+            np.concatenate([real.labels, np.full(missing, IGNORED_LABEL, np.int32)]),
+        )
+
+
+def _shard_rows(batch_size: int, shard: int, num_shards: int) -> slice:
+    if batch_size % num_shards:
+        raise ValueError(
+            f"a batch of {batch_size} sequences does not divide over {num_shards} hosts; choose a "
+            f"multiple of {num_shards}"
+        )
+    if not 0 <= shard < num_shards:
+        raise ValueError(f"shard {shard} is not one of {num_shards} (0 to {num_shards - 1})")
+    per_shard = batch_size // num_shards
+    return slice(shard * per_shard, (shard + 1) * per_shard)
+
+
+def _labelled(tokens: np.ndarray, ignored_id: int | None) -> Batch:
+    if ignored_id is None:
+        return Batch(tokens, tokens)
+    return Batch(tokens, np.where(tokens == ignored_id, np.int32(IGNORED_LABEL), tokens))
+
+
+class Prefetcher(Generic[U]):
+    """Iterator over what a thread makes ahead of its consumer.
+
+    Attributes:
+      waited_seconds: how long the consumer has been kept waiting so far.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], T],
+        start: int,
+        stop: int,
+        put: Callable[[T], U],
+        depth: int = 2,
+    ) -> None:
+        if depth < 1:
+            raise ValueError(f"depth={depth} must be at least 1")
+        self.waited_seconds = 0.0
+        self._ready: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._slots = threading.Semaphore(depth)
+        self._stopped = threading.Event()
+        # The thread holds no reference to this object, so that dropping the iterator ends the thread.
+        self._thread = threading.Thread(
+            target=_produce,
+            args=(make, range(start, stop), put, self._ready, self._slots, self._stopped),
+            name="nfllm-prefetch",
+            daemon=True,
+        )
+        self.close = weakref.finalize(self, _end_thread, self._thread, self._slots, self._stopped)
+        self._thread.start()
+
+    def __iter__(self) -> Prefetcher[U]:
+        return self
+
+    def __next__(self) -> U:
+        if not self.close.alive:
+            raise StopIteration
+        begin = time.perf_counter()
+        kind, value = self._ready.get()
+        self.waited_seconds += time.perf_counter() - begin
+        self._slots.release()
+        if kind == "item":
+            return value
+        self.close()
+        raise StopIteration if kind == "end" else value
+
+    def __enter__(self) -> Prefetcher[U]:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def prefetch(
+    make: Callable[[int], T], start: int, stop: int, put: Callable[[T], U], depth: int = 2
+) -> Prefetcher[U]:
+    """Yields `put(make(step))` for step in range(start, stop), made `depth` ahead in a thread.
+
+    An exception of `make` or `put` is raised in the consumer, at its place in the order. The thread
+    ends when the iterator is exhausted, closed, left as a context manager, or dropped:
+
+        with prefetch(make, 0, 100, jax.device_put) as batches:
+            for batch in batches:
+                ...
+        print(batches.waited_seconds)
+    """
+    return Prefetcher(make, start, stop, put, depth)
+
+
+def _produce(
+    make: Callable[[int], Any],
+    steps: range,
+    put: Callable[[Any], Any],
+    ready: queue.SimpleQueue[tuple[str, Any]],
+    slots: threading.Semaphore,
+    stopped: threading.Event,
+) -> None:
+    try:
+        for step in steps:
+            slots.acquire()
+            if stopped.is_set():
+                return
+            ready.put(("item", put(make(step))))
+    except BaseException as error:
+        ready.put(("error", error))
+    else:
+        ready.put(("end", None))
+
+
+def _end_thread(
+    thread: threading.Thread, slots: threading.Semaphore, stopped: threading.Event
+) -> None:
+    stopped.set()
+    slots.release()
+    if thread is not threading.current_thread():
+        thread.join()

@@ -1,0 +1,102 @@
+"""A directory whose files are all there or none: a manifest, written last, is the commit marker."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+from etils import epath
+
+MANIFEST = "manifest.json"
+_CHUNK = 1 << 24
+
+
+def read_manifest(directory: epath.Path) -> dict[str, Any] | None:
+    """The manifest of a complete, undamaged directory; None where there is none.
+
+    A directory that does not match its manifest is reported and counts as absent.
+    """
+    path = directory / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        manifest = json.loads(path.read_text())
+        expected = manifest["files"]
+    except (ValueError, KeyError) as error:
+        logging.warning("%s is damaged (%s): its files are made anew", path, error)
+        return None
+    for name, entry in expected.items():
+        found = _describe(directory / name) if (directory / name).exists() else "missing"
+        if found != entry:
+            logging.warning(
+                "%s does not match %s (expected %s, found %s): the directory is made anew",
+                directory / name, MANIFEST, entry, found,
+            )  # fmt: skip
+            return None
+    return manifest
+
+
+@contextlib.contextmanager
+def staged(directory: epath.Path) -> Iterator[Path]:
+    """A new local directory that becomes `directory` when the block ends without an error.
+
+    Where another process was faster, its directory stays and this one's is removed.
+    """
+    remote = "://" in os.fspath(directory)
+    if not remote:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+    parent = None if remote else directory.parent
+    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=parent))
+    try:
+        yield staging
+        if remote:
+            _upload(staging, directory)
+        else:
+            _rename(staging, Path(directory))
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_manifest(staging: Path, manifest: dict[str, Any]) -> None:
+    """Describes all files of `staging` and adds the manifest."""
+    files = {path.name: _describe(epath.Path(path)) for path in sorted(staging.iterdir())}
+    (staging / MANIFEST).write_text(json.dumps({"files": files, **manifest}, indent=2) + "\n")
+
+
+def _describe(path: epath.Path) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _rename(staging: Path, directory: Path) -> None:
+    for _ in range(3):
+        try:
+            staging.rename(directory)
+            return
+        except OSError:
+            if read_manifest(epath.Path(directory)) is not None:
+                return
+            with contextlib.suppress(FileNotFoundError):
+                stale = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+                directory.rename(stale / "stale")
+                shutil.rmtree(stale)
+    raise OSError(f"{directory} could not be replaced; remove it and start again")
+
+
+def _upload(staging: Path, directory: epath.Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    names = sorted(path.name for path in staging.iterdir() if path.name != MANIFEST)
+    for name in [*names, MANIFEST]:
+        (directory / name).write_bytes((staging / name).read_bytes())

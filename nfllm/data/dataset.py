@@ -1,0 +1,98 @@
+"""From a configuration to windows of tokens, prepared once and then opened from the cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from etils import epath
+
+from nfllm.config import DataConfig
+from nfllm.data import cache, corpora, prepare
+from nfllm.data.tokenizer import Tokenizer
+from nfllm.data.tokens import TokenFile
+from nfllm.data.windows import Windows
+
+_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Training and validation windows of one corpus.
+
+    Attributes:
+      tokenizer: of the token ids.
+      train: training windows.
+      validation: validation windows; no document occurs in both.
+      fingerprint: SHA-256 over texts, tokens, tokenizer, split and windows; hosts with equal
+        fingerprints see equal batches.
+      card: the corpus card, JSON-able: sources, counts, licences, content hashes.
+    """
+
+    tokenizer: Tokenizer
+    train: Windows
+    validation: Windows
+    fingerprint: str
+    card: dict[str, Any]
+
+
+def load(config: DataConfig, context_length: int, *, progress: bool = False) -> Dataset:
+    """Opens the dataset of `config`; on first use prepares corpus, tokenizer and token files.
+
+    Args:
+      config: the section `data` of a configuration.
+      context_length: tokens per window.
+      progress: show progress bars while preparing.
+
+    Returns:
+      The dataset, its tokens memory-mapped.
+
+    Raises:
+      ConfigError: the configuration does not fit the corpus, or leaves a split without a window.
+      MalformedRecordError: a record cannot be read and `config.malformed` is "error".
+      FileNotFoundError: a source does not exist.
+    """
+    root = epath.Path(config.data_dir or corpora.default_data_dir())
+    corpus = corpora.open_corpus(config, root, progress=progress)
+    directory = root / "tokens" / prepare.cache_name(config, corpus)
+    manifest = cache.read_manifest(directory)
+    if manifest is None:
+        with cache.staged(directory) as staging:
+            prepare.prepare(config, corpus, staging, progress=progress)
+        manifest = cache.read_manifest(directory)
+        if manifest is None:
+            raise OSError(f"{directory} changed while it was being written; start again")
+    tokenizer = Tokenizer.load(directory / "tokenizer.json")
+    windows = {
+        split: Windows(
+            TokenFile.open(directory, split, manifest["dtype"]), context_length, config.window
+        )
+        for split in ("train", "validation")
+    }
+    for split, found in windows.items():
+        if not len(found):
+            raise prepare.too_short(split, config, context_length)
+    facts = {
+        "format": _FORMAT,
+        "files": manifest["files"],
+        "splits": manifest["card"]["splits"],
+        "tokenizer": tokenizer.fingerprint,
+        "window": config.window,
+        "context_length": context_length,
+    }
+    fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    card = {
+        **manifest["card"],
+        "windows": {
+            "kind": config.window,
+            "context_length": context_length,
+            **{
+                split: {"count": len(found), "tokens_kept": round(found.coverage, 6)}
+                for split, found in windows.items()
+            },
+        },
+        "fingerprint": fingerprint,
+    }
+    return Dataset(tokenizer, windows["train"], windows["validation"], fingerprint, card)

@@ -1,0 +1,149 @@
+"""Survey, split, tokenizer, token files: what happens once to a corpus, in bounded memory."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from etils import epath
+
+from nfllm.config import ConfigError, DataConfig
+from nfllm.data import cache
+from nfllm.data.corpora import Corpus
+from nfllm.data.splits import Assignment, Side, Survey, digest, uniform
+from nfllm.data.tokenizer import Tokenizer, bytes_tokenizer, train_bpe
+from nfllm.data.tokens import TokenWriter, token_dtype
+
+_FORMAT = 1
+_SPLITS = {Side.TRAIN: "train", Side.VALIDATION: "validation"}
+# BPE is trained on a sample of the training documents of at most this size: more changes few merges.
+_TOKENIZER_BYTES = 100 << 20
+_BATCH_BYTES = 4 << 20
+
+T = TypeVar("T")
+
+
+def cache_name(config: DataConfig, corpus: Corpus) -> str:
+    """Name of the directory for the tokens that `config` makes of `corpus`."""
+    request = {
+        "format": _FORMAT,
+        "corpus": corpus.identity(),
+        "tokenizer": _tokenizer_request(config),
+        "validation": [
+            config.validation_split,
+            config.validation_fraction,
+            config.validation_field,
+            config.validation_values,
+        ],
+    }
+    key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+    return f"{config.dataset.replace('/', '_').replace(':', '_')}-{key[:16]}"
+
+
+def prepare(config: DataConfig, corpus: Corpus, staging: Path, *, progress: bool) -> None:
+    """Writes tokenizer, token files and manifest of `corpus` into `staging`."""
+    survey = Survey(config)
+    for record, validation in _bar(corpus.documents(), len(corpus), "documents", progress):
+        survey.add(record.text.encode(), record.fields, validation=validation)
+    assignment = survey.assign()
+    tokenizer = _make_tokenizer(config, corpus, assignment, progress)
+    tokenizer.save(staging / "tokenizer.json")
+    splits = _write_tokens(corpus, assignment, tokenizer, staging, progress)
+    card = {
+        **corpus.card,
+        "documents": assignment.counts(),
+        "splits": splits,
+        "held_out": {"field": config.validation_field, "values": assignment.held_out},
+        "tokenizer": {
+            "kind": config.tokenizer,
+            "vocab_size": tokenizer.vocab_size,
+            "fingerprint": tokenizer.fingerprint,
+        },
+    }
+    dtype = token_dtype(tokenizer.vocab_size)
+    cache.write_manifest(staging, {"format": _FORMAT, "dtype": dtype, "card": card})
+
+
+def too_short(split: str, config: DataConfig, context_length: int) -> ConfigError:
+    """The error of a split in which no window fits."""
+    return ConfigError(
+        f"the {split} split has no window of model.context_length={context_length} tokens "
+        f"(data.window={config.window!r}); add documents, lower the context length, or change "
+        f"data.validation_fraction={config.validation_fraction}"
+    )
+
+
+def _tokenizer_request(config: DataConfig) -> str:
+    if config.tokenizer == "bpe":
+        return f"bpe {config.vocab_size}"
+    if config.tokenizer == "bytes":
+        return "bytes"
+    return Tokenizer.load(config.tokenizer).fingerprint
+
+
+def _make_tokenizer(
+    config: DataConfig, corpus: Corpus, assignment: Assignment, progress: bool
+) -> Tokenizer:
+    if config.tokenizer == "bytes":
+        return bytes_tokenizer()
+    if config.tokenizer != "bpe":
+        return Tokenizer.load(epath.Path(config.tokenizer))
+    share = _TOKENIZER_BYTES / max(1, assignment.num_bytes(Side.TRAIN))
+
+    def sample() -> Iterator[str]:
+        documents = _bar(corpus.documents(), len(corpus), "tokenizer", progress)
+        for index, (record, _) in enumerate(documents):
+            chosen = share >= 1 or uniform(assignment.digest(index), "tokenizer") < share
+            if assignment.sides[index] == Side.TRAIN and chosen:
+                yield record.text
+
+    return train_bpe(sample(), config.vocab_size)
+
+
+def _write_tokens(
+    corpus: Corpus, assignment: Assignment, tokenizer: Tokenizer, staging: Path, progress: bool
+) -> dict[str, Any]:
+    with contextlib.ExitStack() as stack:
+        writers = {
+            side: stack.enter_context(
+                TokenWriter(staging, name, tokenizer.vocab_size, tokenizer.end_of_text_id)
+            )
+            for side, name in _SPLITS.items()
+        }
+        documents = _bar(corpus.documents(), len(corpus), "tokens", progress)
+        for batch in _batches(documents, assignment):
+            encoded = tokenizer.encode_batch([text for _, text in batch])
+            for (side, text), ids in zip(batch, encoded, strict=True):
+                writers[side].append([text.encode()], [ids])
+        return {name: writers[side].statistics() for side, name in _SPLITS.items()}
+
+
+def _batches(
+    documents: Iterable[tuple[Any, bool]], assignment: Assignment
+) -> Iterator[list[tuple[Side, str]]]:
+    """Documents of both splits, a few megabytes at a time."""
+    batch: list[tuple[Side, str]] = []
+    size = 0
+    for index, (record, _) in enumerate(documents):
+        if digest(record.text.encode()) != assignment.digest(index):
+            raise RuntimeError(f"document {index} changed while the corpus was being read")
+        side = Side(assignment.sides[index])
+        if side not in _SPLITS:
+            continue
+        batch.append((side, record.text))
+        size += len(record.text)
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _bar(items: Iterable[T], total: int, what: str, shown: bool) -> Iterable[T]:
+    from tqdm import tqdm
+
+    return tqdm(items, desc=f"{what:>10}", total=total, unit="doc", disable=not shown)

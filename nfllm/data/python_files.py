@@ -1,0 +1,60 @@
+"""Finds and reads Python source files."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import sysconfig
+from pathlib import Path
+
+# Of the standard library: what is no library source, or differs from one installation to the next.
+_NOT_LIBRARY = (
+    "site-packages",
+    "dist-packages",
+    "test*",
+    "idle_test",
+    "encodings",
+    "pydoc_data",
+    "config-*",
+    "_sysconfigdata*",
+    "sitecustomize*",
+)
+_NEVER = ("__pycache__", ".*")
+
+
+def standard_library() -> Path:
+    """Directory of the running interpreter's own library."""
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def python_files(root: Path, *, exclude: tuple[str, ...] = ()) -> list[Path]:
+    """All `.py` files under `root`, sorted; files and directories that match `exclude` are left out.
+
+    Raises:
+      FileNotFoundError: `root` is no directory, or has no Python file.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is not a directory of Python files")
+    excluded = (*_NEVER, *exclude)
+    found = []
+    for directory, children, names in os.walk(root):
+        children[:] = sorted(name for name in children if not _matches(name, excluded))
+        found += [
+            Path(directory, name)
+            for name in names
+            if name.endswith(".py") and not _matches(name, excluded)
+        ]
+    if not found:
+        raise FileNotFoundError(
+            f"{root} has no Python file (*.py), so there is nothing to train on"
+        )
+    return sorted(found)
+
+
+def standard_library_files() -> list[Path]:
+    """The Python files of the standard library that make up the corpus `python_stdlib`."""
+    return python_files(standard_library(), exclude=_NOT_LIBRARY)
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,0 +1,165 @@
+"""Which document belongs to training, which to validation, and which is left out.
+
+Documents are compared by a 128-bit digest of their text, so that a corpus of any size is surveyed in
+24 bytes of memory per document.
+"""
+
+from __future__ import annotations
+
+import array
+import dataclasses
+import enum
+import hashlib
+import math
+from typing import Any
+
+import numpy as np
+
+from nfllm.config import ConfigError, DataConfig, suggest
+
+_DIGEST_BYTES = 16
+
+
+class Side(enum.IntEnum):
+    """Where a document goes."""
+
+    TRAIN = 0
+    VALIDATION = 1
+    EMPTY = 2
+    DUPLICATE = 3
+
+
+def digest(text: bytes) -> bytes:
+    """Identity of a document: a 128-bit BLAKE2b hash of its UTF-8 text."""
+    return hashlib.blake2b(text, digest_size=_DIGEST_BYTES).digest()
+
+
+def uniform(key: bytes, purpose: str) -> float:
+    """A number in [0, 1) that `key` fixes; numbers of different purposes are independent."""
+    word = hashlib.blake2b(key, digest_size=8, person=purpose.encode()).digest()
+    return int.from_bytes(word, "big") / 2**64
+
+
+class Survey:
+    """What the split has to know of every document, in the order in which they are read."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self._config = config
+        self._digests = bytearray()
+        self._hashed_side = bytearray()
+        self._lengths = array.array("q")
+        self._values: dict[str, int] = {}
+        self._value_of = array.array("q")
+
+    def add(self, text: bytes, fields: dict[str, str], *, validation: bool) -> None:
+        """Notes one document; `validation` tells that it comes from the validation source."""
+        identity = digest(text)
+        self._digests += identity
+        self._lengths.append(len(text))
+        config = self._config
+        if config.validation_split == "hash":
+            validation = uniform(identity, "validation") < config.validation_fraction
+        if config.validation_split == "field":
+            value = _field_value(fields, config.validation_field)
+            self._value_of.append(self._values.setdefault(value, len(self._values)))
+        self._hashed_side.append(validation)
+
+    def assign(self) -> Assignment:
+        """Decides on every document.
+
+        Of several equal documents the first stays; if one of them is a validation document, the
+        first such one, so that none of its copies is trained on.
+
+        Raises:
+          ConfigError: a split would be empty, or a held-out value does not occur.
+        """
+        lengths = np.array(self._lengths, np.int64)
+        held_out = self._held_out_values()
+        validation = np.frombuffer(self._hashed_side, np.bool_).copy()
+        if self._config.validation_split == "field":
+            codes = [self._values[value] for value in held_out]
+            validation = np.isin(np.array(self._value_of, np.int64), codes)
+        sides = validation.astype(np.int8)
+        sides[lengths == 0] = Side.EMPTY
+        sides[self._repeated(validation) & (lengths > 0)] = Side.DUPLICATE
+        if self._config.validation_split == "slice":
+            kept = np.flatnonzero(sides == Side.TRAIN)
+            count = math.ceil(len(kept) * self._config.validation_fraction)
+            sides[kept[len(kept) - count :]] = Side.VALIDATION
+        self._check(sides)
+        return Assignment(sides, lengths, bytes(self._digests), held_out)
+
+    def _repeated(self, validation: np.ndarray) -> np.ndarray:
+        words = np.frombuffer(self._digests, np.uint64).reshape(-1, 2)
+        order = np.lexsort((~validation, words[:, 1], words[:, 0]))
+        same = (words[order[1:]] == words[order[:-1]]).all(axis=1)
+        repeated = np.zeros(len(words), np.bool_)
+        repeated[order[1:][same]] = True
+        return repeated
+
+    def _held_out_values(self) -> list[str]:
+        config = self._config
+        if config.validation_split != "field":
+            return []
+        named = [value.strip() for value in config.validation_values.split(",") if value.strip()]
+        for value in named:
+            if value not in self._values:
+                raise ConfigError(
+                    f"data.validation_values names {value!r}, which no document has in its field "
+                    f"{config.validation_field!r}; {suggest(value, self._values)}"
+                )
+        if named:
+            return sorted(set(named))
+        ranked = sorted(self._values, key=lambda value: uniform(value.encode(), "field"))
+        return sorted(ranked[: math.ceil(len(ranked) * config.validation_fraction)])
+
+    def _check(self, sides: np.ndarray) -> None:
+        for side, name in ((Side.TRAIN, "training"), (Side.VALIDATION, "validation")):
+            if not (sides == side).any():
+                raise ConfigError(
+                    f"no document is left for {name}: {len(sides)} were read, "
+                    f"{(sides == Side.EMPTY).sum()} of them empty and "
+                    f"{(sides == Side.DUPLICATE).sum()} exact duplicates; add documents, or change "
+                    f"data.validation_fraction={self._config.validation_fraction} or "
+                    f"data.validation_split={self._config.validation_split!r}"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Assignment:
+    """The side of every document, in reading order.
+
+    Attributes:
+      sides: [documents] int8, values of `Side`.
+      lengths: [documents] bytes of UTF-8.
+      digests: 16 bytes per document.
+      held_out: values of the validation field, for that kind of split.
+    """
+
+    sides: np.ndarray
+    lengths: np.ndarray
+    digests: bytes
+    held_out: list[str]
+
+    def digest(self, index: int) -> bytes:
+        return self.digests[index * _DIGEST_BYTES : (index + 1) * _DIGEST_BYTES]
+
+    def num_bytes(self, side: Side) -> int:
+        return int(self.lengths[self.sides == side].sum())
+
+    def counts(self) -> dict[str, int]:
+        """How many documents were read, and how many of them were left out and why."""
+        return {
+            "read": len(self.sides),
+            "empty": int((self.sides == Side.EMPTY).sum()),
+            "duplicate": int((self.sides == Side.DUPLICATE).sum()),
+        }
+
+
+def _field_value(fields: dict[str, str], name: Any) -> str:
+    if name not in fields:
+        raise ConfigError(
+            f"a document has no field {name!r} (data.validation_field); "
+            f"its fields are {', '.join(sorted(fields)) or 'none'}"
+        )
+    return fields[name]

@@ -1,0 +1,171 @@
+"""Tokenizers: byte-level BPE trained on the corpus, a `tokenizer.json` of any origin, plain bytes.
+
+All three are Hugging Face `tokenizers` files, so a run directory's `tokenizer.json` can be opened by
+any other tool.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from etils import epath
+
+if TYPE_CHECKING:
+    import tokenizers
+
+END_OF_TEXT = "<|endoftext|>"
+# Names that published tokenizers give to the same role, in the order in which they are tried.
+_END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]")
+# A longer text is encoded in pieces: the encoder keeps about 100 bytes of bookkeeping per token.
+_PIECE_CHARACTERS = 1 << 20
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Attributes:
+      vocab_size: one more than the largest id.
+      end_of_text_id: the token that separates documents.
+      fingerprint: SHA-256 of the tokenizer's definition.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        # Text is data: where a document spells out a special token, it is ordinary characters.
+        backend.encode_special_tokens = True
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self._backend = backend
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.end_of_text_id = _end_of_text_id(vocabulary)
+        definition = json.dumps(json.loads(backend.to_str()), sort_keys=True)
+        self.fingerprint = hashlib.sha256(definition.encode()).hexdigest()
+        self._is_bytes = definition == _bytes_definition()
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids of `text`, int32 [n]; no special token is added."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of every text, on all cores."""
+        if self._is_bytes:
+            return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
+        pieces = [_pieces(text) for text in texts]
+        flat = [piece for parts in pieces for piece in parts]
+        encoded = iter(self._backend.encode_batch_fast(flat, add_special_tokens=False))
+        return [
+            np.concatenate([np.array(next(encoded).ids, np.int32) for _ in parts])
+            for parts in pieces
+        ]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of token ids, special tokens included."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def save(self, path: epath.PathLike) -> None:
+        """Writes `tokenizer.json`."""
+        epath.Path(path).write_text(self._backend.to_str(pretty=True), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: epath.PathLike) -> Tokenizer:
+        """Reads a `tokenizer.json`.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+          ValueError: it is not a tokenizer, or has no token that could end a document.
+        """
+        import tokenizers
+
+        text = epath.Path(path).read_text(encoding="utf-8")
+        try:
+            backend = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:
+            raise ValueError(f"{path} is not a Hugging Face tokenizer.json: {error}") from error
+        try:
+            return cls(backend)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def bytes_tokenizer() -> Tokenizer:
+    """Every byte of UTF-8 is the token of its value; end-of-text is 256."""
+    return Tokenizer(_bytes_backend())
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE with GPT-2's splitting rule, trained on `texts`; end-of-text is 0.
+
+    The vocabulary ends up smaller than `vocab_size` where the texts have no more pairs to merge.
+    """
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=_byte_characters(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return Tokenizer(backend)
+
+
+def _end_of_text_id(vocabulary: dict[str, int]) -> int:
+    for name in _END_OF_TEXT_NAMES:
+        if name in vocabulary:
+            return vocabulary[name]
+    raise ValueError(
+        f"the tokenizer has no end-of-text token; add one under one of the names "
+        f"{', '.join(_END_OF_TEXT_NAMES)}"
+    )
+
+
+def _byte_characters() -> list[str]:
+    """The printable character that byte-level tokenizers write for each byte (Radford et al. 2019).
+
+    Bytes that Latin-1 prints stand for themselves; the others get the characters from U+0100 on.
+    """
+    shown = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = iter(range(0x100, 0x200))
+    return [chr(byte if byte in shown else next(hidden)) for byte in range(256)]
+
+
+def _bytes_backend() -> tokenizers.Tokenizer:
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    vocabulary = {character: byte for byte, character in enumerate(_byte_characters())}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([END_OF_TEXT])
+    return backend
+
+
+def _bytes_definition() -> str:
+    return json.dumps(json.loads(_bytes_backend().to_str()), sort_keys=True)
+
+
+def _pieces(text: str) -> list[str]:
+    """Cuts a long text before a space that follows a non-space, where no GPT-2 word can reach across.
+
+    Pieces then encode to the same ids as the whole. Where no such place comes within twice the usual
+    length, the text is cut anyway.
+    """
+    pieces = []
+    while len(text) > 2 * _PIECE_CHARACTERS:
+        cut = _PIECE_CHARACTERS
+        while cut < 2 * _PIECE_CHARACTERS and not (
+            text[cut].isspace() and not text[cut - 1].isspace()
+        ):
+            cut += 1
+        pieces.append(text[:cut])
+        text = text[cut:]
+    return [*pieces, text]
