@@ -19,7 +19,7 @@ Tensors = dict[str, np.ndarray]
 
 
 def from_authors(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, Any]:
-    """nfllm's parameters from the released code's, both float32.
+    """Nfllm's parameters from the released code's, both float32.
 
     Also maps gradients, and optimizer moments, which have the parameters' names.
 
@@ -73,7 +73,11 @@ def to_authors(params: Mapping[str, Any], config: ModelConfig) -> Tensors:
     """The released code's parameters from nfllm's: the inverse of `from_authors`."""
     _check(config)
     num_layers, width = config.num_layers, config.embed_dim
-    blocks, attention, mlp = params["blocks"], params["blocks"]["attention"], params["blocks"]["mlp"]
+    blocks, attention, mlp = (
+        params["blocks"],
+        params["blocks"]["attention"],
+        params["blocks"]["mlp"],
+    )
     qkv = np.asarray(attention["qkv_kernel"])
     per_layer = {
         "attn.qk_attn.weight": qkv[:, :, :2].reshape(num_layers, width, -1),

@@ -11,7 +11,7 @@ Coefficient = jax.Array | float
 
 
 def gelu(x: jax.Array, _: Coefficient) -> jax.Array:
-    """x Φ(x), with the exact error function (arXiv 1606.08415, section 2)."""
+    """X Φ(x), with the exact error function (arXiv 1606.08415, section 2)."""
     return jax.nn.gelu(x, approximate=False)
 
 
@@ -31,7 +31,7 @@ def leaky_relu(x: jax.Array, slope: Coefficient) -> jax.Array:
 
 
 def silu(x: jax.Array, _: Coefficient) -> jax.Array:
-    """x / (1 + exp(-x)) (arXiv 1702.03118, equation 3)."""
+    """X / (1 + exp(-x)) (arXiv 1702.03118, equation 3)."""
     return jax.nn.silu(x)
 
 

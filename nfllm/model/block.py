@@ -68,16 +68,16 @@ class Block(nn.Module):
         """Maps the residual stream [B, T, D] to the next; the None is what `nn.scan` asks for."""
         config = self.config
         norm = NORMALIZATIONS[config.normalization]
-        attention_norm = norm(
-            epsilon=config.norm_epsilon, dtype=self.dtype, name="attention_norm"
-        )
+        attention_norm = norm(epsilon=config.norm_epsilon, dtype=self.dtype, name="attention_norm")
         mlp_norm = norm(epsilon=config.norm_epsilon, dtype=self.dtype, name="mlp_norm")
         attention = Attention(config, self.dtype, name="attention")
         mlp = Mlp(config, self.dtype, name="mlp")
 
         record(self, names.RESIDUAL, x_BTD)
         _record_health(self, names.RESIDUAL, x_BTD)
-        attended_BTD = x_BTD + self._drop(attention(attention_norm(x_BTD), dropout_rows_B), dropout_rows_B)
+        attended_BTD = x_BTD + self._drop(
+            attention(attention_norm(x_BTD), dropout_rows_B), dropout_rows_B
+        )
         mlp_input_BTD = x_BTD if config.architecture == "gpt_neox" else attended_BTD
         update_BTD = mlp(mlp_norm(mlp_input_BTD), model_slope)
         return attended_BTD + self._drop(update_BTD, dropout_rows_B), None
@@ -95,6 +95,4 @@ def _record_health(module: nn.Module, site: str, x: jax.Array) -> None:
         f"{names.RMS}_{site}",
         lambda: jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)))),
     )
-    record_statistic(
-        module, f"{names.NONFINITE}_{site}", lambda: jnp.sum(~jnp.isfinite(x))
-    )
+    record_statistic(module, f"{names.NONFINITE}_{site}", lambda: jnp.sum(~jnp.isfinite(x)))

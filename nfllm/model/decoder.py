@@ -14,8 +14,9 @@ from nfllm.model import intermediates as names
 from nfllm.model.block import Block
 from nfllm.model.dropout import dropout
 from nfllm.model.head import unembed
-from nfllm.model.intermediates import INTERMEDIATES, STATISTICS, record, record_statistic
+from nfllm.model.intermediates import INTERMEDIATES, STATISTICS, record
 from nfllm.model.normalizations import NORMALIZATIONS
+
 
 class Decoder(nn.Module):
     """A GPT-2 or GPT-NeoX shaped decoder.

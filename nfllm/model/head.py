@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def unembed(x_BTD: jax.Array, table_VD: jax.Array) -> jax.Array:
-    """logits = x · tableᵀ, [B, T, V], accumulated and returned in float32.
+    """Logits = x · tableᵀ, [B, T, V], accumulated and returned in float32.
 
     In a 16-bit type the cotangent is cast to that type before the two backward products: they are a
     fifth of the training FLOPs at GPT-2's size, and would run at the float32 rate otherwise.

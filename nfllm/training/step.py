@@ -79,12 +79,15 @@ def make_train_step(
         )
         weights_A = _micro_batch_weights(targets_A, optimizer_config.accumulation_weighting)
         scale = jnp.float32(1.0) if state.loss_scale is None else state.loss_scale.factor
-        dropout_key = jax.random.fold_in(
-            jax.random.key(training_config.seed), state.step
-        )
+        dropout_key = jax.random.fold_in(jax.random.key(training_config.seed), state.step)
 
-        def loss_of(params: Any, tokens_BT: jax.Array, labels_BT: jax.Array, index: jax.Array,
-                    weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def loss_of(
+            params: Any,
+            tokens_BT: jax.Array,
+            labels_BT: jax.Array,
+            index: jax.Array,
+            weight: jax.Array,
+        ) -> tuple[jax.Array, jax.Array]:
             options: dict[str, Any] = {}
             if uses_dropout:
                 options["rngs"] = {"dropout": dropout_key}

@@ -1,0 +1,19 @@
+"""Four virtual CPU devices for every test, and where the recordings of the original code lie."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--parity-dir",
+        type=Path,
+        default=Path(__file__).parent / "parity" / "cases",
+        help="recordings of the original code, in the layout of tests/parity/cases",
+    )
