@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from nfllm.analysis.entropy import attention_entropy_from_logits
+from nfllm.analysis.online_entropy import attention_entropy_from_logits
 from nfllm.config import ModelConfig
 from nfllm.model import intermediates as names
 from nfllm.model.dropout import dropout
@@ -76,7 +76,7 @@ class Attention(nn.Module):
         record_statistic(
             self,
             names.ENTROPY,
-            lambda: attention_entropy_from_logits(logits_BHTS).mean((0, 2)),
+            lambda: attention_entropy_from_logits(logits_BHTS, block_size=length).mean((0, 2)),
         )
         record_statistic(
             self,
