@@ -1,0 +1,279 @@
+"""Arrays in, a matplotlib Figure out.
+
+Every function is pure: it reads no file, writes none, and touches no global state of matplotlib. A
+figure's size follows from how much it shows, so 48 layers or 6 runs stay readable. Axes as in
+`nfllm.model.decoder`: L layers, H heads; N is the number of recorded steps, S of sites.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from nfllm.report.style import (
+    FAINT,
+    INK,
+    PANEL,
+    SMALL,
+    add_color_bar,
+    add_depth_bar,
+    add_legend,
+    contrast,
+    depth_colormap,
+    entropy_colormap,
+    literal,
+    panel_grid,
+    run_style,
+    set_index_ticks,
+    style_axes,
+)
+
+QUARTERS = ("0 to M/4", "M/4 to M/2", "M/2 to 3M/4", "3M/4 to M")
+
+_MAX_POINTS = 160
+
+
+class Curve(NamedTuple):
+    """A quantity `y` `[N]` over `x` `[N]`: steps, or layers."""
+
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+
+
+class LayerCurves(NamedTuple):
+    """A quantity of every layer, `y` `[N, L]`, over steps `x` `[N]`, and what to compare it to."""
+
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    reference: Curve | None
+
+
+class Heatmap(NamedTuple):
+    """Entropy of every head in nats, `[L, H]`, and the causal ceiling of the run's context."""
+
+    label: str
+    entropy: np.ndarray
+    ceiling: float | None
+
+
+class Counts(NamedTuple):
+    """Number of non-finite values over steps `x` `[N]`, `[N, L]` for each site."""
+
+    label: str
+    x: np.ndarray
+    counts: Mapping[str, np.ndarray]
+
+
+def entropy_heatmaps(heatmaps: Sequence[Heatmap], maximum: float) -> Figure:
+    """Entropy of each head, layers downward and heads to the right, all on one scale.
+
+    Args:
+      heatmaps: one panel each; their numbers of layers and heads may differ.
+      maximum: entropy in nats at the end of the colour scale.
+    """
+    layers = max(h.entropy.shape[0] for h in heatmaps)
+    heads = max(h.entropy.shape[1] for h in heatmaps)
+    cell = min(0.34, max(0.11, 4.2 / max(layers, heads)))
+    size = (max(2.0, cell * heads) + 0.5, max(1.0, cell * layers) + 0.6)
+    figure, panels = panel_grid(len(heatmaps), size)
+    norm = Normalize(0.0, maximum)
+    scale = ScalarMappable(norm, entropy_colormap())
+    for axes, (label, entropy_LH, ceiling) in zip(panels, heatmaps, strict=True):
+        axes.imshow(entropy_LH, norm=norm, cmap=scale.cmap, interpolation="nearest")
+        style_axes(axes, label, "head", "layer")
+        axes.spines[:].set_visible(False)
+        set_index_ticks(axes.xaxis, entropy_LH.shape[1])
+        set_index_ticks(axes.yaxis, entropy_LH.shape[0])
+        if ceiling is not None:
+            axes.set_title(f"ceiling {ceiling:.2f}", loc="right", fontsize=SMALL, color=INK)
+        if cell >= 0.3:
+            _write_values(axes, entropy_LH, scale)
+    ticks = np.linspace(0.0, maximum, 5).tolist()
+    add_color_bar(figure, panels, scale, ticks, "entropy (nats)", "{x:.2f}")
+    return figure
+
+
+def head_histograms(labels: Sequence[str], shares_R4: np.ndarray, maximum: float) -> Figure:
+    """Share of heads in each quarter of the entropy range, one bar a row.
+
+    Args:
+      labels: one per row.
+      shares_R4: fractions of all heads; a row that adds to less than 1 has heads without entropy.
+      maximum: the reference maximum M in nats.
+    """
+    rows = np.arange(len(labels))
+    figure = Figure(figsize=(5.6, 0.65 + 0.3 * len(labels)), layout="constrained")
+    axes = figure.add_subplot()
+    colors = entropy_colormap()((np.arange(4) + 0.5) / 4)
+    starts_R4 = np.cumsum(shares_R4, axis=1) - shares_R4
+    for quarter, name in enumerate(QUARTERS):
+        start_R, width_R, color = starts_R4[:, quarter], shares_R4[:, quarter], colors[quarter]
+        axes.barh(rows, width_R, left=start_R, height=0.72, color=color, label=name)
+        for row in rows[width_R >= 0.045]:
+            _write(
+                axes,
+                start_R[row] + width_R[row] / 2,
+                row,
+                f"{100 * width_R[row]:.0f}",
+                SMALL,
+                color,
+            )
+    xlabel = f"share of heads (%), by quarters of M = {maximum:.2f} nats"
+    style_axes(axes, "", xlabel, "")
+    axes.spines[:].set_visible(False)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_xlim(0.0, 1.0)
+    axes.set_yticks(rows, [literal(label) for label in labels])
+    axes.tick_params(axis="y", length=0)
+    axes.set_xticks(np.linspace(0, 1, 5), ["0", "25", "50", "75", "100"])
+    add_legend(figure, *axes.get_legend_handles_labels(), columns=4)
+    return figure
+
+
+def curves(series: Sequence[Curve], ylabel: str, log: bool = False) -> Figure:
+    """One line per run over optimizer steps; long series are shown as means of equal bins.
+
+    A value that is not finite leaves a gap, and a run's first one a cross on the lower edge. On a
+    linear axis a brief blow-up is cut off where it would flatten all the rest.
+    """
+    figure, (axes,) = panel_grid(1, PANEL)
+    style_axes(axes, "", "step", ylabel)
+    highs, tops = [0.0], [0.0]
+    for index, (label, x_N, y_N) in enumerate(series):
+        style = run_style(index)
+        x, y = _binned(x_N, np.where(y_N > 0, y_N, np.nan) if log else y_N)
+        marker = "o" if len(x) == 1 else ""
+        axes.plot(x, y, **style, marker=marker, markersize=4, label=literal(label))
+        bad = np.flatnonzero(~np.isfinite(y_N))
+        if bad.size:
+            edge = axes.get_xaxis_transform()
+            axes.plot(x_N[bad[0]], 0, "x", color=style["color"], transform=edge, clip_on=False)
+        if np.isfinite(y).any():
+            highs.append(float(np.nanpercentile(y, 98)))
+            tops.append(float(np.nanmax(y)))
+    if log and len(tops) > 1:
+        axes.set_yscale("log")
+    elif max(tops) > 2.0 * max(highs):
+        axes.set_ylim(top=1.1 * max(highs))
+    if len(series) > 1:
+        add_legend(figure, *axes.get_legend_handles_labels(), columns=2)
+    return figure
+
+
+def layer_profiles(series: Sequence[Curve], xlabel: str, ylabel: str) -> Figure:
+    """One line per run over depth, on a logarithmic axis; `x` of each curve is the layer."""
+    figure, (axes,) = panel_grid(1, PANEL)
+    style_axes(axes, "", xlabel, ylabel)
+    for index, (label, x_L, y_L) in enumerate(series):
+        y_L = np.where(np.isfinite(y_L) & (y_L > 0), y_L, np.nan)
+        if np.isfinite(y_L).any():
+            axes.set_yscale("log")
+        axes.plot(x_L, y_L, **run_style(index), marker="o", markersize=3.5, label=literal(label))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    if len(series) > 1:
+        add_legend(figure, *axes.get_legend_handles_labels(), columns=2)
+    return figure
+
+
+def layer_curves(
+    panels: Sequence[LayerCurves], ylabel: str, ylim: tuple[float, float] | None = None
+) -> Figure:
+    """One panel per run, one line per layer, coloured by depth; the reference curve is dashed.
+
+    Args:
+      panels: what to draw.
+      ylabel: quantity and unit.
+      ylim: the range of every panel; None: what holds all the data, and 0.
+    """
+    figure, all_axes = panel_grid(len(panels), PANEL)
+    low, high = ylim or _range(panels)
+    for axes, (label, x_N, y_NL, reference) in zip(all_axes, panels, strict=True):
+        style_axes(axes, label, "step", ylabel)
+        layers = y_NL.shape[1]
+        shades = depth_colormap()(np.arange(layers) / max(1, layers - 1))
+        for layer in range(layers):
+            x, y = _binned(x_N, y_NL[:, layer])
+            marker = "o" if len(x) == 1 else ""
+            axes.plot(x, y, color=shades[layer], linewidth=1.2, marker=marker, markersize=4)
+        axes.set_ylim(low, high)
+        if reference is not None:
+            axes.plot(reference.x, reference.y, "--", color=FAINT, linewidth=1.2, zorder=1)
+            _label_end(axes, reference)
+        add_depth_bar(figure, axes, layers)
+    return figure
+
+
+def nonfinite_counts(panels: Sequence[Counts]) -> Figure:
+    """One panel per run: non-finite values in all layers together over steps, one line per site."""
+    figure, all_axes = panel_grid(len(panels), PANEL)
+    sites = list(dict.fromkeys(site for panel in panels for site in panel.counts))
+    handles: dict[str, Any] = {}
+    for axes, (label, x_N, counts_NL) in zip(all_axes, panels, strict=True):
+        style_axes(axes, label, "step", "non-finite values")
+        for site, values_NL in counts_NL.items():
+            style = run_style(sites.index(site))
+            (line,) = axes.plot(x_N, values_NL.sum(axis=1), **style, marker="o", markersize=2.5)
+            handles.setdefault(literal(site), line)
+        axes.set_yscale("symlog", linthresh=1)
+        axes.set_ylim(bottom=-0.2)
+    add_legend(figure, list(handles.values()), list(handles), columns=3)
+    return figure
+
+
+def _write_values(axes: Axes, entropy_LH: np.ndarray, scale: ScalarMappable) -> None:
+    for (layer, head), value in np.ndenumerate(entropy_LH):
+        text = f"{value:.1f}" if math.isfinite(value) else "×"
+        _write(axes, head, layer, text, 6.5, scale.to_rgba(value))
+
+
+def _write(axes: Axes, x: float, y: float, text: str, size: float, ground: Any) -> None:
+    color = contrast(ground)
+    axes.text(float(x), float(y), text, ha="center", va="center", fontsize=size, color=color)
+
+
+def _label_end(axes: Axes, curve: Curve) -> None:
+    """Writes the curve's label over its right end, or under it near the top of the panel."""
+    low, high = axes.get_ylim()
+    x, y = float(curve.x[-1]), float(curve.y[-1])
+    below = (y - low) / (high - low) > 0.85
+    axes.annotate(
+        literal(curve.label),
+        (x, y),
+        xytext=(0, -3 if below else 3),
+        textcoords="offset points",
+        ha="right",
+        va="top" if below else "bottom",
+        fontsize=SMALL,
+        color=INK,
+    )
+
+
+def _binned(x_N: np.ndarray, y_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means over equal bins when there are more points than a panel can show."""
+    y_N = np.where(np.isfinite(y_N), y_N, np.nan)
+    size = math.ceil(len(x_N) / _MAX_POINTS)
+    if size <= 1:
+        return x_N, y_N
+    starts = np.arange(0, len(x_N), size)
+    counts = np.diff([*starts, len(x_N)])
+    return np.add.reduceat(x_N, starts) / counts, np.add.reduceat(y_N, starts) / counts
+
+
+def _range(panels: Sequence[LayerCurves]) -> tuple[float, float]:
+    """A range that holds every finite value, and 0."""
+    values = [np.ravel(panel.y) for panel in panels]
+    values += [panel.reference.y for panel in panels if panel.reference is not None]
+    finite = np.concatenate([v[np.isfinite(v)] for v in values])
+    low, high = min(0.0, *finite, 0.0), max(0.0, *finite, 0.0)
+    margin = 0.05 * (high - low) or 1.0
+    return low - margin * (low < 0), high + margin
