@@ -8,7 +8,7 @@ from nfllm.analysis.online_entropy import attention_entropy_from_logits
 from nfllm.config import ModelConfig
 from nfllm.model import intermediates as names
 from nfllm.model.dropout import dropout
-from nfllm.model.intermediates import record, record_statistic
+from nfllm.model.intermediates import record, record_health, record_statistic
 from nfllm.model.normalizations import NORMALIZATIONS
 from nfllm.model.rotary import rotate
 
@@ -100,4 +100,5 @@ class Attention(nn.Module):
             bias = self.param("out_bias", nn.initializers.zeros, (config.embed_dim,))
             y_BTD = y_BTD + bias.astype(self.dtype)
         record(self, names.ATTENTION_OUT, y_BTD)
+        record_health(self, names.ATTENTION_OUT, y_BTD)
         return y_BTD

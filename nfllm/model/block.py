@@ -9,7 +9,7 @@ from nfllm.model import intermediates as names
 from nfllm.model.activations import ACTIVATIONS
 from nfllm.model.attention import Attention
 from nfllm.model.dropout import dropout
-from nfllm.model.intermediates import record, record_statistic
+from nfllm.model.intermediates import record, record_health
 from nfllm.model.normalizations import NORMALIZATIONS
 
 
@@ -41,7 +41,8 @@ class Mlp(nn.Module):
         record(self, names.MLP_PRE, pre_BTF)
         record(self, names.MLP_POST, post_BTF)
         record(self, names.MLP_OUT, y_BTD)
-        _record_health(self, names.MLP_PRE, pre_BTF)
+        record_health(self, names.MLP_PRE, pre_BTF)
+        record_health(self, names.MLP_OUT, y_BTD)
         return y_BTD
 
     def _coefficient(self, model_slope: jax.Array | None) -> jax.Array | float:
@@ -74,7 +75,7 @@ class Block(nn.Module):
         mlp = Mlp(config, self.dtype, name="mlp")
 
         record(self, names.RESIDUAL, x_BTD)
-        _record_health(self, names.RESIDUAL, x_BTD)
+        record_health(self, names.RESIDUAL, x_BTD)
         attended_BTD = x_BTD + self._drop(
             attention(attention_norm(x_BTD), dropout_rows_B), dropout_rows_B
         )
@@ -87,12 +88,3 @@ class Block(nn.Module):
             return x_BTD
         return dropout(x_BTD, self.config.residual_dropout, self.make_rng("dropout"), rows_B)
 
-
-def _record_health(module: nn.Module, site: str, x: jax.Array) -> None:
-    """Records the root mean square of x and how many of its entries are not finite."""
-    record_statistic(
-        module,
-        f"{names.RMS}_{site}",
-        lambda: jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)))),
-    )
-    record_statistic(module, f"{names.NONFINITE}_{site}", lambda: jnp.sum(~jnp.isfinite(x)))

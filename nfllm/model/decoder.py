@@ -14,7 +14,7 @@ from nfllm.model import intermediates as names
 from nfllm.model.block import Block
 from nfllm.model.dropout import dropout
 from nfllm.model.head import unembed
-from nfllm.model.intermediates import INTERMEDIATES, STATISTICS, record
+from nfllm.model.intermediates import INTERMEDIATES, STATISTICS, record, record_health
 from nfllm.model.normalizations import NORMALIZATIONS
 
 
@@ -89,6 +89,7 @@ class Decoder(nn.Module):
         slope = self.slope if hasattr(self, "slope") else None
         x_BTD, _ = self.blocks(x_BTD, dropout_rows_B, slope)
         record(self, names.RESIDUAL, x_BTD)
+        record_health(self, names.RESIDUAL, x_BTD)
         return self.final_norm(x_BTD)
 
     def head(self, x_BTD: jax.Array) -> jax.Array:

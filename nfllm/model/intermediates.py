@@ -8,6 +8,7 @@ reduction on the device, for telemetry while training.
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 INTERMEDIATES = "intermediates"
@@ -38,3 +39,13 @@ def record_statistic(module: nn.Module, name: str, compute: Callable[[], jax.Arr
     """Records `compute()` under `name` when the caller collects statistics."""
     if module.is_mutable_collection(STATISTICS):
         module.sow(STATISTICS, name, compute(), reduce_fn=lambda _, new: new, init_fn=lambda: None)
+
+
+def record_health(module: nn.Module, site: str, x: jax.Array) -> None:
+    """Records the root mean square of x, and how many of its entries are not finite."""
+    record_statistic(
+        module,
+        f"{RMS}_{site}",
+        lambda: jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)))),
+    )
+    record_statistic(module, f"{NONFINITE}_{site}", lambda: jnp.sum(~jnp.isfinite(x)))

@@ -1,0 +1,219 @@
+"""Checkpoints of the training state through Orbax: atomic, verified, on any number of devices.
+
+A checkpoint holds the state and a small JSON beside it: what the data was, and a checksum of every
+array. The state is never stacked by device, so it restores into any sharding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from nfllm.config import CheckpointConfig
+from nfllm.rundir import CHECKPOINTS_DIR, RunError
+from nfllm.training.state import TrainState
+
+FORMAT_VERSION = 1
+
+_STATE = "state"
+_NOTES = "notes"
+
+
+class Checkpoints:
+    """The checkpoints of one run directory.
+
+    Example:
+      with Checkpoints(run, config.checkpoint) as checkpoints:
+          checkpoints.save(state, data_fingerprint)
+          state = checkpoints.restore(abstract_state, data_fingerprint)
+    """
+
+    def __init__(self, run: epath.PathLike, config: CheckpointConfig) -> None:
+        self.fallbacks: list[str] = []
+        self._broken: set[int] = set()
+        self._directory = epath.Path(run) / CHECKPOINTS_DIR
+        # On a CPU the state's memory is the host's: a save in the background would read buffers that
+        # the next step has been given to reuse.
+        background = jax.default_backend() != "cpu"
+        self._manager = ocp.CheckpointManager(
+            self._directory.resolve(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=config.keep,
+                keep_period=config.keep_every,
+                enable_async_checkpointing=background,
+                step_prefix="step",
+            ),
+            item_names=(_STATE, _NOTES),
+        )
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints there are, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState, data_fingerprint: str) -> None:
+        """Writes the state; the checkpoint appears under its name only when it is whole."""
+        step = int(state.step)
+        if step in self._broken:
+            self._manager.delete(step)
+            self._broken.remove(step)
+        elif step in self._manager.all_steps():
+            return
+        notes = {
+            "format_version": FORMAT_VERSION,
+            "data_fingerprint": data_fingerprint,
+            "checksums": _named_checksums(state),
+        }
+        arguments = ocp.args.Composite(
+            **{_STATE: ocp.args.StandardSave(state), _NOTES: ocp.args.JsonSave(notes)}
+        )
+        self._manager.save(step, args=arguments, force=True)
+
+    def restore(self, abstract_state: TrainState, data_fingerprint: str) -> TrainState | None:
+        """The newest checkpoint that is whole, or None where there is none at all.
+
+        A damaged one is passed over, stays on disk until its step is saved again, and is named in
+        `fallbacks`.
+
+        Args:
+          abstract_state: shapes, types and shardings of the state, as `jax.ShapeDtypeStruct`.
+          data_fingerprint: of the data that the run goes on with.
+
+        Raises:
+          RunError: every checkpoint is damaged, one is newer than this nfllm reads, or the data has
+            changed.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            notes = self._notes(step)
+            if notes is None:
+                continue
+            _check_notes(self._directory, step, notes, data_fingerprint)
+            state = self._state(step, abstract_state, notes["checksums"])
+            if state is not None:
+                return state
+        if steps:
+            raise RunError(
+                f"no checkpoint in {self._directory} can be read: " + "; ".join(self.fallbacks)
+            )
+        return None
+
+    def _notes(self, step: int) -> Mapping[str, Any] | None:
+        try:
+            found = self._manager.restore(
+                step, args=ocp.args.Composite(**{_NOTES: ocp.args.JsonRestore()})
+            )[_NOTES]
+        # Whatever a damaged file makes Orbax raise, an older checkpoint may still be whole.
+        except Exception as error:
+            self._pass_over(step, error)
+            return None
+        if not isinstance(found, dict) or "format_version" not in found:
+            self._pass_over(step, ValueError("its notes are empty"))
+            return None
+        return found
+
+    def _state(
+        self, step: int, abstract_state: TrainState, checksums: Mapping[str, int]
+    ) -> TrainState | None:
+        try:
+            state = self._manager.restore(
+                step, args=ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(abstract_state)})
+            )[_STATE]
+        except Exception as error:
+            self._pass_over(step, error)
+            return None
+        actual = _named_checksums(state)
+        wrong = [name for name, value in checksums.items() if actual.get(name) != value]
+        if wrong:
+            self._pass_over(step, ValueError(f"the checksum of {wrong[0]} does not match"))
+            return None
+        return state
+
+    def _pass_over(self, step: int, error: Exception) -> None:
+        self._broken.add(step)
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        self.fallbacks.append(f"checkpoint of step {step} is damaged ({reason[:200]})")
+
+
+def abstract(state: TrainState, shardings: Any) -> TrainState:
+    """Shapes, types and shardings of a state, for `Checkpoints.restore`."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        shardings,
+    )
+
+
+def restore_params(run: epath.PathLike) -> tuple[int, Any]:
+    """Step and parameters of the newest whole checkpoint of a run, as numpy arrays.
+
+    Raises:
+      RunError: the run has no checkpoint that can be read.
+    """
+    directory = epath.Path(run) / CHECKPOINTS_DIR
+    if not directory.exists():
+        raise RunError(f"{directory} does not exist; train the run until its first checkpoint")
+    faults = []
+    with ocp.CheckpointManager(directory.resolve(), item_names=(_STATE, _NOTES)) as manager:
+        for step in sorted(manager.all_steps(), reverse=True):
+            try:
+                arguments = {_STATE: ocp.args.StandardRestore(), _NOTES: ocp.args.JsonRestore()}
+                found = manager.restore(step, args=ocp.args.Composite(**arguments))
+                params = jax.tree.map(np.asarray, found[_STATE]["params"])
+            except Exception as error:
+                faults.append(f"step {step}: {str(error).strip().partition(chr(10))[0][:200]}")
+                continue
+            return step, params
+    raise RunError(f"{directory} has no checkpoint that can be read ({'; '.join(faults) or 'none'})")
+
+
+@jax.jit
+def _checksums(tree: Any) -> Any:
+    """A 32-bit sum over each array's bits, mixed with their position: exact in any order."""
+
+    def checksum(x: jax.Array) -> jax.Array:
+        words = jax.lax.bitcast_convert_type(x, jnp.uint32).reshape(-1)
+        place = jax.lax.iota(jnp.uint32, words.size)
+        mixed = (words ^ (place * jnp.uint32(2654435761))) * jnp.uint32(2246822519)
+        return jnp.sum(mixed ^ (mixed >> 15), dtype=jnp.uint32)
+
+    return jax.tree.map(checksum, tree)
+
+
+def _named_checksums(state: TrainState) -> dict[str, int]:
+    leaves = jax.tree_util.tree_leaves_with_path(_checksums(state))
+    return {jax.tree_util.keystr(path): int(value) for path, value in leaves}
+
+
+def _check_notes(
+    directory: epath.Path, step: int, notes: Mapping[str, Any], data_fingerprint: str
+) -> None:
+    if notes["format_version"] > FORMAT_VERSION:
+        raise RunError(
+            f"the checkpoint of step {step} in {directory} has format_version "
+            f"{notes['format_version']}; this nfllm reads up to {FORMAT_VERSION}, so continue the "
+            "run with the newer one that wrote it"
+        )
+    if notes["data_fingerprint"] != data_fingerprint:
+        raise RunError(
+            f"the checkpoint of step {step} in {directory} was trained on data with fingerprint "
+            f"{notes['data_fingerprint'][:12]}, but the data now has {data_fingerprint[:12]}: the "
+            "corpus or the tokenizer has changed; restore it, or start in another --workdir"
+        )

@@ -1,0 +1,50 @@
+"""Loss and perplexity over a whole split."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from nfllm.data.batches import Batch
+from nfllm.training.parallel import EvalStep
+from nfllm.training.step import EvalSums
+
+
+class Evaluation(NamedTuple):
+    """Mean loss in nats per target, its exponential, the number of targets, and the time taken."""
+
+    loss_nats: float
+    perplexity: float
+    num_targets: int
+    seconds: float
+
+
+def evaluate(
+    eval_step: EvalStep, params: Any, batches: Iterable[Batch], put: Callable[[Batch], Batch]
+) -> Evaluation:
+    """Mean loss over all targets of `batches`: summed losses over summed counts.
+
+    Each result is read while the device computes the next.
+    """
+    begin = time.perf_counter()
+    loss, targets = 0.0, 0
+    pending: EvalSums | None = None
+    for batch in batches:
+        sums = eval_step(params, put(batch))
+        if pending is not None:
+            loss, targets = loss + float(pending.loss_nats), targets + int(pending.num_targets)
+        pending = sums
+    if pending is not None:
+        loss, targets = loss + float(pending.loss_nats), targets + int(pending.num_targets)
+    mean = loss / targets if targets else math.nan
+    return Evaluation(mean, perplexity(mean), targets, time.perf_counter() - begin)
+
+
+def perplexity(loss_nats: float) -> float:
+    """exp(loss), and infinity where that overflows."""
+    try:
+        return math.exp(loss_nats)
+    except OverflowError:
+        return math.inf

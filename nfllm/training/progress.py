@@ -1,0 +1,78 @@
+"""Progress for people: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TextIO
+
+from tqdm import tqdm
+
+_PLAIN_INTERVAL_SECONDS = 15.0
+
+
+class Progress:
+    """Shows step, loss, tokens per second and time left.
+
+    Example:
+      with Progress(total=1000, done=0) as progress:
+          progress.update(step=10, loss_nats=5.1, tokens_per_second=9000.0)
+          progress.say("checkpoint saved")
+    """
+
+    def __init__(self, total: int, done: int, stream: TextIO | None = None) -> None:
+        self._stream = sys.stdout if stream is None else stream
+        self._total = total
+        self._started_at, self._started_from = time.monotonic(), done
+        self._shown_at = -_PLAIN_INTERVAL_SECONDS
+        self._bar: tqdm | None = None
+        if self._stream.isatty():
+            self._bar = tqdm(
+                total=total,
+                initial=done,
+                file=self._stream,
+                dynamic_ncols=True,
+                unit="step",
+                bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {remaining} left",
+            )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, step: int, loss_nats: float, tokens_per_second: float) -> None:
+        """Shows the state after `step` steps; without a terminal, at most every 15 seconds."""
+        text = f"loss {loss_nats:.4f}  {tokens_per_second:,.0f} tokens/s"
+        if self._bar is not None:
+            self._bar.set_description_str(text, refresh=False)
+            self._bar.n = step
+            self._bar.refresh()
+            return
+        now = time.monotonic()
+        if now - self._shown_at < _PLAIN_INTERVAL_SECONDS and step < self._total:
+            return
+        self._shown_at = now
+        self.say(f"step {step}/{self._total}  {text}  {self._time_left(step, now)} left")
+
+    def say(self, line: str) -> None:
+        """Prints a line, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.write(line, file=self._stream)
+        else:
+            print(line, file=self._stream, flush=True)
+
+    def _time_left(self, step: int, now: float) -> str:
+        done = step - self._started_from
+        if done <= 0:
+            return "?"
+        seconds = round((now - self._started_at) / done * (self._total - step))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

@@ -1,0 +1,86 @@
+"""A fixed probe batch through a second compiled program: entropies and health, reduced on the device.
+
+What crosses to the host is [L, H] or [L]; no [T, T] map leaves the device, and the training program
+is the same with telemetry as without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nfllm.model import intermediates as names
+from nfllm.model.decoder import Decoder
+from nfllm.model.intermediates import STATISTICS
+
+# In the order of execution within a block.
+SITES = (
+    names.RESIDUAL,
+    names.ATTENTION_LOGITS,
+    names.ATTENTION_OUT,
+    names.MLP_PRE,
+    names.MLP_OUT,
+)
+
+
+def make_probe(model: Decoder) -> Callable[[Any, jax.Array], dict[str, Any]]:
+    """Compiles `probe(params, tokens_BT)`, whose result is the fields of a telemetry line.
+
+    entropy_nats [L, H]: attention entropy, mean over sequences and queries.
+    logit_max_abs [L, H]: largest |attention logit| among visible keys.
+    residual_rms [L + 1], mlp_pre_rms [L]: root mean squares.
+    nonfinite {site: [L]}: how many entries are NaN or infinite; `residual` has L + 1.
+    negative_slopes [L]: of a learned leaky ReLU, one per layer also where layers share it.
+    """
+    config = model.config
+
+    @jax.jit
+    def probe(params: Any, tokens_BT: jax.Array) -> dict[str, Any]:
+        _, state = model.apply(
+            {"params": params}, tokens_BT, mutable=[STATISTICS], method=model.features
+        )
+        last = state[STATISTICS]
+        block = last["blocks"]
+        attention, mlp = block["attention"], block["mlp"]
+
+        def with_last(name: str) -> jax.Array:
+            return jnp.append(block[name], last[name])
+
+        nonfinite = {
+            site: {**block, **attention, **mlp}[f"{names.NONFINITE}_{site}"] for site in SITES
+        }
+        nonfinite[names.RESIDUAL] = with_last(f"{names.NONFINITE}_{names.RESIDUAL}")
+        fields = {
+            "entropy_nats": attention[names.ENTROPY],
+            "logit_max_abs": attention[names.LOGIT_MAX_ABS],
+            "mlp_pre_rms": mlp[f"{names.RMS}_{names.MLP_PRE}"],
+            "residual_rms": with_last(f"{names.RMS}_{names.RESIDUAL}"),
+            "nonfinite": nonfinite,
+        }
+        if config.activation == "learnable_leaky_relu":
+            shared = config.slope_sharing == "model"
+            slope = params["slope"] if shared else params["blocks"]["mlp"]["slope"]
+            fields["negative_slopes"] = jnp.broadcast_to(slope, (config.num_layers,))
+        return fields
+
+    return lambda params, tokens_BT: jax.device_get(probe(params, tokens_BT))
+
+
+def first_nonfinite(nonfinite: dict[str, np.ndarray]) -> str | None:
+    """Where the first NaN or infinity stands in order of execution, in words; None if there is none.
+
+    Args:
+      nonfinite: `{site: [L]}` counts, as `make_probe` gives them.
+    """
+    num_layers = len(nonfinite[names.MLP_PRE])
+    for layer in range(num_layers):
+        for site in SITES:
+            count = int(nonfinite[site][layer])
+            if count:
+                return f"{site.replace('_', ' ')} of layer {layer} ({count} entries)"
+    count = int(nonfinite[names.RESIDUAL][num_layers])
+    return f"residual after the last layer ({count} entries)" if count else None
