@@ -59,19 +59,24 @@ def get_config() -> ConfigDict:
     # text_files: jsonl, txt or parquet, also .gz .xz .zst. codeparrot: from the Hugging Face hub.
     # Anything else: the name of a TFDS dataset already prepared under data_dir.
     data.dataset = "python_stdlib"
+    data.split = "train"  # TFDS split that is read, or a slice of it: train[:10%]
     data.sources = ""  # of python_source and text_files: paths or globs, separated by commas
     data.data_dir = placeholder(str)  # prepared corpora and tokens. None: ~/.cache/nfllm
-    data.text_field = placeholder(str)  # field of a record that holds the text. None: the builder's
+    data.text_field = placeholder(str)  # field that holds the text. None: text, else content
     data.malformed = "error"  # a record that cannot be read: error, or skip (counted)
     data.tokenizer = "bpe"  # bpe: trained on the corpus; bytes; or the path of a tokenizer.json
     data.vocab_size = 4096  # tokens, end-of-text included; of bpe only
     # packed: documents joined by end-of-text and cut; documents: each document cut, its tail dropped
     data.window = "packed"
-    # hash: of a document's text; slice: the last documents; field: whole values of validation_field
+    # hash: of a document's text; slice: the last documents; field: whole values of validation_field;
+    # separate: the documents of validation_source
     data.validation_split = "hash"
     data.validation_fraction = 0.05  # share of documents (hash, slice) or field values held out
     data.validation_field = placeholder(str)  # of split=field, e.g. package
     data.validation_values = ""  # of split=field: held-out values, by commas; empty: by hash
+    # Of split=separate: a split of the dataset, e.g. validation (of codeparrot: a split of its
+    # validation repository); for local files their paths, as in sources
+    data.validation_source = placeholder(str)
     data.mask_end_of_text = False  # no loss where the target is end-of-text (the paper)
 
     config.optimizer = optimizer = ConfigDict()

@@ -175,6 +175,7 @@ class ModelConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     dataset: str
+    split: str
     sources: str
     data_dir: str | None
     text_field: str | None
@@ -182,10 +183,11 @@ class DataConfig:
     tokenizer: str
     vocab_size: int
     window: Literal["packed", "documents"]
-    validation_split: Literal["hash", "slice", "field"]
+    validation_split: Literal["hash", "slice", "field", "separate"]
     validation_fraction: float
     validation_field: str | None
     validation_values: str
+    validation_source: str | None
     mask_end_of_text: bool
 
     def __post_init__(self) -> None:
@@ -193,17 +195,50 @@ class DataConfig:
         if not 257 <= self.vocab_size <= 65_536:
             raise ConfigError(
                 f"data.vocab_size={self.vocab_size} is outside 257 to 65536 (256 bytes and the "
-                "end-of-text token at least; token files hold 16-bit ids at most)"
+                "end-of-text token at least; at most what 16-bit token files hold); for a larger "
+                "vocabulary set data.tokenizer to the path of a tokenizer.json"
             )
         if not 0 < self.validation_fraction < 1:
             raise ConfigError(
                 f"data.validation_fraction={self.validation_fraction} must lie between 0 and 1"
             )
-        if (self.validation_split == "field") != (self.validation_field is not None):
+        self._check_sources()
+        self._check_validation()
+
+    def _check_sources(self) -> None:
+        local = self.dataset in ("python_source", "text_files")
+        if local and not self.sources:
             raise ConfigError(
-                f"data.validation_field={self.validation_field!r} goes together with "
-                f"data.validation_split='field', but that is {self.validation_split!r}; set both "
-                "or neither"
+                f"data.dataset={self.dataset!r} needs data.sources: paths or globs, by commas"
+            )
+        if self.sources and not local:
+            raise ConfigError(
+                f"data.sources={self.sources!r} has no effect on data.dataset={self.dataset!r}; "
+                "set data.dataset to 'text_files' or 'python_source', or leave it empty"
+            )
+        if self.text_field is not None and self.dataset in ("python_stdlib", "python_source"):
+            raise ConfigError(
+                f"data.text_field={self.text_field!r} has no effect on data.dataset="
+                f"{self.dataset!r}, whose documents are whole files; leave it unset"
+            )
+
+    def _check_validation(self) -> None:
+        for key, split in (("validation_field", "field"), ("validation_source", "separate")):
+            if (self.validation_split == split) != (getattr(self, key) is not None):
+                raise ConfigError(
+                    f"data.{key}={getattr(self, key)!r} goes together with data.validation_split="
+                    f"{split!r}, but that is {self.validation_split!r}; set both or neither"
+                )
+        if self.validation_values and self.validation_split != "field":
+            raise ConfigError(
+                f"data.validation_values={self.validation_values!r} has no effect on "
+                f"data.validation_split={self.validation_split!r}; set that to 'field', or leave "
+                "the values empty"
+            )
+        if self.validation_split == "separate" and self.dataset == "python_stdlib":
+            raise ConfigError(
+                "data.validation_split='separate' does not fit data.dataset='python_stdlib', which "
+                "has one split; choose hash, slice or field"
             )
 
 

@@ -1,7 +1,7 @@
 """Batches as pure functions of (seed, step, batch size), and a thread that keeps some ahead.
 
-Nothing here has a state that a checkpoint would have to hold: the batch of any step can be asked for
-directly, on any number of hosts.
+Nothing here has a state that a checkpoint would have to hold: the batch of any step can be asked
+for directly, on any number of hosts.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """All windows in order, the last batch filled up with rows that have no label.
 
-    With `max_windows`, so many windows evenly spread over the split. Every shard gets the same number
-    of batches, each of shape [batch_size // num_shards, T].
+    With `max_windows`, so many windows evenly spread over the split. Every shard gets the same
+    number of batches, each of shape [batch_size // num_shards, T].
 
     Raises:
       ValueError: `num_shards` does not divide `batch_size`.
@@ -158,7 +158,7 @@ class Prefetcher(Generic[U]):
         self._ready: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._slots = threading.Semaphore(depth)
         self._stopped = threading.Event()
-        # The thread holds no reference to this object, so that dropping the iterator ends the thread.
+        # The thread holds no reference to this object, so dropping the iterator ends the thread.
         self._thread = threading.Thread(
             target=_produce,
             args=(make, range(start, stop), put, self._ready, self._slots, self._stopped),

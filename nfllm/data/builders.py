@@ -5,11 +5,12 @@
     builder.download_and_prepare()
     builder.as_data_source("train")[0]["text"]
 
-Importing this module imports tensorflow_datasets; nothing else in nfllm does at import time.
+Importing this module imports tensorflow_datasets, so the other modules import it inside functions.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import hashlib
 import json
@@ -21,44 +22,47 @@ import tensorflow_datasets as tfds
 
 from nfllm.data.python_files import python_files, standard_library, standard_library_files
 from nfllm.data.records import MalformedPolicy, Record
+from nfllm.data.text_files import find_files, read_file
 
 
 @dataclasses.dataclass(kw_only=True)
 class FilesConfig(tfds.core.BuilderConfig):
-    """A list of local files.
+    """A list of local files and how they are read.
 
     Attributes:
-      name: a digest of paths, sizes and modification times, so that changed files are another
-        dataset.
+      name: a digest of names, sizes, modification times and options, so that changed files make
+        another dataset.
       files: the files, as (name in the corpus, path).
+      text_field: field of a record that holds the text; None: `text` or `content`.
       malformed: what to do with a record that cannot be read.
     """
 
+    name: str = ""
     files: list[tuple[str, Path]] = dataclasses.field(default_factory=list, repr=False)
+    text_field: str | None = None
     malformed: Literal["error", "skip"] = "error"
 
-    @classmethod
-    def of(cls, files: list[tuple[str, Path]], **options: Any) -> FilesConfig:
-        """The configuration of `files`, named by their state on disk and the options."""
-        state = hashlib.sha256(repr(sorted(options.items())).encode())
-        for name, path in files:
+    def __post_init__(self) -> None:
+        state = hashlib.sha256(f"{self.text_field}\0{self.malformed}\n".encode())
+        for name, path in self.files:
             status = path.stat()
             state.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-        return cls(name=f"files_{state.hexdigest()[:16]}", files=files, **options)
+        self.name = f"files_{state.hexdigest()[:16]}"
 
 
-class _LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class FilesBuilder(tfds.core.GeneratorBasedBuilder):
     """Documents with their fields as JSON; split `train` only, in the order of the files."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "text and metadata, in file order"}
-    DESCRIPTION = ""
-    LICENSE = ""
+    DESCRIPTION: ClassVar[str]
+    LICENSE: ClassVar[str | None] = None
 
-    def __init__(self, *, config: FilesConfig, data_dir: str, **options: Any) -> None:
-        super().__init__(config=config, data_dir=data_dir, file_format="array_record", **options)
+    def __init__(self, *, config: FilesConfig, data_dir: str) -> None:
+        super().__init__(config=config, data_dir=data_dir, file_format="array_record")
 
     def _create_builder_config(self, builder_config: FilesConfig, version: Any) -> FilesConfig:
+        """Without TFDS's warning that lists every file of a config unknown to the class."""
         return builder_config
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -68,7 +72,7 @@ class _LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             features=tfds.features.FeaturesDict(
                 {"text": tfds.features.Text(), "metadata": tfds.features.Text()}
             ),
-            license=self.LICENSE or None,
+            license=self.LICENSE,
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(),
         )
@@ -77,34 +81,52 @@ class _LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {"train": self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, str]]]:
-        config = self.builder_config
-        policy = MalformedPolicy(config.malformed)
-        for index, record in enumerate(self._records(config, policy)):
-            yield index, {"text": record.text, "metadata": json.dumps(record.fields)}
+        policy = MalformedPolicy(self.builder_config.malformed)
+        count = 0
+        for record in self.records(policy):
+            yield count, {"text": record.text, "metadata": json.dumps(record.fields)}
+            count += 1
+        if not count:
+            files = self.builder_config.files
+            raise ValueError(
+                f"no document in {len(files)} files from {files[0][1]} on "
+                f"({policy.skipped} malformed records were left out)"
+            )
         self.info.metadata.update(policy.summary())
 
-    def _records(self, config: FilesConfig, policy: MalformedPolicy) -> Iterator[Record]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def records(self, policy: MalformedPolicy) -> Iterator[Record]:
+        """The documents of all files, in order."""
 
 
-class PythonSource(_LocalBuilder):
-    """Python files of any directories; one document a file, field `path`."""
+class PythonSource(FilesBuilder):
+    """Python files of any directories; one document a file, with the fields `path` and `package`.
+
+    The package is the first name below the root: a directory, or a module without its suffix.
+
+    Raises:
+      FileNotFoundError: a root is no directory, or has no Python file.
+    """
 
     DESCRIPTION = "Python source files of local directories."
 
-    def __init__(self, *, roots: list[Path], malformed: str = "error", **options: Any) -> None:
+    def __init__(
+        self, *, roots: list[Path], data_dir: str, malformed: Literal["error", "skip"] = "error"
+    ) -> None:
         files = [
             (file.relative_to(root).as_posix(), file)
             for root in roots
             for file in python_files(root)
         ]
-        super().__init__(config=FilesConfig.of(files, malformed=malformed), **options)
+        super().__init__(config=FilesConfig(files=files, malformed=malformed), data_dir=data_dir)
 
-    def _records(self, config: FilesConfig, policy: MalformedPolicy) -> Iterator[Record]:
-        for name, path in config.files:
+    def records(self, policy: MalformedPolicy) -> Iterator[Record]:
+        """One document a file."""
+        for name, path in self.builder_config.files:
             text = policy.decode(path.read_bytes(), str(path))
             if text is not None:
-                yield Record(text, {"path": name})
+                package = name.partition("/")[0].removesuffix(".py")
+                yield Record(text, {"path": name, "package": package})
 
 
 class PythonStdlib(PythonSource):
@@ -113,7 +135,35 @@ class PythonStdlib(PythonSource):
     DESCRIPTION = "The Python standard library, without tests, encodings and generated files."
     LICENSE = "PSF-2.0"
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, data_dir: str) -> None:
         root = standard_library()
         files = [(file.relative_to(root).as_posix(), file) for file in standard_library_files()]
-        _LocalBuilder.__init__(self, config=FilesConfig.of(files), **options)
+        FilesBuilder.__init__(self, config=FilesConfig(files=files), data_dir=data_dir)
+
+
+class TextFiles(FilesBuilder):
+    """jsonl, txt and parquet files, also compressed; one document a record.
+
+    Raises:
+      FileNotFoundError: a source names no file.
+      ValueError: a file has a format that cannot be read.
+    """
+
+    DESCRIPTION = "Documents of local jsonl, txt and parquet files."
+
+    def __init__(
+        self,
+        *,
+        sources: str,
+        data_dir: str,
+        text_field: str | None = None,
+        malformed: Literal["error", "skip"] = "error",
+    ) -> None:
+        files = [(str(path), path) for path in find_files(sources)]
+        config = FilesConfig(files=files, text_field=text_field, malformed=malformed)
+        super().__init__(config=config, data_dir=data_dir)
+
+    def records(self, policy: MalformedPolicy) -> Iterator[Record]:
+        """One document a record."""
+        for _, path in self.builder_config.files:
+            yield from read_file(path, self.builder_config.text_field, policy)

@@ -1,64 +1,201 @@
-"""Opens the corpus that a configuration names, preparing it on first use."""
+"""The corpus that a configuration names: its documents, and what is known about them.
+
+- `python_stdlib`, `python_source`, `text_files`: local files, through the builders of this package.
+- `codeparrot`: two repositories of the Hugging Face hub, fetched because the user names them.
+- any other name: a TFDS dataset that is already prepared under `data.data_dir`.
+"""
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import dataclasses
+import glob
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from etils import epath
 
-from nfllm.config import DataConfig
-from nfllm.data.records import Record
+from nfllm.config import ConfigError, DataConfig
+from nfllm.data import tfds_reader
+from nfllm.data.records import MalformedPolicy, Record, no_text, plain_fields, text_name
+
+_CODEPARROT = "huggingface-course/codeparrot-ds-{}"
+_LICENCE_FIELDS = ("license", "licence")
+
+
+@dataclasses.dataclass
+class Part:
+    """One split of one TFDS dataset.
+
+    Attributes:
+      builder: the TFDS builder; prepared before the first record is read.
+      split: name of the split, or a slice of one.
+      validation: whether all its documents are for validation.
+    """
+
+    builder: Any
+    split: str
+    validation: bool
 
 
 class Corpus:
-    """Documents of a prepared TFDS dataset.
+    """Documents of one or two prepared datasets.
 
     Attributes:
-      name: full TFDS name.
-      card: what is known about the corpus beside its text: sources, licence, malformed records.
+      identity: changes when what is read changes; known before the text is prepared.
     """
 
-    def __init__(self, builder: Any, config: DataConfig) -> None:
-        self._builder = builder
+    def __init__(self, config: DataConfig, parts: list[Part], identity: list[str]) -> None:
         self._config = config
-        self.name: str = builder.info.full_name
-        self.card: dict[str, Any] = {
-            "dataset": self.name,
-            "sources": config.sources or config.dataset,
-            "licence": builder.info.redistribution_info.license or "not stated",
-            **(builder.info.metadata or {}),
-        }
+        self._parts = parts
+        self._malformed: dict[str, Any] = {}
+        self._licences: collections.Counter[str] = collections.Counter()
+        self.identity = identity
 
     def __len__(self) -> int:
-        return self._builder.info.splits["train"].num_examples
-
-    def identity(self) -> list[str]:
-        """Changes when the files that are read change."""
-        return [self.name]
+        return sum(
+            tfds_reader.split_info(part.builder, part.split).num_examples for part in self._parts
+        )
 
     def documents(self) -> Iterator[tuple[Record, bool]]:
-        """Every document, with True for those of a separate validation source."""
-        for example in self._builder.as_data_source("train"):
-            yield Record(example["text"].decode(), json.loads(example["metadata"])), False
+        """Every document, with True for those of a separate validation split.
+
+        Raises:
+          MalformedRecordError: a document cannot be read and `data.malformed` is "error".
+        """
+        policy = MalformedPolicy(self._config.malformed)
+        self._licences.clear()
+        for part in self._parts:
+            for record in _read(part, self._config, policy):
+                for name in _LICENCE_FIELDS:
+                    if name in record.fields:
+                        self._licences[record.fields[name]] += 1
+                yield record, part.validation
+        self._malformed = policy.summary()
+
+    def card(self) -> dict[str, Any]:
+        """Sources, licences and malformed records, after `documents` was read to its end."""
+        infos = [part.builder.info for part in self._parts]
+        stated = {info.redistribution_info.license for info in infos} - {""}
+        malformed = [dict(info.metadata or {}) for info in infos]
+        return {
+            "dataset": self._config.dataset,
+            "sources": [f"{part.builder.info.full_name} {part.split}" for part in self._parts],
+            "files": self._config.sources,
+            "licences": {
+                "of_dataset": sorted(stated) or "not stated",
+                "of_documents": dict(self._licences.most_common()),
+            },
+            "malformed": self._malformed["malformed"]
+            + sum(made.get("malformed", 0) for made in malformed),
+            "malformed_messages": [
+                *(message for made in malformed for message in made.get("malformed_messages", [])),
+                *self._malformed["malformed_messages"],
+            ],
+        }
+
+    def prepare(self, *, progress: bool) -> None:
+        """Writes the text as TFDS datasets, where that has not happened yet."""
+        for part in self._parts:
+            _prepare(part.builder, progress)
 
 
-def open_corpus(config: DataConfig, data_dir: epath.Path, *, progress: bool) -> Corpus:
-    """Opens or prepares the corpus of `config` under `data_dir`."""
+def open_corpus(config: DataConfig, data_dir: epath.Path) -> Corpus:
+    """The corpus of `config`, its text under `data_dir` (a remote one: under `default_data_dir()`).
+
+    Raises:
+      ConfigError: no such dataset or split.
+      FileNotFoundError: a source does not exist.
+    """
+    local = default_data_dir() if "://" in os.fspath(data_dir) else data_dir
+    if config.dataset in _LOCAL:
+        make = _LOCAL[config.dataset]
+        parts = [Part(make(config, config.sources, os.fspath(local)), config.split, False)]
+        if config.validation_source is not None:
+            held_out = make(config, config.validation_source, os.fspath(local))
+            parts.append(Part(held_out, "train", True))
+        identity = [f"{part.builder.info.full_name} {part.split}" for part in parts]
+    elif config.dataset == "codeparrot":
+        parts = [Part(_codeparrot("train", local), config.split, False)]
+        if config.validation_source is not None:
+            parts.append(Part(_codeparrot("valid", local), config.validation_source, True))
+        identity = [f"{part.builder.info.full_name} {part.split}" for part in parts]
+    else:
+        builder = tfds_reader.open_prepared(data_dir, config.dataset)
+        parts = [Part(builder, config.split, False)]
+        if config.validation_source is not None:
+            parts.append(Part(builder, config.validation_source, True))
+        identity = [state for part in parts for state in _stored_state(part)]
+    return Corpus(config, parts, [*identity, config.text_field or "", config.malformed])
+
+
+def default_data_dir() -> epath.Path:
+    """Where prepared corpora and tokens are kept unless the configuration says otherwise."""
+    return epath.Path(Path.home() / ".cache" / "nfllm")
+
+
+def _python_stdlib(config: DataConfig, sources: str, data_dir: str) -> Any:
+    del config, sources  # nothing to choose
     from nfllm.data import builders
 
-    builder = builders.PythonStdlib(data_dir=os.fspath(data_dir))
-    _prepare(builder, progress)
-    return Corpus(builder, config)
+    return builders.PythonStdlib(data_dir=data_dir)
+
+
+def _python_source(config: DataConfig, sources: str, data_dir: str) -> Any:
+    from nfllm.data import builders
+
+    roots = []
+    for source in filter(None, map(str.strip, sources.split(","))):
+        found = sorted(glob.glob(os.path.expanduser(source), recursive=True))
+        roots += [Path(path) for path in found if os.path.isdir(path)] or [Path(source)]
+    return builders.PythonSource(roots=roots, data_dir=data_dir, malformed=config.malformed)
+
+
+def _text_files(config: DataConfig, sources: str, data_dir: str) -> Any:
+    from nfllm.data import builders
+
+    return builders.TextFiles(
+        sources=sources,
+        data_dir=data_dir,
+        text_field=config.text_field,
+        malformed=config.malformed,
+    )
+
+
+_LOCAL: dict[str, Callable[[DataConfig, str, str], Any]] = {
+    "python_stdlib": _python_stdlib,
+    "python_source": _python_source,
+    "text_files": _text_files,
+}
+
+
+def _codeparrot(which: str, data_dir: epath.Path) -> Any:
+    """The builder of one CodeParrot repository; touches the network only if it is not prepared."""
+    import tensorflow_datasets as tfds
+
+    repository = _CODEPARROT.format(which)
+    name = repository.replace("/", "__").replace("-", "_")
+    if tfds_reader.find_prepared(data_dir, name) is not None:
+        return tfds_reader.open_prepared(data_dir, name)
+    try:
+        import datasets  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "data.dataset=codeparrot needs the package `datasets`: pip install 'nfllm[codeparrot]'"
+        ) from error
+    return tfds.dataset_builders.HuggingfaceDatasetBuilder(
+        hf_repo_id=repository, file_format="array_record", data_dir=os.fspath(data_dir)
+    )
 
 
 def _prepare(builder: Any, progress: bool) -> None:
-    """Writes the dataset, unless it is there or another process writes it first."""
+    """Writes the dataset, unless it is there or another process is faster."""
     import tensorflow_datasets as tfds
 
     if builder.is_prepared():
@@ -67,10 +204,42 @@ def _prepare(builder: Any, progress: bool) -> None:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
-    except FileExistsError:
+    except OSError:
+        if not builder.is_prepared():
+            raise
         builder.info.read_from_directory(builder.data_dir)
 
 
-def default_data_dir() -> Path:
-    """Where prepared corpora and tokens are kept by default."""
-    return Path.home() / ".cache" / "nfllm"
+def _stored_state(part: Part) -> list[str]:
+    """Name, size and time of every file of a split, since its owner may write it anew."""
+    instructions = tfds_reader.split_info(part.builder, part.split).file_instructions
+    state = [f"{part.builder.info.full_name} {part.split}"]
+    for instruction in instructions:
+        path = epath.Path(instruction.filename)
+        status = path.stat()
+        state.append(f"{path.name} {status.length} {status.mtime} {instruction}")
+    return state
+
+
+def _read(part: Part, config: DataConfig, policy: MalformedPolicy) -> Iterator[Record]:
+    names = list(part.builder.info.features)
+    wanted = None if config.dataset in _LOCAL else config.text_field
+    text_field = text_name(names, wanted)
+    if text_field is None:
+        raise ConfigError(f"{part.builder.info.full_name} has {no_text(names, wanted)}")
+    for index, example in enumerate(tfds_reader.read_split(part.builder, part.split)):
+        where = f"{part.builder.info.full_name}, split {part.split}, record {index}"
+        text = policy.decode(example[text_field], where)
+        if text is None:
+            continue
+        values = {name: _plain(value) for name, value in example.items()}
+        fields = plain_fields(values, text_field)
+        if config.dataset in _LOCAL:
+            fields = json.loads(fields["metadata"])
+        yield Record(text, fields)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    return value.item() if isinstance(value, np.generic) else value

@@ -55,7 +55,7 @@ def load(config: DataConfig, context_length: int, *, progress: bool = False) -> 
       FileNotFoundError: a source does not exist.
     """
     root = epath.Path(config.data_dir or corpora.default_data_dir())
-    corpus = corpora.open_corpus(config, root, progress=progress)
+    corpus = corpora.open_corpus(config, root)
     directory = root / "tokens" / prepare.cache_name(config, corpus)
     manifest = cache.read_manifest(directory)
     if manifest is None:

@@ -1,16 +1,19 @@
 """Shuffled orders that need no memory: a keyed bijection of `0 .. size - 1`.
 
-A Feistel network permutes the smallest power of four that is not below `size`, and an image outside
-the range is mapped again until it falls inside ("cycle walking"; Black & Rogaway, "Ciphers with
-Arbitrary Finite Domains", CT-RSA 2002). The order is made of integer arithmetic alone, so it is the
-same on every machine and with every version of NumPy.
+A generalized Feistel network permutes `rows * columns` numbers, a near-square rectangle that is not
+below `size`; an image outside the range is mapped again until it falls inside (Black & Rogaway,
+"Ciphers with Arbitrary Finite Domains", CT-RSA 2002, methods 2 and 3). The order is made of integer
+arithmetic alone, so it is the same on every machine and with every version of NumPy.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-_ROUNDS = 8
+# With 8, permutations of 5 numbers are visibly unequal in frequency; with 12, none are.
+_ROUNDS = 12
 _WORD = (1 << 64) - 1
 
 
@@ -29,35 +32,36 @@ def permute(index: np.ndarray, size: int, *key: int) -> np.ndarray:
       ValueError: an index lies outside `range(size)`.
     """
     index = np.asarray(index, np.int64)
-    if index.size and not (index.min() >= 0 and index.max() < size):
+    if index.size and (index.min() < 0 or index.max() >= size):
         raise ValueError(f"indices {index.min()} to {index.max()} leave range({size})")
-    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    columns = math.isqrt(size - 1) + 1
+    rows = -(-size // columns)
     keys = _round_keys(key)
-    image = _feistel(index.astype(np.uint64), half_bits, keys)
+    image = _feistel(index.astype(np.uint64), rows, columns, keys)
     while (outside := image >= size).any():
-        image[outside] = _feistel(image[outside], half_bits, keys)
+        image[outside] = _feistel(image[outside], rows, columns, keys)
     return image.astype(np.int64)
 
 
-def _feistel(value: np.ndarray, half_bits: int, keys: list[int]) -> np.ndarray:
-    bits, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
-    left, right = value >> bits, value & mask
-    for key in keys:
-        left, right = right, left ^ (_mix(right ^ np.uint64(key)) & mask)
-    return (left << bits) | right
+def _feistel(value: np.ndarray, rows: int, columns: int, keys: np.ndarray) -> np.ndarray:
+    """Permutes `range(rows * columns)`: each round shifts a coordinate by a hash of the other."""
+    moduli = np.array([rows, columns], np.uint64)
+    row, column = np.divmod(value, moduli[1])
+    for row_key, column_key in zip(keys[::2], keys[1::2], strict=True):
+        row = (row + (_mix(column ^ row_key) >> np.uint64(1))) % moduli[0]
+        column = (column + (_mix(row ^ column_key) >> np.uint64(1))) % moduli[1]
+    return row * moduli[1] + column
 
 
-def _round_keys(key: tuple[int, ...]) -> list[int]:
+def _round_keys(key: tuple[int, ...]) -> np.ndarray:
     state = np.zeros(1, np.uint64)
-    keys = []
-    for part in (*key, *range(_ROUNDS)):
+    for part in key:
         state = _mix(state ^ np.uint64(part & _WORD))
-        keys.append(int(state[0]))
-    return keys[-_ROUNDS:]
+    return _mix(state + np.arange(_ROUNDS, dtype=np.uint64))
 
 
 def _mix(value: np.ndarray) -> np.ndarray:
-    """The output function of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), modulo 2^64."""
+    """A hash of 64-bit words: SplitMix64 (Steele, Lea & Flood, OOPSLA 2014)."""
     value = value + np.uint64(0x9E3779B97F4A7C15)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -20,7 +20,7 @@ from nfllm.data.tokens import TokenWriter, token_dtype
 
 _FORMAT = 1
 _SPLITS = {Side.TRAIN: "train", Side.VALIDATION: "validation"}
-# BPE is trained on a sample of the training documents of at most this size: more changes few merges.
+# BPE is trained on a sample of the training documents of about this size: more changes few merges.
 _TOKENIZER_BYTES = 100 << 20
 _BATCH_BYTES = 4 << 20
 
@@ -31,7 +31,7 @@ def cache_name(config: DataConfig, corpus: Corpus) -> str:
     """Name of the directory for the tokens that `config` makes of `corpus`."""
     request = {
         "format": _FORMAT,
-        "corpus": corpus.identity(),
+        "corpus": corpus.identity,
         "tokenizer": _tokenizer_request(config),
         "validation": [
             config.validation_split,
@@ -46,15 +46,18 @@ def cache_name(config: DataConfig, corpus: Corpus) -> str:
 
 def prepare(config: DataConfig, corpus: Corpus, staging: Path, *, progress: bool) -> None:
     """Writes tokenizer, token files and manifest of `corpus` into `staging`."""
+    corpus.prepare(progress=progress)
     survey = Survey(config)
     for record, validation in _bar(corpus.documents(), len(corpus), "documents", progress):
         survey.add(record.text.encode(), record.fields, validation=validation)
     assignment = survey.assign()
     tokenizer = _make_tokenizer(config, corpus, assignment, progress)
     tokenizer.save(staging / "tokenizer.json")
+    if shared := assignment.shared_documents():
+        raise RuntimeError(f"{shared} validation documents occur in the training split")
     splits = _write_tokens(corpus, assignment, tokenizer, staging, progress)
     card = {
-        **corpus.card,
+        **corpus.card(),
         "documents": assignment.counts(),
         "splits": splits,
         "held_out": {"field": config.validation_field, "values": assignment.held_out},

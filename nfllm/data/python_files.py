@@ -28,7 +28,7 @@ def standard_library() -> Path:
 
 
 def python_files(root: Path, *, exclude: tuple[str, ...] = ()) -> list[Path]:
-    """All `.py` files under `root`, sorted; files and directories that match `exclude` are left out.
+    """All `.py` files under `root`, sorted; names that match `exclude` are left out.
 
     Raises:
       FileNotFoundError: `root` is no directory, or has no Python file.

@@ -1,8 +1,7 @@
-"""A document and its fields, and what happens to one that cannot be read."""
+"""A document with its fields, and what happens to a record that is none."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from absl import logging
@@ -11,53 +10,72 @@ _SHOWN = 5
 
 
 class Record(NamedTuple):
-    """A document's text and whatever else its source says about it, as text."""
+    """A document's text and what else its source says about it, as text."""
 
     text: str
     fields: dict[str, str]
 
 
 class MalformedRecordError(ValueError):
-    """A record that is no text; the message names the file and the place in it."""
+    """A record that cannot be read as text; the message names the file and the place in it."""
 
 
 class MalformedPolicy:
-    """Raises on a malformed record, or skips and counts it.
+    """Raises on a malformed record, or leaves it out and counts it.
 
     Attributes:
-      skipped: how many were skipped so far.
+      skipped: how many were left out so far.
       messages: the first few of their messages.
     """
 
     def __init__(self, policy: Literal["error", "skip"]) -> None:
-        self._raise = policy == "error"
+        self._raises = policy == "error"
         self.skipped = 0
         self.messages: list[str] = []
 
-    def handle(self, message: str) -> None:
-        """Call for every malformed record."""
-        if self._raise:
+    def report(self, message: str) -> None:
+        """Takes note of a malformed record.
+
+        Raises:
+          MalformedRecordError: the policy is "error".
+        """
+        if self._raises:
             raise MalformedRecordError(f"{message} (data.malformed=skip leaves such records out)")
         self.skipped += 1
         if len(self.messages) < _SHOWN:
             self.messages.append(message)
-            logging.warning("skipped: %s", message)
+            logging.warning("left out: %s", message)
 
     def decode(self, raw: bytes, where: str) -> str | None:
-        """Text of UTF-8, or None after a policy of skipping has counted what is no UTF-8."""
+        """UTF-8 to text, or None where the bytes are no UTF-8 and the policy is to skip."""
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            self.handle(f"{where}: not UTF-8: byte 0x{raw[error.start]:02x} at {error.start}")
+            self.report(f"{where}: not UTF-8: byte 0x{raw[error.start]:02x} at {error.start}")
             return None
 
     def summary(self) -> dict[str, Any]:
-        """Counts for the corpus card."""
+        """The counts, for the corpus card."""
         return {"malformed": self.skipped, "malformed_messages": self.messages}
 
 
-def text_fields(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The fields that are text or a plain number, as text."""
-    for name, value in values.items():
-        if isinstance(value, (str, int, float)):
-            yield name, str(value)
+def text_name(names: list[str], wanted: str | None) -> str | None:
+    """The field that holds the text: `wanted`, or else `text` or `content`; None: there is none."""
+    choices = (wanted,) if wanted else ("text", "content")
+    return next((name for name in choices if name in names), None)
+
+
+def no_text(names: list[str], wanted: str | None) -> str:
+    """Message about a record whose fields are `names`, none of which holds the text."""
+    sought = repr(wanted) if wanted else "'text' or 'content'"
+    found = ", ".join(map(repr, sorted(names))) or "none"
+    return f"no field {sought}; its fields are {found}; set data.text_field to one of them"
+
+
+def plain_fields(values: dict[str, Any], text_field: str) -> dict[str, str]:
+    """All fields but the text that are a string or a number, as strings."""
+    return {
+        name: str(value)
+        for name, value in values.items()
+        if name != text_field and isinstance(value, (str, int, float))
+    }

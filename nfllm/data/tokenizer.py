@@ -1,7 +1,7 @@
 """Tokenizers: byte-level BPE trained on the corpus, a `tokenizer.json` of any origin, plain bytes.
 
-All three are Hugging Face `tokenizers` files, so a run directory's `tokenizer.json` can be opened by
-any other tool.
+All three are Hugging Face `tokenizers` files, so that other tools can open the `tokenizer.json` of
+a run directory.
 """
 
 from __future__ import annotations
@@ -154,10 +154,10 @@ def _bytes_definition() -> str:
 
 
 def _pieces(text: str) -> list[str]:
-    """Cuts a long text before a space that follows a non-space, where no GPT-2 word can reach across.
+    """Cuts a long text before a space that follows a non-space; no GPT-2 word reaches across.
 
-    Pieces then encode to the same ids as the whole. Where no such place comes within twice the usual
-    length, the text is cut anyway.
+    Pieces then encode to the same ids as the whole. Where no such place comes within twice the
+    usual length, the text is cut anyway.
     """
     pieces = []
     while len(text) > 2 * _PIECE_CHARACTERS:

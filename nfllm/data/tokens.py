@@ -33,6 +33,7 @@ class TokenFile:
 
     @property
     def num_documents(self) -> int:
+        """How many documents the file holds."""
         return len(self.offsets) - 1
 
     @classmethod

@@ -2,8 +2,8 @@
 
 - `documents` (Jha & Reagen, arXiv 2410.09637, and the Hugging Face course): every document is cut
   from its start, and a tail shorter than a window is dropped.
-- `packed`: documents are joined by the end-of-text token and the whole is cut; only the last tail is
-  dropped.
+- `packed`: documents are joined by the end-of-text token and the whole is cut; only the last tail
+  is dropped.
 """
 
 from __future__ import annotations

@@ -1,0 +1,231 @@
+"""Reads documents from jsonl, txt and parquet files, also compressed with gzip, xz or zstd."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import gzip
+import io
+import json
+import lzma
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from nfllm.data.records import MalformedPolicy, Record, no_text, plain_fields, text_name
+
+# A .txt file becomes blocks of this size, cut at line ends: there must be something to hold out.
+TEXT_BLOCK_BYTES = 16 << 10
+# A longer line of a jsonl file is no document: a record of TFDS cannot hold 2 GiB.
+_LONGEST_LINE = 1 << 30
+_PARQUET_ROWS = 256
+
+
+class _DamagedError(Exception):
+    """A compressed stream that ends early or is none."""
+
+
+def find_files(sources: str, suffixes: tuple[str, ...] | None = None) -> list[Path]:
+    """Expands paths, directories and globs, separated by commas, into a sorted list of files.
+
+    Raises:
+      FileNotFoundError: a source names no file.
+      ValueError: a file named directly has a format that cannot be read.
+    """
+    suffixes = suffixes or _suffixes()
+    found: set[Path] = set()
+    for source in filter(None, map(str.strip, sources.split(","))):
+        paths = [Path(path) for path in glob.glob(os.path.expanduser(source), recursive=True)]
+        if not paths:
+            raise FileNotFoundError(f"data.sources names {source!r}, but there is no such file")
+        for path in paths:
+            files = [path] if path.is_file() else _below(path, suffixes)
+            if not files:
+                raise FileNotFoundError(f"{path} holds no file that ends in {', '.join(suffixes)}")
+            found.update(files)
+    for path in found:
+        if not path.name.endswith(suffixes):
+            raise ValueError(f"{path} cannot be read; files must end in {', '.join(suffixes)}")
+    return sorted(found)
+
+
+def read_file(path: Path, text_field: str | None, policy: MalformedPolicy) -> Iterator[Record]:
+    """Documents of one file, in order.
+
+    Fields beside the text are kept; those of a txt file are `path` and `block`.
+
+    Raises:
+      MalformedRecordError: a record cannot be read (file and line are named) and `policy` says so.
+    """
+    kind = next(
+        kind for kind in _FORMATS if path.name.removesuffix(_compression(path)).endswith(kind)
+    )
+    try:
+        with _opened(path) as file:
+            yield from _FORMATS[kind](file, path, text_field, policy)
+    except _DamagedError as error:
+        policy.report(f"{path}: damaged or truncated file: {error}")
+
+
+def _read_jsonl(
+    file: BinaryIO, path: Path, text_field: str | None, policy: MalformedPolicy
+) -> Iterator[Record]:
+    for number, line in enumerate(_lines(file), start=1):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        if len(line) > _LONGEST_LINE:
+            policy.report(f"{where}: longer than {_LONGEST_LINE} bytes")
+            continue
+        try:
+            values = json.loads(line)
+        except UnicodeDecodeError as error:
+            policy.report(f"{where}: not UTF-8: byte 0x{line[error.start]:02x} at {error.start}")
+            continue
+        except (json.JSONDecodeError, RecursionError) as error:
+            policy.report(f"{where}: malformed JSON: {error}")
+            continue
+        if not isinstance(values, dict):
+            policy.report(f"{where}: a JSON object was expected, not {type(values).__name__}")
+            continue
+        name = text_name(list(values), text_field)
+        if name is None:
+            policy.report(f"{where}: {no_text(list(values), text_field)}")
+            continue
+        record = _checked(values[name], where, name, policy)
+        if record is not None:
+            yield Record(record, plain_fields(values, name))
+
+
+def _read_txt(
+    file: BinaryIO, path: Path, text_field: str | None, policy: MalformedPolicy
+) -> Iterator[Record]:
+    del text_field  # a text file has no fields
+    offset, carried, number = 0, b"", 0
+    while block := carried + _read(file.read, TEXT_BLOCK_BYTES - len(carried)):
+        block += _read(file.readline, TEXT_BLOCK_BYTES)
+        block, carried = _whole_characters(block)
+        text = policy.decode(block, f"{path}, block of {len(block)} bytes from byte {offset}")
+        if text is not None:
+            yield Record(text, {"path": path.name, "block": str(number)})
+        offset, number = offset + len(block), number + 1
+
+
+def _read_parquet(
+    file: BinaryIO, path: Path, text_field: str | None, policy: MalformedPolicy
+) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet
+
+    with contextlib.ExitStack() as stack:
+        if not file.seekable() or _compression(path):
+            whole = stack.enter_context(tempfile.TemporaryFile())
+            while chunk := _read(file.read, 1 << 20):
+                whole.write(chunk)
+            file = whole
+        try:
+            table = pyarrow.parquet.ParquetFile(file)
+            names = table.schema_arrow.names
+        except (pyarrow.ArrowInvalid, OSError) as error:
+            raise _DamagedError(str(error)) from error
+        name = text_name(names, text_field)
+        if name is None:
+            policy.report(f"{path}: {no_text(names, text_field)}")
+            return
+        row = 0
+        for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
+            for values in batch.to_pylist():
+                text = _checked(values[name], f"{path}, row {row}", name, policy)
+                row += 1
+                if text is not None:
+                    yield Record(text, plain_fields(values, name))
+
+
+_Reader = Callable[[BinaryIO, Path, str | None, MalformedPolicy], Iterator[Record]]
+_FORMATS: dict[str, _Reader] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_jsonl,
+    ".txt": _read_txt,
+    ".parquet": _read_parquet,
+}
+
+
+def _open_zstd(path: Path) -> BinaryIO:
+    import pyarrow
+
+    # Unlike the zstandard package, Arrow reports a stream that ends before its last frame does.
+    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
+
+
+_COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.GzipFile,
+    ".xz": lzma.LZMAFile,
+    ".zst": _open_zstd,
+}
+
+
+def _suffixes() -> tuple[str, ...]:
+    return tuple(kind + packed for kind in _FORMATS for packed in ("", *_COMPRESSIONS))
+
+
+def _below(directory: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    return [
+        path for path in directory.rglob("*") if path.name.endswith(suffixes) and path.is_file()
+    ]
+
+
+def _compression(path: Path) -> str:
+    return path.suffix if path.suffix in _COMPRESSIONS else ""
+
+
+def _opened(path: Path) -> BinaryIO:
+    compression = _compression(path)
+    return _COMPRESSIONS[compression](path) if compression else path.open("rb")
+
+
+def _read(read: Callable[[int], bytes], size: int) -> bytes:
+    """`read(size)`, with the decompressors' many errors as one."""
+    try:
+        return read(size)
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise _DamagedError(str(error)) from error
+    except OSError as error:
+        if error.errno is None:  # Arrow's; an error of the disk has a number
+            raise _DamagedError(str(error)) from error
+        raise
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Lines; of one that is too long, the beginning (its rest is passed over)."""
+    while line := _read(file.readline, _LONGEST_LINE + 1):
+        yield line
+        while len(line) > _LONGEST_LINE and not line.endswith(b"\n"):
+            line = _read(file.readline, _LONGEST_LINE + 1)
+
+
+def _whole_characters(block: bytes) -> tuple[bytes, bytes]:
+    """Cuts off a UTF-8 character that the end of the block has split."""
+    for back in range(1, min(4, len(block)) + 1):
+        byte = block[-back]
+        if byte & 0xC0 == 0x80:
+            continue
+        length = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
+        if length > back and len(block) > back:
+            return block[:-back], block[-back:]
+        break
+    return block, b""
+
+
+def _checked(text: object, where: str, name: str, policy: MalformedPolicy) -> str | None:
+    if not isinstance(text, str):
+        policy.report(f"{where}: field {name!r} is of type {type(text).__name__}, expected text")
+        return None
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        policy.report(f"{where}: not UTF-8: lone surrogate at character {error.start} of {name!r}")
+        return None
+    return text

@@ -1,0 +1,155 @@
+"""Finds prepared TFDS datasets and reads their records in order, without TensorFlow.
+
+TFDS itself reads array_record without TensorFlow. It does not read tfrecord, and its parquet source
+ignores a slice such as `train[:10%]`; both are read here through the split's file instructions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from etils import epath
+
+from nfllm.config import ConfigError, suggest
+
+_BATCH = 256
+_INFO = "dataset_info.json"
+
+
+def find_prepared(data_dir: epath.Path, name: str) -> epath.Path | None:
+    """Directory of the prepared dataset `name[/config][:version]`; without version, the newest.
+
+    Raises:
+      ConfigError: the name fits several configurations.
+    """
+    path, _, version = name.partition(":")
+    root = data_dir / path
+    if not root.exists():
+        return None
+    found = sorted(
+        info.parent for pattern in ("*", "*/*") for info in root.glob(f"{pattern}/{_INFO}")
+    )
+    found = [directory for directory in found if not version or directory.name == version]
+    configs = sorted({os.fspath(directory.parent) for directory in found})
+    if len(configs) > 1:
+        names = ", ".join(os.path.relpath(config, data_dir) for config in configs)
+        raise ConfigError(f"data.dataset={name!r} has several configurations: {names}; name one")
+    return max(found, key=lambda directory: _version(directory.name), default=None)
+
+
+def open_prepared(data_dir: epath.Path, name: str) -> Any:
+    """A read-only builder of the prepared dataset `name`.
+
+    Raises:
+      ConfigError: there is no such dataset under `data_dir`, with the names of those there are.
+    """
+    import tensorflow_datasets as tfds
+
+    directory = find_prepared(data_dir, name)
+    if directory is None:
+        names = {"python_stdlib", "python_source", "text_files", "codeparrot"}
+        if data_dir.exists():
+            names |= {path.parent.parent.name for path in data_dir.glob(f"*/*/{_INFO}")}
+            names |= {path.parent.parent.parent.name for path in data_dir.glob(f"*/*/*/{_INFO}")}
+        raise ConfigError(
+            f"data.dataset={name!r} is neither a built-in corpus nor a TFDS dataset prepared under "
+            f"data.data_dir={os.fspath(data_dir)!r}; {suggest(name, names)}"
+        )
+    return tfds.builder_from_directory(os.fspath(directory))
+
+
+def split_info(builder: Any, split: str) -> Any:
+    """What TFDS knows of a split or a slice of one.
+
+    Raises:
+      ConfigError: the dataset has no such split.
+    """
+    try:
+        return builder.info.splits[split]
+    except (KeyError, ValueError) as error:
+        raise ConfigError(
+            f"{builder.info.full_name} has no split {split!r}: "
+            f"{suggest(split, builder.info.splits)}"
+        ) from error
+
+
+def read_split(builder: Any, split: str) -> Iterator[dict[str, Any]]:
+    """Examples of a split or slice in order, as NumPy values."""
+    if builder.info.file_format.value == "array_record":
+        source = builder.as_data_source(split)
+        for start in range(0, len(source), _BATCH):
+            yield from source.__getitems__(range(start, min(start + _BATCH, len(source))))
+        return
+    readers = {"tfrecord": read_tfrecord, "parquet": _read_parquet}
+    kind = builder.info.file_format.value
+    if kind not in readers:
+        raise ConfigError(
+            f"{builder.info.full_name} is stored as {kind}; array_record, {', '.join(readers)} "
+            "can be read; convert it with `tfds convert_format`"
+        )
+    for instruction in split_info(builder, split).file_instructions:
+        with epath.Path(instruction.filename).open("rb") as file:
+            records = readers[kind](file)
+            stop = instruction.skip + instruction.take
+            for record in itertools.islice(records, instruction.skip, stop):
+                yield builder.info.features.deserialize_example_np(record)
+
+
+def read_tfrecord(file: BinaryIO) -> Iterator[bytes]:
+    """Records of a TFRecord file: length, its checksum, data, checksum of the data.
+
+    Raises:
+      ValueError: the file is truncated, or a length does not match its checksum.
+    """
+    for number in itertools.count():
+        header = file.read(12)
+        if not header:
+            return
+        if len(header) == 12:
+            length, checksum = struct.unpack("<QI", header)
+            if masked_crc32c(header[:8]) != checksum:
+                raise ValueError(
+                    f"{file.name}: record {number} is damaged (checksum of its length)"
+                )
+            data = file.read(length)
+            if len(data) == length and len(file.read(4)) == 4:
+                yield data
+                continue
+        raise ValueError(f"{file.name}: truncated in record {number}")
+
+
+def masked_crc32c(data: bytes) -> int:
+    """The checksum of TFRecord files: CRC-32C, rotated by 15 bits, plus a constant."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = _CRC32C[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _crc32c_table() -> list[int]:
+    table = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+        table.append(byte)
+    return table
+
+
+_CRC32C = _crc32c_table()
+
+
+def _read_parquet(file: BinaryIO) -> Iterator[bytes]:
+    import pyarrow.parquet
+
+    for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=_BATCH):
+        for record in batch.column(0):
+            yield record.as_py()
+
+
+def _version(name: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in name.split(".") if part.isdigit())
