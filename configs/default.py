@@ -3,8 +3,8 @@
     python train.py --config configs/default.py
 
 Every key there is, with its unit. Other files in this folder are small deltas on this one, and
-`--config.SECTION.KEY=VALUE` changes a single key. A key whose default is None is derived; the comment
-says how.
+`--config.SECTION.KEY=VALUE` changes a single key. A key whose default is None is derived; its
+comment says how.
 """
 
 from ml_collections import ConfigDict
@@ -96,7 +96,7 @@ def get_config() -> ConfigDict:
     optimizer.weight_decay = 0.1  # of matrices and embeddings; never of biases and normalizations
     optimizer.decay_slopes = False  # also of learned slopes (the paper)
     optimizer.clip_norm = 1.0  # of the global gradient norm; None: no clipping
-    # token: every target counts alike. micro_batch: mean over micro-batches of their means (the paper)
+    # token: every target counts alike; micro_batch: mean of the micro-batches' means (the paper)
     optimizer.accumulation_weighting = "token"
 
     config.training = training = ConfigDict()

@@ -1,8 +1,8 @@
 """The experiment's configuration as frozen, validated dataclasses.
 
-`configs/default.py` holds every key with its default and unit; this module holds the types and the
-limits. `Config.from_dict` is the only way in, and it rejects an unknown, missing or impossible value
-by name before anything is compiled.
+`configs/default.py` holds every key with its default, its unit and its meaning; this module holds
+the types and the limits. `Config.from_dict` is the only way in, and it rejects an unknown, missing
+or impossible value by name before anything is compiled.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def suggest(name: str, valid: Iterable[str]) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
+    """The architecture."""
+
     architecture: Architecture
     num_layers: int
     num_heads: int
@@ -76,14 +78,17 @@ class ModelConfig:
 
     @property
     def head_dim(self) -> int:
+        """Width of one head."""
         return self.embed_dim // self.num_heads
 
     @property
     def mlp_width(self) -> int:
+        """Width of the hidden layer of the MLP."""
         return 4 * self.embed_dim if self.mlp_dim is None else self.mlp_dim
 
     @property
     def ties_embeddings(self) -> bool:
+        """Whether the output head is the token embedding."""
         return self.architecture == "gpt2" if self.tie_embeddings is None else self.tie_embeddings
 
     @property
@@ -93,6 +98,7 @@ class ModelConfig:
 
     @property
     def margin(self) -> float:
+        """HeLU's a: its gradient is 1 where x > -a."""
         return 0.05 if self.helu_margin is None else self.helu_margin
 
     @property
@@ -167,13 +173,15 @@ class ModelConfig:
         if self.rotary_dim % 2 or self.rotary_dim == 0:
             raise ConfigError(
                 f"model.rotary_fraction gives a rotary width of {self.rotary_dim} of head width "
-                f"{self.head_dim}; rotation works on pairs, so choose a fraction that makes it even "
-                "and at least 2"
+                f"{self.head_dim}; rotation works on pairs, so choose a fraction that makes it "
+                "even and at least 2"
             )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
+    """The corpus, its tokens, its windows and its validation split."""
+
     dataset: str
     split: str
     sources: str
@@ -244,6 +252,8 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
+    """Adam, its schedule, its decay and its clipping."""
+
     variant: Literal["adamw", "hf_adamw"]
     learning_rate: float
     final_learning_rate: float
@@ -277,13 +287,15 @@ class OptimizerConfig:
         if self.final_learning_rate > self.learning_rate:
             raise ConfigError(
                 f"optimizer.final_learning_rate={self.final_learning_rate} exceeds "
-                f"optimizer.learning_rate={self.learning_rate}; the schedule ends at the former, so "
-                "lower it"
+                f"optimizer.learning_rate={self.learning_rate}; the schedule ends at the former, "
+                "so lower it"
             )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
+    """Length, batch, seed, precision, and what happens to a step that is not finite."""
+
     steps: int
     batch_size: int
     gradient_accumulation: int
@@ -310,6 +322,8 @@ class TrainingConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
+    """How often and over how much the validation loss is measured."""
+
     every: int
     batch_size: int
     max_windows: int | None
@@ -324,6 +338,8 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TelemetryConfig:
+    """How often the attention entropy is probed, and on how many sequences."""
+
     every: int
     probe_windows: int
 
@@ -335,6 +351,8 @@ class TelemetryConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
+    """How often checkpoints are written and how many are kept."""
+
     every: int
     keep: int
     keep_every: int | None
@@ -349,6 +367,8 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
+    """How the step is put on devices."""
+
     strategy: Literal["pmap", "fsdp"]
     cpu_devices: int | None
 
@@ -360,6 +380,8 @@ class ParallelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
+    """A whole configuration, section by section."""
+
     model: ModelConfig
     data: DataConfig
     optimizer: OptimizerConfig
@@ -420,7 +442,8 @@ def _check_keys(values: Mapping[str, Any], valid: Iterable[str], where: str) -> 
     missing = sorted(valid - set(values))
     if missing:
         raise ConfigError(
-            f"{where} lacks the key {missing[0]!r}; start from configs/default.py, which has them all"
+            f"{where} lacks the key {missing[0]!r}; start from configs/default.py, which "
+            "has them all"
         )
 
 

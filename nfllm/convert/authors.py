@@ -1,6 +1,6 @@
 """Parameters under the names of the code released with arXiv 2410.09637.
 
-The released GPT-2 keeps query and key in one matrix, its value matrix apart, all stored [in, out], and
+The released GPT-2 keeps query and key in one matrix, values in another, all stored [in, out], and
 registers biases of the other projections that are zero and never trained; they are dropped here and
 come back as zeros. With slopes "per layer", its every block owns a vector of L slopes and uses the
 entry of its own index: the others change nothing, are dropped here, and come back as zeros.
@@ -133,6 +133,6 @@ def _check(config: ModelConfig) -> None:
             )
     if config.slope_sharing == "model":
         raise ConfigError(
-            "model.slope_sharing='model' has no form in the released code, whose slopes are one per "
-            "layer under either name; use 'layer' or 'untied_global'"
+            "model.slope_sharing='model' has no form in the released code, whose slopes are one "
+            "per layer under either name; use 'layer' or 'untied_global'"
         )

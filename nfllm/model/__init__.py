@@ -1,4 +1,4 @@
-"""The decoder: embedding, blocks with swappable normalization and activation, and the output head."""
+"""The decoder: embedding, blocks with swappable normalization and activation, output head."""
 
 from nfllm.model.capture import Captured, capture
 from nfllm.model.decoder import Decoder

@@ -59,7 +59,7 @@ class Attention(nn.Module):
         q, k, v = qkv
         if config.attention_bias == "qk":
             bias = self.param("qk_bias", nn.initializers.zeros, (2, *heads)).astype(self.dtype)
-            q, k = q + bias[0], k + bias[1]
+            q, k = q + bias[0, None, None], k + bias[1, None, None]
         return q, k, v
 
     def _logits(self, q_BTHK: jax.Array, k_BTHK: jax.Array) -> jax.Array:
@@ -70,8 +70,8 @@ class Attention(nn.Module):
         accumulate = jnp.float16 if self.dtype == jnp.float16 else jnp.float32
         scores = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BTHK, preferred_element_type=accumulate)
         scores = scores.astype(jnp.float32) * self.config.head_dim**-0.5
-        visible_TS = jnp.tril(jnp.ones((length, length), dtype=bool))
-        logits_BHTS = jnp.where(visible_TS, scores, jnp.finfo(jnp.float32).min)
+        visible_11TS = jnp.tril(jnp.ones((1, 1, length, length), dtype=bool))
+        logits_BHTS = jnp.where(visible_11TS, scores, jnp.finfo(jnp.float32).min)
         record(self, names.ATTENTION_LOGITS, logits_BHTS)
         record_statistic(
             self,
@@ -81,12 +81,12 @@ class Attention(nn.Module):
         record_statistic(
             self,
             names.LOGIT_MAX_ABS,
-            lambda: jnp.where(visible_TS, jnp.abs(scores), 0).max((0, 2, 3)),
+            lambda: jnp.where(visible_11TS, jnp.abs(scores), 0).max((0, 2, 3)),
         )
         record_statistic(
             self,
             f"{names.NONFINITE}_{names.ATTENTION_LOGITS}",
-            lambda: jnp.sum(visible_TS & ~jnp.isfinite(scores)),
+            lambda: jnp.sum(visible_11TS & ~jnp.isfinite(scores)),
         )
         return logits_BHTS
 
@@ -98,7 +98,7 @@ class Attention(nn.Module):
         y_BTD = jnp.einsum("BTHK,HKD->BTD", mixed_BTHK, kernel.astype(self.dtype))
         if config.attention_bias == "all":
             bias = self.param("out_bias", nn.initializers.zeros, (config.embed_dim,))
-            y_BTD = y_BTD + bias.astype(self.dtype)
+            y_BTD = y_BTD + bias[None, None].astype(self.dtype)
         record(self, names.ATTENTION_OUT, y_BTD)
         record_health(self, names.ATTENTION_OUT, y_BTD)
         return y_BTD

@@ -1,4 +1,4 @@
-"""One decoder block: the MLP, and the residual wiring of GPT-2 (sequential) and GPT-NeoX (parallel)."""
+"""One decoder block: the MLP, and the residual wiring of GPT-2 or GPT-NeoX."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from nfllm.model.normalizations import NORMALIZATIONS
 class Mlp(nn.Module):
     """activation(x W_in + b_in) W_out + b_out, with `in_kernel` [D, F] and `out_kernel` [F, D].
 
-    With slope sharing by layer the slope of a learned leaky ReLU is this module's parameter `slope`.
+    The slope of a learned leaky ReLU is the parameter `slope`, unless all layers share one.
     """
 
     config: ModelConfig
@@ -32,12 +32,12 @@ class Mlp(nn.Module):
         pre_BTF = x_BTD @ in_kernel.astype(self.dtype)
         if config.mlp_bias:
             in_bias = self.param("in_bias", nn.initializers.zeros, (config.mlp_width,))
-            pre_BTF = pre_BTF + in_bias.astype(self.dtype)
+            pre_BTF = pre_BTF + in_bias[None, None].astype(self.dtype)
         post_BTF = ACTIVATIONS[config.activation](pre_BTF, self._coefficient(model_slope))
         y_BTD = post_BTF @ out_kernel.astype(self.dtype)
         if config.mlp_bias:
             out_bias = self.param("out_bias", nn.initializers.zeros, (config.embed_dim,))
-            y_BTD = y_BTD + out_bias.astype(self.dtype)
+            y_BTD = y_BTD + out_bias[None, None].astype(self.dtype)
         record(self, names.MLP_PRE, pre_BTF)
         record(self, names.MLP_POST, post_BTF)
         record(self, names.MLP_OUT, y_BTD)
@@ -87,4 +87,3 @@ class Block(nn.Module):
         if rows_B is None:
             return x_BTD
         return dropout(x_BTD, self.config.residual_dropout, self.make_rng("dropout"), rows_B)
-

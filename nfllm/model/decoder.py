@@ -21,8 +21,8 @@ from nfllm.model.normalizations import NORMALIZATIONS
 class Decoder(nn.Module):
     """A GPT-2 or GPT-NeoX shaped decoder.
 
-    Parameters are float32. Those of the blocks are stacked over layers, [L, ...], whether the blocks
-    are scanned or unrolled, so checkpoints do not depend on that choice.
+    Parameters are float32. Those of the blocks are stacked over layers, [L, ...], scanned or
+    unrolled: checkpoints do not depend on that choice.
 
     Attributes:
       config: the architecture.
@@ -40,6 +40,7 @@ class Decoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
+        """Declares parameters and submodules."""
         config = self.config
         init = nn.initializers.normal(config.init_std)
         table = (self.vocab_size, config.embed_dim)
@@ -81,7 +82,7 @@ class Decoder(nn.Module):
             )
         x_BTD = self.token_embedding[tokens_BT]
         if config.architecture == "gpt2":
-            x_BTD = x_BTD + self.position_embedding[:length]
+            x_BTD = x_BTD + self.position_embedding[None, :length]
         x_BTD = x_BTD.astype(self.dtype)
         if dropout_rows_B is not None:
             key = self.make_rng("dropout")

@@ -17,14 +17,15 @@ class NoNorm(nn.Module):
     dtype: jnp.dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns x."""
         return x
 
 
 class Pointwise(nn.Module):
     """scale * f(alpha * x + shift) + bias, elementwise: a normalization without statistics.
 
-    `alpha` is one scalar that starts at 1/2; `scale` and `bias` are per feature. With f = tanh and no
-    shift it is DyT (arXiv 2503.10622, equation 1); with f = erf and a scalar shift it is Derf.
+    `alpha` is one scalar that starts at 1/2; `scale` and `bias` are per feature. With f = tanh and
+    no shift it is DyT (arXiv 2503.10622, equation 1); with f = erf and a scalar shift it is Derf.
     """
 
     epsilon: float
@@ -34,6 +35,7 @@ class Pointwise(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., D] to [..., D], in `dtype`."""
         width = x.shape[-1:]
         alpha = self.param("alpha", nn.initializers.constant(0.5), ())
         scale = self.param("scale", nn.initializers.ones, width)
@@ -41,7 +43,8 @@ class Pointwise(nn.Module):
         y = alpha * x.astype(jnp.float32)
         if self.has_shift:
             y = y + self.param("shift", nn.initializers.zeros, ())
-        return (scale * self.function(y) + bias).astype(self.dtype)
+        leading = (None,) * (x.ndim - 1)
+        return (scale[leading] * self.function(y) + bias[leading]).astype(self.dtype)
 
 
 # The fast variance E[x²] - E[x]² cancels where the mean is large, as it is in norm-free residuals.

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def rotate(x_BTHK: jax.Array, rotary_dim: int, base: float) -> jax.Array:
-    """Rotates feature pairs (i, i + rotary_dim/2) of position t by the angle t * base^(-2i/rotary_dim).
+    """Rotates features i and i + R/2 of position t by the angle t * base^(-2i/R), R = rotary_dim.
 
     Only the first `rotary_dim` features of each head turn; the others pass (arXiv 2104.09864,
     equation 34, in the half-split layout of GPT-NeoX, arXiv 2204.06745, section 2.1).

@@ -39,8 +39,8 @@ class Checkpoints:
         self.fallbacks: list[str] = []
         self._broken: set[int] = set()
         self._directory = epath.Path(run) / CHECKPOINTS_DIR
-        # On a CPU the state's memory is the host's: a save in the background would read buffers that
-        # the next step has been given to reuse.
+        # On a CPU the state's memory is the host's: a save in the background would read buffers
+        # that the next step has been given to reuse.
         background = jax.default_backend() != "cpu"
         self._manager = ocp.CheckpointManager(
             self._directory.resolve(),
@@ -152,15 +152,6 @@ class Checkpoints:
         self.fallbacks.append(f"checkpoint of step {step} is damaged ({reason[:200]})")
 
 
-def abstract(state: TrainState, shardings: Any) -> TrainState:
-    """Shapes, types and shardings of a state, for `Checkpoints.restore`."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        state,
-        shardings,
-    )
-
-
 def restore_params(run: epath.PathLike) -> tuple[int, Any]:
     """Step and parameters of the newest whole checkpoint of a run, as numpy arrays.
 
@@ -181,7 +172,9 @@ def restore_params(run: epath.PathLike) -> tuple[int, Any]:
                 faults.append(f"step {step}: {str(error).strip().partition(chr(10))[0][:200]}")
                 continue
             return step, params
-    raise RunError(f"{directory} has no checkpoint that can be read ({'; '.join(faults) or 'none'})")
+    raise RunError(
+        f"{directory} has no checkpoint that can be read ({'; '.join(faults) or 'none'})"
+    )
 
 
 @jax.jit

@@ -19,8 +19,8 @@ def count_targets(labels_BT: jax.Array) -> jax.Array:
 def next_token_loss(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
     """Sum over targets of -log softmax(logits)[target], in nats.
 
-    Position t is scored against label t + 1; labels equal to `IGNORED_LABEL` are left out. Divide by
-    `count_targets(labels_BT)` for the mean.
+    Position t is scored against label t + 1; labels equal to `IGNORED_LABEL` are left out. For the
+    mean, divide by `count_targets(labels_BT)`.
 
     Args:
       logits_BTV: float32.

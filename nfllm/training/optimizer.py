@@ -17,8 +17,8 @@ _CLIP_EPSILON = 1e-6
 def decay_mask(params: Any, *, decay_slopes: bool) -> Any:
     """True for each parameter that weight decay acts on.
 
-    The rule is by name, since stacked layers hide the rank: kernels and embeddings decay; biases and
-    everything of a normalization do not; learned slopes do with `decay_slopes`.
+    The rule is by name, since stacked layers hide the rank: kernels and embeddings decay; biases
+    and all of a normalization do not; learned slopes do with `decay_slopes`.
     """
 
     def decays(path: tuple[Any, ...], _: jax.Array) -> bool:

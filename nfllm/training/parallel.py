@@ -1,8 +1,8 @@
 """Puts the pure steps on devices: the only file that knows how many devices there are.
 
-`pmap` (data parallel) keeps one copy of the state per device; `fsdp` shards parameters, gradients and
-optimizer state over the same devices. Both run the same `train_step`. The state is never stacked by
-device, so a checkpoint does not depend on the strategy or on the number of devices.
+`pmap` (data parallel) keeps a copy of the state on each device; `fsdp` shards parameters, gradients
+and optimizer state over the same devices. Both run the same `train_step`. The state is never
+stacked by device: a checkpoint does not depend on the strategy or on the number of devices.
 """
 
 from __future__ import annotations
@@ -38,6 +38,25 @@ def check_batch_size(key: str, sequences: int, devices: int, micro_batches: int 
         )
 
 
+def configure_devices(config: ParallelConfig) -> None:
+    """Splits a CPU into `parallel.cpu_devices` devices; must run before the first array is made.
+
+    Raises:
+      ConfigError: the devices already exist, in another number.
+    """
+    if config.cpu_devices is None:
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", config.cpu_devices)
+    except RuntimeError as error:
+        found = jax.device_count("cpu")
+        if found != config.cpu_devices:
+            raise ConfigError(
+                f"parallel.cpu_devices={config.cpu_devices}, but this process has already made "
+                f"{found}; set the key before anything runs on JAX, or leave it unset"
+            ) from error
+
+
 class Parallel:
     """Compiles steps for all devices, and places states and batches on them.
 
@@ -58,6 +77,15 @@ class Parallel:
         """The state that `init_fn(key)` computes, made where it will live."""
         shardings = self.state_sharding(jax.eval_shape(init_fn, key))
         return jax.jit(init_fn, out_shardings=shardings)(key)
+
+    def abstract(self, init_fn: Callable[[jax.Array], TrainState]) -> TrainState:
+        """Shapes, types and shardings of `init_fn(key)`, which is not run."""
+        shapes = jax.eval_shape(init_fn, jax.random.key(0))
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            self.state_sharding(shapes),
+        )
 
     def state_sharding(self, state: Any) -> Any:
         """A sharding per leaf. fsdp splits the largest dimension that the devices divide."""
@@ -118,6 +146,12 @@ class Parallel:
         """Places a global batch [B, T] on the devices."""
         return self._put(batch, ())
 
+    def put_probe(self, tokens_BT: np.ndarray) -> jax.Array:
+        """Places sequences [B, T] for a program that `jit` partitions: split where B allows it."""
+        splits = len(tokens_BT) % self.num_devices == 0
+        spec = PartitionSpec(AXIS) if splits else PartitionSpec()
+        return jax.device_put(tokens_BT, NamedSharding(self._mesh, spec))
+
     def _put(self, batch: Batch, leading: tuple[int, ...]) -> Batch:
         axes = (None,) * len(leading) + (AXIS,)
         sharding = NamedSharding(self._mesh, PartitionSpec(*axes))
@@ -127,4 +161,4 @@ class Parallel:
         def place(x_BT: np.ndarray) -> jax.Array:
             return jax.device_put(x_BT.reshape(*leading, *by_device, -1, x_BT.shape[-1]), sharding)
 
-        return Batch(*map(place, batch))
+        return Batch(place(batch.tokens), place(batch.labels))

@@ -14,16 +14,14 @@ from nfllm.model.decoder import Decoder
 _FIRST_LOSS_SCALE = 2.0**15
 
 
-@struct.dataclass
-class LossScale:
+class LossScale(struct.PyTreeNode):
     """Dynamic loss scale of float16: the factor, and finite steps since it last changed."""
 
     factor: jax.Array
     finite_steps: jax.Array
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """Everything that a step reads and writes.
 
     `step` counts the batches consumed, and so says where in the data the run is; `skipped` counts

@@ -27,7 +27,7 @@ class StepMetrics(NamedTuple):
     """Scalars of one training step.
 
     `grad_norm` is the L2 norm before clipping; `finite` is whether loss and gradients all were;
-    `micro_losses_A` are the mean losses of the micro-batches, in nats per target.
+    `micro_losses` are the mean losses of the micro-batches, in nats per target.
     """
 
     loss_nats: jax.Array
@@ -35,7 +35,7 @@ class StepMetrics(NamedTuple):
     learning_rate: jax.Array
     num_targets: jax.Array
     finite: jax.Array
-    micro_losses_A: jax.Array
+    micro_losses: jax.Array  # [A]
 
 
 class EvalSums(NamedTuple):
@@ -92,7 +92,7 @@ def make_train_step(
             if uses_dropout:
                 options["rngs"] = {"dropout": dropout_key}
                 options["dropout_rows_B"] = _global_rows(index, tokens_BT.shape[0], axis_name)
-            logits_BTV = model.apply({"params": params}, tokens_BT, **options)
+            logits_BTV: Any = model.apply({"params": params}, tokens_BT, **options)
             loss = next_token_loss(logits_BTV, labels_BT)
             return loss * weight * scale, loss
 
@@ -114,14 +114,14 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / scale, grads)
         grad_norm = optax.tree.norm(grads)
         loss = jnp.sum(losses_A * weights_A)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        updates_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         metrics = StepMetrics(
             loss_nats=loss,
             grad_norm=grad_norm,
             learning_rate=schedule(state.step - state.skipped),
             num_targets=jnp.sum(targets_A),
-            finite=finite,
-            micro_losses_A=losses_A / jnp.maximum(targets_A, 1),
+            finite=_is_healthy(loss, updates_finite, state.loss_scale),
+            micro_losses=losses_A / jnp.maximum(targets_A, 1),
         )
 
         def apply(state: TrainState) -> TrainState:
@@ -139,9 +139,9 @@ def make_train_step(
         if training_config.non_finite == "continue" and state.loss_scale is None:
             state = apply(state)
         else:
-            state = jax.lax.cond(finite, apply, skip, state)
+            state = jax.lax.cond(updates_finite, apply, skip, state)
         return state.replace(
-            step=state.step + 1, loss_scale=_next_loss_scale(state.loss_scale, finite)
+            step=state.step + 1, loss_scale=_next_loss_scale(state.loss_scale, updates_finite)
         ), metrics
 
     return train_step
@@ -153,7 +153,7 @@ def make_eval_step(model: Decoder) -> Callable[..., EvalSums]:
     def eval_step(
         params: Any, tokens_BT: jax.Array, labels_BT: jax.Array, *, axis_name: str | None = None
     ) -> EvalSums:
-        logits_BTV = model.apply({"params": params}, tokens_BT)
+        logits_BTV: Any = model.apply({"params": params}, tokens_BT)
         sums = EvalSums(
             next_token_loss(logits_BTV, labels_BT),
             jnp.sum(labels_BT[:, 1:] != IGNORED_LABEL),
@@ -180,6 +180,13 @@ def _global_rows(micro_batch: jax.Array, rows: int, axis_name: str | None) -> ja
         return micro_batch * rows + jnp.arange(rows)
     devices, device = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name)
     return (micro_batch * devices + device) * rows + jnp.arange(rows)
+
+
+def _is_healthy(loss: jax.Array, updates_finite: jax.Array, scale: LossScale | None) -> jax.Array:
+    """Whether the step is sound; a scaled gradient that overflows only had too big a scale."""
+    if scale is None:
+        return updates_finite
+    return jnp.isfinite(loss) & (updates_finite | (scale.factor > 1.0))
 
 
 def _next_loss_scale(scale: LossScale | None, finite: jax.Array) -> LossScale | None:

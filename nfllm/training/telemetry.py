@@ -1,4 +1,4 @@
-"""A fixed probe batch through a second compiled program: entropies and health, reduced on the device.
+"""A fixed probe batch through a second program: entropies and health, reduced on the device.
 
 What crosses to the host is [L, H] or [L]; no [T, T] map leaves the device, and the training program
 is the same with telemetry as without.
@@ -71,7 +71,7 @@ def make_probe(model: Decoder) -> Callable[[Any, jax.Array], dict[str, Any]]:
 
 
 def first_nonfinite(nonfinite: dict[str, np.ndarray]) -> str | None:
-    """Where the first NaN or infinity stands in order of execution, in words; None if there is none.
+    """Where the first NaN or infinity stands in execution order, in words; None without one.
 
     Args:
       nonfinite: `{site: [L]}` counts, as `make_probe` gives them.

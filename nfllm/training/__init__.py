@@ -1,0 +1,1 @@
+"""Training: `fit` is the loop, the rest is what it calls."""

@@ -1,0 +1,63 @@
+"""Tokens per second of training alone."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+
+class Clock:
+    """Times training steps, without the first, which compiles, and without pauses.
+
+    Example:
+      clock = Clock(tokens_per_step=2048)
+      for batch in batches:
+          train(batch)
+          clock.tick()
+          with clock.paused():
+              evaluate()
+      print(clock.tokens_per_second)
+    """
+
+    def __init__(self, tokens_per_step: int) -> None:
+        self.tokens_per_step = tokens_per_step
+        self._begin = time.perf_counter()
+        self._last: float | None = None
+        self._steps, self._seconds = 0, 0.0
+        self._lap_steps, self._lap_seconds = 0, 0.0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the clock was made, pauses included."""
+        return time.perf_counter() - self._begin
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Mean over all steps timed; NaN before the second."""
+        return self._speed(self._steps, self._seconds)
+
+    def tick(self) -> None:
+        """Ends a step."""
+        now = time.perf_counter()
+        if self._last is not None:
+            self._steps += 1
+            self._seconds += now - self._last
+        self._last = now
+
+    def lap(self) -> float:
+        """Tokens per second since the last lap; NaN where no step was timed."""
+        steps, seconds = self._steps - self._lap_steps, self._seconds - self._lap_seconds
+        self._lap_steps, self._lap_seconds = self._steps, self._seconds
+        return self._speed(steps, seconds)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out the time inside the block."""
+        begin = time.perf_counter()
+        yield
+        if self._last is not None:
+            self._last += time.perf_counter() - begin
+
+    def _speed(self, steps: int, seconds: float) -> float:
+        return steps * self.tokens_per_step / seconds if seconds else float("nan")

@@ -1,0 +1,230 @@
+"""The one training loop: everything with a clock or a file in it is called from here."""
+
+from __future__ import annotations
+
+import dataclasses
+from signal import Signals
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+
+from nfllm.config import Config
+from nfllm.rundir import MetricsWriter
+from nfllm.training import interrupt
+from nfllm.training.checkpoint import Checkpoints
+from nfllm.training.clock import Clock
+from nfllm.training.evaluation import Evaluation
+from nfllm.training.program import Program
+from nfllm.training.progress import Progress
+from nfllm.training.record import check_resumable, check_writable, write_run
+from nfllm.training.state import TrainState
+from nfllm.training.step import StepMetrics
+from nfllm.training.telemetry import first_nonfinite
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or a gradient became NaN or infinite, and the policy says to stop."""
+
+
+class FitResult(NamedTuple):
+    """How a run ended.
+
+    `evaluation` and `entropy_LH` (nats) are None where the run was interrupted by `interrupted`.
+    """
+
+    step: int
+    evaluation: Evaluation | None
+    entropy_LH: np.ndarray | None
+    tokens_per_second: float
+    interrupted: Signals | None
+
+
+def fit(config: Config, workdir: epath.PathLike) -> FitResult:
+    """Trains `config` in the run directory `workdir`, or goes on from its newest checkpoint.
+
+    Steps, order of data and losses are those of a run that was never interrupted, bit for bit on a
+    CPU. SIGINT and SIGTERM save before they end it.
+
+    Args:
+      config: what to run.
+      workdir: the run directory; made where it does not exist.
+
+    Raises:
+      ConfigError: the config cannot be run on these devices or this data.
+      RunError: `workdir` cannot be written, or holds a run of another config or of other data.
+      NonFiniteError: the loss or a gradient is not finite and `training.non_finite` says to stop.
+    """
+    run = epath.Path(workdir)
+    check_writable(run)
+    changes = check_resumable(run, config)
+    program = Program(config, progress=True)
+    with (
+        interrupt.watch() as signals,
+        Checkpoints(run, config.checkpoint) as checkpoints,
+        MetricsWriter(run) as metrics,
+    ):
+        fingerprint = program.dataset.fingerprint
+        state = checkpoints.restore(program.abstract_state(), fingerprint)
+        resumed = state is not None
+        if state is None:
+            state = program.init_state()
+        write_run(run, program, state.params)
+        with Progress(config.training.steps, int(state.step)) as progress:
+            loop = _Loop(program, checkpoints, metrics, progress, signals)
+            loop.announce(resumed, int(state.step), changes)
+            return loop.run(state)
+
+
+@dataclasses.dataclass
+class _Loop:
+    """The state of the loop that is not the training state: clocks, and the step not yet read."""
+
+    program: Program
+    checkpoints: Checkpoints
+    metrics: MetricsWriter
+    progress: Progress
+    signals: interrupt.Interrupt
+    skipped_in_a_row: int = 0
+
+    def announce(self, resumed: bool, step: int, changes: list[str]) -> None:
+        for line in self.checkpoints.fallbacks:
+            self._event("fell_back", step, f"{line}; going on from step {step}")
+        if resumed:
+            note = f" with {', '.join(changes)}" if changes else ""
+            self._event("resumed", step, f"resumed at step {step}{note}")
+        else:
+            model = self.program.model
+            what = f"{model.config.architecture}, {jax.device_count()} {jax.default_backend()}"
+            self._event("started", step, f"started: {what} device(s), {model.dtype} products")
+
+    def run(self, state: TrainState) -> FitResult:
+        config, program = self.program.config, self.program
+        start, total = int(state.step), config.training.steps
+        clock = Clock(config.training.batch_size * config.model.context_length)
+        unread: StepMetrics | None = None
+        step = start
+        if start == 0:
+            self._probe(state, 0)
+        with program.train_batches(start) as batches:
+            for batch in batches:
+                state, new = program.train_step(state, batch)
+                # The metrics of the step before: the device is never kept waiting for the host.
+                if unread is not None:
+                    self._read(unread, step, clock, batches.waited_seconds, state)
+                step, unread = step + 1, new
+                due = _due(config, step)
+                if not (due or self.signals.signal) or step == total:
+                    continue
+                self._read(unread, step, clock, batches.waited_seconds, state)
+                unread = None
+                with clock.paused():
+                    if "telemetry" in due:
+                        self._probe(state, step)
+                    if "evaluation" in due:
+                        self._evaluate(state, step)
+                    if self.signals.signal:
+                        return self._interrupted(state, step, clock)
+                    if "checkpoint" in due:
+                        self.checkpoints.save(state, program.dataset.fingerprint)
+            if unread is not None:
+                self._read(unread, step, clock, batches.waited_seconds, state)
+        self.checkpoints.save(state, program.dataset.fingerprint)
+        entropy_LH = self._probe(state, step)
+        evaluation = self._evaluate(state, step)
+        self._event("finished", step, f"finished {step} steps")
+        return FitResult(step, evaluation, entropy_LH, clock.tokens_per_second, None)
+
+    def _read(
+        self, new: StepMetrics, step: int, clock: Clock, waited: float, state: TrainState
+    ) -> None:
+        """Waits for the metrics of step number `step` and acts on them."""
+        config = self.program.config.training
+        values = jax.device_get(new)
+        clock.tick()
+        self._check_finite(values, step, state)
+        if step % config.log_every == 0 or step == config.steps:
+            speed = clock.lap()
+            self.metrics.write(
+                "train",
+                step,
+                loss_nats=float(values.loss_nats),
+                grad_norm=float(values.grad_norm),
+                learning_rate=float(values.learning_rate),
+                tokens=step * clock.tokens_per_step,
+                tokens_per_second=round(speed, 1),
+                input_wait_seconds=round(waited, 4),
+                elapsed_seconds=round(clock.elapsed, 3),
+            )
+            self.progress.update(step, float(values.loss_nats), speed)
+
+    def _check_finite(self, values: StepMetrics, step: int, state: TrainState) -> None:
+        if bool(values.finite):
+            self.skipped_in_a_row = 0
+            return
+        config = self.program.config.training
+        self.skipped_in_a_row += 1
+        where = first_nonfinite(self.program.probe_batch(state, step - 1)["nonfinite"])
+        found = f"first seen in the {where}" if where else "the forward pass is finite afterwards"
+        message = (
+            f"loss {float(values.loss_nats)} and gradient norm {float(values.grad_norm)} at step "
+            f"{step}: {found}"
+        )
+        self._event("non_finite", step, message)
+        limit = config.max_skipped_steps
+        if config.non_finite == "skip" and self.skipped_in_a_row > limit:
+            message += (
+                f"; {self.skipped_in_a_row} steps in a row, training.max_skipped_steps={limit}"
+            )
+        elif config.non_finite != "stop":
+            return
+        saved = self.checkpoints.steps()
+        kept = f"the checkpoint of step {saved[-1]} is kept" if saved else "none was saved before"
+        raise NonFiniteError(
+            f"{message}; {kept}. Lower optimizer.learning_rate, or set training.non_finite to skip "
+            "or continue"
+        )
+
+    def _probe(self, state: TrainState, step: int) -> np.ndarray | None:
+        if not self.program.config.telemetry.every:
+            return None
+        fields = self.program.probe(state)
+        self.metrics.write("telemetry", step, **fields)
+        return fields["entropy_nats"]
+
+    def _evaluate(self, state: TrainState, step: int) -> Evaluation:
+        found = self.program.evaluate(state)
+        self.metrics.write(
+            "eval",
+            step,
+            eval_loss_nats=found.loss_nats,
+            eval_perplexity=found.perplexity,
+            eval_tokens=found.num_targets,
+            eval_seconds=round(found.seconds, 3),
+        )
+        self.progress.say(
+            f"step {step}  evaluation loss {found.loss_nats:.4f} nats, perplexity "
+            f"{found.perplexity:.2f}"
+        )
+        return found
+
+    def _interrupted(self, state: TrainState, step: int, clock: Clock) -> FitResult:
+        assert self.signals.signal
+        self.checkpoints.save(state, self.program.dataset.fingerprint)
+        self._event("interrupted", step, f"{self.signals.signal.name}: saved at step {step}")
+        return FitResult(step, None, None, clock.tokens_per_second, self.signals.signal)
+
+    def _event(self, event: str, step: int, message: str) -> None:
+        self.metrics.write("event", step, event=event, message=message)
+        self.progress.say(message)
+
+
+def _due(config: Config, step: int) -> set[str]:
+    """What is to be done after `step` steps, besides training."""
+    intervals: dict[str, Any] = {
+        "telemetry": config.telemetry.every,
+        "evaluation": config.evaluation.every,
+        "checkpoint": config.checkpoint.every,
+    }
+    return {what for what, every in intervals.items() if every and step % every == 0}

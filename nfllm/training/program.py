@@ -1,0 +1,137 @@
+"""Everything that a run needs before its first step, built and checked from a config."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nfllm import data
+from nfllm.config import Config, ConfigError
+from nfllm.data import batches
+from nfllm.model.decoder import Decoder
+from nfllm.training.evaluation import Evaluation, evaluate
+from nfllm.training.optimizer import make_optimizer
+from nfllm.training.parallel import Parallel, check_batch_size, configure_devices
+from nfllm.training.schedules import make_schedule
+from nfllm.training.state import TrainState, init_state
+from nfllm.training.step import make_eval_step, make_train_step
+from nfllm.training.telemetry import make_probe
+
+
+class Program:
+    """The model, its data, and its compiled steps.
+
+    Building it checks all that can be checked without data, then prepares the data; nothing is
+    compiled until a step is called.
+
+    Raises:
+      ConfigError: a batch does not divide over the devices, or exceeds the windows there are.
+    """
+
+    def __init__(self, config: Config, *, progress: bool = False) -> None:
+        self.config = config
+        training = config.training
+        configure_devices(config.parallel)
+        _use_compilation_cache(training.compilation_cache)
+        self.parallel = Parallel(config.parallel, training)
+        devices = self.parallel.num_devices
+        check_batch_size(
+            "training.batch_size", training.batch_size, devices, training.gradient_accumulation
+        )
+        check_batch_size("evaluation.batch_size", config.evaluation.batch_size, devices)
+        schedule = make_schedule(config.optimizer, training.steps)
+        optimizer = make_optimizer(config.optimizer, schedule)
+
+        self.dataset = data.load(config.data, config.model.context_length, progress=progress)
+        windows = len(self.dataset.train)
+        if windows < training.batch_size:
+            raise ConfigError(
+                f"training.batch_size={training.batch_size} exceeds the {windows} windows of the "
+                "training split; lower it or model.context_length, or add documents"
+            )
+        self._ignored_id = (
+            self.dataset.tokenizer.end_of_text_id if config.data.mask_end_of_text else None
+        )
+        self.model = Decoder(
+            config.model, self.dataset.tokenizer.vocab_size, dtype_of(training.dtype)
+        )
+        self._init = functools.partial(init_state, model=self.model, optimizer=optimizer)
+        self.train_step = self.parallel.train_step(
+            make_train_step(self.model, optimizer, schedule, config.optimizer, training)
+        )
+        self._eval_step = self.parallel.eval_step(make_eval_step(self.model))
+        self._probe = make_probe(self.model)
+
+    def init_state(self) -> TrainState:
+        """The state before the first step."""
+        return self.parallel.init(self._init, jax.random.key(self.config.training.seed))
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, types and shardings of the state, without making it."""
+        return self.parallel.abstract(self._init)
+
+    def train_batch(self, step: int) -> batches.Batch:
+        """The global batch number `step`, on the host."""
+        training = self.config.training
+        return batches.train_batch(
+            self.dataset.train,
+            training.seed,
+            step,
+            training.batch_size,
+            ignored_id=self._ignored_id,
+        )
+
+    def train_batches(self, start: int) -> batches.Prefetcher[batches.Batch]:
+        """The batches from number `start` to the end of the run, kept ahead on the devices."""
+        stop = self.config.training.steps
+        return batches.prefetch(self.train_batch, start, stop, self.parallel.put_train)
+
+    def evaluate(self, state: TrainState) -> Evaluation:
+        """Loss and perplexity over the validation split."""
+        found = batches.evaluation_batches(
+            self.dataset.validation,
+            self.config.evaluation.batch_size,
+            ignored_id=self._ignored_id,
+            max_windows=self.config.evaluation.max_windows,
+        )
+        return evaluate(self._eval_step, state.params, found, self.parallel.put_eval)
+
+    def probe(self, state: TrainState) -> dict[str, Any]:
+        """The telemetry fields on the fixed probe batch."""
+        return self._probe(state.params, self._probe_tokens)
+
+    def probe_batch(self, state: TrainState, step: int) -> dict[str, Any]:
+        """The telemetry fields on training batch number `step`."""
+        tokens_BT = self.train_batch(step).tokens
+        return self._probe(state.params, self.parallel.put_probe(tokens_BT))
+
+    @functools.cached_property
+    def _probe_tokens(self) -> jax.Array:
+        windows = self.dataset.validation
+        count = min(self.config.telemetry.probe_windows, len(windows))
+        # Spread over the split: its first windows may all be of one document.
+        indices = np.linspace(0, len(windows) - 1, count).astype(np.int64)
+        return self.parallel.put_probe(windows.gather(indices))
+
+
+def dtype_of(name: str) -> jnp.dtype:
+    """The type of matrix products; `auto` is float32 on a CPU and bfloat16 elsewhere."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+def _use_compilation_cache(directory: str | None) -> None:
+    if directory is None:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        directory = str(Path(root) / "nfllm" / "compiled")
+    if not directory:
+        return
+    jax.config.update("jax_compilation_cache_dir", directory)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

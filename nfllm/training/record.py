@@ -1,0 +1,95 @@
+"""What a run directory says about its run, and whether it may be gone on with."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from typing import Any
+
+import jax
+from etils import epath
+
+from nfllm.config import Config, differences
+from nfllm.rundir import (
+    CORPUS_FILE,
+    RECORD_FILE,
+    TOKENIZER_FILE,
+    RunError,
+    RunRecord,
+    read_record,
+    write_record,
+)
+from nfllm.training.optimizer import split_by_decay
+from nfllm.training.program import Program
+
+# These change what is watched and kept, or how fast it goes, and not what is trained.
+_FREE_SECTIONS = ("evaluation", "telemetry", "checkpoint", "parallel")
+_FREE_KEYS = (
+    "data.data_dir",
+    "model.scan_layers",
+    "model.remat",
+    "training.steps",
+    "training.log_every",
+    "training.non_finite",
+    "training.max_skipped_steps",
+    "training.compilation_cache",
+)
+
+
+def check_writable(run: epath.Path) -> None:
+    """Raises RunError where the run directory cannot be made or written."""
+    probe = run / ".writable"
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise RunError(
+            f"--workdir {run} cannot be written ({error.strerror or error}); choose a directory "
+            "that you may write to, with space on its disk"
+        ) from error
+
+
+def check_resumable(run: epath.Path, config: Config) -> list[str]:
+    """Changes of the config against the run in `run`, as "key=new (was old)"; none for a new run.
+
+    Raises:
+      RunError: a key differs that decides what is trained.
+    """
+    if not (run / RECORD_FILE).exists():
+        return []
+    changed = differences(read_record(run).config, config)
+    fixed = {
+        key: values
+        for key, values in changed.items()
+        if key not in _FREE_KEYS and key.partition(".")[0] not in _FREE_SECTIONS
+    }
+    if fixed:
+        listed = ", ".join(
+            f"{key}: {old!r} there, {new!r} here" for key, (old, new) in fixed.items()
+        )
+        raise RunError(
+            f"{run} holds a run of another config ({listed}); give the same values to continue "
+            "it, or another --workdir to start anew"
+        )
+    return [f"{key}={new!r} (was {old!r})" for key, (old, new) in changed.items()]
+
+
+def write_run(run: epath.Path, program: Program, params: Any) -> None:
+    """Writes config, tokenizer and corpus card: all that is needed to judge and load the run."""
+    decayed, undecayed = split_by_decay(params, decay_slopes=program.config.optimizer.decay_slopes)
+    dataset = program.dataset
+    dataset.tokenizer.save(run / TOKENIZER_FILE)
+    (run / CORPUS_FILE).write_text(json.dumps(dataset.card, indent=1) + "\n")
+    write_record(
+        run,
+        RunRecord(
+            config=program.config,
+            vocab_size=dataset.tokenizer.vocab_size,
+            num_parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
+            data_fingerprint=dataset.fingerprint,
+            decayed_parameters=decayed,
+            undecayed_parameters=undecayed,
+            nfllm_version=importlib.metadata.version("nfllm"),
+        ),
+    )
