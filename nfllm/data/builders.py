@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 import tensorflow_datasets as tfds
 
 from nfllm.data.python_files import python_files, standard_library, standard_library_files
-from nfllm.data.records import MalformedPolicy, Record
+from nfllm.data.records import MalformedPolicy, MalformedRecordError, Record
 from nfllm.data.text_files import find_files, read_file
 
 
@@ -88,7 +88,7 @@ class FilesBuilder(tfds.core.GeneratorBasedBuilder):
             count += 1
         if not count:
             files = self.builder_config.files
-            raise ValueError(
+            raise MalformedRecordError(
                 f"no document in {len(files)} files from {files[0][1]} on "
                 f"({policy.skipped} malformed records were left out)"
             )
@@ -102,10 +102,11 @@ class FilesBuilder(tfds.core.GeneratorBasedBuilder):
 class PythonSource(FilesBuilder):
     """Python files of any directories; one document a file, with the fields `path` and `package`.
 
-    The package is the first name below the root: a directory, or a module without its suffix.
+    The package is the first name of the path: a directory, or a module without its suffix. Paths
+    are relative to the root, or to its parent where the root itself is a package.
 
     Raises:
-      FileNotFoundError: a root is no directory, or has no Python file.
+      ConfigError: a root is no directory, or has no Python file.
     """
 
     DESCRIPTION = "Python source files of local directories."
@@ -113,11 +114,10 @@ class PythonSource(FilesBuilder):
     def __init__(
         self, *, roots: list[Path], data_dir: str, malformed: Literal["error", "skip"] = "error"
     ) -> None:
-        files = [
-            (file.relative_to(root).as_posix(), file)
-            for root in roots
-            for file in python_files(root)
-        ]
+        files = []
+        for root in roots:
+            base = root.parent if (root / "__init__.py").exists() else root
+            files += [(file.relative_to(base).as_posix(), file) for file in python_files(root)]
         super().__init__(config=FilesConfig(files=files, malformed=malformed), data_dir=data_dir)
 
     def records(self, policy: MalformedPolicy) -> Iterator[Record]:
@@ -145,8 +145,7 @@ class TextFiles(FilesBuilder):
     """jsonl, txt and parquet files, also compressed; one document a record.
 
     Raises:
-      FileNotFoundError: a source names no file.
-      ValueError: a file has a format that cannot be read.
+      ConfigError: a source names no file, or one of a format that cannot be read.
     """
 
     DESCRIPTION = "Documents of local jsonl, txt and parquet files."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from etils import epath
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 24
+_FULL = os.strerror(errno.ENOSPC)
 
 
 def read_manifest(directory: epath.Path) -> dict[str, Any] | None:
@@ -63,6 +65,22 @@ def staged(directory: epath.Path) -> Iterator[Path]:
             _rename(staging, Path(directory))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def explain_full_disk(directory: epath.Path) -> Iterator[None]:
+    """Says which disk is full, and what helps, in place of whatever error the writer had."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # array_record reports a full disk as a RuntimeError.
+        if getattr(error, "errno", None) != errno.ENOSPC and _FULL not in str(error):
+            raise
+        raise OSError(
+            errno.ENOSPC,
+            f"{_FULL} under {os.fspath(directory)} to prepare the corpus (text, then tokens); "
+            "what was half-written has been removed; free some space, or set data.data_dir",
+        ) from error
 
 
 def write_manifest(staging: Path, manifest: dict[str, Any]) -> None:

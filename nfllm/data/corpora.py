@@ -103,15 +103,15 @@ class Corpus:
     def prepare(self, *, progress: bool) -> None:
         """Writes the text as TFDS datasets, where that has not happened yet."""
         for part in self._parts:
-            _prepare(part.builder, progress)
+            if not _is_prepared(part.builder):
+                part.builder = _prepared(part.builder, progress)
 
 
 def open_corpus(config: DataConfig, data_dir: epath.Path) -> Corpus:
     """The corpus of `config`, its text under `data_dir` (a remote one: under `default_data_dir()`).
 
     Raises:
-      ConfigError: no such dataset or split.
-      FileNotFoundError: a source does not exist.
+      ConfigError: there is no such dataset, split or source file.
     """
     local = default_data_dir() if "://" in os.fspath(data_dir) else data_dir
     if config.dataset in _LOCAL:
@@ -194,20 +194,23 @@ def _codeparrot(which: str, data_dir: epath.Path) -> Any:
     )
 
 
-def _prepare(builder: Any, progress: bool) -> None:
-    """Writes the dataset, unless it is there or another process is faster."""
+def _is_prepared(builder: Any) -> bool:
+    return (builder.data_path / tfds_reader.DATASET_INFO).exists()
+
+
+def _prepared(builder: Any, progress: bool) -> Any:
+    """Writes the dataset and opens it; another process may do so at the same time."""
     import tensorflow_datasets as tfds
 
-    if builder.is_prepared():
-        return
     tfds.display_progress_bar(progress)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
     except OSError:
-        if not builder.is_prepared():
+        # The other process was faster, so this one could not rename its directory into place.
+        if not _is_prepared(builder):
             raise
-        builder.info.read_from_directory(builder.data_dir)
+    return tfds.builder_from_directory(os.fspath(builder.data_path))
 
 
 def _stored_state(part: Part) -> list[str]:

@@ -28,6 +28,7 @@ class Dataset:
       validation: validation windows; no document occurs in both.
       fingerprint: SHA-256 over texts, tokens, tokenizer, split and windows; hosts with equal
         fingerprints see equal batches.
+      directory: where tokens and tokenizer are kept.
       card: the corpus card, JSON-able: sources, counts, licences, content hashes.
     """
 
@@ -35,6 +36,7 @@ class Dataset:
     train: Windows
     validation: Windows
     fingerprint: str
+    directory: epath.Path
     card: dict[str, Any]
 
 
@@ -50,16 +52,17 @@ def load(config: DataConfig, context_length: int, *, progress: bool = False) -> 
       The dataset, its tokens memory-mapped.
 
     Raises:
-      ConfigError: the configuration does not fit the corpus, or leaves a split without a window.
+      ConfigError: there is no such corpus, or the configuration does not fit it, or leaves a split
+        without a window.
       MalformedRecordError: a record cannot be read and `config.malformed` is "error".
-      FileNotFoundError: a source does not exist.
+      OSError: the disk is full; nothing half-written is left behind.
     """
     root = epath.Path(config.data_dir or corpora.default_data_dir())
     corpus = corpora.open_corpus(config, root)
     directory = root / "tokens" / prepare.cache_name(config, corpus)
     manifest = cache.read_manifest(directory)
     if manifest is None:
-        with cache.staged(directory) as staging:
+        with cache.explain_full_disk(root), cache.staged(directory) as staging:
             prepare.prepare(config, corpus, staging, progress=progress)
         manifest = cache.read_manifest(directory)
         if manifest is None:
@@ -77,7 +80,7 @@ def load(config: DataConfig, context_length: int, *, progress: bool = False) -> 
     facts = {
         "format": _FORMAT,
         "files": manifest["files"],
-        "splits": manifest["card"]["splits"],
+        "texts": [manifest["card"]["splits"][split]["content_sha256"] for split in windows],
         "tokenizer": tokenizer.fingerprint,
         "window": config.window,
         "context_length": context_length,
@@ -95,4 +98,4 @@ def load(config: DataConfig, context_length: int, *, progress: bool = False) -> 
         },
         "fingerprint": fingerprint,
     }
-    return Dataset(tokenizer, windows["train"], windows["validation"], fingerprint, card)
+    return Dataset(tokenizer, windows["train"], windows["validation"], fingerprint, directory, card)

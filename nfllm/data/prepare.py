@@ -22,7 +22,7 @@ _FORMAT = 1
 _SPLITS = {Side.TRAIN: "train", Side.VALIDATION: "validation"}
 # BPE is trained on a sample of the training documents of about this size: more changes few merges.
 _TOKENIZER_BYTES = 100 << 20
-_BATCH_BYTES = 4 << 20
+_BATCH_CHARACTERS = 1 << 20
 
 T = TypeVar("T")
 
@@ -128,7 +128,7 @@ def _write_tokens(
 def _batches(
     documents: Iterable[tuple[Any, bool]], assignment: Assignment
 ) -> Iterator[list[tuple[Side, str]]]:
-    """Documents of both splits, a few megabytes at a time."""
+    """Documents of both splits, about a megabyte at a time."""
     batch: list[tuple[Side, str]] = []
     size = 0
     for index, (record, _) in enumerate(documents):
@@ -139,7 +139,7 @@ def _batches(
             continue
         batch.append((side, record.text))
         size += len(record.text)
-        if size >= _BATCH_BYTES:
+        if size >= _BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
     if batch:

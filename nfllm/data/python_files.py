@@ -7,6 +7,8 @@ import os
 import sysconfig
 from pathlib import Path
 
+from nfllm.config import ConfigError
+
 # Of the standard library: what is no library source, or differs from one installation to the next.
 _NOT_LIBRARY = (
     "site-packages",
@@ -31,10 +33,10 @@ def python_files(root: Path, *, exclude: tuple[str, ...] = ()) -> list[Path]:
     """All `.py` files under `root`, sorted; names that match `exclude` are left out.
 
     Raises:
-      FileNotFoundError: `root` is no directory, or has no Python file.
+      ConfigError: `root` is no directory, or has no Python file.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is not a directory of Python files")
+        raise ConfigError(f"{root} is no directory; name directories of Python files")
     excluded = (*_NEVER, *exclude)
     found = []
     for directory, children, names in os.walk(root):
@@ -45,9 +47,7 @@ def python_files(root: Path, *, exclude: tuple[str, ...] = ()) -> list[Path]:
             if name.endswith(".py") and not _matches(name, excluded)
         ]
     if not found:
-        raise FileNotFoundError(
-            f"{root} has no Python file (*.py), so there is nothing to train on"
-        )
+        raise ConfigError(f"{root} has no Python file (*.py), so there is nothing to train on")
     return sorted(found)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from nfllm.config import ConfigError
 from nfllm.data.records import MalformedPolicy, Record, no_text, plain_fields, text_name
 
 # A .txt file becomes blocks of this size, cut at line ends: there must be something to hold out.
@@ -28,27 +29,26 @@ class _DamagedError(Exception):
     """A compressed stream that ends early or is none."""
 
 
-def find_files(sources: str, suffixes: tuple[str, ...] | None = None) -> list[Path]:
+def find_files(sources: str) -> list[Path]:
     """Expands paths, directories and globs, separated by commas, into a sorted list of files.
 
     Raises:
-      FileNotFoundError: a source names no file.
-      ValueError: a file named directly has a format that cannot be read.
+      ConfigError: a source names no file, or one of a format that cannot be read.
     """
-    suffixes = suffixes or _suffixes()
+    suffixes = tuple(kind + packed for kind in _FORMATS for packed in ("", *_COMPRESSIONS))
     found: set[Path] = set()
     for source in filter(None, map(str.strip, sources.split(","))):
         paths = [Path(path) for path in glob.glob(os.path.expanduser(source), recursive=True)]
         if not paths:
-            raise FileNotFoundError(f"data.sources names {source!r}, but there is no such file")
+            raise ConfigError(f"data.sources names {source!r}, but there is no such file")
         for path in paths:
             files = [path] if path.is_file() else _below(path, suffixes)
             if not files:
-                raise FileNotFoundError(f"{path} holds no file that ends in {', '.join(suffixes)}")
+                raise ConfigError(f"{path} holds no file that ends in {', '.join(suffixes)}")
             found.update(files)
     for path in found:
         if not path.name.endswith(suffixes):
-            raise ValueError(f"{path} cannot be read; files must end in {', '.join(suffixes)}")
+            raise ConfigError(f"{path} cannot be read; files must end in {', '.join(suffixes)}")
     return sorted(found)
 
 
@@ -165,10 +165,6 @@ _COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
     ".xz": lzma.LZMAFile,
     ".zst": _open_zstd,
 }
-
-
-def _suffixes() -> tuple[str, ...]:
-    return tuple(kind + packed for kind in _FORMATS for packed in ("", *_COMPRESSIONS))
 
 
 def _below(directory: Path, suffixes: tuple[str, ...]) -> list[Path]:

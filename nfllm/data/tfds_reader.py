@@ -17,7 +17,7 @@ from etils import epath
 from nfllm.config import ConfigError, suggest
 
 _BATCH = 256
-_INFO = "dataset_info.json"
+DATASET_INFO = "dataset_info.json"
 
 
 def find_prepared(data_dir: epath.Path, name: str) -> epath.Path | None:
@@ -31,7 +31,7 @@ def find_prepared(data_dir: epath.Path, name: str) -> epath.Path | None:
     if not root.exists():
         return None
     found = sorted(
-        info.parent for pattern in ("*", "*/*") for info in root.glob(f"{pattern}/{_INFO}")
+        info.parent for pattern in ("*", "*/*") for info in root.glob(f"{pattern}/{DATASET_INFO}")
     )
     found = [directory for directory in found if not version or directory.name == version]
     configs = sorted({os.fspath(directory.parent) for directory in found})
@@ -53,8 +53,10 @@ def open_prepared(data_dir: epath.Path, name: str) -> Any:
     if directory is None:
         names = {"python_stdlib", "python_source", "text_files", "codeparrot"}
         if data_dir.exists():
-            names |= {path.parent.parent.name for path in data_dir.glob(f"*/*/{_INFO}")}
-            names |= {path.parent.parent.parent.name for path in data_dir.glob(f"*/*/*/{_INFO}")}
+            names |= {path.parent.parent.name for path in data_dir.glob(f"*/*/{DATASET_INFO}")}
+            names |= {
+                path.parent.parent.parent.name for path in data_dir.glob(f"*/*/*/{DATASET_INFO}")
+            }
         raise ConfigError(
             f"data.dataset={name!r} is neither a built-in corpus nor a TFDS dataset prepared under "
             f"data.data_dir={os.fspath(data_dir)!r}; {suggest(name, names)}"

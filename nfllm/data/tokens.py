@@ -60,7 +60,7 @@ class TokenWriter:
         self._end = np.array([end_of_text_id], self._dtype).tobytes()
         self._offsets = array.array("q", [0])
         self._content = hashlib.sha256()
-        self.num_bytes = 0
+        self._num_bytes = 0
 
     def append(self, text_bytes: Sequence[bytes], ids: Sequence[np.ndarray]) -> None:
         """Adds documents, given as UTF-8 and as token ids."""
@@ -68,15 +68,17 @@ class TokenWriter:
             self._tokens.write(document.astype(self._dtype).tobytes() + self._end)
             self._offsets.append(self._offsets[-1] + len(document) + 1)
             self._content.update(hashlib.sha256(text).digest())
-            self.num_bytes += len(text)
+            self._num_bytes += len(text)
 
     def statistics(self) -> dict[str, Any]:
         """Counts of the split; `content_sha256` depends on the texts and their order alone."""
         documents = len(self._offsets) - 1
+        tokens = self._offsets[-1] - documents
         return {
             "documents": documents,
-            "bytes": self.num_bytes,
-            "tokens": self._offsets[-1] - documents,
+            "bytes": self._num_bytes,
+            "tokens": tokens,
+            "bytes_per_token": round(self._num_bytes / max(1, tokens), 4),
             "content_sha256": self._content.hexdigest(),
         }
 
