@@ -1,0 +1,145 @@
+"""Reading arrays of any framework, and the checks that every analysis function makes.
+
+Shapes are checked always, since they are known even under `jax.jit`. Values are checked only where
+they exist: on concrete arrays that this process can read in full.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+Arrays = ArrayLike | Sequence[ArrayLike]
+"""One array, or a sequence of arrays of one shape that stands for their stack (Hugging Face returns
+attentions as a tuple with one array a layer)."""
+
+
+def as_array(x: Arrays) -> jax.Array:
+    """Any framework's array, or a stacked sequence of them, as a JAX array of the same type."""
+    if isinstance(x, jax.Array):
+        return x
+    if isinstance(x, list | tuple):
+        parts = [as_array(part) for part in x]
+        return jnp.stack(parts) if parts else jnp.zeros((0,), jnp.float32)
+    return jnp.asarray(np.asarray(x))
+
+
+def as_float32(x: Arrays) -> jax.Array:
+    """`as_array` in float32, the precision in which all statistics are computed."""
+    return as_array(x).astype(jnp.float32)
+
+
+def is_concrete(*arrays: jax.Array) -> bool:
+    """Whether every array has values that this process can read (no tracer, no remote shard)."""
+    return all(not isinstance(x, jax.core.Tracer) and x.is_fully_addressable for x in arrays)
+
+
+def check_axes(name: str, x: jax.Array, axes: str) -> None:
+    """Checks the number of axes against a legend such as `"... H T S"` or `"L H"`.
+
+    Raises:
+      ValueError: The rank differs (or is too low, where the legend starts with `...`), or an axis
+        is empty.
+    """
+    names = axes.split()
+    open_ended = names[0] == "..."
+    needed = len(names) - open_ended
+    expected = f"[{', '.join(names)}]"
+    if x.ndim < needed or (x.ndim > needed and not open_ended):
+        at_least = "at least " if open_ended else ""
+        raise ValueError(
+            f"{name}: expected shape {expected}, got {x.shape}: "
+            f"{at_least}{needed} axes are needed, it has {x.ndim}"
+        )
+    if 0 in x.shape:
+        raise ValueError(f"{name}: expected shape {expected}, got {x.shape}: an axis is empty")
+
+
+def check_same_shape(names: str, x: jax.Array, y: jax.Array) -> None:
+    """Raises ValueError unless the two arrays have one shape."""
+    if x.shape != y.shape:
+        raise ValueError(f"{names}: expected equal shapes, got {x.shape} and {y.shape}")
+
+
+def causal_mask(num_queries: int, num_keys: int | None = None) -> jax.Array:
+    """The causal mask `[T, S]`: True where query t sees key s.
+
+    The last query sees every key: with `offset = S - T` (0 without a key-value cache), query t sees
+    the keys `s <= t + offset`.
+    """
+    return jnp.tri(
+        num_queries,
+        num_keys,
+        (num_queries if num_keys is None else num_keys) - num_queries,
+        dtype=bool,
+    )
+
+
+def visible_keys(num_queries: int, num_keys: int | None = None) -> jax.Array:
+    """Number of keys `[T]` that each query of a causal head sees: `t + 1 + (S - T)`."""
+    offset = (num_queries if num_keys is None else num_keys) - num_queries
+    return jnp.arange(1, num_queries + 1) + offset
+
+
+def check_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | None:
+    """A boolean mask, checked to broadcast to scores of `shape` and to have an entry for each key.
+
+    Raises:
+      ValueError: The mask does not fit.
+    """
+    if mask is None:
+        return None
+    mask = as_array(mask).astype(bool)
+    if not (mask.ndim >= 1 and mask.shape[-1] == shape[-1] and broadcasts_to(mask.shape, shape)):
+        raise ValueError(
+            f"mask: expected a shape that broadcasts to [..., H, T, S] = {shape} and ends in "
+            f"S = {shape[-1]}, got {mask.shape}"
+        )
+    return mask
+
+
+def broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    """Whether an array of `shape` broadcasts to `target` without changing it."""
+    return len(shape) <= len(target) and all(
+        n in (1, m) for n, m in zip(shape[::-1], target[::-1], strict=False)
+    )
+
+
+def tree_sum(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
+    """Sum in float32 whose rounding error does not grow with the number of terms.
+
+    Terms are added in groups of 64, then the sums of groups, and so on. Added one after the
+    other, as a CPU does, ten million squares are off by 1e-3.
+    """
+    axes = sorted(a % x.ndim for a in ((axis,) if isinstance(axis, int) else axis))
+    kept = [a for a in range(x.ndim) if a not in axes]
+    kept_shape = tuple(x.shape[a] for a in kept)
+    x = x.astype(jnp.float32).transpose(*kept, *axes).reshape(*kept_shape, -1)
+    while x.shape[-1] > 64:
+        x = jnp.pad(x, [(0, 0)] * len(kept) + [(0, -x.shape[-1] % 64)])
+        x = jnp.sum(x.reshape(*kept_shape, -1, 64), axis=-1)
+    return jnp.sum(x, axis=-1)
+
+
+def tail_axes(x: jax.Array, keep: int) -> tuple[int, ...]:
+    """All axes but the first `keep`, which a statistic keeps (1: one value a layer).
+
+    Raises:
+      ValueError: `x` has no axis beyond those.
+    """
+    if not 0 <= keep < x.ndim:
+        raise ValueError(f"keep={keep} leading axes: nothing is left to reduce in shape {x.shape}")
+    return tuple(range(keep, x.ndim))
+
+
+def masked_mean(x: jax.Array, where: jax.Array, axis: int | tuple[int, ...] = -1) -> jax.Array:
+    """Mean of `x` over the entries where `where` (broadcast to `x`) is True; NaN where none is.
+
+    Entries left out do not reach the result or its gradient, NaN included.
+    """
+    where = jnp.broadcast_to(where, x.shape)
+    count = jnp.sum(where, axis=axis)
+    mean = jnp.sum(jnp.where(where, x, 0.0), axis=axis) / jnp.maximum(count, 1)
+    return jnp.where(count > 0, mean, jnp.nan)

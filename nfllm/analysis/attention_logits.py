@@ -1,0 +1,97 @@
+"""Why the entropy of a head is what it is: how far its logits spread."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from nfllm.analysis.arrays import (
+    Arrays,
+    as_array,
+    as_float32,
+    causal_mask,
+    check_axes,
+    check_mask,
+    is_concrete,
+    masked_mean,
+)
+from nfllm.analysis.online_entropy import attention_entropy_from_logits
+
+
+def logit_spread(
+    logits: Arrays, *, mask: ArrayLike | None = None, causal: bool = False
+) -> jax.Array:
+    """Standard deviation of the logits that a query sees, averaged over queries.
+
+    It is what softmax turns into entropy: 0 gives uniform attention. Queries that see a single
+    key have none and are left out. Logits at -Inf, or below half the most negative finite number
+    of their type, are masked keys.
+
+    Args:
+      logits: `[..., H, T, S]`, scaled as the softmax sees them.
+      mask: Booleans `[..., T, S]` that broadcast to `logits`, True where the query sees the key.
+      causal: Whether query t sees only the keys `s <= t + (S - T)`.
+
+    Returns:
+      `[..., H]` float32; NaN where a logit that is seen is NaN or +Inf, or where no query sees two
+      keys.
+
+    Raises:
+      ValueError: Wrong rank, or a mask that does not fit.
+    """
+    logits = as_array(logits)
+    check_axes("logits", logits, "... H T S")
+    mask = check_mask(mask, logits.shape)
+    floating = jnp.issubdtype(logits.dtype, jnp.floating)
+    lowest = jnp.finfo(logits.dtype if floating else jnp.float32).min
+    visible = ~(logits <= 0.5 * float(lowest))
+    if causal:
+        visible &= jnp.broadcast_to(causal_mask(*logits.shape[-2:]), logits.shape)
+    if mask is not None:
+        visible &= jnp.broadcast_to(mask, logits.shape)
+    count = jnp.sum(visible, axis=-1)
+    logits = jnp.where(visible, logits.astype(jnp.float32), 0.0)
+    mean = jnp.sum(logits, axis=-1) / jnp.maximum(count, 1)
+    deviation = jnp.where(visible, logits - mean[..., None], 0.0)
+    variance = jnp.sum(deviation**2, axis=-1) / jnp.maximum(count, 1)
+    # The square root has no finite gradient at 0.
+    spread = jnp.where(variance == 0, 0.0, jnp.sqrt(jnp.where(variance == 0, 1.0, variance)))
+    return masked_mean(spread, count > 1)
+
+
+def entropy_by_temperature(
+    logits: Arrays,
+    temperatures: Arrays,
+    *,
+    mask: ArrayLike | None = None,
+    causal: bool = False,
+) -> jax.Array:
+    """Entropy of `softmax(logits / temperature)` on a grid of temperatures.
+
+    It tells a head that is diffuse because its logits are small (its curve is that of another
+    head, shifted) from one whose ranking of keys is flat. For queries and keys, pass `scale /
+    temperature` to `attention_entropy_from_qk`.
+
+    Args:
+      logits: `[..., H, T, S]`, scaled as the softmax sees them at temperature 1.
+      temperatures: `[N]`, positive.
+      mask: As for `attention_entropy_from_logits`.
+      causal: As for `attention_entropy_from_logits`.
+
+    Returns:
+      `[N, ..., H, T]` float32, in nats.
+
+    Raises:
+      ValueError: Wrong rank, a mask that does not fit, or a temperature that is not positive.
+    """
+    logits, temperatures = as_array(logits), as_float32(temperatures)
+    check_axes("logits", logits, "... H T S")
+    check_axes("temperatures", temperatures, "N")
+    if is_concrete(temperatures) and not np.all(np.asarray(temperatures) > 0):
+        raise ValueError(f"temperatures must be positive, got {temperatures}")
+
+    def at(temperature: jax.Array) -> jax.Array:
+        scaled = logits.astype(jnp.float32) / temperature
+        return attention_entropy_from_logits(scaled, mask=mask, causal=causal)
+
+    return jax.lax.map(at, temperatures)

@@ -1,0 +1,75 @@
+"""How different the heads of a layer are from each other."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from nfllm.analysis.arrays import Arrays, as_float32, check_axes
+from nfllm.analysis.divergence import shannon_entropy
+
+
+def head_entropy_spread(entropy: Arrays) -> jax.Array:
+    """Standard deviation of entropy over the heads of a layer, `[..., H]` -> `[...]`, in nats.
+
+    The heads are all there are, not a sample: the sum of squares is divided by H.
+    """
+    entropy = as_float32(entropy)
+    check_axes("entropy", entropy, "... H")
+    return jnp.std(entropy, axis=-1)
+
+
+def head_divergence(probs: Arrays) -> jax.Array:
+    """Jensen-Shannon divergence between every two heads, averaged over the queries.
+
+    One head at a time is compared with all, so that temporaries are of the size of `probs`.
+
+    Args:
+      probs: `[..., H, T, S]` attention probabilities.
+
+    Returns:
+      `[..., H, H]` float32, symmetric with a zero diagonal, in nats between 0 and ln 2.
+    """
+    probs = as_float32(probs)
+    check_axes("probs", probs, "... H T S")
+    return _head_divergence(probs)
+
+
+@jax.jit
+def _head_divergence(probs: jax.Array) -> jax.Array:
+    entropy = shannon_entropy(probs)
+
+    def against_all(head: jax.Array) -> jax.Array:
+        one = jax.lax.dynamic_slice_in_dim(probs, head, 1, axis=-3)
+        own = jax.lax.dynamic_slice_in_dim(entropy, head, 1, axis=-2)
+        return jnp.mean(shannon_entropy((one + probs) / 2) - (own + entropy) / 2, axis=-1)
+
+    rows = jax.lax.map(against_all, jnp.arange(probs.shape[-3]))
+    return jnp.moveaxis(rows, 0, -2)
+
+
+def effective_heads(divergence: Arrays) -> jax.Array:
+    r"""Effective number of heads: 1 when all attend alike, H when no two share a key.
+
+    The Vendi score (Friedman & Dieng, arXiv 2210.02410) of the similarity :math:`1 - D_{ij} / \ln
+    2`, which is positive definite for the Jensen-Shannon divergence D (Martins et al., JMLR 10,
+    2009): :math:`\exp(-\sum_i \lambda_i \ln \lambda_i)` over the eigenvalues of the similarity
+    matrix divided by H.
+
+    Args:
+      divergence: `[..., H, H]` in nats, as `head_divergence` returns it. Average it over the batch
+        before, not the result after.
+
+    Returns:
+      `[...]` float32 between 1 and H.
+
+    Raises:
+      ValueError: The last two axes differ.
+    """
+    divergence = as_float32(divergence)
+    check_axes("divergence", divergence, "... H H")
+    num_heads = divergence.shape[-1]
+    if divergence.shape[-2] != num_heads:
+        raise ValueError(f"divergence: expected shape [..., H, H], got {divergence.shape}")
+    eigenvalues = jnp.linalg.eigvalsh((1 - divergence / math.log(2)) / num_heads)
+    return jnp.exp(shannon_entropy(jnp.maximum(eigenvalues, 0.0)))

@@ -1,0 +1,198 @@
+"""How sure a number is: bootstrap over sequences, Student's t over seeds."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nfllm.analysis.arrays import Arrays, as_float32
+
+
+class Interval(NamedTuple):
+    """An estimate and the confidence interval around it."""
+
+    estimate: jax.Array | float
+    low: jax.Array | float
+    high: jax.Array | float
+
+
+def bootstrap_interval(
+    values: Arrays,
+    *,
+    key: jax.Array,
+    statistic: Callable[[jax.Array], jax.Array] | None = None,
+    num_resamples: int = 2000,
+    confidence: float = 0.95,
+) -> Interval:
+    """Percentile bootstrap interval over the first axis (Efron & Tibshirani, 1993, chapter 13).
+
+    Resample independent things: sequences, not tokens or queries, which depend on each other.
+
+    Args:
+      values: `[N, ...]`, one entry a sequence.
+      key: A key of `jax.random`; the same key gives the same interval.
+      statistic: Maps `[N, ...]` to any shape; the mean over sequences by default.
+      num_resamples: Number of resamples.
+      confidence: Coverage, between 0 and 1.
+
+    Returns:
+      Estimate and bounds, each of the shape of the statistic.
+
+    Raises:
+      ValueError: Fewer than two sequences, or a confidence outside (0, 1).
+
+    Example:
+      >>> bootstrap_interval(entropy_NLH, key=jax.random.key(0)).low.shape
+      (12, 12)
+    """
+    values = as_float32(values)
+    _check_confidence(confidence)
+    if values.ndim == 0 or values.shape[0] < 2:
+        raise ValueError(
+            f"values: expected [N, ...] with at least two sequences, got {values.shape}"
+        )
+    measure = (lambda x: jnp.mean(x, axis=0)) if statistic is None else statistic
+    num = values.shape[0]
+
+    def resample(key: jax.Array) -> jax.Array:
+        return measure(values[jax.random.randint(key, (num,), 0, num)])
+
+    resampled = jax.lax.map(resample, jax.random.split(key, num_resamples))
+    tail = 50 * (1 - confidence)
+    low, high = jnp.percentile(resampled, jnp.array([tail, 100 - tail]), axis=0)
+    return Interval(measure(values), low, high)
+
+
+def seed_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
+    """Mean over seeds with Student's t interval, `mean ± t * s / sqrt(n)` with n - 1 degrees.
+
+    With one seed there is no spread to judge by, and the bounds are NaN.
+
+    Raises:
+      ValueError: No seed, or a confidence outside (0, 1).
+    """
+    x = _seeds("values", values)
+    _check_confidence(confidence)
+    half = math.nan
+    if len(x) > 1:
+        half = t_quantile((1 + confidence) / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))
+    return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half))
+
+
+class SeedComparison(NamedTuple):
+    """Difference of means `a - b` over seeds."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float | None
+    """Two-sided; None under three seeds."""
+    degrees_of_freedom: float
+    num_seeds: tuple[int, int]
+
+
+def compare_seeds(
+    a: Sequence[float], b: Sequence[float], *, paired: bool = False, confidence: float = 0.95
+) -> SeedComparison:
+    """Compares two variants, each trained with several seeds.
+
+    Welch's t test, or with `paired=True` the paired one, where `a[i]` and `b[i]` share seed and
+    data order. With fewer than three seeds of either there is no p-value; with fewer than two the
+    bounds are NaN.
+
+    Args:
+      a: One number (a loss, say) for each seed of the first variant.
+      b: The same of the second.
+      paired: Whether the seeds correspond.
+      confidence: Coverage of the interval.
+
+    Returns:
+      The difference with its interval.
+
+    Raises:
+      ValueError: No seed; a confidence outside (0, 1); or paired seeds of different number.
+    """
+    x, y = _seeds("a", a), _seeds("b", b)
+    _check_confidence(confidence)
+    sizes, samples = (len(x), len(y)), [x, y]
+    difference = float(x.mean() - y.mean())
+    if paired:
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"paired seeds: expected equally many, got {sizes[0]} and {sizes[1]}")
+        samples = [x - y]
+    if min(sizes) < 2:
+        return SeedComparison(difference, math.nan, math.nan, None, math.nan, sizes)
+    variances = [float(v.var(ddof=1)) / len(v) for v in samples]
+    error = math.sqrt(sum(variances))
+    if error == 0:
+        degrees = float(min(sizes) - 1)
+    else:
+        # Welch-Satterthwaite; with one variance, that of the pairs, it is n - 1.
+        degrees = sum(variances) ** 2 / sum(
+            v**2 / (n - 1) for v, n in zip(variances, sizes, strict=False)
+        )
+    half = t_quantile((1 + confidence) / 2, degrees) * error
+    p_value = None
+    if min(sizes) >= 3:
+        p_value = 2 * t_tail(abs(difference) / error, degrees) if error else float(difference == 0)
+    return SeedComparison(difference, difference - half, difference + half, p_value, degrees, sizes)
+
+
+def t_tail(t: float, degrees: float) -> float:
+    """P(X > t) for Student's t with `degrees` degrees of freedom, in double precision."""
+    half = _incomplete_beta(degrees / 2, 0.5, degrees / (degrees + t * t)) / 2
+    return half if t >= 0 else 1 - half
+
+
+def t_quantile(probability: float, degrees: float) -> float:
+    """The t with P(X < t) = probability, in double precision, by bisection."""
+    if probability < 0.5:
+        return -t_quantile(1 - probability, degrees)
+    high = 1.0
+    while t_tail(high, degrees) > 1 - probability:
+        high *= 2
+    low = 0.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_tail(middle, degrees) > 1 - probability else (low, middle)
+    return (low + high) / 2
+
+
+def _incomplete_beta(a: float, b: float, x: float) -> float:
+    """Regularized incomplete beta function I_x(a, b) by its continued fraction (DLMF 8.17.22)."""
+    if x <= 0 or x >= 1:
+        return float(x >= 1)
+    if x > (a + 1) / (a + b + 2):
+        return 1 - _incomplete_beta(b, a, 1 - x)
+    front = math.exp(
+        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    )
+    # Lentz's method: numerator and denominator are replaced by their ratios c and d, so that
+    # neither overflows. The fraction converges in a few dozen terms on this side of the mean.
+    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
+    value = d
+    for m in range(1, 500):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for term in (even, odd):
+            d = 1 / (1 + term * d)
+            c = 1 + term / c
+            value *= c * d
+        if abs(c * d - 1) < 1e-15:
+            break
+    return front * value / a
+
+
+def _seeds(name: str, values: Sequence[float]) -> np.ndarray:
+    x = np.asarray(values, np.float64)
+    if x.ndim != 1 or x.size == 0:
+        raise ValueError(f"{name}: expected one number a seed, at least one, got shape {x.shape}")
+    return x
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")

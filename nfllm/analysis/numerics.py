@@ -1,0 +1,242 @@
+"""The ledger of non-finite values: where in a model the first NaN or Inf came from.
+
+A ledger is a dict from site to `NonfiniteCounts`, a pytree that can be returned from `jit`:
+
+    record = ledger({"residual": residual, "attention_logits": logits, "loss": loss},
+                    where={"attention_logits": causal_mask(T)})
+    first_bad_site(record)
+
+Masked logits are the type's most negative number or -Inf on purpose: leave them out with `where`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from nfllm.analysis.arrays import Arrays, as_array, broadcasts_to
+
+LAYER_SITES = (
+    "residual",
+    "query",
+    "key",
+    "attention_logits",
+    "attention_probs",
+    "attention_out",
+    "mlp_pre",
+    "mlp_post",
+    "mlp_out",
+)
+"""Sites of one layer in the order of execution, each `[L, ...]`; `residual` may be `[L+1, ...]`,
+where the last is the output of the last layer."""
+
+MODEL_SITES = ("logits", "loss")
+"""What comes after the layers, of any shape."""
+
+GRADIENT_SITES = ("gradients", "other_gradients")
+"""Trees of gradients: of the layers, with leaves `[L, ...]`, which the backward pass computes from
+the last layer to the first; and all others (embeddings), with leaves of any shape."""
+
+
+class NonfiniteCounts(NamedTuple):
+    """Counts of non-finite entries, and the largest absolute value among the finite ones."""
+
+    nan: jax.Array
+    positive_inf: jax.Array
+    negative_inf: jax.Array
+    size: jax.Array
+    """How many entries were looked at."""
+    max_abs: jax.Array
+    """Zero where no entry is finite."""
+
+    def merge(self, other: NonfiniteCounts) -> NonfiniteCounts:
+        """The counts of both."""
+        return NonfiniteCounts(
+            self.nan + other.nan,
+            self.positive_inf + other.positive_inf,
+            self.negative_inf + other.negative_inf,
+            self.size + other.size,
+            jnp.maximum(self.max_abs, other.max_abs),
+        )
+
+    def total(self) -> jax.Array:
+        """Number of non-finite entries."""
+        return self.nan + self.positive_inf + self.negative_inf
+
+
+def count_nonfinite(x: Arrays, *, keep: int = 0, where: ArrayLike | None = None) -> NonfiniteCounts:
+    """Counts NaN, +Inf and -Inf over all axes but the first `keep`.
+
+    Args:
+      x: Any shape, any float type.
+      keep: Number of leading axes to keep: 1 gives counts by layer.
+      where: Entries to look at, broadcastable to `x`; masked attention logits are left out.
+
+    Returns:
+      Counts of the shape of the kept axes: integers, and `max_abs` in float32.
+
+    Raises:
+      ValueError: `where` does not broadcast to `x`, or `keep` exceeds the rank of `x`.
+    """
+    x = as_array(x)
+    use = jnp.ones((), bool) if where is None else as_array(where).astype(bool)
+    if not broadcasts_to(use.shape, x.shape):
+        raise ValueError(f"where: expected a shape that broadcasts to {x.shape}, got {use.shape}")
+    if not 0 <= keep <= x.ndim:
+        raise ValueError(f"keep={keep}: expected at most {x.ndim} leading axes of shape {x.shape}")
+    use = jnp.broadcast_to(use, x.shape)
+    axes = tuple(range(keep, x.ndim))
+    finite = use & jnp.isfinite(x)
+    return NonfiniteCounts(
+        jnp.sum(use & jnp.isnan(x), axis=axes),
+        jnp.sum(use & jnp.isposinf(x), axis=axes),
+        jnp.sum(use & jnp.isneginf(x), axis=axes),
+        jnp.sum(use, axis=axes),
+        jnp.max(jnp.abs(x), axis=axes, where=finite, initial=0).astype(jnp.float32),
+    )
+
+
+Ledger = dict[str, NonfiniteCounts]
+
+
+def ledger(sites: Mapping[str, Any], *, where: Mapping[str, ArrayLike] | None = None) -> Ledger:
+    """Counts of non-finite values at each site: by layer, where the site has layers.
+
+    Args:
+      sites: From site (`LAYER_SITES`, `MODEL_SITES`, `GRADIENT_SITES`) to its array, or to its
+      tree of
+        gradients. Any subset.
+      where: Entries to look at, for some of the sites.
+
+    Returns:
+      Counts `[L]` for layer sites and `gradients`, scalars for the others.
+
+    Raises:
+      ValueError: An unknown site, or a mask without its site.
+    """
+    known = (*LAYER_SITES, *MODEL_SITES, *GRADIENT_SITES)
+    for name in sites:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"unknown site {name!r}{hint} choose from {', '.join(known)}")
+    where = where or {}
+    for name in where:
+        if name not in sites:
+            raise ValueError(f"where has a mask for {name!r}, which is not among the sites")
+    result = {}
+    for name, value in sites.items():
+        keep = int(name in LAYER_SITES or name == "gradients")
+        if name in GRADIENT_SITES:
+            leaves = [count_nonfinite(leaf, keep=keep) for leaf in jax.tree.leaves(value)]
+            result[name] = leaves[0]
+            for leaf in leaves[1:]:
+                result[name] = result[name].merge(leaf)
+        else:
+            result[name] = count_nonfinite(value, keep=keep, where=where.get(name))
+    return result
+
+
+def merge_ledgers(a: Ledger, b: Ledger) -> Ledger:
+    """The ledger of two batches, which have the same sites."""
+    return {name: counts.merge(b[name]) for name, counts in a.items()}
+
+
+class BadSite(NamedTuple):
+    """The first site, in the order of execution, with a value that is not finite."""
+
+    site: str
+    layer: int | None
+    """None for a site that has no layers."""
+    nan: int
+    positive_inf: int
+    negative_inf: int
+    size: int
+
+    def __str__(self) -> str:
+        place = self.site if self.layer is None else f"{self.site} of layer {self.layer}"
+        return (
+            f"{place}: {self.nan} NaN, {self.positive_inf} +Inf and {self.negative_inf} -Inf among "
+            f"{self.size} values; every recorded site before it is finite"
+        )
+
+
+def first_bad_site(record: Ledger) -> BadSite | None:
+    """Where the first non-finite value appeared; None if all are finite.
+
+    Layer after layer, in each the order of `LAYER_SITES`, then the output of the last layer, the
+    logits and the loss, then the gradients from the last layer to the first. `str()` of the result
+    says it in words.
+    """
+    counts = {name: jax.tree.map(np.asarray, value) for name, value in record.items()}
+    for name, layer in _execution_order(counts):
+        nan, positive, negative, size = (
+            int(field if layer is None else field[layer]) for field in counts[name][:4]
+        )
+        if nan or positive or negative:
+            return BadSite(name, layer, nan, positive, negative, size)
+    return None
+
+
+def _execution_order(record: Ledger) -> list[tuple[str, int | None]]:
+    num_layers = max((len(record[name].nan) for name in LAYER_SITES if name in record), default=0)
+    order: list[tuple[str, int | None]] = [
+        (name, layer)
+        for layer in range(num_layers)
+        for name in LAYER_SITES
+        if name in record and layer < len(record[name].nan)
+    ]
+    order += [(name, None) for name in MODEL_SITES if name in record]
+    if "gradients" in record:
+        order += [("gradients", layer) for layer in reversed(range(len(record["gradients"].nan)))]
+    if "other_gradients" in record:
+        order.append(("other_gradients", None))
+    return order
+
+
+class Onset(NamedTuple):
+    """The step at which values stopped being finite, and what led up to it."""
+
+    step: int
+    site: BadSite
+    steps_before: tuple[int, ...]
+    max_abs_logit: np.ndarray
+    """`[steps before]`, largest finite |attention logit| over the layers; empty if not recorded."""
+    max_abs_residual: np.ndarray
+    """`[steps before]`, the same for the residual stream."""
+
+
+def find_onset(history: Sequence[tuple[int, Ledger]]) -> Onset | None:
+    """The first step whose ledger has a non-finite value, with the growth of the steps before it.
+
+    Logits and residuals that grow over steps until they overflow tell another story than a NaN
+    out of small values.
+
+    Args:
+      history: Step and ledger, in the order of steps.
+
+    Returns:
+      None if every ledger is finite.
+    """
+    for index, (step, record) in enumerate(history):
+        site = first_bad_site(record)
+        if site is not None:
+            before = history[:index]
+
+            def growth(name: str, before: Sequence[tuple[int, Ledger]] = before) -> np.ndarray:
+                return np.array([np.max(r[name].max_abs) for _, r in before if name in r])
+
+            return Onset(
+                step,
+                site,
+                tuple(s for s, _ in before),
+                growth("attention_logits"),
+                growth("residual"),
+            )
+    return None

@@ -1,0 +1,205 @@
+r"""Entropy of attention without probabilities, in one pass over blocks of keys.
+
+With running maximum m of the scores seen so far, :math:`l = \sum_s e^{s-m}` and
+:math:`u = \sum_s e^{s-m}(s-m)`, the entropy of the softmax is
+
+.. math:: H = \ln l - u / l
+
+and a block of new scores, with new maximum m' and :math:`a = e^{m-m'}`, is absorbed by
+
+.. math:: l' = a\,l + \sum e^{s-m'}, \qquad u' = a\,(u + (m-m')\,l) + \sum e^{s-m'}(s-m')
+
+(the softmax recurrence of Milakov & Gimelshein, arXiv 1805.02867, with a second sum). Memory is
+O(T x block) and never O(T x S). H does not change when m does, so no gradient flows through m, and
+every gradient is finite however many keys are masked.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from nfllm.analysis.arrays import Arrays, as_array, check_axes, check_mask
+
+
+class _Sums(NamedTuple):
+    """The running sums of one row, each `[..., T]` float32."""
+
+    maximum: jax.Array
+    weight: jax.Array
+    weighted_score: jax.Array
+
+
+def attention_entropy_from_logits(
+    logits: Arrays,
+    *,
+    mask: ArrayLike | None = None,
+    causal: bool = False,
+    block_size: int = 128,
+) -> jax.Array:
+    """Entropy of `softmax(logits)` for every query, without forming the probabilities.
+
+    Equals `attention_entropy(softmax(logits))` to 1e-5 nats, in float32 inside whatever the type of
+    the logits. NaN or +Inf at a key that the query sees gives NaN; -Inf is a key that is not seen.
+
+    Args:
+      logits: `[..., H, T, S]`, scaled as the softmax sees them. They may be masked already, with
+        -Inf or the type's most negative finite number.
+      mask: Booleans `[..., T, S]` that broadcast to `logits` (their last axis has length S); True
+        where the query sees the key.
+      causal: Whether query t sees only the keys `s <= t + (S - T)`.
+      block_size: Number of keys a step; temporaries are `[..., H, T, block_size]`.
+
+    Returns:
+      `[..., H, T]` float32, in nats; NaN for a query that sees no key.
+
+    Raises:
+      ValueError: Wrong rank, a mask that does not fit, or a block size below 1.
+    """
+    logits = as_array(logits)
+    check_axes("logits", logits, "... H T S")
+    mask = check_mask(mask, logits.shape)
+    return _from_logits(logits, mask, causal, _check_block(block_size, logits.shape[-1]))
+
+
+def attention_entropy_from_qk(
+    q_BHTK: Arrays,
+    k_BHSK: Arrays,
+    *,
+    scale: float | None = None,
+    mask: ArrayLike | None = None,
+    causal: bool = True,
+    block_size: int = 128,
+) -> jax.Array:
+    """Entropy of `softmax(scale * q k^T)` for every query; neither logits nor probabilities exist.
+
+    Scores are summed in float32 at the highest matrix precision of the device, also for bfloat16
+    queries and keys, which gives the entropy to 1e-5 nats. The backward pass computes each block
+    again instead of keeping it.
+
+    Args:
+      q_BHTK: `[..., H, T, K]` queries, after rotary embedding where there is one.
+      k_BHSK: `[..., H, S, K]` keys; repeat the heads of grouped keys first.
+      scale: Factor on the scores; `1 / sqrt(K)` by default.
+      mask: As for `attention_entropy_from_logits`.
+      causal: Whether query t sees only the keys `s <= t + (S - T)`.
+      block_size: Number of keys a step; the largest temporary is `[..., H, T, block_size]`.
+
+    Returns:
+      `[..., H, T]` float32, in nats; NaN for a query that sees no key.
+
+    Raises:
+      ValueError: Wrong rank, shapes of q and k that do not belong together, a mask that does not
+        fit, or a block size below 1.
+    """
+    q, k = as_array(q_BHTK), as_array(k_BHSK)
+    check_axes("q", q, "... H T K")
+    check_axes("k", k, "... H S K")
+    if q.shape[:-2] != k.shape[:-2] or q.shape[-1] != k.shape[-1]:
+        raise ValueError(
+            f"q and k: expected [..., H, T, K] and [..., H, S, K] that differ in T and S at most, "
+            f"got {q.shape} and {k.shape}"
+        )
+    mask = check_mask(mask, (*q.shape[:-1], k.shape[-2]))
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    block = _check_block(block_size, k.shape[-2])
+    return _from_qk(q, k, jnp.asarray(scale, jnp.float32), mask, causal, block)
+
+
+def _check_block(block_size: int, num_keys: int) -> int:
+    if block_size < 1:
+        raise ValueError(f"block_size must be at least 1, got {block_size}")
+    return min(block_size, num_keys)
+
+
+@functools.partial(jax.jit, static_argnames=("causal", "block"))
+def _from_logits(logits: jax.Array, mask: jax.Array | None, causal: bool, block: int) -> jax.Array:
+    def scores_of(start: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(logits, start, block, axis=-1).astype(jnp.float32)
+
+    return _stream(scores_of, logits.shape, mask, causal, block)
+
+
+@functools.partial(jax.jit, static_argnames=("causal", "block"))
+def _from_qk(
+    q: jax.Array,
+    k: jax.Array,
+    scale: jax.Array,
+    mask: jax.Array | None,
+    causal: bool,
+    block: int,
+) -> jax.Array:
+    def scores_of(start: jax.Array) -> jax.Array:
+        keys = jax.lax.dynamic_slice_in_dim(k, start, block, axis=-2)
+        scores = jnp.einsum(
+            "...tk,...sk->...ts",
+            q,
+            keys,
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+        )
+        return scores * scale
+
+    return _stream(scores_of, (*q.shape[:-1], k.shape[-2]), mask, causal, block)
+
+
+def _stream(
+    scores_of: Callable[[jax.Array], jax.Array],
+    shape: tuple[int, ...],
+    mask: jax.Array | None,
+    causal: bool,
+    block: int,
+) -> jax.Array:
+    """Entropy `[..., H, T]` from a function that gives the scores of the keys from `start` on."""
+    num_queries, num_keys = shape[-2:]
+
+    def hide(scores: jax.Array, visible: jax.Array) -> jax.Array:
+        return jnp.where(jnp.broadcast_to(visible, scores.shape), scores, -jnp.inf)
+
+    def step(sums: _Sums, first_new: jax.Array) -> tuple[_Sums, None]:
+        # The last block is moved back to end at the last key; the keys it shares with the block
+        # before it are hidden, so that none is counted twice.
+        start = jnp.minimum(first_new, num_keys - block)
+        keys = start + jnp.arange(block)
+        scores = scores_of(start)
+        if num_keys % block:
+            scores = hide(scores, keys >= first_new)
+        if causal:
+            last_visible = jnp.arange(num_queries) + (num_keys - num_queries)
+            scores = hide(scores, keys[None, :] <= last_visible[:, None])
+        if mask is not None:
+            scores = hide(scores, jax.lax.dynamic_slice_in_dim(mask, start, block, axis=-1))
+        return _absorb(sums, scores), None
+
+    nothing = jnp.zeros(shape[:-1], jnp.float32)
+    empty = _Sums(nothing - jnp.inf, nothing, nothing)
+    if block == num_keys:
+        sums, _ = step(empty, jnp.zeros((), jnp.int32))
+    else:
+        starts = jnp.arange(0, num_keys, block, dtype=jnp.int32)
+        sums, _ = jax.lax.scan(jax.checkpoint(step), empty, starts)
+    no_key = sums.weight == 0
+    weight = jnp.where(no_key, 1.0, sums.weight)
+    return jnp.where(no_key, jnp.nan, jnp.log(weight) - sums.weighted_score / weight)
+
+
+def _absorb(sums: _Sums, scores: jax.Array) -> _Sums:
+    block_maximum = jnp.max(scores, axis=-1)
+    maximum = jax.lax.stop_gradient(jnp.maximum(sums.maximum, block_maximum))
+    # Until a query has seen a key its maximum is -Inf, and differences of maxima are not numbers.
+    reference = jnp.where(maximum == -jnp.inf, 0.0, maximum)
+    shift = jnp.where(sums.maximum == -jnp.inf, 0.0, sums.maximum - reference)
+    decay = jnp.exp(shift)
+    # exp(-200) is exactly 0 in float32: the bound turns a hidden key's 0 x -Inf into 0 x -200, and
+    # stops its gradient.
+    distance = jnp.maximum(scores - reference[..., None], -200.0)
+    weights = jnp.exp(distance)
+    return _Sums(
+        maximum,
+        decay * sums.weight + jnp.sum(weights, axis=-1),
+        decay * (sums.weighted_score + shift * sums.weight) + jnp.sum(weights * distance, axis=-1),
+    )

@@ -1,0 +1,166 @@
+"""How the signal travels through depth: norms, branches, similarity of tokens, rank, tails.
+
+`keep` is the number of leading axes that a statistic keeps: 1, the default, gives one value a
+layer.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nfllm.analysis.arrays import (
+    Arrays,
+    as_float32,
+    check_axes,
+    check_same_shape,
+    tail_axes,
+    tree_sum,
+)
+from nfllm.analysis.divergence import shannon_entropy
+
+
+def mean_norm(x: Arrays, *, keep: int = 1) -> jax.Array:
+    """Mean Euclidean norm of the vectors on the last axis.
+
+    The norm of the residual stream by depth is `mean_norm(residual)`, `[L+1, B, T, D]` ->
+    `[L+1]`; that of the queries of each head is `mean_norm(q_LHBTK, keep=2)`.
+
+    Args:
+      x: `[..., D]`.
+      keep: Number of leading axes to keep.
+
+    Returns:
+      The first `keep` axes of `x`, float32.
+    """
+    norms = jnp.linalg.norm(as_float32(x), axis=-1)
+    if norms.ndim == keep:
+        return norms
+    return _mean(norms, tail_axes(norms, keep))
+
+
+def rms(x: Arrays, *, keep: int = 1) -> jax.Array:
+    """Root mean square over all entries, `sqrt(mean(x**2))`.
+
+    Args:
+      x: `[L, ...]`, for example pre-activations `[L, B, T, F]`.
+      keep: Number of leading axes to keep.
+
+    Returns:
+      The first `keep` axes of `x`, float32.
+    """
+    x = as_float32(x)
+    return jnp.sqrt(_mean(x**2, tail_axes(x, keep)))
+
+
+def branch_ratio(branch: Arrays, skip: Arrays, *, keep: int = 1) -> jax.Array:
+    """Mean over tokens of |branch| / |skip|: how much a residual branch adds to what passes by.
+
+    For whole blocks, `branch_ratio(residual[1:] - residual[:-1], residual[:-1])`; for attention
+    alone, `branch_ratio(attention_out, residual[:-1])`.
+
+    Args:
+      branch: `[L, ..., D]`, the output of the branch.
+      skip: `[L, ..., D]`, what it is added to.
+      keep: Number of leading axes to keep.
+
+    Returns:
+      The first `keep` axes, float32; Inf where a token's skip is zero.
+
+    Raises:
+      ValueError: The shapes differ.
+    """
+    branch, skip = as_float32(branch), as_float32(skip)
+    check_same_shape("branch and skip", branch, skip)
+    ratio = jnp.linalg.norm(branch, axis=-1) / jnp.linalg.norm(skip, axis=-1)
+    return _mean(ratio, tail_axes(ratio, keep))
+
+
+def token_similarity(x: Arrays) -> jax.Array:
+    r"""Mean cosine similarity between the tokens of a sequence.
+
+    Over the T (T - 1) ordered pairs of different tokens, in O(T D): with unit vectors u,
+    :math:`(\|\sum_t u_t\|^2 - T) / (T (T-1))`. 1 where all tokens point the same way (rank
+    collapse), about 0 for unrelated ones.
+
+    Args:
+      x: `[..., T, D]`, T at least 2.
+
+    Returns:
+      `[...]` float32; NaN where a token is the zero vector.
+
+    Raises:
+      ValueError: Wrong rank, or a single token.
+    """
+    x = as_float32(x)
+    check_axes("x", x, "... T D")
+    num_tokens = x.shape[-2]
+    if num_tokens < 2:
+        raise ValueError(f"x: expected [..., T, D] with at least two tokens T, got {x.shape}")
+    unit = x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+    total = jnp.sum(jnp.sum(unit, axis=-2) ** 2, axis=-1)
+    return (total - num_tokens) / (num_tokens * (num_tokens - 1))
+
+
+def effective_rank(x: Arrays) -> jax.Array:
+    r"""Effective rank of each matrix, `[..., T, D]` -> `[...]`, between 1 and min(T, D).
+
+    :math:`\exp(-\sum_i p_i \ln p_i)` with :math:`p_i = \sigma_i / \sum_j \sigma_j` over the
+    singular values (Roy & Vetterli, EUSIPCO 2007). NaN for a zero matrix, and where `x` has NaN.
+    """
+    x = as_float32(x)
+    check_axes("x", x, "... T D")
+    singular = jnp.linalg.svd(x, compute_uv=False)
+    return jnp.exp(shannon_entropy(singular / jnp.sum(singular, axis=-1, keepdims=True)))
+
+
+def kurtosis(x: Arrays, *, keep: int = 1) -> jax.Array:
+    r"""Mean kurtosis of the vectors on the last axis, :math:`E[(x-\mu)^4] / E[(x-\mu)^2]^2`.
+
+    3 for a Gaussian (this is not excess kurtosis), about D for a vector with one entry that stands
+    out: outlier features show here.
+
+    Args:
+      x: `[..., D]`.
+      keep: Number of leading axes to keep.
+
+    Returns:
+      The first `keep` axes of `x`, float32; NaN where a vector is constant.
+    """
+    x = as_float32(x)
+    deviation = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(deviation**2, axis=-1)
+    values = jnp.mean(deviation**4, axis=-1) / variance**2
+    if values.ndim == keep:
+        return values
+    return _mean(values, tail_axes(values, keep))
+
+
+def norm_by_layer(tree: Any) -> jax.Array:
+    """Euclidean norm over all leaves of a layer-stacked tree, for each layer.
+
+    Args:
+      tree: Gradients (or parameters, or updates) of the blocks, each leaf `[L, ...]`.
+
+    Returns:
+      `[L]` float32.
+
+    Raises:
+      ValueError: The tree is empty, or its leaves do not share their first axis.
+    """
+    leaves = [as_float32(leaf) for leaf in jax.tree.leaves(tree)]
+    lengths = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
+    if len(lengths) != 1 or None in lengths:
+        raise ValueError(
+            f"tree: expected leaves [L, ...] with one number of layers, got the shapes "
+            f"{[leaf.shape for leaf in leaves]}"
+        )
+    squares = [tree_sum(jnp.expand_dims(x, -1) ** 2, tuple(range(1, x.ndim + 1))) for x in leaves]
+    return jnp.sqrt(sum(squares[1:], squares[0]))
+
+
+def _mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    size = 1
+    for axis in axes:
+        size *= x.shape[axis]
+    return tree_sum(x, axes) / size

@@ -1,0 +1,48 @@
+"""Spectra of covariance matrices: how many directions a representation uses.
+
+Covariances stream: `statistics.Covariance` gathers them over a dataset.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from nfllm.analysis.arrays import Arrays, as_float32, check_axes, tree_sum
+from nfllm.analysis.divergence import jensen_shannon, shannon_entropy
+
+
+def participation_ratio(covariance: Arrays) -> jax.Array:
+    r"""Participation ratio of the eigenvalues of each matrix, `[..., F, F]` -> `[...]`.
+
+    .. math:: (\sum_i \lambda_i)^2 / \sum_i \lambda_i^2 = (\mathrm{tr}\, C)^2 / \|C\|_F^2
+
+    Between 1 (one direction) and F (all alike). No eigenvalue is computed. NaN for a zero matrix.
+    """
+    c = _read(covariance)
+    return jnp.trace(c, axis1=-2, axis2=-1) ** 2 / tree_sum(c**2, (-2, -1))
+
+
+def eigenvalue_shares(covariance: Arrays) -> jax.Array:
+    """Eigenvalues as shares of their sum, descending, `[..., F, F]` -> `[..., F]`."""
+    eigenvalues = jnp.maximum(jnp.linalg.eigvalsh(_read(covariance)), 0.0)[..., ::-1]
+    return eigenvalues / jnp.sum(eigenvalues, axis=-1, keepdims=True)
+
+
+def spectral_entropy(covariance: Arrays) -> jax.Array:
+    r"""Entropy of the eigenvalue shares, `[..., F, F]` -> `[...]`, in nats between 0 and ln F."""
+    return shannon_entropy(eigenvalue_shares(covariance))
+
+
+def spectral_divergence(pre: Arrays, post: Arrays) -> jax.Array:
+    """Jensen-Shannon divergence between the spectra before and after an activation, in nats.
+
+    Shares of eigenvalues are compared rank by rank (arXiv 2603.06922), `[..., F, F]` -> `[...]`.
+    """
+    return jensen_shannon(eigenvalue_shares(pre), eigenvalue_shares(post))
+
+
+def _read(covariance: Arrays) -> jax.Array:
+    c = as_float32(covariance)
+    check_axes("covariance", c, "... F F")
+    if c.shape[-1] != c.shape[-2]:
+        raise ValueError(f"covariance: expected shape [..., F, F], got {c.shape}")
+    return c

@@ -1,0 +1,295 @@
+"""Mergeable states: statistics that stream over a dataset, over devices and over hosts.
+
+Each state is a NamedTuple of arrays, so a pytree that can be returned from `jit`, summed over
+hosts or stored. `State.of(batch)` is the state of one batch, `a.merge(b)` that of both, in any
+order and grouping, and methods read results from it:
+
+    state = None
+    for x in batches:                                   # x [B, T, F]
+        state = update(state, Moments.of(x, axis=(0, 1)))
+    state.mean, state.variance()                        # [F]
+
+`merge` of NumPy arrays stays in NumPy: states that `to_host` moved there accumulate in float64.
+Sums inside `of` are float32 with an error that does not grow with the batch (`arrays.tree_sum`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from nfllm.analysis.arrays import (
+    Arrays,
+    as_array,
+    as_float32,
+    check_axes,
+    check_same_shape,
+    is_concrete,
+    tree_sum,
+)
+
+
+class Mergeable(Protocol):
+    """What all states share."""
+
+    def merge(self, other: Self) -> Self:
+        """The state of both batches."""
+        ...
+
+
+S = TypeVar("S", bound=Mergeable)
+
+
+def update(state: S | None, batch: S) -> S:
+    """`state` after one more batch; None is the state before the first."""
+    return batch if state is None else state.merge(batch)
+
+
+def merge_all(states: Iterable[S]) -> S:
+    """The state of all batches together.
+
+    Raises:
+      ValueError: There is none.
+    """
+    merged: S | None = None
+    for state in states:
+        merged = update(merged, state)
+    if merged is None:
+        raise ValueError("no state to merge: the data set has no batch")
+    return merged
+
+
+def to_host(state: Any) -> Any:
+    """A tree of states as NumPy arrays in double precision, for long streams."""
+
+    def wide(x: ArrayLike) -> np.ndarray:
+        x = np.asarray(x)
+        return x.astype(np.int64 if np.issubdtype(x.dtype, np.integer) else np.float64)
+
+    return jax.tree.map(wide, state)
+
+
+def _namespace(*arrays: ArrayLike) -> ModuleType:
+    return jnp if any(isinstance(x, jax.Array) for x in arrays) else np
+
+
+class Moments(NamedTuple):
+    """Size, mean, sum of squared deviations and range; every field has the shape of the mean.
+
+    Merging is exact (Chan, Golub & LeVeque, 1979): no difference of large sums is taken.
+    """
+
+    size: jax.Array
+    mean: jax.Array
+    m2: jax.Array
+    minimum: jax.Array
+    maximum: jax.Array
+
+    @classmethod
+    def of(
+        cls, x: Arrays, *, axis: int | tuple[int, ...], where: ArrayLike | None = None
+    ) -> Moments:
+        """Moments over `axis`, of the entries where `where` (broadcast to `x`) is True.
+
+        NaN among them gives NaN. Without any entry size and mean are 0 and the range
+        [Inf, -Inf], and merging changes nothing.
+        """
+        x = as_float32(x)
+        use = jnp.ones(x.shape, bool) if where is None else as_array(where).astype(bool)
+        use = jnp.broadcast_to(use, x.shape)
+        axes = tuple(a % x.ndim for a in ((axis,) if isinstance(axis, int) else axis))
+        count = tree_sum(use, axes)
+        mean = tree_sum(jnp.where(use, x, 0.0), axes) / jnp.maximum(count, 1.0)
+        deviation = jnp.where(use, x - jnp.expand_dims(mean, axes), 0.0)
+        return cls(
+            count,
+            mean,
+            tree_sum(deviation**2, axes),
+            jnp.min(x, axis=axes, where=use, initial=jnp.inf),
+            jnp.max(x, axis=axes, where=use, initial=-jnp.inf),
+        )
+
+    def merge(self, other: Moments) -> Moments:
+        """The moments of both."""
+        xp = _namespace(*self, *other)
+        count = self.size + other.size
+        weight = other.size / xp.maximum(count, 1)
+        difference = other.mean - self.mean
+        return Moments(
+            count,
+            self.mean + difference * weight,
+            self.m2 + other.m2 + difference**2 * self.size * weight,
+            xp.minimum(self.minimum, other.minimum),
+            xp.maximum(self.maximum, other.maximum),
+        )
+
+    def variance(self, *, ddof: int = 0) -> jax.Array:
+        """`m2 / (size - ddof)`; NaN where the size is not above `ddof`. `ddof=1` for a sample."""
+        xp = _namespace(*self)
+        degrees = self.size - ddof
+        return xp.where(degrees > 0, self.m2 / xp.maximum(degrees, 1), xp.nan)
+
+    def std(self, *, ddof: int = 0) -> jax.Array:
+        """Standard deviation, the root of `variance`."""
+        return _namespace(*self).sqrt(self.variance(ddof=ddof))
+
+    def standard_error(self) -> jax.Array:
+        """Standard error of the mean of independent entries, `sqrt(variance(ddof=1) / size)`."""
+        xp = _namespace(*self)
+        return xp.sqrt(self.variance(ddof=1) / xp.maximum(self.size, 1))
+
+
+class LinearFit(NamedTuple):
+    """The line `slope * x + intercept` of least squares, and the share of variance it explains."""
+
+    slope: jax.Array
+    intercept: jax.Array
+    r_squared: jax.Array
+
+
+class Comoments(NamedTuple):
+    """Means and second moments of pairs (x, y); every field has the shape of the mean."""
+
+    size: jax.Array
+    mean_x: jax.Array
+    mean_y: jax.Array
+    m2_x: jax.Array
+    m2_y: jax.Array
+    co_xy: jax.Array
+
+    @classmethod
+    def of(cls, x: Arrays, y: Arrays, *, axis: int | tuple[int, ...]) -> Comoments:
+        """Moments of the pairs over `axis`; x and y have one shape."""
+        x, y = as_float32(x), as_float32(y)
+        check_same_shape("x and y", x, y)
+        axes = tuple(a % x.ndim for a in ((axis,) if isinstance(axis, int) else axis))
+        count = tree_sum(jnp.ones(x.shape), axes)
+        mean_x, mean_y = tree_sum(x, axes) / count, tree_sum(y, axes) / count
+        dx, dy = x - jnp.expand_dims(mean_x, axes), y - jnp.expand_dims(mean_y, axes)
+        return cls(
+            count,
+            mean_x,
+            mean_y,
+            tree_sum(dx**2, axes),
+            tree_sum(dy**2, axes),
+            tree_sum(dx * dy, axes),
+        )
+
+    def merge(self, other: Comoments) -> Comoments:
+        """The moments of both."""
+        xp = _namespace(*self, *other)
+        count = self.size + other.size
+        weight = other.size / xp.maximum(count, 1)
+        scale = self.size * weight
+        dx, dy = other.mean_x - self.mean_x, other.mean_y - self.mean_y
+        return Comoments(
+            count,
+            self.mean_x + dx * weight,
+            self.mean_y + dy * weight,
+            self.m2_x + other.m2_x + dx**2 * scale,
+            self.m2_y + other.m2_y + dy**2 * scale,
+            self.co_xy + other.co_xy + dx * dy * scale,
+        )
+
+    def linear_fit(self) -> LinearFit:
+        """The line of y on x. Slope and R² are NaN where x is constant, R² also where y is."""
+        xp = _namespace(*self)
+        safe_x = xp.where(self.m2_x > 0, self.m2_x, xp.nan)
+        safe_y = xp.where(self.m2_y > 0, self.m2_y, xp.nan)
+        slope = self.co_xy / safe_x
+        return LinearFit(slope, self.mean_y - slope * self.mean_x, slope * (self.co_xy / safe_y))
+
+
+class Histogram(NamedTuple):
+    """Counts between fixed edges, and of what lies outside them; nothing is lost.
+
+    A bin holds its lower edge; the last one holds its upper edge as well.
+    """
+
+    edges: jax.Array
+    """`[N+1]`, ascending."""
+    counts: jax.Array
+    """`[..., N]`."""
+    below: jax.Array
+    above: jax.Array
+    nan: jax.Array
+
+    @classmethod
+    def of(cls, x: Arrays, edges: Arrays, *, keep: int = 0) -> Histogram:
+        """Histogram over all axes but the first `keep`, whose shape the counts have."""
+        x, edges = as_float32(x), as_float32(edges)
+        check_axes("edges", edges, "N+1")
+        num_bins = edges.shape[0] - 1
+        if num_bins < 1 or (is_concrete(edges) and not np.all(np.diff(np.asarray(edges)) > 0)):
+            raise ValueError(f"edges: expected at least two ascending numbers, got {edges}")
+        kept = x.shape[:keep]
+        x = x.reshape(int(np.prod(kept)), -1)
+        slot = jnp.searchsorted(edges, x, side="right")
+        slot = jnp.where(x == edges[-1], num_bins, slot)
+        slot = jnp.where(jnp.isnan(x), num_bins + 2, slot)
+        counts = jax.vmap(lambda row: jnp.bincount(row, length=num_bins + 3))(slot)
+        counts = counts.reshape(*kept, num_bins + 3)
+        return cls(edges, counts[..., 1:-2], counts[..., 0], counts[..., -2], counts[..., -1])
+
+    def merge(self, other: Histogram) -> Histogram:
+        """The histogram of both.
+
+        Raises:
+          ValueError: Their edges differ.
+        """
+        same = self.edges.shape == other.edges.shape
+        if same and not any(isinstance(h.edges, jax.core.Tracer) for h in (self, other)):
+            same = np.array_equal(np.asarray(self.edges), np.asarray(other.edges))
+        if not same:
+            raise ValueError(f"histograms with different edges: {self.edges} and {other.edges}")
+        return Histogram(
+            self.edges,
+            self.counts + other.counts,
+            self.below + other.below,
+            self.above + other.above,
+            self.nan + other.nan,
+        )
+
+
+class Covariance(NamedTuple):
+    """Mean and scatter matrix of vectors, for the spectra of activations."""
+
+    size: jax.Array
+    mean: jax.Array
+    """`[..., F]`."""
+    scatter: jax.Array
+    """`[..., F, F]`, sum of outer products of deviations."""
+
+    @classmethod
+    def of(cls, x: Arrays, *, keep: int = 1) -> Covariance:
+        """State of vectors `[..., F]`, over all axes but the first `keep` and the last."""
+        x = as_float32(x)
+        x = x.reshape(*x.shape[:keep], -1, x.shape[-1])
+        mean = tree_sum(x, -2) / x.shape[-2]
+        deviation = x - mean[..., None, :]
+        scatter = jnp.einsum(
+            "...nf,...ng->...fg", deviation, deviation, precision=jax.lax.Precision.HIGHEST
+        )
+        return cls(jnp.full(x.shape[:keep], x.shape[-2], jnp.float32), mean, scatter)
+
+    def merge(self, other: Covariance) -> Covariance:
+        """The state of both."""
+        count = self.size + other.size
+        weight = other.size / count
+        difference = other.mean - self.mean
+        outer = difference[..., :, None] * difference[..., None, :]
+        return Covariance(
+            count,
+            self.mean + difference * weight[..., None],
+            self.scatter + other.scatter + outer * (self.size * weight)[..., None, None],
+        )
+
+    def covariance(self) -> jax.Array:
+        """`[..., F, F]`, the scatter divided by the number of vectors."""
+        return self.scatter / self.size[..., None, None]
