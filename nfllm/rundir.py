@@ -167,7 +167,7 @@ class MetricsWriter:
         self._file: BinaryIO | None = None
         self._object: bytearray | None = None
         self._written_at = time.monotonic()
-        if _is_local(self._path):
+        if is_local(self._path):
             _repair(os.fspath(self._path))
             self._file = open(os.fspath(self._path), "ab")  # noqa: SIM115 (closed by close)
         else:
@@ -319,7 +319,7 @@ def _repair(path: str) -> None:
 
 def _write_whole(path: epath.Path, content: bytes) -> None:
     """Replaces `path`; a reader sees the old content or the new, never a part."""
-    if not _is_local(path):  # an object store shows an object only when it is complete
+    if not is_local(path):  # an object store shows an object only when it is complete
         path.write_bytes(content)
         return
     partial = f"{os.fspath(path)}.{os.getpid()}.partial"
@@ -330,7 +330,8 @@ def _write_whole(path: epath.Path, content: bytes) -> None:
     os.replace(partial, os.fspath(path))
 
 
-def _is_local(path: epath.Path) -> bool:
+def is_local(path: epath.Path) -> bool:
+    """Whether `path` is on a file system, where files can be appended to and renamed."""
     return "://" not in os.fspath(path)
 
 

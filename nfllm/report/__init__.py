@@ -1,0 +1,39 @@
+"""Run directories in; pictures, tables and one self-contained HTML page out.
+
+    python -m nfllm.report RUN [RUN ...] --out DIR
+
+Only the run directory is read. matplotlib is imported when the first figure is drawn.
+"""
+
+from collections.abc import Sequence
+
+from etils import epath
+
+from nfllm.report.text import ASCII_SHADES, UNICODE_SHADES, entropy_text
+
+__all__ = ["ASCII_SHADES", "UNICODE_SHADES", "entropy_text", "write_report"]
+
+
+def write_report(runs: Sequence[epath.PathLike], out: epath.PathLike) -> epath.Path:
+    """Writes the report of one run, or of several side by side.
+
+    What is missing or damaged in a run directory is left out, and named on the page.
+
+    Args:
+      runs: run directories.
+      out: directory to write `index.html`, `figures/*.png`, `figures/*.pdf` and `tables/*.csv`
+        into; made where it does not exist. Files of an earlier report are replaced.
+
+    Returns:
+      The path of `index.html`, which loads nothing, neither from the network nor from beside it.
+
+    Raises:
+      nfllm.rundir.RunError: a path is not a directory, or is named twice.
+
+    Example:
+      >>> write_report(["runs/relu", "runs/gelu"], "comparison")
+      PosixGPath('comparison/index.html')
+    """
+    from nfllm.report.write import write
+
+    return write(runs, out)

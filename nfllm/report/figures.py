@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from nfllm.report.style import (
@@ -33,6 +35,8 @@ from nfllm.report.style import (
     panel_grid,
     run_style,
     set_index_ticks,
+    set_log_scale,
+    shortened,
     style_axes,
 )
 
@@ -81,21 +85,20 @@ def entropy_heatmaps(heatmaps: Sequence[Heatmap], maximum: float) -> Figure:
       heatmaps: one panel each; their numbers of layers and heads may differ.
       maximum: entropy in nats at the end of the colour scale.
     """
-    layers = max(h.entropy.shape[0] for h in heatmaps)
-    heads = max(h.entropy.shape[1] for h in heatmaps)
-    cell = min(0.34, max(0.11, 4.2 / max(layers, heads)))
-    size = (max(2.0, cell * heads) + 0.5, max(1.0, cell * layers) + 0.6)
-    figure, panels = panel_grid(len(heatmaps), size)
+    most = max(max(heatmap.entropy.shape) for heatmap in heatmaps)
+    cell = min(0.34, max(0.2, 4.2 / most))  # inches; smaller, and tick labels would touch
+    width = max(2.2, cell * max(heatmap.entropy.shape[1] for heatmap in heatmaps) + 0.5)
+    figure, panels = panel_grid(width, [cell * len(h.entropy) + 0.7 for h in heatmaps])
     norm = Normalize(0.0, maximum)
     scale = ScalarMappable(norm, entropy_colormap())
     for axes, (label, entropy_LH, ceiling) in zip(panels, heatmaps, strict=True):
         axes.imshow(entropy_LH, norm=norm, cmap=scale.cmap, interpolation="nearest")
-        style_axes(axes, label, "head", "layer")
+        axes.set_anchor("NW")
+        xlabel = "head" if ceiling is None else f"head   (ceiling {ceiling:.2f} nats)"
+        style_axes(axes, label, xlabel, "layer")
         axes.spines[:].set_visible(False)
-        set_index_ticks(axes.xaxis, entropy_LH.shape[1])
-        set_index_ticks(axes.yaxis, entropy_LH.shape[0])
-        if ceiling is not None:
-            axes.set_title(f"ceiling {ceiling:.2f}", loc="right", fontsize=SMALL, color=INK)
+        set_index_ticks(axes.xaxis, entropy_LH.shape[1], most=48)
+        set_index_ticks(axes.yaxis, entropy_LH.shape[0], most=48)
         if cell >= 0.3:
             _write_values(axes, entropy_LH, scale)
     ticks = np.linspace(0.0, maximum, 5).tolist()
@@ -116,9 +119,9 @@ def head_histograms(labels: Sequence[str], shares_R4: np.ndarray, maximum: float
     axes = figure.add_subplot()
     colors = entropy_colormap()((np.arange(4) + 0.5) / 4)
     starts_R4 = np.cumsum(shares_R4, axis=1) - shares_R4
-    for quarter, name in enumerate(QUARTERS):
-        start_R, width_R, color = starts_R4[:, quarter], shares_R4[:, quarter], colors[quarter]
-        axes.barh(rows, width_R, left=start_R, height=0.72, color=color, label=name)
+    for quarter, color in enumerate(colors):
+        start_R, width_R = starts_R4[:, quarter], shares_R4[:, quarter]
+        axes.barh(rows, width_R, left=start_R, height=0.72, color=color)
         for row in rows[width_R >= 0.045]:
             _write(
                 axes,
@@ -133,10 +136,10 @@ def head_histograms(labels: Sequence[str], shares_R4: np.ndarray, maximum: float
     axes.spines[:].set_visible(False)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_xlim(0.0, 1.0)
-    axes.set_yticks(rows, [literal(label) for label in labels])
+    axes.set_yticks(rows, [literal(shortened(label, 36)) for label in labels])
     axes.tick_params(axis="y", length=0)
     axes.set_xticks(np.linspace(0, 1, 5), ["0", "25", "50", "75", "100"])
-    add_legend(figure, *axes.get_legend_handles_labels(), columns=4)
+    add_legend(figure, [Patch(color=color) for color in colors], QUARTERS, columns=4)
     return figure
 
 
@@ -146,14 +149,15 @@ def curves(series: Sequence[Curve], ylabel: str, log: bool = False) -> Figure:
     A value that is not finite leaves a gap, and a run's first one a cross on the lower edge. On a
     linear axis a brief blow-up is cut off where it would flatten all the rest.
     """
-    figure, (axes,) = panel_grid(1, PANEL)
+    figure, (axes,) = panel_grid(PANEL[0], [PANEL[1]])
     style_axes(axes, "", "step", ylabel)
     highs, tops = [0.0], [0.0]
-    for index, (label, x_N, y_N) in enumerate(series):
+    lines: list[Line2D] = []
+    for index, (_, x_N, y_N) in enumerate(series):
         style = run_style(index)
         x, y = _binned(x_N, np.where(y_N > 0, y_N, np.nan) if log else y_N)
         marker = "o" if len(x) == 1 else ""
-        axes.plot(x, y, **style, marker=marker, markersize=4, label=literal(label))
+        lines += axes.plot(x, y, **style, marker=marker, markersize=4)
         bad = np.flatnonzero(~np.isfinite(y_N))
         if bad.size:
             edge = axes.get_xaxis_transform()
@@ -162,26 +166,27 @@ def curves(series: Sequence[Curve], ylabel: str, log: bool = False) -> Figure:
             highs.append(float(np.nanpercentile(y, 98)))
             tops.append(float(np.nanmax(y)))
     if log and len(tops) > 1:
-        axes.set_yscale("log")
+        set_log_scale(axes)
     elif max(tops) > 2.0 * max(highs):
         axes.set_ylim(top=1.1 * max(highs))
     if len(series) > 1:
-        add_legend(figure, *axes.get_legend_handles_labels(), columns=2)
+        add_legend(figure, lines, [curve.label for curve in series], columns=2)
     return figure
 
 
 def layer_profiles(series: Sequence[Curve], xlabel: str, ylabel: str) -> Figure:
     """One line per run over depth, on a logarithmic axis; `x` of each curve is the layer."""
-    figure, (axes,) = panel_grid(1, PANEL)
+    figure, (axes,) = panel_grid(PANEL[0], [PANEL[1]])
     style_axes(axes, "", xlabel, ylabel)
-    for index, (label, x_L, y_L) in enumerate(series):
+    lines: list[Line2D] = []
+    for index, (_, x_L, y_L) in enumerate(series):
         y_L = np.where(np.isfinite(y_L) & (y_L > 0), y_L, np.nan)
         if np.isfinite(y_L).any():
-            axes.set_yscale("log")
-        axes.plot(x_L, y_L, **run_style(index), marker="o", markersize=3.5, label=literal(label))
+            set_log_scale(axes)
+        lines += axes.plot(x_L, y_L, **run_style(index), marker="o", markersize=3.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     if len(series) > 1:
-        add_legend(figure, *axes.get_legend_handles_labels(), columns=2)
+        add_legend(figure, lines, [curve.label for curve in series], columns=2)
     return figure
 
 
@@ -195,8 +200,8 @@ def layer_curves(
       ylabel: quantity and unit.
       ylim: the range of every panel; None: what holds all the data, and 0.
     """
-    figure, all_axes = panel_grid(len(panels), PANEL)
-    low, high = ylim or _range(panels)
+    figure, all_axes = panel_grid(PANEL[0], [PANEL[1]] * len(panels))
+    low, high = ylim or common_range(panels)
     for axes, (label, x_N, y_NL, reference) in zip(all_axes, panels, strict=True):
         style_axes(axes, label, "step", ylabel)
         layers = y_NL.shape[1]
@@ -215,7 +220,7 @@ def layer_curves(
 
 def nonfinite_counts(panels: Sequence[Counts]) -> Figure:
     """One panel per run: non-finite values in all layers together over steps, one line per site."""
-    figure, all_axes = panel_grid(len(panels), PANEL)
+    figure, all_axes = panel_grid(PANEL[0], [PANEL[1]] * len(panels))
     sites = list(dict.fromkeys(site for panel in panels for site in panel.counts))
     handles: dict[str, Any] = {}
     for axes, (label, x_N, counts_NL) in zip(all_axes, panels, strict=True):
@@ -223,11 +228,21 @@ def nonfinite_counts(panels: Sequence[Counts]) -> Figure:
         for site, values_NL in counts_NL.items():
             style = run_style(sites.index(site))
             (line,) = axes.plot(x_N, values_NL.sum(axis=1), **style, marker="o", markersize=2.5)
-            handles.setdefault(literal(site), line)
+            handles.setdefault(site, line)
         axes.set_yscale("symlog", linthresh=1)
         axes.set_ylim(bottom=-0.2)
     add_legend(figure, list(handles.values()), list(handles), columns=3)
     return figure
+
+
+def common_range(panels: Sequence[LayerCurves]) -> tuple[float, float]:
+    """A range that holds every finite value, and 0."""
+    values = [np.ravel(panel.y) for panel in panels]
+    values += [panel.reference.y for panel in panels if panel.reference is not None]
+    finite = np.concatenate([v[np.isfinite(v)] for v in values])
+    low, high = min(0.0, *finite, 0.0), max(0.0, *finite, 0.0)
+    margin = 0.05 * (high - low) or 1.0
+    return low - margin * (low < 0), high + margin
 
 
 def _write_values(axes: Axes, entropy_LH: np.ndarray, scale: ScalarMappable) -> None:
@@ -245,7 +260,7 @@ def _label_end(axes: Axes, curve: Curve) -> None:
     """Writes the curve's label over its right end, or under it near the top of the panel."""
     low, high = axes.get_ylim()
     x, y = float(curve.x[-1]), float(curve.y[-1])
-    below = (y - low) / (high - low) > 0.85
+    below = (y - low) / (high - low) > 0.9
     axes.annotate(
         literal(curve.label),
         (x, y),
@@ -267,13 +282,3 @@ def _binned(x_N: np.ndarray, y_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     starts = np.arange(0, len(x_N), size)
     counts = np.diff([*starts, len(x_N)])
     return np.add.reduceat(x_N, starts) / counts, np.add.reduceat(y_N, starts) / counts
-
-
-def _range(panels: Sequence[LayerCurves]) -> tuple[float, float]:
-    """A range that holds every finite value, and 0."""
-    values = [np.ravel(panel.y) for panel in panels]
-    values += [panel.reference.y for panel in panels if panel.reference is not None]
-    finite = np.concatenate([v[np.isfinite(v)] for v in values])
-    low, high = min(0.0, *finite, 0.0), max(0.0, *finite, 0.0)
-    margin = 0.05 * (high - low) or 1.0
-    return low - margin * (low < 0), high + margin

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 # Lines and marks are of middle lightness, to be read on a light and on a dark ground alike.
 INK = "#0b0b0c"
@@ -62,12 +62,16 @@ def contrast(rgba: Sequence[float]) -> str:
     return "#000000" if luminance > 0.179 else "#ffffff"
 
 
-def panel_grid(count: int, panel: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, each `panel` inches wide and high, at most three to a row."""
-    columns = min(_COLUMNS, count)
-    rows = math.ceil(count / columns)
-    figure = Figure(figsize=(panel[0] * columns, panel[1] * rows), layout="constrained")
-    return figure, [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
+def panel_grid(width: float, heights: Sequence[float]) -> tuple[Figure, list[Axes]]:
+    """A figure of one panel for each of `heights`, in inches, at most three to a row.
+
+    All panels are `width` inches wide; a row is as high as its highest panel.
+    """
+    columns = min(_COLUMNS, len(heights))
+    rows = [max(heights[first : first + columns]) for first in range(0, len(heights), columns)]
+    figure = Figure(figsize=(width * columns, sum(rows)), layout="constrained")
+    grid = figure.add_gridspec(len(rows), columns, height_ratios=rows)
+    return figure, [figure.add_subplot(grid[divmod(i, columns)]) for i in range(len(heights))]
 
 
 def style_axes(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
@@ -76,24 +80,32 @@ def style_axes(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
     axes.spines[["left", "bottom"]].set(color=FAINT, linewidth=0.6)
     axes.tick_params(labelsize=SMALL, color=FAINT, labelcolor=INK, width=0.6, length=3)
     axes.set_facecolor("none")
-    axes.set_title(literal(title), loc="left", fontsize=TEXT, color=INK)
+    axes.set_title(literal(shortened(title, 36)), loc="left", fontsize=TEXT, color=INK)
     axes.set_xlabel(xlabel, fontsize=TEXT, color=INK)
     axes.set_ylabel(ylabel, fontsize=TEXT, color=INK)
 
 
-def set_index_ticks(axis: Any, count: int) -> None:
-    """Ticks at the indices 0 to `count` - 1, thinned to at most 16."""
-    step = 2 ** max(0, math.ceil(math.log2(count / 16)))
+def set_index_ticks(axis: Any, count: int, most: int) -> None:
+    """Ticks at the indices 0 to `count` - 1, thinned to at most `most`."""
+    step = 2 ** max(0, math.ceil(math.log2(count / most)))
     axis.set_major_locator(FixedLocator(list(range(0, count, step))))
     axis.set_tick_params(labelsize=SMALL, length=0, labelcolor=INK)
+
+
+def set_log_scale(axes: Axes) -> None:
+    """A logarithmic vertical axis with plain numbers at 1, 2 and 5 of each decade."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def add_color_bar(
     figure: Figure, axes: Any, scale: ScalarMappable, ticks: Sequence[float], label: str, form: str
 ) -> None:
     """A bar beside `axes` that explains the colours of `scale`."""
-    rows = figure.get_figheight()
-    bar = figure.colorbar(scale, ax=axes, pad=0.02, shrink=min(1.0, 3.0 / rows), aspect=18)
+    shrink = min(1.0, 3.0 / figure.get_figheight())
+    bar = figure.colorbar(scale, ax=axes, pad=0.02, shrink=shrink, aspect=18, anchor=(0.0, 1.0))
     bar.set_label(label, fontsize=SMALL, color=INK)
     bar.ax.tick_params(labelsize=SMALL, labelcolor=INK, color=FAINT, width=0.6, length=2)
     bar.ax.yaxis.set_major_locator(FixedLocator(ticks))
@@ -109,12 +121,16 @@ def add_depth_bar(figure: Figure, axes: Axes, layers: int) -> None:
 
 
 def add_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], columns: int) -> None:
-    """A legend under the panels; the figure grows by it, so that the panels keep their size."""
+    """A legend under the panels; the figure grows by it, so that the panels keep their size.
+
+    `columns` is for short labels; long ones stand in one column.
+    """
+    columns = columns if max(map(len, labels)) <= 24 else 1
     rows = math.ceil(len(labels) / columns)
     figure.set_figheight(figure.get_figheight() + 0.08 + 0.17 * rows)
     figure.legend(
         handles,
-        labels,
+        [literal(shortened(label, 48)) for label in labels],
         loc="outside lower center",
         ncols=min(columns, len(labels)),
         fontsize=SMALL,
@@ -123,6 +139,14 @@ def add_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], co
         handlelength=1.6,
         columnspacing=1.4,
     )
+
+
+def shortened(text: str, most: int) -> str:
+    """`text`, its middle replaced by an ellipsis where it is longer than `most` characters."""
+    if len(text) <= most:
+        return text
+    end = (most - 1) // 2
+    return f"{text[: most - 1 - end]}…{text[len(text) - end :]}"
 
 
 def literal(text: str) -> str:

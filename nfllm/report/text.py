@@ -50,8 +50,8 @@ def entropy_text(
         raise ValueError(f"maximum={maximum} must be a positive number of nats")
     layers, heads = entropy_LH.shape
     margin = len(str(layers - 1)) + 3
-    room = width - margin
-    cell = next((size for size in (9, 6, 3) if size * heads <= room + 2), 1)
+    room = width - margin - 1
+    cell = next((size for size in (9, 6, 3) if size * heads - 1 <= room), 1)
     per_block = heads if cell > 1 else max(_TICK, room // _TICK * _TICK)
     lines = []
     for first in range(0, heads, per_block):

@@ -1,0 +1,35 @@
+"""python -m nfllm.report RUN [RUN ...] --out DIR"""
+
+import argparse
+import sys
+
+from etils import epath
+
+from nfllm.report import write_report
+from nfllm.rundir import REPORT_DIR, RunError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes a report and prints the path of its page; 2 where the arguments are at fault."""
+    parser = argparse.ArgumentParser(
+        prog="python -m nfllm.report",
+        description="One HTML page, with figures and tables, about one run or several.",
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run directory")
+    parser.add_argument(
+        "--out", metavar="DIR", help="where to write; default with one RUN: RUN/report"
+    )
+    options = parser.parse_args(arguments)
+    if options.out is None and len(options.runs) > 1:
+        parser.error("several runs need --out DIR")
+    out = options.out or epath.Path(options.runs[0]) / REPORT_DIR
+    try:
+        print(write_report(options.runs, out))
+    except (RunError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

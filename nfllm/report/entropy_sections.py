@@ -1,0 +1,180 @@
+"""The sections about attention entropy: heatmap, histogram, and layers through training.
+
+Runs of one context length share a colour scale and a reference maximum; another context length has
+another causal ceiling, so its runs stand apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from nfllm.analysis.entropy import causal_entropy_ceiling
+from nfllm.analysis.heads import (
+    collapse_share,
+    head_histogram,
+    overload_share,
+    reference_maximum,
+)
+from nfllm.report import figures
+from nfllm.report.figures import Curve, Heatmap, LayerCurves
+from nfllm.report.heatmap import heatmap_html, scale_html
+from nfllm.report.page import Block, Markup, Pictures, Rows, Section
+from nfllm.report.published import find_published
+from nfllm.report.runs import Run, notation
+from nfllm.report.tables import HeadSummary, entropy_table, heads_table
+
+
+class _Group(NamedTuple):
+    """Runs of one context length, None where it is unknown."""
+
+    context_length: int | None
+    runs: list[Run]
+
+    @property
+    def ceiling(self) -> float | None:
+        return None if self.context_length is None else causal_entropy_ceiling(self.context_length)
+
+    @property
+    def observed(self) -> float | None:
+        """M: the largest head entropy of all these runs, as in the paper; None without any."""
+        entropies = {run.label: run.last("entropy_nats") for run in self.runs}
+        length = self.context_length or 0  # they agree, and only that matters here
+        maximum = max(reference_maximum("shared_observed", entropies, length).values())
+        return maximum if maximum > 0 else None
+
+    @property
+    def scale_end(self) -> float:
+        """End of the colour scale: the ceiling, or what was observed where that is not known."""
+        return self.ceiling or self.observed or 1.0
+
+    @property
+    def name(self) -> str:
+        return f"Context length {self.context_length or 'unknown'}."
+
+    @property
+    def suffix(self) -> str:
+        return "" if self.context_length is None else f"_T{self.context_length}"
+
+    def heatmaps(self) -> list[Heatmap]:
+        return [Heatmap(run.label, run.last("entropy_nats"), self.ceiling) for run in self.runs]
+
+
+def entropy_sections(runs: Sequence[Run]) -> Iterator[Section]:
+    """Heatmaps, histogram and layer-wise entropy of the runs that recorded entropies."""
+    recorded = [run for run in runs if "entropy_nats" in run.series]
+    if not recorded:
+        text = "None of these runs recorded telemetry, so there is no attention entropy to show."
+        yield Section("Attention entropy", text, [])
+        return
+    contexts = sorted({_context(run) or 0 for run in recorded})
+    groups = [
+        _Group(context or None, [run for run in recorded if (_context(run) or 0) == context])
+        for context in contexts
+    ]
+    left_out = [run.label for run in runs if run not in recorded]
+    yield Section(
+        "Attention entropy of each head",
+        "Mean entropy over queries and probe sequences, at the last probe. Layers run downward, "
+        "heads to the right; bright heads attend uniformly, dark ones to a single key."
+        + (f" No telemetry was recorded by {', '.join(left_out)}." if left_out else ""),
+        [block for group in groups for block in _heatmap_blocks(group, alone=len(groups) == 1)],
+    )
+    yield Section(
+        "Head entropy by quarters",
+        "Share of heads in each quarter of M, the largest head entropy observed in the runs of one "
+        "context length (the paper's reference). Heads in the top quarter are overloaded, heads in "
+        "the bottom one collapsed. Published rows refer to their own M of 3.87 nats.",
+        [block for group in groups for block in _histogram_blocks(group)],
+    )
+    yield Section(
+        "Layer entropy through training",
+        "Mean over the heads of each layer; the dashed line is the causal ceiling.",
+        [_training_block(group) for group in groups],
+    )
+
+
+def _heatmap_blocks(group: _Group, alone: bool) -> Iterator[Block]:
+    heatmaps = group.heatmaps()
+    if group.ceiling is None:
+        scale = f"Colour scale from 0 to {group.scale_end:.2f} nats, the largest entropy observed."
+    else:
+        scale = (
+            f"Colour scale from 0 to {group.ceiling:.3f} nats, the causal ceiling ln(T!)/T at "
+            f"T = {group.context_length}."
+        )
+        if group.observed is not None:
+            scale += f" The mark is M = {group.observed:.3f} nats, the largest entropy observed."
+    if not alone:
+        scale = f"{group.name} {scale}"
+    labels, entropies = [h.label for h in heatmaps], [h.entropy for h in heatmaps]
+    maps = "\n".join(heatmap_html(heatmap, group.scale_end) for heatmap in heatmaps)
+    whole = figures.entropy_heatmaps(heatmaps, group.scale_end)
+    yield Markup(
+        f"<p>{scale}</p>{scale_html(group.scale_end, group.observed)}\n"
+        f"<div class=maps>{maps}</div>",
+        [
+            Pictures(f"entropy_heatmap{group.suffix}", "", whole, ()),
+            Rows(f"entropy{group.suffix}", "", entropy_table(labels, entropies)),
+        ],
+    )
+
+
+def _histogram_blocks(group: _Group) -> Iterator[Block]:
+    maximum = group.observed or 1.0
+    labels: list[str] = []
+    shares = []
+    for run in group.runs:
+        labels.append(run.label)
+        shares.append(np.asarray(head_histogram(run.last("entropy_nats"), maximum)))
+        if run.model is None or f"{notation(run.model)}, published" in labels:
+            continue
+        published = find_published(run.model, notation(run.model))
+        if published is not None and published.head_shares is not None:
+            labels.append(f"{notation(run.model)}, published")
+            shares.append(published.head_shares)
+    figure = figures.head_histograms(labels, np.asarray(shares), maximum)
+    yield Pictures(f"head_entropy_histogram{group.suffix}", group.name, figure, [figure])
+    summaries = [_summary(run, group, maximum) for run in group.runs]
+    yield Rows(f"heads{group.suffix}", group.name, heads_table(summaries))
+
+
+def _summary(run: Run, group: _Group, maximum: float) -> HeadSummary:
+    entropy_LH = run.last("entropy_nats")
+    half = len(entropy_LH) // 2
+    early, late = entropy_LH[:half].reshape(-1), entropy_LH[half:].reshape(-1)
+    return HeadSummary(
+        label=run.label,
+        mean_entropy=float(np.mean(entropy_LH)),
+        ceiling=group.ceiling,
+        maximum=maximum,
+        early_overload=100 * float(overload_share(early, maximum)) if half else None,
+        late_overload=100 * float(overload_share(late, maximum)),
+        collapse=100 * float(collapse_share(entropy_LH.reshape(-1), maximum)),
+        num_not_finite=int(np.sum(~np.isfinite(entropy_LH))),
+    )
+
+
+def _training_block(group: _Group) -> Pictures:
+    panels = []
+    for run in group.runs:
+        steps, entropy_NLH = run.series["entropy_nats"]
+        reference = None
+        if group.ceiling is not None:
+            ends = np.asarray([steps[0], steps[-1]])
+            reference = Curve("causal ceiling", ends, np.full(2, group.ceiling))
+        panels.append(LayerCurves(run.label, steps, entropy_NLH.mean(axis=2), reference))
+    ylim = (0.0, 1.15 * max(group.scale_end, group.observed or 0.0))
+    ylabel = "entropy (nats)"
+    return Pictures(
+        f"layer_entropy{group.suffix}",
+        group.name,
+        figures.layer_curves(panels, ylabel, ylim),
+        [figures.layer_curves([panel], ylabel, ylim) for panel in panels],
+    )
+
+
+def _context(run: Run) -> int | None:
+    return None if run.model is None else run.model.context_length

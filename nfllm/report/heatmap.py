@@ -1,0 +1,90 @@
+"""The entropy heatmap as an HTML table, whose cells tell their value under the pointer."""
+
+from __future__ import annotations
+
+import html
+import math
+
+from matplotlib.colors import to_hex
+
+from nfllm.report.figures import Heatmap
+from nfllm.report.style import contrast, entropy_colormap
+
+_SHADES = 64
+_MOST_HEADS_WITH_TEXT = 16
+_MOST_LAYERS_WITH_TEXT = 32
+
+
+def heatmap_html(heatmap: Heatmap, maximum: float) -> str:
+    """One run's entropies, layers as rows and heads as columns.
+
+    A cell's value in nats stands in its title, and in a line under the table when the cell has the
+    pointer or, by the arrow keys, the focus. Where cells are large enough it is also written in.
+
+    Args:
+      heatmap: entropies `[L, H]` and their label.
+      maximum: entropy in nats at the end of the colour scale.
+    """
+    layers, heads = heatmap.entropy.shape
+    quiet = heads > _MOST_HEADS_WITH_TEXT or layers > _MOST_LAYERS_WITH_TEXT
+    ceiling = "" if heatmap.ceiling is None else f", ceiling {heatmap.ceiling:.2f} nats"
+    caption = f"<b>{html.escape(heatmap.label)}</b><span>{layers} × {heads} heads{ceiling}</span>"
+    head = "".join(f"<th scope=col>{_every(index, heads)}</th>" for index in range(heads))
+    lines = [
+        f"<tr><th scope=row>{_every(layer, layers)}</th>"
+        + "".join(
+            _cell(layer, head, float(heatmap.entropy[layer, head]), maximum, heatmap.ceiling)
+            for head in range(heads)
+        )
+        + "</tr>"
+        for layer in range(layers)
+    ]
+    body = "\n".join(lines)
+    return (
+        f'<div class="panel heat{" quiet" if quiet else ""}" style="--heads:{heads}">'
+        f"<div class=wide><table>\n<caption>{caption}</caption>\n"
+        f"<thead><tr><td></td>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n"
+        "<output>&nbsp;</output></div>"
+    )
+
+
+def scale_html(maximum: float, observed: float | None) -> str:
+    """The colour scale from 0 to `maximum` nats, with a mark at the largest entropy observed."""
+    colormap = entropy_colormap()
+    stops = ",".join(to_hex(colormap(i / 16)) for i in range(17))
+    ticks = "".join(f'<span style="left:{25 * i}%">{maximum * i / 4:.2f}</span>' for i in range(5))
+    mark = ""
+    if observed is not None and 0 < observed <= maximum:
+        mark = (
+            f'<i style="left:{100 * observed / maximum:.2f}%" title="M: {observed:.3f} nats"></i>'
+        )
+    return (
+        f'<div class=scale><div class=bar style="background:linear-gradient(to right,{stops})">'
+        f"{mark}</div><div class=ticks>{ticks}</div></div>"
+    )
+
+
+def color_rules() -> str:
+    """Style rules of the classes `c0` to `c63`, from entropy 0 to the maximum."""
+    colormap = entropy_colormap()
+    colors = [colormap((shade + 0.5) / _SHADES) for shade in range(_SHADES)]
+    return "".join(
+        f".c{shade}{{background:{to_hex(color)};color:{contrast(color)}}}\n"
+        for shade, color in enumerate(colors)
+    )
+
+
+def _cell(layer: int, head: int, value: float, maximum: float, ceiling: float | None) -> str:
+    first = " tabindex=0" if layer == head == 0 else " tabindex=-1"
+    where = f"layer {layer}, head {head}"
+    if not math.isfinite(value):
+        return f'<td class=bad{first} title="{where}: {value}">×</td>'
+    shade = min(_SHADES - 1, max(0, int(_SHADES * value / maximum))) if maximum > 0 else 0
+    share = "" if ceiling is None or ceiling <= 0 else f", {100 * value / ceiling:.0f}% of ceiling"
+    return f'<td class=c{shade}{first} title="{where}: {value:.3f} nats{share}">{value:.1f}</td>'
+
+
+def _every(index: int, count: int) -> str:
+    """The index, or nothing where there are too many to write each."""
+    step = 2 ** max(0, math.ceil(math.log2(count / 16)))
+    return str(index) if index % step == 0 else ""

@@ -1,0 +1,158 @@
+"""The HTML page: one file that loads nothing, readable without scripts."""
+
+from __future__ import annotations
+
+import html
+import importlib.resources
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+from nfllm.report import render
+from nfllm.report.heatmap import color_rules
+from nfllm.report.tables import Table, format_cell
+
+# Scripts and styles stand in the page; the policy keeps anything from being fetched, whatever
+# a run is called.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+
+
+class Pictures(NamedTuple):
+    """A figure, as `name`.png and `name`.pdf, and the smaller ones that the page shows of it.
+
+    Names are words joined by underscores.
+    """
+
+    name: str
+    caption: str
+    whole: Figure
+    panels: Sequence[Figure]
+
+
+class Rows(NamedTuple):
+    """A table, as `name`.csv; `shown` is False for one that is only there to be downloaded."""
+
+    name: str
+    caption: str
+    table: Table
+    shown: bool = True
+
+
+class Markup(NamedTuple):
+    """Finished HTML, with its `Pictures` and `Rows` to download."""
+
+    content: str
+    downloads: Sequence[Pictures | Rows] = ()
+
+
+Block = Pictures | Rows | Markup
+
+
+class Section(NamedTuple):
+    """A heading, what the section shows in a sentence or two, and the blocks."""
+
+    title: str
+    lead: str
+    blocks: Sequence[Block]
+
+
+def render_page(title: str, lead: str, sections: Sequence[Section]) -> str:
+    """The whole document. `title` and all `lead`s are plain text and are escaped."""
+    body = "\n".join(_section(section) for section in sections)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{html.escape(title)}</title>
+<style>
+{_resource("page.css")}{color_rules()}</style>
+</head>
+<body>
+<header>
+<h1>{html.escape(title)}</h1>
+<p>{html.escape(lead)}</p>
+</header>
+<main>
+{body}
+</main>
+<script>
+{_resource("page.js")}</script>
+</body>
+</html>
+"""
+
+
+def table_html(table: Table) -> str:
+    """A table whose first column is its rows' heading; numbers stand to the right."""
+    numeric = [bool(column.form) for column in table.columns]
+    head = "".join(
+        f"<th scope=col{_right(number)}>{html.escape(column.title)}</th>"
+        for column, number in zip(table.columns, numeric, strict=True)
+    )
+    lines = []
+    for row in table.rows:
+        cells = [format_cell(v, c.form) for v, c in zip(row, table.columns, strict=True)]
+        rest = "".join(
+            f"<td{_right(number)}>{html.escape(cell)}</td>"
+            for cell, number in zip(cells[1:], numeric[1:], strict=True)
+        )
+        lines.append(f"<tr><th scope=row>{html.escape(cells[0])}</th>{rest}</tr>")
+    body = "\n".join(lines)
+    return (
+        f"<div class=wide tabindex=0><table class=numbers>\n<thead><tr>{head}</tr></thead>\n"
+        f"<tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+def details_html(summary: str, content: str) -> str:
+    """`content`, which is HTML, folded away under the plain text `summary`."""
+    return f"<details><summary>{html.escape(summary)}</summary>\n{content}\n</details>"
+
+
+def list_html(items: Sequence[str]) -> str:
+    """Plain texts as a list."""
+    return "<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in items) + "</ul>"
+
+
+def _section(section: Section) -> str:
+    blocks = "\n".join(_block(block) for block in section.blocks)
+    lead = f"<p>{html.escape(section.lead)}</p>\n" if section.lead else ""
+    return (
+        f"<section>\n<h2>{html.escape(section.title)}</h2>\n{lead}"
+        f"<div class=blocks>\n{blocks}\n</div>\n</section>"
+    )
+
+
+def _block(block: Block) -> str:
+    if isinstance(block, Markup):
+        links = "".join(_links(item) for item in block.downloads)
+        return f"<figure class=full>{block.content}<figcaption>{links}</figcaption></figure>"
+    caption = f"{html.escape(block.caption)} {_links(block)}"
+    if isinstance(block, Rows):
+        shown = table_html(block.table) if block.shown else ""
+        return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
+    panels = "".join(
+        f'<div class=panel role=img aria-label="{block.name.replace("_", " ")}">'
+        f"{render.svg(panel, f'{block.name}-{index}')}</div>"
+        for index, panel in enumerate(block.panels)
+    )
+    return f"<figure><div class=panels>{panels}</div><figcaption>{caption}</figcaption></figure>"
+
+
+def _links(item: Pictures | Rows) -> str:
+    if isinstance(item, Rows):
+        return f'<a href="tables/{item.name}.csv">CSV</a>'
+    folder = f"figures/{item.name}"
+    return f'<a href="{folder}.png">PNG</a> <a href="{folder}.pdf">PDF</a>'
+
+
+def _right(number: bool) -> str:
+    return " class=n" if number else ""
+
+
+def _resource(name: str) -> str:
+    return importlib.resources.files("nfllm.report").joinpath(name).read_text()

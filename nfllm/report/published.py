@@ -1,0 +1,65 @@
+"""The numbers that Jha & Reagen published, found for a run by its architecture and context.
+
+`published.json` names the source of each: arXiv 2410.09637, 2501.03489 and 2603.06922.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nfllm.config import ModelConfig
+
+BASELINE = "SM+LN+G"
+_ROWS = {
+    ("gpt2", 128): "gpt2_T128",
+    ("gpt_neox", 128): "pythia70m_T128",
+    ("gpt_neox", 256): "pythia70m_T256",
+}
+_MODELS = {"gpt2": "GPT-2 of 12 layers", "gpt_neox": "Pythia-70M"}
+
+
+class Published(NamedTuple):
+    """What was published for one model.
+
+    `head_shares` are the fractions of heads in the four quarters of M = 3.87 nats, `[4]`. Numbers
+    are None where none was published, or the run diverged.
+    """
+
+    model: str
+    perplexity: float | None
+    head_shares: np.ndarray | None
+
+
+def find_published(model: ModelConfig, notation: str) -> Published | None:
+    """The published counterpart of `model`, whatever the size of either.
+
+    Args:
+      model: must agree in architecture, context length, and in the LayerNorm before the head that
+        the authors' code always keeps.
+      notation: the paper's name of its normalization and activation, such as `SM+R`.
+    """
+    row = _ROWS.get((model.architecture, model.context_length))
+    if row is None or model.final_normalization != "layernorm" or model.qk_normalization != "none":
+        return None
+    perplexity = _published()["perplexity"][row].get(notation)
+    if perplexity is None:
+        return None
+    shares = (
+        _published()["head_entropy_histogram_pct"].get(notation) if row == "gpt2_T128" else None
+    )
+    return Published(
+        model=_MODELS[model.architecture],
+        perplexity=perplexity if isinstance(perplexity, float) else None,
+        head_shares=None if shares is None else np.asarray(shares) / np.sum(shares),
+    )
+
+
+@functools.cache
+def _published() -> dict[str, Any]:
+    file = importlib.resources.files("nfllm.report").joinpath("published.json")
+    return json.loads(file.read_text())

@@ -1,0 +1,182 @@
+"""Run directories as the report reads them: whatever is whole, and what was left out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from nfllm.config import ModelConfig
+from nfllm.rundir import Metrics, RunError, RunRecord, is_local, read_metrics, read_record
+
+# Rank of each recorded quantity, the axis of steps not counted.
+_RANKS = {
+    ("train", "loss_nats"): 0,
+    ("train", "grad_norm"): 0,
+    ("train", "tokens"): 0,
+    ("train", "tokens_per_second"): 0,
+    ("eval", "eval_loss_nats"): 0,
+    ("eval", "eval_perplexity"): 0,
+    ("telemetry", "entropy_nats"): 2,
+    ("telemetry", "logit_max_abs"): 2,
+    ("telemetry", "mlp_pre_rms"): 1,
+    ("telemetry", "residual_rms"): 1,
+    ("telemetry", "negative_slopes"): 1,
+}
+_ENDINGS = {
+    "started": "unfinished",
+    "resumed": "unfinished",
+    "interrupted": "interrupted",
+    "non_finite": "stopped by a non-finite value",
+    "finished": "finished",
+}
+_ACTIVATION_LETTERS = {"gelu": "+G", "relu": "+R", "identity": ""}
+_NORMALIZATION_LETTERS = {"layernorm": "+LN", "none": ""}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What could be read of one run directory.
+
+    `label` is short and its own among the runs of one report. `series` has, for each quantity that
+    was recorded, its steps `[N]` and values `[N, ...]`; `nonfinite` has counts `[N, L]` by site.
+    """
+
+    name: str
+    label: str
+    record: RunRecord | None
+    metrics: Metrics
+    series: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    nonfinite: tuple[np.ndarray, Mapping[str, np.ndarray]] | None
+    warnings: tuple[str, ...]
+
+    @property
+    def model(self) -> ModelConfig | None:
+        """The model's configuration; None where the record could not be read."""
+        return None if self.record is None else self.record.config.model
+
+    @property
+    def step(self) -> int:
+        """The last step that any line tells of."""
+        return max((rows[-1]["step"] for rows in self.metrics.rows.values() if rows), default=0)
+
+    @property
+    def status(self) -> str:
+        """How the run ended, in words, by the last event that tells."""
+        events = [row.get("event") for row in self.metrics.rows["event"]]
+        last = next((event for event in reversed(events) if event in _ENDINGS), "started")
+        if (
+            last == "non_finite"
+            and self.record
+            and self.record.config.training.non_finite != "stop"
+        ):
+            return "unfinished"
+        return _ENDINGS[last]
+
+    def last(self, field: str) -> Any:
+        """The newest value of a quantity; None where it was never recorded."""
+        if field not in self.series:
+            return None
+        value = self.series[field][1][-1]
+        return float(value) if np.ndim(value) == 0 else value
+
+
+def notation(model: ModelConfig) -> str:
+    """The paper's name of a model: SM softmax, LN LayerNorm, G GELU, R ReLU; none for what is gone.
+
+    Other normalizations and activations are written out: `SM+rmsnorm+silu`.
+    """
+    normalization = _NORMALIZATION_LETTERS.get(model.normalization, f"+{model.normalization}")
+    activation = _ACTIVATION_LETTERS.get(model.activation, f"+{model.activation}")
+    if model.negative_slope is not None:
+        activation += f" {model.negative_slope:g}"
+    if model.slope_sharing is not None:
+        activation += f" ({model.slope_sharing})"
+    return f"SM{normalization}{activation}"
+
+
+def read_runs(paths: Sequence[epath.PathLike]) -> list[Run]:
+    """Reads each run directory; a fault in one becomes a warning of that run.
+
+    Raises:
+      RunError: a path is not a directory, or is named twice.
+    """
+    directories = [epath.Path(path) for path in paths]
+    directories = [path.resolve() if is_local(path) else path for path in directories]
+    for directory in directories:
+        if not directory.is_dir():
+            raise RunError(f"{directory} is not a directory; name the directory of a run")
+        if directories.count(directory) > 1:
+            raise RunError(f"{directory} is named twice; name each run once")
+    names = _names(directories)
+    read = [_read(directory) for directory in directories]
+    notations = ["" if record is None else notation(record.config.model) for record, *_ in read]
+    counts = Counter(notations)
+    runs = []
+    for (record, metrics, warnings), name, short in zip(read, names, notations, strict=True):
+        label = " · ".join(filter(None, [short, name if counts[short] > 1 or not short else ""]))
+        series, faults = _series(metrics)
+        nonfinite = _nonfinite(metrics, faults)
+        notes = (*warnings, *metrics.warnings, *faults)
+        runs.append(Run(name, label, record, metrics, series, nonfinite, notes))
+    return runs
+
+
+def _read(directory: epath.Path) -> tuple[RunRecord | None, Metrics, list[str]]:
+    warnings = []
+    record = None
+    try:
+        record = read_record(directory)
+    except RunError as error:
+        warnings.append(str(error))
+    return record, read_metrics(directory), warnings
+
+
+def _series(metrics: Metrics) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str]]:
+    series, faults = {}, []
+    for (kind, field), rank in _RANKS.items():
+        try:
+            steps, values = metrics.series(kind, field)
+        except (TypeError, ValueError) as error:
+            faults.append(f"{field} is not an array of numbers of one shape ({error}); left out")
+            continue
+        if len(steps) == 0:
+            continue
+        if values.ndim != rank + 1 or values.size == 0:
+            faults.append(f"{field} has shape {list(values.shape[1:])}, not {rank} axes; left out")
+            continue
+        series[field] = steps, values
+    return series, faults
+
+
+def _nonfinite(
+    metrics: Metrics, faults: list[str]
+) -> tuple[np.ndarray, Mapping[str, np.ndarray]] | None:
+    rows = [row for row in metrics.rows["telemetry"] if row.get("nonfinite")]
+    if not rows:
+        return None
+    try:
+        counts = {
+            site: np.asarray([row["nonfinite"][site] for row in rows], np.int64).reshape(
+                len(rows), -1
+            )
+            for site in rows[0]["nonfinite"]
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        faults.append(f"nonfinite is not one list of counts a site ({error!r}); left out")
+        return None
+    return np.asarray([row["step"] for row in rows]), counts
+
+
+def _names(directories: Sequence[epath.Path]) -> list[str]:
+    """The fewest last parts of each path that tell all paths apart, without control characters."""
+    parts = [directory.parts for directory in directories]
+    length = 1
+    while len({part[-length:] for part in parts}) < len(parts):
+        length += 1
+    names = ["/".join(part[-length:]) for part in parts]
+    return ["".join(c if c.isprintable() else "\ufffd" for c in name) for name in names]

@@ -1,0 +1,178 @@
+"""What a report shows of some runs, section by section."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from nfllm.report.entropy_sections import entropy_sections
+from nfllm.report.page import Block, Markup, Rows, Section, details_html, list_html, table_html
+from nfllm.report.published import BASELINE, Published, find_published
+from nfllm.report.runs import Run, notation
+from nfllm.report.tables import (
+    Column,
+    Result,
+    Table,
+    differences_table,
+    percent_change,
+    perplexity_table,
+    seeds_table,
+)
+from nfllm.report.training_sections import (
+    loss_sections,
+    nonfinite_sections,
+    signal_sections,
+    slope_sections,
+)
+
+_MOST_WARNINGS = 12
+
+
+def build_sections(runs: Sequence[Run]) -> list[Section]:
+    """Every section that the runs have data for, in the order of the page."""
+    makers = (
+        _warning_sections,
+        _result_sections,
+        _difference_sections,
+        entropy_sections,
+        loss_sections,
+        signal_sections,
+        slope_sections,
+        nonfinite_sections,
+        _record_sections,
+    )
+    return [section for make in makers for section in make(runs)]
+
+
+def _warning_sections(runs: Sequence[Run]) -> Iterator[Section]:
+    items = []
+    for run in runs:
+        shown, rest = run.warnings[:_MOST_WARNINGS], run.warnings[_MOST_WARNINGS:]
+        items += [f"<b>{html.escape(run.label)}</b>: {html.escape(text)}" for text in shown]
+        if rest:
+            items.append(f"<b>{html.escape(run.label)}</b>: and {len(rest)} more like these")
+    if items:
+        content = "".join(f"<li>{item}</li>" for item in items)
+        yield Section("What could not be read", "", [Markup(f"<ul class=warnings>{content}</ul>")])
+
+
+def _result_sections(runs: Sequence[Run]) -> Iterator[Section]:
+    named = {run.label: notation(run.model) for run in runs if run.model is not None}
+    baseline = next((label for label, name in named.items() if name == BASELINE), None)
+    if baseline is None and len(runs) > 1:
+        baseline = next(iter(named), None)
+    published_baseline = BASELINE if baseline is None else named[baseline]
+    results = [_result(run, published_baseline) for run in runs]
+    lead = "Perplexity is exp(mean loss) over the validation split."
+    if len(runs) == 1:
+        baseline = None
+    else:
+        lead += (
+            " Runs on other data, with another tokenizer or context length than the baseline have "
+            "no change against it, since their perplexities are not comparable."
+        )
+    models = [_published(run) for run in runs]
+    names = dict.fromkeys(found.model for found in models if found is not None)
+    if names:
+        lead += (
+            f" Published are {' and '.join(names)} on 2.1 B tokens of CodeParrot (arXiv "
+            "2410.09637): with another size, corpus or tokenizer, only the changes compare."
+        )
+    blocks = [
+        Rows("perplexity", "", perplexity_table(results, baseline, published_baseline)),
+        *_seed_blocks(runs),
+    ]
+    yield Section("Result", lead, blocks)
+
+
+def _result(run: Run, published_baseline: str) -> Result:
+    config = None if run.record is None else run.record.config
+    steps = f"{run.step:,}" if config is None else f"{run.step:,} of {config.training.steps:,}"
+    tokens = run.last("tokens")
+    published = _published(run)
+    reference = None if run.model is None else find_published(run.model, published_baseline)
+    perplexity = None if published is None else published.perplexity
+    return Result(
+        label=run.label,
+        progress=steps if run.status == "finished" else f"{steps}, {run.status}",
+        num_parameters=None if run.record is None else run.record.num_parameters,
+        tokens=None if tokens is None else int(tokens),
+        eval_loss=run.last("eval_loss_nats"),
+        perplexity=run.last("eval_perplexity"),
+        comparable=_data(run),
+        published_perplexity=perplexity,
+        published_change=percent_change(perplexity, reference and reference.perplexity),
+    )
+
+
+def _seed_blocks(runs: Sequence[Run]) -> Iterator[Rows]:
+    """The mean over seeds, where runs differ in nothing but their seed."""
+    variants: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        if run.record is not None and run.last("eval_loss_nats") is not None:
+            training = dataclasses.replace(run.record.config.training, seed=0)
+            config = dataclasses.replace(run.record.config, training=training)
+            variants.setdefault((config, *_data(run)), []).append(run)
+    losses = {}
+    for (config, *_), members in variants.items():
+        name = notation(config.model)
+        label = members[0].label if name in losses else name
+        losses[label] = [run.last("eval_loss_nats") for run in members]
+    if any(len(values) > 1 for values in losses.values()):
+        yield Rows("seeds", "Mean over seeds, with Student's t interval.", seeds_table(losses))
+
+
+def _data(run: Run) -> tuple[Any, ...]:
+    """What two runs must share for their perplexities to be comparable; empty where unknown."""
+    if run.record is None:
+        return ()
+    record = run.record
+    return record.data_fingerprint, record.vocab_size, record.config.model.context_length
+
+
+def _published(run: Run) -> Published | None:
+    return None if run.model is None else find_published(run.model, notation(run.model))
+
+
+def _difference_sections(runs: Sequence[Run]) -> Iterator[Section]:
+    configs = {run.label: run.record.config for run in runs if run.record is not None}
+    if len(configs) > 1:
+        table = differences_table(configs)
+        if table.rows:
+            lead = "Every configuration key in which these runs differ."
+            yield Section("Differences", lead, [Rows("differences", "", table)])
+
+
+def _record_sections(runs: Sequence[Run]) -> Iterator[Section]:
+    blocks: list[Block] = []
+    for run in runs:
+        parts = []
+        events = [
+            f"step {row['step']:,}: {row.get('event', '')} {row.get('message', '')}".strip()
+            for row in run.metrics.rows["event"]
+        ]
+        if events:
+            parts.append(details_html(f"{len(events)} events", list_html(events)))
+        if run.record is not None:
+            values = run.record.config.to_dict()
+            rows = [
+                (f"{section}.{key}", str(value))
+                for section, keys in values.items()
+                for key, value in keys.items()
+            ]
+            table = Table((Column("key"), Column("value")), tuple(rows))
+            parts.append(details_html("Configuration", table_html(table)))
+            parts.append(
+                list_html(
+                    [
+                        f"nfllm {run.record.nfllm_version}",
+                        f"data fingerprint {run.record.data_fingerprint}",
+                        f"vocabulary of {run.record.vocab_size:,} tokens",
+                    ]
+                )
+            )
+        title = run.label if run.label.endswith(run.name) else f"{run.label} · {run.name}"
+        blocks.append(Markup(f"<h3>{html.escape(title)}</h3>\n" + "\n".join(parts)))
+    yield Section("Runs", "", blocks)

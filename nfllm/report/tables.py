@@ -1,0 +1,228 @@
+"""Numbers in, rows out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nfllm.analysis.intervals import seed_interval
+from nfllm.config import Config, differences
+
+Cell = str | int | float | None
+
+
+class Column(NamedTuple):
+    """A column's title, and the format of its numbers on the page."""
+
+    title: str
+    form: str = ""
+
+
+class Table(NamedTuple):
+    """Rows of cells; None is a number that there is not."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    def csv(self) -> str:
+        """The table as comma-separated values, numbers in full precision."""
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([column.title for column in self.columns])
+        writer.writerows(self.rows)
+        return file.getvalue()
+
+
+class Result(NamedTuple):
+    """How one run ended. Losses are in nats; `comparable` names its data: the hash of the corpus,
+    the tokenizer and the split, and the context length.
+    """
+
+    label: str
+    progress: str
+    num_parameters: int | None
+    tokens: int | None
+    eval_loss: float | None
+    perplexity: float | None
+    comparable: tuple[Any, ...]
+    published_perplexity: float | None
+    published_change: float | None
+
+
+class HeadSummary(NamedTuple):
+    """Entropy of one run's heads in nats; shares are in percent of the heads of that half.
+
+    A model of one layer has no early half.
+    """
+
+    label: str
+    mean_entropy: float
+    ceiling: float | None
+    maximum: float
+    early_overload: float | None
+    late_overload: float
+    collapse: float
+    num_not_finite: int
+
+
+def format_cell(value: Cell, form: str) -> str:
+    """`value` as the page shows it: a dash for None, words for what is not finite."""
+    if value is None:
+        return "–"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"
+    if isinstance(value, str):
+        return value
+    return format(value, form).replace("-", "−")
+
+
+def percent_change(value: float | None, baseline: float | None) -> float | None:
+    """100 (value / baseline - 1); None where either is missing or the baseline is not positive."""
+    if value is None or baseline is None or not baseline > 0:
+        return None
+    return 100 * (value / baseline - 1)
+
+
+def perplexity_table(
+    results: Sequence[Result], baseline: str | None, published_baseline: str
+) -> Table:
+    """Perplexity of each run and its change in percent, beside the published ones.
+
+    Args:
+      results: one per run. The published columns appear where one has a published counterpart.
+      baseline: label of the run that changes refer to; None for no changes. Only runs on its data
+        and context length have one: other perplexities are not comparable with it.
+      published_baseline: the paper's name of the model that published changes refer to.
+    """
+    reference = next((result for result in results if result.label == baseline), None)
+    columns = [
+        Column("run"),
+        Column("steps"),
+        Column("parameters", ",d"),
+        Column("tokens", ",d"),
+        Column("eval loss (nats)", ".4f"),
+        Column("perplexity", ".2f"),
+    ]
+    published = any(result.published_perplexity is not None for result in results)
+    if reference is not None:
+        columns.append(Column(f"change against {baseline} (%)", "+.1f"))
+    if published:
+        columns += [
+            Column("published perplexity", ".3f"),
+            Column(f"published change against {published_baseline} (%)", "+.1f"),
+        ]
+    rows = []
+    for result in results:
+        row: list[Cell] = list(result[:6])
+        if reference is not None:
+            change = percent_change(result.perplexity, reference.perplexity)
+            row.append(change if result.comparable == reference.comparable else None)
+        if published:
+            row += [result.published_perplexity, result.published_change]
+        rows.append(tuple(row))
+    return Table(tuple(columns), tuple(rows))
+
+
+def seeds_table(losses: Mapping[str, Sequence[float]]) -> Table:
+    """Mean evaluation loss of each variant over its seeds, with its 95% interval (Student's t).
+
+    Args:
+      losses: final evaluation losses in nats, one a seed, by the variant's label.
+    """
+    columns = (
+        Column("variant"),
+        Column("seeds", "d"),
+        Column("mean eval loss (nats)", ".4f"),
+        Column("95% from", ".4f"),
+        Column("95% to", ".4f"),
+        Column("perplexity at the mean", ".2f"),
+    )
+    rows = []
+    for label, values in losses.items():
+        mean, low, high = map(float, seed_interval(values))
+        rows.append((label, len(values), mean, low, high, float(np.exp(mean))))
+    return Table(columns, tuple(rows))
+
+
+def heads_table(heads: Sequence[HeadSummary]) -> Table:
+    """Mean entropy and overload of each run's heads, by depth."""
+    columns = (
+        Column("run"),
+        Column("mean entropy (nats)", ".3f"),
+        Column("ceiling (nats)", ".3f"),
+        Column("M (nats)", ".3f"),
+        Column("heads ≥ 3M/4, early half (%)", ".0f"),
+        Column("heads ≥ 3M/4, late half (%)", ".0f"),
+        Column("heads < M/4 (%)", ".0f"),
+        Column("heads not finite", ",d"),
+    )
+    return Table(columns, tuple(tuple(head) for head in heads))
+
+
+def entropy_table(labels: Sequence[str], entropies: Sequence[np.ndarray]) -> Table:
+    """Entropy of every head, one row each."""
+    columns = (
+        Column("run"),
+        Column("layer", "d"),
+        Column("head", "d"),
+        Column("entropy (nats)", ".4f"),
+    )
+    rows = tuple(
+        (label, layer, head, float(value))
+        for label, entropy_LH in zip(labels, entropies, strict=True)
+        for (layer, head), value in np.ndenumerate(entropy_LH)
+    )
+    return Table(columns, rows)
+
+
+def differences_table(configs: Mapping[str, Config]) -> Table:
+    """The config keys in which runs differ, one column per run."""
+    first = next(iter(configs.values()))
+    keys = sorted({key for config in configs.values() for key in differences(first, config)})
+    rows = tuple((key, *(_setting(config, key) for config in configs.values())) for key in keys)
+    return Table((Column("key"), *map(Column, configs)), rows)
+
+
+def first_nonfinite_table(
+    counts: Mapping[str, tuple[np.ndarray, Mapping[str, np.ndarray]] | None],
+) -> Table:
+    """Where values that are not finite were first seen in each run.
+
+    Args:
+      counts: of each run, steps `[N]` and counts `[N, L]` by site in order of execution; None where
+        they were not recorded. A site may have an entry L, for what comes after the last layer.
+    """
+    columns = (
+        Column("run"),
+        Column("first at step", ",d"),
+        Column("site"),
+        Column("layer", "d"),
+        Column("values", ",d"),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for label, recorded in counts.items():
+        if recorded is None:
+            rows.append((label, None, "not recorded", None, None))
+        else:
+            rows.append((label, *_first_nonfinite(*recorded)))
+    return Table(columns, tuple(rows))
+
+
+def _first_nonfinite(steps: np.ndarray, counts: Mapping[str, np.ndarray]) -> tuple[Cell, ...]:
+    layers = max(values.shape[1] for values in counts.values())
+    for n, step in enumerate(steps):
+        for layer in range(layers):
+            for site, values in counts.items():
+                if layer < values.shape[1] and values[n, layer] > 0:
+                    return int(step), site, layer, int(values[n, layer])
+    return None, f"none in {len(steps)} probes", None, 0
+
+
+def _setting(config: Config, key: str) -> str:
+    section, _, name = key.partition(".")
+    return str(config.to_dict()[section][name])

@@ -1,0 +1,127 @@
+"""The sections about training: losses, size of the signal, learned slopes, non-finite values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from nfllm.report import figures
+from nfllm.report.figures import Counts, Curve, LayerCurves
+from nfllm.report.page import Block, Pictures, Rows, Section
+from nfllm.report.runs import Run
+from nfllm.report.tables import first_nonfinite_table
+from nfllm.training.schedules import make_schedule
+
+
+def loss_sections(runs: Sequence[Run]) -> Iterator[Section]:
+    """Training and evaluation loss, and the gradient norm, over steps."""
+    wanted = (
+        ("loss_nats", "train_loss", "training loss (nats)", False),
+        ("eval_loss_nats", "eval_loss", "evaluation loss (nats)", False),
+        ("grad_norm", "grad_norm", "gradient norm", True),
+    )
+    blocks: list[Block] = []
+    for field, name, ylabel, log in wanted:
+        series = [Curve(run.label, *run.series[field]) for run in runs if field in run.series]
+        if series:
+            figure = figures.curves(series, ylabel, log)
+            blocks.append(Pictures(name, "", figure, [figure]))
+    if blocks:
+        yield Section(
+            "Loss",
+            "Long series are drawn as means of equal bins of steps. A cross on the lower edge "
+            "marks a run's first value that is not finite.",
+            blocks,
+        )
+
+
+def signal_sections(runs: Sequence[Run]) -> Iterator[Section]:
+    """Size of pre-activations, residual stream and attention logits by layer, at the last probe."""
+    wanted = (
+        ("mlp_pre_rms", "mlp_pre_rms", "layer", "rms of the MLP's pre-activation"),
+        ("residual_rms", "residual_rms", "depth (blocks passed)", "rms of the residual stream"),
+        ("logit_max_abs", "logit_max_abs", "layer", "largest |attention logit|"),
+    )
+    blocks: list[Block] = []
+    for field, name, xlabel, ylabel in wanted:
+        series = []
+        for run in runs:
+            value = run.last(field)
+            if value is not None:
+                value_L = value.max(axis=1) if value.ndim == 2 else value
+                series.append(Curve(run.label, np.arange(len(value_L)), value_L))
+        if series:
+            figure = figures.layer_profiles(series, xlabel, ylabel)
+            blocks.append(Pictures(name, "", figure, [figure]))
+    if blocks:
+        yield Section(
+            "Size of the signal by layer",
+            "At the last probe. Near zero a GELU is linear: where the rms of its inputs is far "
+            "below 1, the MLP is nearly a linear map.",
+            blocks,
+        )
+
+
+def slope_sections(runs: Sequence[Run]) -> Iterator[Section]:
+    """Learned slopes through training, beside what weight decay alone would make of them."""
+    panels = [
+        LayerCurves(run.label, *run.series["negative_slopes"], _without_gradient(run))
+        for run in runs
+        if "negative_slopes" in run.series
+    ]
+    if panels:
+        ylabel = "slope for x < 0"
+        low, high = figures.common_range(panels)
+        yield Section(
+            "Learned slopes through training",
+            "The dashed line is what weight decay alone would leave of a slope, without any "
+            "gradient.",
+            [
+                Pictures(
+                    "negative_slopes",
+                    "",
+                    figures.layer_curves(panels, ylabel, (low, high)),
+                    [figures.layer_curves([panel], ylabel, (low, high)) for panel in panels],
+                )
+            ],
+        )
+
+
+def nonfinite_sections(runs: Sequence[Run]) -> Iterator[Section]:
+    """Where NaN and infinities were first seen, and how many."""
+    if all(run.nonfinite is None for run in runs):
+        return
+    table = first_nonfinite_table({run.label: run.nonfinite for run in runs})
+    blocks: list[Block] = [Rows("first_nonfinite", "", table)]
+    panels = [
+        Counts(run.label, *run.nonfinite)
+        for run in runs
+        if run.nonfinite is not None and any(values.any() for values in run.nonfinite[1].values())
+    ]
+    if panels:
+        whole = figures.nonfinite_counts(panels)
+        each = [figures.nonfinite_counts([panel]) for panel in panels]
+        blocks.append(Pictures("nonfinite", "Number of entries in the probe batch.", whole, each))
+    yield Section(
+        "Values that are not finite",
+        "NaN and infinities in the probe batch, with the site that comes first in order of "
+        "execution.",
+        blocks,
+    )
+
+
+def _without_gradient(run: Run) -> Curve | None:
+    """Slopes under weight decay alone: start * prod(1 - learning rate * decay) over the steps."""
+    if run.record is None:
+        return None
+    config = run.record.config
+    steps = run.series["negative_slopes"][0]
+    names = run.record.decayed_parameters
+    if not any(name.rpartition(".")[2] == "slope" for name in names):
+        return Curve("start (no decay)", steps, np.full(len(steps), config.model.slope))
+    schedule = make_schedule(config.optimizer, config.training.steps)
+    rates = np.asarray(schedule(jnp.arange(steps[-1])), np.float64)
+    factors = np.cumprod([1.0, *(1.0 - rates * config.optimizer.weight_decay)])
+    return Curve("decay alone", steps, config.model.slope * factors[steps])

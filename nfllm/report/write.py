@@ -1,0 +1,53 @@
+"""Writes a report: the page, and the files that it links to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from etils import epath
+
+from nfllm.report import render
+from nfllm.report.page import Block, Markup, Pictures, Rows, render_page
+from nfllm.report.runs import Run, read_runs
+from nfllm.report.sections import build_sections
+
+
+def write(runs: Sequence[epath.PathLike], out: epath.PathLike) -> epath.Path:
+    """See `nfllm.report.write_report`."""
+    read = read_runs(runs)
+    sections = build_sections(read)
+    directory = epath.Path(out)
+    for folder in ("figures", "tables"):
+        (directory / folder).mkdir(parents=True, exist_ok=True)
+    for item in _downloads([block for section in sections for block in section.blocks]):
+        if isinstance(item, Rows):
+            (directory / "tables" / f"{item.name}.csv").write_text(item.table.csv())
+        else:
+            (directory / "figures" / f"{item.name}.png").write_bytes(render.png(item.whole))
+            (directory / "figures" / f"{item.name}.pdf").write_bytes(render.pdf(item.whole))
+    index = directory / "index.html"
+    index.write_text(render_page(_title(read), _lead(read), sections))
+    return index
+
+
+def _downloads(blocks: Sequence[Block]) -> Iterator[Pictures | Rows]:
+    for block in blocks:
+        if isinstance(block, Markup):
+            yield from block.downloads
+        else:
+            yield block
+
+
+def _title(runs: Sequence[Run]) -> str:
+    return f"Run {runs[0].name}" if len(runs) == 1 else f"{len(runs)} runs compared"
+
+
+def _lead(runs: Sequence[Run]) -> str:
+    """The shapes of the models, each once."""
+    shapes = dict.fromkeys(
+        f"{run.model.architecture}, {run.model.num_layers} layers, {run.model.num_heads} heads, "
+        f"width {run.model.embed_dim}, context {run.model.context_length}"
+        for run in runs
+        if run.model is not None
+    )
+    return "; ".join(shapes)
