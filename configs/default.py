@@ -102,7 +102,9 @@ def get_config() -> ConfigDict:
     config.training = training = ConfigDict()
     training.steps = 1000  # optimizer steps
     training.batch_size = 16  # sequences per optimizer step, over all devices and micro-batches
-    training.gradient_accumulation = 1  # micro-batches per optimizer step
+    # Micro-batches per optimizer step, computed one after the other. None: 1, but on a CPU as many as
+    # keep one at 256 tokens or less per device, which is faster there
+    training.gradient_accumulation = placeholder(int)
     training.seed = 0  # of parameters, data order and dropout
     # Of matrix products; parameters, softmax and loss stay float32. auto: float32 on a CPU,
     # bfloat16 elsewhere. float16 scales the loss dynamically
@@ -131,6 +133,6 @@ def get_config() -> ConfigDict:
     config.parallel = parallel = ConfigDict()
     # pmap: data parallel. fsdp: parameters and optimizer state are sharded too
     parallel.strategy = "pmap"
-    parallel.cpu_devices = placeholder(int)  # devices that a CPU is split into. None: 1
+    parallel.cpu_devices = placeholder(int)  # parts a CPU is split into. None: as fits the batch
 
     return config.lock()

@@ -298,7 +298,7 @@ class TrainingConfig:
 
     steps: int
     batch_size: int
-    gradient_accumulation: int
+    gradient_accumulation: int | None
     seed: int
     dtype: DType
     non_finite: Literal["stop", "skip", "continue"]
@@ -308,10 +308,13 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _check_types(self, "training")
-        for key in ("steps", "batch_size", "gradient_accumulation", "log_every"):
+        for key in ("steps", "batch_size", "log_every"):
             _at_least(self, "training", key, 1)
         _at_least(self, "training", "max_skipped_steps", 0)
         _at_least(self, "training", "seed", 0)
+        if self.gradient_accumulation is None:
+            return
+        _at_least(self, "training", "gradient_accumulation", 1)
         if self.batch_size % self.gradient_accumulation:
             raise ConfigError(
                 f"training.gradient_accumulation={self.gradient_accumulation} does not divide "

@@ -83,9 +83,9 @@ def _one_minus_power(base: float, exponent: jax.Array) -> jax.Array:
 
 
 class HfAdamWState(NamedTuple):
-    """Update count and Adam's two moments."""
+    """Number of updates done, and Adam's two moments."""
 
-    count: jax.Array
+    num_updates: jax.Array
     mu: Any
     nu: Any
 
@@ -114,17 +114,17 @@ def hf_adamw(
         return HfAdamWState(jnp.zeros((), jnp.int32), zeros, zeros)
 
     def update(grads: Any, state: HfAdamWState, params: Any = None) -> tuple[Any, HfAdamWState]:
-        count = state.count + 1
-        t = count.astype(jnp.float32)
+        num_updates = state.num_updates + 1
+        t = num_updates.astype(jnp.float32)
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
-        rate = schedule(state.count)
+        rate = schedule(state.num_updates)
         size = rate * jnp.sqrt(_one_minus_power(b2, t)) / _one_minus_power(b1, t)
 
         def change(p: jax.Array, m: jax.Array, v: jax.Array, decays: bool) -> jax.Array:
             moved = -size * m / (jnp.sqrt(v) + eps)
             return moved - rate * weight_decay * (p + moved) if decays else moved
 
-        return jax.tree.map(change, params, mu, nu, mask(params)), HfAdamWState(count, mu, nu)
+        return jax.tree.map(change, params, mu, nu, mask(params)), HfAdamWState(num_updates, mu, nu)
 
     return optax.GradientTransformation(init, update)

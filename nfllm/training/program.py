@@ -17,7 +17,7 @@ from nfllm.data import batches
 from nfllm.model.decoder import Decoder
 from nfllm.training.evaluation import Evaluation, evaluate
 from nfllm.training.optimizer import make_optimizer
-from nfllm.training.parallel import Parallel, check_batch_size, configure_devices
+from nfllm.training.parallel import Parallel, configure_devices
 from nfllm.training.schedules import make_schedule
 from nfllm.training.state import TrainState, init_state
 from nfllm.training.step import make_eval_step, make_train_step
@@ -37,14 +37,9 @@ class Program:
     def __init__(self, config: Config, *, progress: bool = False) -> None:
         self.config = config
         training = config.training
-        configure_devices(config.parallel)
+        configure_devices(config)
         _use_compilation_cache(training.compilation_cache)
-        self.parallel = Parallel(config.parallel, training)
-        devices = self.parallel.num_devices
-        check_batch_size(
-            "training.batch_size", training.batch_size, devices, training.gradient_accumulation
-        )
-        check_batch_size("evaluation.batch_size", config.evaluation.batch_size, devices)
+        self.parallel = Parallel(config)
         schedule = make_schedule(config.optimizer, training.steps)
         optimizer = make_optimizer(config.optimizer, schedule)
 
