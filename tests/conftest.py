@@ -1,9 +1,14 @@
 """Four virtual CPU devices for every test, and where the recordings of the original code lie."""
 
+import sys
 from pathlib import Path
 
 import jax
 import pytest
+
+ROOT = Path(__file__).parents[1]
+# `configs/` is not part of the installed package: a script in the root finds it, and so do tests.
+sys.path.insert(0, str(ROOT))
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
