@@ -46,11 +46,15 @@ _MAX_POINTS = 160
 
 
 class Curve(NamedTuple):
-    """A quantity `y` `[N]` over `x` `[N]`: steps, or layers."""
+    """A quantity `y` `[N]` over `x` `[N]`: steps, or layers.
+
+    `place` is the run's place in the report, which gives it one colour in all figures.
+    """
 
     label: str
     x: np.ndarray
     y: np.ndarray
+    place: int = 0
 
 
 class LayerCurves(NamedTuple):
@@ -115,7 +119,7 @@ def head_histograms(labels: Sequence[str], shares_R4: np.ndarray, maximum: float
       maximum: the reference maximum M in nats.
     """
     rows = np.arange(len(labels))
-    figure = Figure(figsize=(5.6, 0.65 + 0.3 * len(labels)), layout="constrained")
+    figure = Figure(figsize=(4.4, 0.65 + 0.3 * len(labels)), layout="constrained")
     axes = figure.add_subplot()
     colors = entropy_colormap()((np.arange(4) + 0.5) / 4)
     starts_R4 = np.cumsum(shares_R4, axis=1) - shares_R4
@@ -136,7 +140,7 @@ def head_histograms(labels: Sequence[str], shares_R4: np.ndarray, maximum: float
     axes.spines[:].set_visible(False)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_xlim(0.0, 1.0)
-    axes.set_yticks(rows, [literal(shortened(label, 36)) for label in labels])
+    axes.set_yticks(rows, [literal(shortened(label, 28)) for label in labels])
     axes.tick_params(axis="y", length=0)
     axes.set_xticks(np.linspace(0, 1, 5), ["0", "25", "50", "75", "100"])
     add_legend(figure, [Patch(color=color) for color in colors], QUARTERS, columns=4)
@@ -153,8 +157,8 @@ def curves(series: Sequence[Curve], ylabel: str, log: bool = False) -> Figure:
     style_axes(axes, "", "step", ylabel)
     highs, tops = [0.0], [0.0]
     lines: list[Line2D] = []
-    for index, (_, x_N, y_N) in enumerate(series):
-        style = run_style(index)
+    for _, x_N, y_N, place in series:
+        style = run_style(place)
         x, y = _binned(x_N, np.where(y_N > 0, y_N, np.nan) if log else y_N)
         marker = "o" if len(x) == 1 else ""
         lines += axes.plot(x, y, **style, marker=marker, markersize=4)
@@ -165,6 +169,7 @@ def curves(series: Sequence[Curve], ylabel: str, log: bool = False) -> Figure:
         if np.isfinite(y).any():
             highs.append(float(np.nanpercentile(y, 98)))
             tops.append(float(np.nanmax(y)))
+    axes.set_xlim(left=0)
     if log and len(tops) > 1:
         set_log_scale(axes)
     elif max(tops) > 2.0 * max(highs):
@@ -179,11 +184,11 @@ def layer_profiles(series: Sequence[Curve], xlabel: str, ylabel: str) -> Figure:
     figure, (axes,) = panel_grid(PANEL[0], [PANEL[1]])
     style_axes(axes, "", xlabel, ylabel)
     lines: list[Line2D] = []
-    for index, (_, x_L, y_L) in enumerate(series):
+    for _, x_L, y_L, place in series:
         y_L = np.where(np.isfinite(y_L) & (y_L > 0), y_L, np.nan)
         if np.isfinite(y_L).any():
             set_log_scale(axes)
-        lines += axes.plot(x_L, y_L, **run_style(index), marker="o", markersize=3.5)
+        lines += axes.plot(x_L, y_L, **run_style(place), marker="o", markersize=3.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     if len(series) > 1:
         add_legend(figure, lines, [curve.label for curve in series], columns=2)
@@ -210,6 +215,7 @@ def layer_curves(
             x, y = _binned(x_N, y_NL[:, layer])
             marker = "o" if len(x) == 1 else ""
             axes.plot(x, y, color=shades[layer], linewidth=1.2, marker=marker, markersize=4)
+        axes.set_xlim(left=0)
         axes.set_ylim(low, high)
         if reference is not None:
             axes.plot(reference.x, reference.y, "--", color=FAINT, linewidth=1.2, zorder=1)
@@ -230,6 +236,7 @@ def nonfinite_counts(panels: Sequence[Counts]) -> Figure:
             (line,) = axes.plot(x_N, values_NL.sum(axis=1), **style, marker="o", markersize=2.5)
             handles.setdefault(site, line)
         axes.set_yscale("symlog", linthresh=1)
+        axes.set_xlim(left=0)
         axes.set_ylim(bottom=-0.2)
     add_legend(figure, list(handles.values()), list(handles), columns=3)
     return figure

@@ -28,7 +28,9 @@ def heatmap_html(heatmap: Heatmap, maximum: float) -> str:
     layers, heads = heatmap.entropy.shape
     quiet = heads > _MOST_HEADS_WITH_TEXT or layers > _MOST_LAYERS_WITH_TEXT
     ceiling = "" if heatmap.ceiling is None else f", ceiling {heatmap.ceiling:.2f} nats"
-    caption = f"<b>{html.escape(heatmap.label)}</b><span>{layers} × {heads} heads{ceiling}</span>"
+    caption = (
+        f"<b>{html.escape(heatmap.label)}</b><span>{layers} layers × {heads} heads{ceiling}</span>"
+    )
     head = "".join(f"<th scope=col>{_every(index, heads)}</th>" for index in range(heads))
     lines = [
         f"<tr><th scope=row>{_every(layer, layers)}</th>"

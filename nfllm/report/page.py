@@ -130,7 +130,8 @@ def _section(section: Section) -> str:
 def _block(block: Block) -> str:
     if isinstance(block, Markup):
         links = "".join(_links(item) for item in block.downloads)
-        return f"<figure class=full>{block.content}<figcaption>{links}</figcaption></figure>"
+        caption = f"<figcaption>{links}</figcaption>" if links else ""
+        return f"<figure class=full>{block.content}{caption}</figure>"
     caption = f"{html.escape(block.caption)} {_links(block)}"
     if isinstance(block, Rows):
         shown = table_html(block.table) if block.shown else ""

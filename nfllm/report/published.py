@@ -20,7 +20,7 @@ _ROWS = {
     ("gpt_neox", 128): "pythia70m_T128",
     ("gpt_neox", 256): "pythia70m_T256",
 }
-_MODELS = {"gpt2": "GPT-2 of 12 layers", "gpt_neox": "Pythia-70M"}
+_MODELS = {"gpt2": "GPT-2 with 12 layers", "gpt_neox": "Pythia-70M"}
 
 
 class Published(NamedTuple):

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from etils import epath
 
+from nfllm.analysis.numerics import LAYER_SITES
 from nfllm.config import ModelConfig
-from nfllm.rundir import Metrics, RunError, RunRecord, is_local, read_metrics, read_record
+from nfllm.rundir import (
+    CORPUS_FILE,
+    Metrics,
+    RunError,
+    RunRecord,
+    is_local,
+    read_metrics,
+    read_record,
+)
+
+Result = TypeVar("Result")
 
 # Rank of each recorded quantity, the axis of steps not counted.
 _RANKS = {
@@ -43,7 +55,8 @@ class Run:
     """What could be read of one run directory.
 
     `label` is short and its own among the runs of one report. `series` has, for each quantity that
-    was recorded, its steps `[N]` and values `[N, ...]`; `nonfinite` has counts `[N, L]` by site.
+    was recorded, its steps `[N]` and values `[N, ...]`; `nonfinite` has counts `[N, L]` by site, in
+    order of execution. `corpus` is the corpus card, its nested keys joined by dots.
     """
 
     name: str
@@ -52,6 +65,7 @@ class Run:
     metrics: Metrics
     series: Mapping[str, tuple[np.ndarray, np.ndarray]]
     nonfinite: tuple[np.ndarray, Mapping[str, np.ndarray]] | None
+    corpus: Mapping[str, str]
     warnings: tuple[str, ...]
 
     @property
@@ -113,31 +127,57 @@ def read_runs(paths: Sequence[epath.PathLike]) -> list[Run]:
         if directories.count(directory) > 1:
             raise RunError(f"{directory} is named twice; name each run once")
     names = _names(directories)
-    read = [_read(directory) for directory in directories]
-    notations = ["" if record is None else notation(record.config.model) for record, *_ in read]
+    records = [_tried(read_record, directory) for directory in directories]
+    notations = ["" if record is None else notation(record.config.model) for record, _ in records]
     counts = Counter(notations)
     runs = []
-    for (record, metrics, warnings), name, short in zip(read, names, notations, strict=True):
+    for directory, name, short, (record, faults) in zip(
+        directories, names, notations, records, strict=True
+    ):
         label = " · ".join(filter(None, [short, name if counts[short] > 1 or not short else ""]))
-        series, faults = _series(metrics)
+        metrics = read_metrics(directory)
+        faults += metrics.warnings
+        series = _series(metrics, faults)
         nonfinite = _nonfinite(metrics, faults)
-        notes = (*warnings, *metrics.warnings, *faults)
-        runs.append(Run(name, label, record, metrics, series, nonfinite, notes))
+        corpus, corpus_faults = _tried(_read_corpus, directory)
+        faults += corpus_faults
+        runs.append(
+            Run(name, label, record, metrics, series, nonfinite, corpus or {}, tuple(faults))
+        )
     return runs
 
 
-def _read(directory: epath.Path) -> tuple[RunRecord | None, Metrics, list[str]]:
-    warnings = []
-    record = None
+def _tried(
+    read: Callable[[epath.Path], Result], directory: epath.Path
+) -> tuple[Result | None, list[str]]:
+    """What `read` returns, or None and what is wrong with the directory."""
     try:
-        record = read_record(directory)
+        return read(directory), []
     except RunError as error:
-        warnings.append(str(error))
-    return record, read_metrics(directory), warnings
+        return None, [str(error)]
 
 
-def _series(metrics: Metrics) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str]]:
-    series, faults = {}, []
+def _read_corpus(directory: epath.Path) -> dict[str, str]:
+    path = directory / CORPUS_FILE
+    if not path.exists():
+        return {}
+    try:
+        return dict(_flat(json.loads(path.read_bytes())))
+    except ValueError as error:
+        raise RunError(f"{path} is half-written or not JSON ({error})") from error
+
+
+def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested mappings as pairs of dotted key and text."""
+    if not isinstance(values, dict):
+        yield prefix, ", ".join(map(str, values)) if isinstance(values, list) else str(values)
+        return
+    for key, value in values.items():
+        yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def _series(metrics: Metrics, faults: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    series = {}
     for (kind, field), rank in _RANKS.items():
         try:
             steps, values = metrics.series(kind, field)
@@ -150,7 +190,7 @@ def _series(metrics: Metrics) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]],
             faults.append(f"{field} has shape {list(values.shape[1:])}, not {rank} axes; left out")
             continue
         series[field] = steps, values
-    return series, faults
+    return series
 
 
 def _nonfinite(
@@ -159,17 +199,22 @@ def _nonfinite(
     rows = [row for row in metrics.rows["telemetry"] if row.get("nonfinite")]
     if not rows:
         return None
+    sites = sorted(rows[0]["nonfinite"], key=_execution_order)
     try:
         counts = {
-            site: np.asarray([row["nonfinite"][site] for row in rows], np.int64).reshape(
-                len(rows), -1
-            )
-            for site in rows[0]["nonfinite"]
+            site: np.asarray([row["nonfinite"][site] for row in rows], np.int64) for site in sites
         }
     except (KeyError, TypeError, ValueError) as error:
         faults.append(f"nonfinite is not one list of counts a site ({error!r}); left out")
         return None
+    if any(values.ndim != 2 for values in counts.values()):
+        faults.append("nonfinite is not one list of counts a site; left out")
+        return None
     return np.asarray([row["step"] for row in rows]), counts
+
+
+def _execution_order(site: str) -> int:
+    return LAYER_SITES.index(site) if site in LAYER_SITES else len(LAYER_SITES)
 
 
 def _names(directories: Sequence[epath.Path]) -> list[str]:

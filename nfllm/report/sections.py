@@ -77,8 +77,9 @@ def _result_sections(runs: Sequence[Run]) -> Iterator[Section]:
     names = dict.fromkeys(found.model for found in models if found is not None)
     if names:
         lead += (
-            f" Published are {' and '.join(names)} on 2.1 B tokens of CodeParrot (arXiv "
-            "2410.09637): with another size, corpus or tokenizer, only the changes compare."
+            f" Published numbers are of {' and '.join(names)}, trained on 2.1 B tokens of "
+            "CodeParrot (arXiv 2410.09637); for another size, corpus or tokenizer only the changes "
+            "compare."
         )
     blocks = [
         Rows("perplexity", "", perplexity_table(results, baseline, published_baseline)),
@@ -154,25 +155,27 @@ def _record_sections(runs: Sequence[Run]) -> Iterator[Section]:
             for row in run.metrics.rows["event"]
         ]
         if events:
-            parts.append(details_html(f"{len(events)} events", list_html(events)))
+            parts.append(details_html(f"Events ({len(events)})", list_html(events)))
         if run.record is not None:
             values = run.record.config.to_dict()
-            rows = [
+            rows = tuple(
                 (f"{section}.{key}", str(value))
                 for section, keys in values.items()
                 for key, value in keys.items()
-            ]
-            table = Table((Column("key"), Column("value")), tuple(rows))
-            parts.append(details_html("Configuration", table_html(table)))
-            parts.append(
-                list_html(
-                    [
-                        f"nfllm {run.record.nfllm_version}",
-                        f"data fingerprint {run.record.data_fingerprint}",
-                        f"vocabulary of {run.record.vocab_size:,} tokens",
-                    ]
-                )
             )
+            parts.append(_folded("Configuration", rows))
+        if run.corpus:
+            parts.append(_folded("Corpus", tuple(run.corpus.items())))
+        if run.record is not None:
+            facts = (
+                f"nfllm {run.record.nfllm_version}, data fingerprint "
+                f"{run.record.data_fingerprint}, vocabulary of {run.record.vocab_size:,} tokens."
+            )
+            parts.append(f"<p>{html.escape(facts)}</p>")
         title = run.label if run.label.endswith(run.name) else f"{run.label} · {run.name}"
         blocks.append(Markup(f"<h3>{html.escape(title)}</h3>\n" + "\n".join(parts)))
     yield Section("Runs", "", blocks)
+
+
+def _folded(summary: str, rows: tuple[tuple[str, str], ...]) -> str:
+    return details_html(summary, table_html(Table((Column("key"), Column("value")), rows)))

@@ -45,9 +45,9 @@ def depth_colormap() -> Colormap:
     return LinearSegmentedColormap.from_list("depth", DEPTH_COLORS)
 
 
-def run_style(index: int) -> dict[str, Any]:
-    """Colour and dashes of a run by its index; colours used up come back with other dashes."""
-    cycle, color = divmod(index, len(RUN_COLORS))
+def run_style(place: int) -> dict[str, Any]:
+    """Colour and dashes of a run by its place; colours used up come back with other dashes."""
+    cycle, color = divmod(place, len(RUN_COLORS))
     return {
         "color": RUN_COLORS[color],
         "linestyle": _DASHES[cycle % len(_DASHES)],
@@ -105,7 +105,8 @@ def add_color_bar(
 ) -> None:
     """A bar beside `axes` that explains the colours of `scale`."""
     shrink = min(1.0, 3.0 / figure.get_figheight())
-    bar = figure.colorbar(scale, ax=axes, pad=0.02, shrink=shrink, aspect=18, anchor=(0.0, 1.0))
+    place: Any = {"anchor": (0.0, 1.0), "panchor": False, "pad": 0.02}
+    bar = figure.colorbar(scale, ax=axes, shrink=shrink, aspect=18, **place)
     bar.set_label(label, fontsize=SMALL, color=INK)
     bar.ax.tick_params(labelsize=SMALL, labelcolor=INK, color=FAINT, width=0.6, length=2)
     bar.ax.yaxis.set_major_locator(FixedLocator(ticks))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from nfllm.analysis.neurons import weight_decay_curve
 from nfllm.report import figures
 from nfllm.report.figures import Counts, Curve, LayerCurves
 from nfllm.report.page import Block, Pictures, Rows, Section
@@ -24,7 +25,11 @@ def loss_sections(runs: Sequence[Run]) -> Iterator[Section]:
     )
     blocks: list[Block] = []
     for field, name, ylabel, log in wanted:
-        series = [Curve(run.label, *run.series[field]) for run in runs if field in run.series]
+        series = [
+            Curve(run.label, *run.series[field], index)
+            for index, run in enumerate(runs)
+            if field in run.series
+        ]
         if series:
             figure = figures.curves(series, ylabel, log)
             blocks.append(Pictures(name, "", figure, [figure]))
@@ -47,11 +52,11 @@ def signal_sections(runs: Sequence[Run]) -> Iterator[Section]:
     blocks: list[Block] = []
     for field, name, xlabel, ylabel in wanted:
         series = []
-        for run in runs:
+        for index, run in enumerate(runs):
             value = run.last(field)
             if value is not None:
                 value_L = value.max(axis=1) if value.ndim == 2 else value
-                series.append(Curve(run.label, np.arange(len(value_L)), value_L))
+                series.append(Curve(run.label, np.arange(len(value_L)), value_L, index))
         if series:
             figure = figures.layer_profiles(series, xlabel, ylabel)
             blocks.append(Pictures(name, "", figure, [figure]))
@@ -113,7 +118,7 @@ def nonfinite_sections(runs: Sequence[Run]) -> Iterator[Section]:
 
 
 def _without_gradient(run: Run) -> Curve | None:
-    """Slopes under weight decay alone: start * prod(1 - learning rate * decay) over the steps."""
+    """What the slopes would be at the recorded steps if only weight decay acted on them."""
     if run.record is None:
         return None
     config = run.record.config
@@ -121,7 +126,6 @@ def _without_gradient(run: Run) -> Curve | None:
     names = run.record.decayed_parameters
     if not any(name.rpartition(".")[2] == "slope" for name in names):
         return Curve("start (no decay)", steps, np.full(len(steps), config.model.slope))
-    schedule = make_schedule(config.optimizer, config.training.steps)
-    rates = np.asarray(schedule(jnp.arange(steps[-1])), np.float64)
-    factors = np.cumprod([1.0, *(1.0 - rates * config.optimizer.weight_decay)])
-    return Curve("decay alone", steps, config.model.slope * factors[steps])
+    rates = make_schedule(config.optimizer, config.training.steps)(jnp.arange(steps[-1]))
+    values = weight_decay_curve(config.model.slope, rates, config.optimizer.weight_decay)
+    return Curve("decay alone", steps, np.asarray(values)[steps])
