@@ -37,8 +37,9 @@ class TokenFile:
         return len(self.offsets) - 1
 
     @classmethod
-    def open(cls, directory: epath.Path, split: str, dtype: str) -> TokenFile:
+    def open(cls, directory: epath.PathLike, split: str, dtype: str) -> TokenFile:
         """Opens what a `TokenWriter` wrote; a remote file is read into memory."""
+        directory = epath.Path(directory)
         return cls(
             tokens=_open_array(directory / f"{split}.tokens", np.dtype(dtype)),
             offsets=_open_array(directory / f"{split}.offsets", np.dtype("<i8")),

@@ -1,0 +1,242 @@
+"""Local files of every format: what is read, and what is said about what cannot be read."""
+
+import gzip
+import json
+import lzma
+import tracemalloc
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from data_configs import write_jsonl
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfllm.config import ConfigError
+from nfllm.data import text_files
+from nfllm.data.records import MalformedPolicy, MalformedRecordError, Record
+from nfllm.data.text_files import find_files, read_file
+
+RECORDS = [
+    {"text": "first\nlines\n", "package": "a", "stars": 3, "tags": ["x"]},
+    {"text": "naïve ∑ 😀", "package": "b", "stars": 4, "tags": []},
+    {"text": "", "package": "c", "stars": 5, "tags": []},
+]
+EXPECTED = [
+    Record(record["text"], {"package": record["package"], "stars": str(record["stars"])})
+    for record in RECORDS
+]
+
+
+def read(path, text_field=None, malformed="error"):
+    return list(read_file(path, text_field, MalformedPolicy(malformed)))
+
+
+def compress(data: bytes, suffix: str) -> bytes:
+    if suffix == ".gz":
+        return gzip.compress(data)
+    if suffix == ".xz":
+        return lzma.compress(data)
+    return pyarrow.compress(data, codec="zstd", asbytes=True) if suffix == ".zst" else data
+
+
+def jsonl(records) -> bytes:
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+def parquet(records, **columns) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), sink)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".zst"])
+@pytest.mark.parametrize(("kind", "make"), [(".jsonl", jsonl), (".parquet", parquet)])
+def test_records_of_every_format_and_compression(tmp_path, kind, make, suffix):
+    path = tmp_path / f"data{kind}{suffix}"
+    path.write_bytes(compress(make(RECORDS), suffix))
+    assert read(path) == EXPECTED
+    renamed = [{"content": record["text"], "text2": "no"} for record in RECORDS]
+    path.write_bytes(compress(make(renamed), suffix))
+    assert [record.text for record in read(path)] == [record["text"] for record in RECORDS]
+    assert {record.text for record in read(path, "text2")} == {"no"}
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+def test_streams_of_several_members_are_read_to_the_end(tmp_path, suffix):
+    path = tmp_path / f"data.jsonl{suffix}"
+    path.write_bytes(compress(jsonl(RECORDS[:1]), suffix) + compress(jsonl(RECORDS[1:]), suffix))
+    assert read(path) == EXPECTED
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("kind", [".jsonl", ".txt", ".parquet"])
+def test_a_truncated_file_is_named_and_what_precedes_is_kept_if_asked(tmp_path, kind, suffix):
+    path = tmp_path / f"data{kind}{suffix}"
+    make = parquet if kind == ".parquet" else jsonl
+    records = [{"text": f"{i} " + "0123456789abcdef" * i} for i in range(800)]
+    packed = compress(make(records), suffix)
+    path.write_bytes(packed[: len(packed) * 3 // 4])
+    with pytest.raises(MalformedRecordError, match=rf"data{kind}{suffix}: damaged or truncated"):
+        read(path)
+    policy = MalformedPolicy("skip")
+    found = list(read_file(path, None, policy))
+    # The last line before the damage may be torn as well.
+    assert policy.skipped in (1, 2)
+    if kind == ".jsonl":
+        assert 100 < len(found) < 800
+        assert [record.text for record in found] == [
+            record["text"] for record in records[: len(found)]
+        ]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+def test_what_is_not_compressed_at_all_is_named(tmp_path, suffix):
+    path = tmp_path / f"data.jsonl{suffix}"
+    path.write_bytes(jsonl(RECORDS))
+    with pytest.raises(MalformedRecordError, match=rf"data\.jsonl{suffix}: damaged or truncated"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"text": "a", }', r"line 3: malformed JSON: .*double quotes.*column 15"),
+        (b"{" * 100_000, r"line 3: malformed JSON"),
+        (b"[" * 100_000, r"line 3: malformed JSON"),
+        (b'["text"]', r"line 3: a JSON object was expected, not list"),
+        (b'{"text": "\xff"}', r"line 3: not UTF-8: byte 0xff at 10"),
+        (b'{"text": "\\ud800"}', r"line 3: not UTF-8: lone surrogate at character 0 of 'text'"),
+        (b'{"text": 5}', r"line 3: field 'text' is of type int, expected text"),
+        (b'{"text": null}', r"line 3: field 'text' is of type NoneType, expected text"),
+        (
+            b'{"body": "a", "id": 1}',
+            r"line 3: no field 'text' or 'content'; its fields are 'body', 'id'; set data\.text_f",
+        ),
+        (b"{}", r"line 3: no field 'text' or 'content'; its fields are none"),
+    ],
+)
+def test_a_malformed_line_is_named_or_skipped_with_a_count(tmp_path, line, message):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(jsonl(RECORDS[:1]) + b"\n" + line + b"\n" + jsonl(RECORDS[1:]))
+    with pytest.raises(MalformedRecordError, match=rf"data\.jsonl, {message}") as error:
+        read(path)
+    assert "data.malformed=skip leaves such records out" in str(error.value)
+    policy = MalformedPolicy("skip")
+    assert list(read_file(path, None, policy)) == EXPECTED
+    assert policy.summary()["malformed"] == 1
+    assert "line 3" in policy.summary()["malformed_messages"][0]
+
+
+def test_a_missing_text_field_names_the_one_that_was_asked_for(tmp_path):
+    path = write_jsonl(tmp_path / "data.jsonl", RECORDS)
+    with pytest.raises(
+        MalformedRecordError, match=r"line 1: no field 'body'; its fields are 'pack"
+    ):
+        read(path, "body")
+    (tmp_path / "data.parquet").write_bytes(parquet(RECORDS))
+    with pytest.raises(MalformedRecordError, match=r"\.parquet: no field 'body'; its fields are"):
+        read(tmp_path / "data.parquet", "body")
+
+
+def test_only_the_first_messages_are_kept(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b"x\n" * 50 + jsonl(RECORDS))
+    policy = MalformedPolicy("skip")
+    assert list(read_file(path, None, policy)) == EXPECTED
+    assert policy.skipped == 50
+    assert len(policy.messages) == 5
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    path = tmp_path / "data.parquet"
+    path.write_bytes(parquet(RECORDS)[:-20])
+    with pytest.raises(MalformedRecordError, match=r"data\.parquet: damaged or truncated"):
+        read(path)
+
+
+def test_a_line_that_no_record_can_hold_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_files, "_LONGEST_LINE", 200)
+    path = write_jsonl(tmp_path / "data.jsonl", [RECORDS[0], {"text": "x" * 1000}, *RECORDS[1:]])
+    with pytest.raises(MalformedRecordError, match="line 2: longer than 200 bytes"):
+        read(path)
+    policy = MalformedPolicy("skip")
+    assert list(read_file(path, None, policy)) == EXPECTED
+    assert policy.skipped == 1
+
+
+def test_a_line_of_100_megabytes_is_one_document(tmp_path):
+    path = tmp_path / "data.jsonl.gz"
+    long = "x = 1; " * (100_000_000 // 7)
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(jsonl([RECORDS[0], {"text": long}, RECORDS[1]]))
+    tracemalloc.start()
+    policy = MalformedPolicy("error")
+    lengths = [len(record.text) for record in read_file(path, None, policy)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert lengths == [len(RECORDS[0]["text"]), len(long), len(RECORDS[1]["text"])]
+    assert peak < 600e6
+
+
+def test_a_text_file_becomes_blocks_cut_at_line_ends(tmp_path):
+    lines = [f"line {i} naïve ∑\n" for i in range(4000)]
+    path = tmp_path / "book.txt"
+    path.write_text("".join(lines), encoding="utf-8")
+    found = read(path)
+    assert "".join(record.text for record in found) == "".join(lines)
+    assert len(found) == pytest.approx(path.stat().st_size / (16 << 10), abs=1)
+    assert all(record.text.endswith("∑\n") for record in found)
+    assert [record.fields for record in found[:2]] == [
+        {"path": "book.txt", "block": "0"},
+        {"path": "book.txt", "block": "1"},
+    ]
+    path.write_text("short")
+    assert read(path) == [Record("short", {"path": "book.txt", "block": "0"})]
+
+
+@given(
+    text=st.text(st.sampled_from("aé∑😀\n"), max_size=120),
+    size=st.sampled_from([4, 7, 16]),
+)
+def test_blocks_never_split_a_character(tmp_path_factory, text, size):
+    path = tmp_path_factory.mktemp("text") / "a.txt"
+    path.write_bytes(text.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_files, "TEXT_BLOCK_BYTES", size)
+        found = [record.text for record in read(path)]
+    assert "".join(found) == text
+    assert all(len(part.encode()) <= 2 * size for part in found)
+
+
+def test_text_that_is_not_utf8_names_file_and_byte(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_bytes(b"ok\n" * 10_000 + b"caf\xe9 au lait\n")
+    message = r"book\.txt, block of \d+ bytes from byte 16386: not UTF-8: byte 0xe9 at 13617"
+    with pytest.raises(MalformedRecordError, match=message):
+        read(path)
+    policy = MalformedPolicy("skip")
+    assert [len(record.text) for record in read_file(path, None, policy)] == [16386]
+    assert policy.skipped == 1
+
+
+def test_sources_are_paths_directories_and_globs(tmp_path):
+    for name in ("b.jsonl", "a.txt.gz", "sub/c.parquet.zst", "sub/d.json.xz", "notes.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+
+    def names(sources):
+        return [str(path.relative_to(tmp_path)) for path in find_files(sources)]
+
+    assert names(f"{tmp_path}/b.jsonl") == ["b.jsonl"]
+    everything = ["a.txt.gz", "b.jsonl", "sub/c.parquet.zst", "sub/d.json.xz"]
+    assert names(str(tmp_path)) == everything
+    assert names(f"{tmp_path}/sub/*, {tmp_path}/b.*,{tmp_path}/*.gz") == everything
+    assert names(f"{tmp_path}/**/*.xz") == ["sub/d.json.xz"]
+    with pytest.raises(ConfigError, match=r"names '.*nothing', but there is no such file"):
+        find_files(f"{tmp_path}/nothing")
+    with pytest.raises(ConfigError, match=r"notes\.md cannot be read; files must end in \.jsonl"):
+        find_files(f"{tmp_path}/notes.md")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="empty holds no file that ends in"):
+        find_files(f"{tmp_path}/empty")
