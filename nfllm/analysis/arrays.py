@@ -4,6 +4,7 @@ Shapes are checked always, since they are known even under `jax.jit`. Values are
 they exist: on concrete arrays that this process can read in full.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -107,6 +108,7 @@ def broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
     )
 
 
+@functools.partial(jax.jit, static_argnames="axis")
 def tree_sum(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
     """Sum in float32 whose rounding error does not grow with the number of terms.
 

@@ -12,6 +12,7 @@ Masked logits are the type's most negative number or -Inf on purpose: leave them
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -90,8 +91,11 @@ def count_nonfinite(x: Arrays, *, keep: int = 0, where: ArrayLike | None = None)
         raise ValueError(f"where: expected a shape that broadcasts to {x.shape}, got {use.shape}")
     if not 0 <= keep <= x.ndim:
         raise ValueError(f"keep={keep}: expected at most {x.ndim} leading axes of shape {x.shape}")
-    use = jnp.broadcast_to(use, x.shape)
-    axes = tuple(range(keep, x.ndim))
+    return _count_nonfinite(x, jnp.broadcast_to(use, x.shape), tuple(range(keep, x.ndim)))
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def _count_nonfinite(x: jax.Array, use: jax.Array, axes: tuple[int, ...]) -> NonfiniteCounts:
     finite = use & jnp.isfinite(x)
     return NonfiniteCounts(
         jnp.sum(use & jnp.isnan(x), axis=axes),

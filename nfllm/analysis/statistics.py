@@ -15,6 +15,8 @@ Sums inside `of` are float32 with an error that does not grow with the batch (`a
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
@@ -79,6 +81,42 @@ def _namespace(*arrays: ArrayLike) -> ModuleType:
     return jnp if any(isinstance(x, jax.Array) for x in arrays) else np
 
 
+def _axes(x: jax.Array, axis: int | tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(a % x.ndim for a in ((axis,) if isinstance(axis, int) else axis))
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def _moments(x: jax.Array, use: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    size = tree_sum(use, axes)
+    mean = tree_sum(jnp.where(use, x, 0.0), axes) / jnp.maximum(size, 1.0)
+    deviation = jnp.where(use, x - jnp.expand_dims(mean, axes), 0.0)
+    minimum = jnp.min(x, axis=axes, where=use, initial=jnp.inf)
+    maximum = jnp.max(x, axis=axes, where=use, initial=-jnp.inf)
+    return size, mean, tree_sum(deviation**2, axes), minimum, maximum
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def _comoments(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    size = tree_sum(jnp.ones(x.shape), axes)
+    mean_x, mean_y = tree_sum(x, axes) / size, tree_sum(y, axes) / size
+    dx, dy = x - jnp.expand_dims(mean_x, axes), y - jnp.expand_dims(mean_y, axes)
+    m2_x, m2_y, co_xy = (tree_sum(product, axes) for product in (dx**2, dy**2, dx * dy))
+    return size, mean_x, mean_y, m2_x, m2_y, co_xy
+
+
+@functools.partial(jax.jit, static_argnames="keep")
+def _slot_counts(x: jax.Array, edges: jax.Array, keep: int) -> jax.Array:
+    """Counts `[..., N + 3]`: below, in each of N bins, above, NaN."""
+    num_bins = edges.shape[0] - 1
+    kept = x.shape[:keep]
+    x = x.reshape(math.prod(kept), -1)
+    slot = jnp.searchsorted(edges, x, side="right")
+    slot = jnp.where(x == edges[-1], num_bins, slot)
+    slot = jnp.where(jnp.isnan(x), num_bins + 2, slot)
+    counts = jax.vmap(lambda row: jnp.bincount(row, length=num_bins + 3))(slot)
+    return counts.reshape(*kept, num_bins + 3)
+
+
 class Moments(NamedTuple):
     """Size, mean, sum of squared deviations and range; every field has the shape of the mean.
 
@@ -102,18 +140,7 @@ class Moments(NamedTuple):
         """
         x = as_float32(x)
         use = jnp.ones(x.shape, bool) if where is None else as_array(where).astype(bool)
-        use = jnp.broadcast_to(use, x.shape)
-        axes = tuple(a % x.ndim for a in ((axis,) if isinstance(axis, int) else axis))
-        count = tree_sum(use, axes)
-        mean = tree_sum(jnp.where(use, x, 0.0), axes) / jnp.maximum(count, 1.0)
-        deviation = jnp.where(use, x - jnp.expand_dims(mean, axes), 0.0)
-        return cls(
-            count,
-            mean,
-            tree_sum(deviation**2, axes),
-            jnp.min(x, axis=axes, where=use, initial=jnp.inf),
-            jnp.max(x, axis=axes, where=use, initial=-jnp.inf),
-        )
+        return cls(*_moments(x, jnp.broadcast_to(use, x.shape), _axes(x, axis)))
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both."""
@@ -168,18 +195,7 @@ class Comoments(NamedTuple):
         """Moments of the pairs over `axis`; x and y have one shape."""
         x, y = as_float32(x), as_float32(y)
         check_same_shape("x and y", x, y)
-        axes = tuple(a % x.ndim for a in ((axis,) if isinstance(axis, int) else axis))
-        count = tree_sum(jnp.ones(x.shape), axes)
-        mean_x, mean_y = tree_sum(x, axes) / count, tree_sum(y, axes) / count
-        dx, dy = x - jnp.expand_dims(mean_x, axes), y - jnp.expand_dims(mean_y, axes)
-        return cls(
-            count,
-            mean_x,
-            mean_y,
-            tree_sum(dx**2, axes),
-            tree_sum(dy**2, axes),
-            tree_sum(dx * dy, axes),
-        )
+        return cls(*_comoments(x, y, _axes(x, axis)))
 
     def merge(self, other: Comoments) -> Comoments:
         """The moments of both."""
@@ -225,16 +241,9 @@ class Histogram(NamedTuple):
         """Histogram over all axes but the first `keep`, whose shape the counts have."""
         x, edges = as_float32(x), as_float32(edges)
         check_axes("edges", edges, "N+1")
-        num_bins = edges.shape[0] - 1
-        if num_bins < 1 or (is_concrete(edges) and not np.all(np.diff(np.asarray(edges)) > 0)):
+        if len(edges) < 2 or (is_concrete(edges) and not np.all(np.diff(np.asarray(edges)) > 0)):
             raise ValueError(f"edges: expected at least two ascending numbers, got {edges}")
-        kept = x.shape[:keep]
-        x = x.reshape(int(np.prod(kept)), -1)
-        slot = jnp.searchsorted(edges, x, side="right")
-        slot = jnp.where(x == edges[-1], num_bins, slot)
-        slot = jnp.where(jnp.isnan(x), num_bins + 2, slot)
-        counts = jax.vmap(lambda row: jnp.bincount(row, length=num_bins + 3))(slot)
-        counts = counts.reshape(*kept, num_bins + 3)
+        counts = _slot_counts(x, edges, keep)
         return cls(edges, counts[..., 1:-2], counts[..., 0], counts[..., -2], counts[..., -1])
 
     def merge(self, other: Histogram) -> Histogram:
