@@ -91,8 +91,9 @@ def entropy_heatmaps(heatmaps: Sequence[Heatmap], maximum: float) -> Figure:
     """
     most = max(max(heatmap.entropy.shape) for heatmap in heatmaps)
     cell = min(0.34, max(0.2, 4.2 / most))  # inches; smaller, and tick labels would touch
-    width = max(2.2, cell * max(heatmap.entropy.shape[1] for heatmap in heatmaps) + 0.5)
-    figure, panels = panel_grid(width, [cell * len(h.entropy) + 0.7 for h in heatmaps])
+    width = max(2.4, cell * max(heatmap.entropy.shape[1] for heatmap in heatmaps) + 0.5)
+    figure, panels = panel_grid(width, [max(1.6, cell * len(h.entropy) + 0.7) for h in heatmaps])
+    figure.set_figwidth(figure.get_figwidth() + 0.8)  # for the colour bar
     norm = Normalize(0.0, maximum)
     scale = ScalarMappable(norm, entropy_colormap())
     for axes, (label, entropy_LH, ceiling) in zip(panels, heatmaps, strict=True):
@@ -135,15 +136,15 @@ def head_histograms(labels: Sequence[str], shares_R4: np.ndarray, maximum: float
                 SMALL,
                 color,
             )
-    xlabel = f"share of heads (%), by quarters of M = {maximum:.2f} nats"
-    style_axes(axes, "", xlabel, "")
+    style_axes(axes, "", "share of heads (%)", "")
     axes.spines[:].set_visible(False)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_xlim(0.0, 1.0)
     axes.set_yticks(rows, [literal(shortened(label, 28)) for label in labels])
     axes.tick_params(axis="y", length=0)
     axes.set_xticks(np.linspace(0, 1, 5), ["0", "25", "50", "75", "100"])
-    add_legend(figure, [Patch(color=color) for color in colors], QUARTERS, columns=4)
+    handles = [Patch(color=color) for color in colors]
+    add_legend(figure, handles, QUARTERS, 4, title=f"quarters of M = {maximum:.2f} nats")
     return figure
 
 
@@ -236,6 +237,7 @@ def nonfinite_counts(panels: Sequence[Counts]) -> Figure:
             (line,) = axes.plot(x_N, values_NL.sum(axis=1), **style, marker="o", markersize=2.5)
             handles.setdefault(site, line)
         axes.set_yscale("symlog", linthresh=1)
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=-0.2)
     add_legend(figure, list(handles.values()), list(handles), columns=3)

@@ -73,5 +73,6 @@ def _save(figure: Figure, form: str, **options: Any) -> bytes:
     with matplotlib.rc_context(_SAVING), warnings.catch_warnings():
         # A run may be named in a script that the font lacks; a box stands for the letter then.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
+        figure.draw_without_rendering()  # constrained layout settles with the second pass
         figure.savefig(buffer, format=form, **options)
     return buffer.getvalue()

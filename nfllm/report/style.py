@@ -56,10 +56,13 @@ def run_style(place: int) -> dict[str, Any]:
 
 
 def contrast(rgba: Sequence[float]) -> str:
-    """Black or white, whichever reads better on `rgba` (relative luminance of WCAG 2)."""
+    """Near black or white, whichever reads better on `rgba` (relative luminance of WCAG 2).
+
+    It is not black itself: SVG leaves that out as its default, where the page's ink should not be.
+    """
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgba[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return "#000000" if luminance > 0.179 else "#ffffff"
+    return "#050505" if luminance > 0.179 else "#ffffff"
 
 
 def panel_grid(width: float, heights: Sequence[float]) -> tuple[Figure, list[Axes]]:
@@ -121,25 +124,30 @@ def add_depth_bar(figure: Figure, axes: Axes, layers: int) -> None:
     add_color_bar(figure, axes, scale, ticks, "layer", "{x:.0f}")
 
 
-def add_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], columns: int) -> None:
+def add_legend(
+    figure: Figure, handles: Sequence[Any], labels: Sequence[str], columns: int, title: str = ""
+) -> None:
     """A legend under the panels; the figure grows by it, so that the panels keep their size.
 
     `columns` is for short labels; long ones stand in one column.
     """
     columns = columns if max(map(len, labels)) <= 24 else 1
-    rows = math.ceil(len(labels) / columns)
+    rows = math.ceil(len(labels) / columns) + bool(title)
     figure.set_figheight(figure.get_figheight() + 0.08 + 0.17 * rows)
-    figure.legend(
+    legend = figure.legend(
         handles,
         [literal(shortened(label, 48)) for label in labels],
         loc="outside lower center",
         ncols=min(columns, len(labels)),
+        title=title,
+        title_fontsize=SMALL,
         fontsize=SMALL,
         frameon=False,
         labelcolor=INK,
         handlelength=1.6,
         columnspacing=1.4,
     )
+    legend.get_title().set_color(INK)
 
 
 def shortened(text: str, most: int) -> str:
