@@ -30,12 +30,15 @@ def read_manifest(directory: epath.Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        manifest = json.loads(path.read_text())
-        expected = manifest["files"]
-    except (ValueError, KeyError) as error:
-        logging.warning("%s is damaged (%s): its files are made anew", path, error)
+        stored = json.loads(path.read_text())
+        manifest = stored["manifest"]
+        intact = stored["sha256"] == _digest(manifest)
+    except (ValueError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        logging.warning("%s is damaged: the directory is made anew", path)
         return None
-    for name, entry in expected.items():
+    for name, entry in manifest["files"].items():
         found = _describe(directory / name) if (directory / name).exists() else "missing"
         if found != entry:
             logging.warning(
@@ -86,7 +89,13 @@ def explain_full_disk(directory: epath.Path) -> Iterator[None]:
 def write_manifest(staging: Path, manifest: dict[str, Any]) -> None:
     """Describes all files of `staging` and adds the manifest."""
     files = {path.name: _describe(epath.Path(path)) for path in sorted(staging.iterdir())}
-    (staging / MANIFEST).write_text(json.dumps({"files": files, **manifest}, indent=2) + "\n")
+    manifest = {"files": files, **manifest}
+    stored = {"manifest": manifest, "sha256": _digest(manifest)}
+    (staging / MANIFEST).write_text(json.dumps(stored, indent=2) + "\n")
+
+
+def _digest(manifest: Any) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _describe(path: epath.Path) -> dict[str, Any]:

@@ -1,0 +1,338 @@
+"""The cache of tokens: complete or absent, checked, shared by processes, local or remote."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from data_configs import data_config, words, write_jsonl
+from etils import epath
+
+import nfllm.data
+from nfllm.config import ConfigError
+from nfllm.data import cache, prepare
+from nfllm.data.python_files import standard_library
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("source")
+    return write_jsonl(directory / "a.jsonl", [{"text": words(i)} for i in range(80)])
+
+
+def config_of(source, data_dir, **changes):
+    changes = {"tokenizer": "bytes", "validation_fraction": 0.2, **changes}
+    return data_config(data_dir, dataset="text_files", sources=str(source), **changes)
+
+
+def files_below(directory: Path) -> list[str]:
+    return sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file())
+
+
+def test_the_second_load_reads_no_text(source, tmp_path, monkeypatch):
+    config = config_of(source, tmp_path)
+    first = nfllm.data.load(config, 16)
+
+    def fail(*arguments, **options):
+        raise AssertionError("prepared again")
+
+    monkeypatch.setattr(prepare, "prepare", fail)
+    second = nfllm.data.load(config, 16)
+    assert second.fingerprint == first.fingerprint
+    assert second.card == first.card
+    every = np.arange(len(first.train))
+    assert np.array_equal(second.train.gather(every), first.train.gather(every))
+    assert nfllm.data.load(config, 32).fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("name", ["train.tokens", "train.offsets", "tokenizer.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_cache_that_does_not_match_its_marker_is_made_anew(
+    source, tmp_path, caplog, name, damage
+):
+    config = config_of(source, tmp_path)
+    first = nfllm.data.load(config, 16)
+    path = Path(first.directory) / name
+    good = path.read_bytes()
+    if damage == "flip":
+        path.write_bytes(good[:100] + bytes([good[100] ^ 1]) + good[101:])
+    elif damage == "truncate":
+        path.write_bytes(good[:-2])
+    else:
+        path.unlink()
+    again = nfllm.data.load(config, 16)
+    assert again.fingerprint == first.fingerprint
+    assert path.read_bytes() == good
+    assert f"{name} does not match manifest.json" in caplog.text
+    assert "made anew" in caplog.text
+    assert len(list((tmp_path / "tokens").iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", "3", "a changed count"])
+def test_a_damaged_marker_is_made_anew(source, tmp_path, caplog, damage):
+    config = config_of(source, tmp_path)
+    first = nfllm.data.load(config, 16)
+    marker = Path(first.directory) / "manifest.json"
+    good = marker.read_text()
+    changed = good.replace('"read": 80', '"read": 81')
+    assert changed != good
+    marker.write_text(changed if damage == "a changed count" else damage)
+    assert nfllm.data.load(config, 16).fingerprint == first.fingerprint
+    assert marker.read_text() == good
+    assert "is damaged" in caplog.text
+
+
+def test_fingerprints_change_with_what_they_cover_and_with_nothing_else(source, tmp_path):
+    def fingerprint(directory="a", context_length=16, source=source, **changes):
+        config = config_of(source, tmp_path / directory, **changes)
+        return nfllm.data.load(config, context_length).fingerprint
+
+    base = fingerprint()
+    assert fingerprint(directory="b") == base
+    assert fingerprint(mask_end_of_text=True) == base
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(source.read_bytes())
+    assert fingerprint(source=copy) == base
+    copy.write_bytes(source.read_bytes().replace(b"w9_3 ", b"w9_4 "))
+    others = [
+        fingerprint(source=copy),
+        fingerprint(context_length=8),
+        fingerprint(window="documents"),
+        fingerprint(tokenizer="bpe", vocab_size=300),
+        fingerprint(tokenizer="bpe", vocab_size=310),
+        fingerprint(validation_fraction=0.5),
+        fingerprint(validation_split="slice"),
+    ]
+    assert len({base, *others}) == len(others) + 1
+
+
+def test_a_tokenizer_file_can_be_used(source, tmp_path):
+    made = nfllm.data.load(config_of(source, tmp_path, tokenizer="bpe", vocab_size=300), 16)
+    made.tokenizer.save(tmp_path / "mine.json")
+    config = config_of(source, tmp_path, tokenizer=str(tmp_path / "mine.json"))
+    loaded = nfllm.data.load(config, 16)
+    every = np.arange(len(made.train))
+    assert np.array_equal(loaded.train.gather(every), made.train.gather(every))
+    assert loaded.fingerprint == made.fingerprint
+    assert loaded.directory != made.directory
+
+
+def test_a_split_without_a_window_is_an_error(source, tmp_path):
+    with pytest.raises(ConfigError, match=r"train split has no window of model\.context_length=99"):
+        nfllm.data.load(config_of(source, tmp_path), 999_999)
+    with pytest.raises(ConfigError, match=r"no window .* \(data.window='documents'\)"):
+        nfllm.data.load(config_of(source, tmp_path, window="documents"), 5000)
+
+
+def test_what_fails_half_way_leaves_nothing(source, tmp_path, monkeypatch):
+    config = config_of(source, tmp_path)
+
+    def fail(*arguments):
+        assert any(name.endswith("train.tokens") for name in files_below(tmp_path))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "_batches", fail)
+    with pytest.raises(KeyboardInterrupt):
+        nfllm.data.load(config, 16)
+    assert not any(name.startswith("tokens") for name in files_below(tmp_path))
+    assert list((tmp_path / "tokens").iterdir()) == []
+
+
+def test_text_that_changes_between_readings_is_noticed(source, tmp_path, monkeypatch):
+    write, reading = prepare._write_tokens, prepare.Corpus.documents
+
+    def other(self):
+        for record, validation in reading(self):
+            yield record._replace(text=record.text.replace("w5_0", "w5_9")), validation
+
+    def write_other(*arguments):
+        monkeypatch.setattr(prepare.Corpus, "documents", other)
+        return write(*arguments)
+
+    monkeypatch.setattr(prepare, "_write_tokens", write_other)
+    with pytest.raises(RuntimeError, match="document 5 changed while the corpus was being read"):
+        nfllm.data.load(config_of(source, tmp_path), 16)
+
+
+def test_a_shared_document_stops_the_preparation(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("nfllm.data.splits.Assignment.shared_documents", lambda self: 3)
+    with pytest.raises(RuntimeError, match="3 validation documents occur in the training split"):
+        nfllm.data.load(config_of(source, tmp_path), 16)
+
+
+def test_the_tokenizer_is_trained_on_a_sample_of_the_training_documents(
+    source, tmp_path, monkeypatch
+):
+    seen = []
+
+    def record(texts, vocab_size):
+        seen.append(list(texts))
+        return nfllm.data.tokenizer.bytes_tokenizer()
+
+    monkeypatch.setattr(prepare, "train_bpe", record)
+    config = config_of(source, tmp_path / "a", tokenizer="bpe")
+    dataset = nfllm.data.load(config, 1)
+    ids = dataset.train.gather(np.arange(len(dataset.train))).ravel()
+    training = dataset.tokenizer.decode(ids).split("<|endoftext|>")[:-1]
+    assert seen == [training]
+    monkeypatch.setattr(prepare, "_TOKENIZER_BYTES", sum(map(len, training)) // 2)
+    nfllm.data.load(config_of(source, tmp_path / "b", tokenizer="bpe"), 1)
+    assert set(seen[1]) < set(training)
+    assert len(training) // 4 < len(seen[1]) < 3 * len(training) // 4
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+sys.path[:0] = {paths!r}
+from data_configs import data_config
+import nfllm.data, nfllm.data.builders
+Path(sys.argv[2]).touch()
+while not Path(sys.argv[3]).exists():
+    time.sleep(0.001)
+config = data_config(sys.argv[1], dataset="python_source", sources={roots!r}, vocab_size=400)
+print(nfllm.data.load(config, 64).fingerprint)
+"""
+
+
+def test_processes_that_prepare_at_once_all_succeed(tmp_path):
+    roots = ",".join(str(standard_library() / name) for name in ("json", "email"))
+    script = SCRIPT.format(paths=[str(Path(__file__).parent)], roots=roots)
+    ready = [tmp_path / f"ready{i}" for i in range(3)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path / "data"), str(flag), str(tmp_path / "go")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for flag in ready
+    ]
+    while not all(flag.exists() for flag in ready):
+        assert all(process.poll() is None for process in processes)
+    (tmp_path / "go").touch()
+    results = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], results
+    assert len({fingerprint for fingerprint, _ in results}) == 1
+    names = files_below(tmp_path / "data")
+    assert sum(name.endswith("manifest.json") for name in names) == 1
+    assert sum(name.endswith("dataset_info.json") for name in names) == 1
+    assert not any(part.startswith(".") for name in names for part in name.split("/"))
+
+
+def test_a_directory_that_another_process_completes_first_is_kept(source, tmp_path):
+    first = nfllm.data.load(config_of(source, tmp_path), 16)
+    marker = Path(first.directory) / "manifest.json"
+    before = marker.stat().st_mtime_ns, marker.stat().st_ino
+    with cache.staged(first.directory) as staging:
+        (staging / "other").write_text("x")
+        cache.write_manifest(staging, {})
+    assert (marker.stat().st_mtime_ns, marker.stat().st_ino) == before
+    assert len(list((tmp_path / "tokens").iterdir())) == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 512 KiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", path], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount: {mounted.stderr}")
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+@pytest.mark.parametrize(("documents", "text_fits"), [(40_000, False), (1000, True)])
+def test_a_full_disk_leaves_nothing_half_written(small_disk, tmp_path, documents, text_fits):
+    # Text of few different words: small once TFDS has compressed it, large as tokens.
+    pattern = [{"text": f"{i:06d} " + "word " * 100} for i in range(documents)]
+    path = write_jsonl(tmp_path / "big.jsonl", pattern)
+    config = config_of(path, small_disk)
+    with pytest.raises(
+        OSError, match=r"No space left on device under .*disk .* data\.data_dir"
+    ) as e:
+        nfllm.data.load(config, 16)
+    assert e.value.errno == errno.ENOSPC
+    left = files_below(small_disk)
+    assert not any("incomplete" in name or "/." in name for name in left)
+    assert not any(name.startswith("tokens") for name in left)
+    assert any(name.endswith("dataset_info.json") for name in left) == text_fits
+
+
+def test_other_errors_are_not_taken_for_a_full_disk():
+    with pytest.raises(PermissionError, match=r"^mine$"), cache.explain_full_disk(epath.Path("x")):
+        raise PermissionError("mine")
+    with pytest.raises(RuntimeError, match=r"^other$"), cache.explain_full_disk(epath.Path("x")):
+        raise RuntimeError("other")
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """Object storage in memory, behind gs:// paths, that can neither rename nor append."""
+    from etils.epath import backend
+
+    class Bucket(type(fsspec.filesystem("memory"))):
+        cachable = False
+        store: dict = {}  # noqa: RUF012
+        pseudo_dirs = [""]  # noqa: RUF012
+        written: list = []  # noqa: RUF012
+
+        def open(self, path, mode="rb", **options):
+            assert mode.strip("bt") in ("r", "w"), f"{mode} on an object"
+            if "w" in mode:
+                self.written.append(str(path).rsplit("/", 1)[1])
+            return super().open(path, mode, **options)
+
+        def mv(self, *arguments, **options):
+            raise AssertionError("objects cannot be renamed")
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return super()._strip_protocol(str(path).replace("gs://", "memory://"))
+
+    files = Bucket()
+    monkeypatch.setattr(type(backend.fsspec_backend), "fs", lambda self, path: files)
+    return files
+
+
+def test_tokens_can_be_kept_in_object_storage(source, tmp_path, monkeypatch, bucket):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    local = nfllm.data.load(config_of(source, tmp_path / "local"), 16)
+    config = config_of(source, "gs://bucket/nfllm")
+    remote = nfllm.data.load(config, 16)
+    assert remote.fingerprint == local.fingerprint
+    every = np.arange(len(local.train))
+    assert np.array_equal(remote.train.gather(every), local.train.gather(every))
+    assert bucket.written[-1] == "manifest.json"
+    written = len(bucket.written)
+    assert nfllm.data.load(config, 16).fingerprint == local.fingerprint
+    assert len(bucket.written) == written
+    assert str(remote.directory).startswith("gs://bucket/nfllm/tokens/text_files-")
+
+
+def test_the_card_is_json(source, tmp_path):
+    card = nfllm.data.load(config_of(source, tmp_path), 16).card
+    assert json.loads(json.dumps(card)) == card
+    assert set(card) == {
+        "dataset", "sources", "files", "licences", "malformed", "malformed_messages",
+        "documents", "splits", "held_out", "tokenizer", "windows", "fingerprint",
+    }  # fmt: skip
+
+
+def test_importing_the_data_layer_imports_nothing_heavy():
+    heavy = ("tensorflow_datasets", "tokenizers", "pyarrow", "array_record", "jax")
+    script = f"import sys, nfllm.data; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "[]"
