@@ -1,0 +1,12 @@
+"""Conversion to and from other implementations' checkpoints.
+
+Hugging Face GPT-2 and GPT-NeoX, in memory (`load_checkpoint`, `save_checkpoint`) or as run
+directories (`convert`, and `python -m nfllm.convert SRC DST`); the names of the code released with
+arXiv 2410.09637 in `nfllm.convert.authors`.
+"""
+
+from nfllm.convert.foreign import ConversionError
+from nfllm.convert.huggingface import Checkpoint, load_checkpoint, save_checkpoint
+from nfllm.convert.run_directory import convert
+
+__all__ = ["Checkpoint", "ConversionError", "convert", "load_checkpoint", "save_checkpoint"]

@@ -1,0 +1,211 @@
+"""Reading another library's config and tensors without overlooking anything in them.
+
+Whatever is in a foreign file is taken, required to have one value, or ignored by name; anything
+left over is an error, since a model that depends on it would be read wrongly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from nfllm.config import ConfigError, ModelConfig, suggest
+
+Tensors = dict[str, np.ndarray]
+
+# Names of transformers' activations, and ours with the slope where there is one.
+_ACTIVATIONS: dict[str, tuple[str, float | None]] = {
+    "gelu": ("gelu", None),
+    "gelu_python": ("gelu", None),
+    "gelu_new": ("gelu_tanh", None),
+    "gelu_fast": ("gelu_tanh", None),
+    "gelu_accurate": ("gelu_tanh", None),
+    "gelu_pytorch_tanh": ("gelu_tanh", None),
+    "gelu_python_tanh": ("gelu_tanh", None),
+    "relu": ("relu", None),
+    "leaky_relu": ("leaky_relu", 0.01),
+    "silu": ("silu", None),
+    "swish": ("silu", None),
+    "relu2": ("relu_squared", None),
+    "linear": ("identity", None),
+}
+
+# Of every transformers config: bookkeeping, generation, and training-time settings.
+_IGNORED = (
+    "_attn_implementation",
+    "_name_or_path",
+    "_num_labels",
+    "architectures",
+    "attn_implementation",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "classifier_dropout",
+    "dtype",
+    "eos_token_id",
+    "finetuning_task",
+    "gradient_checkpointing",
+    "id2label",
+    "is_decoder",
+    "label2id",
+    "model_type",
+    "num_labels",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "problem_type",
+    "return_dict",
+    "sep_token_id",
+    "task_specific_params",
+    "tokenizer_class",
+    "torch_dtype",
+    "torchscript",
+    "transformers_version",
+    "use_cache",
+)
+
+
+class ConversionError(ValueError):
+    """A checkpoint that cannot be converted; the message names the file, the part and a remedy."""
+
+
+class Attributes:
+    """The attributes of a foreign config, each to be accounted for.
+
+    Args:
+      values: the parsed config, or a part of it.
+      source: where they come from, for messages.
+    """
+
+    def __init__(self, values: Mapping[str, Any], source: str) -> None:
+        self._left = dict(values)
+        self._source = source
+        self._known: set[str] = set()
+
+    def take(self, name: str, kind: type, default: Any) -> Any:
+        """The attribute's value, or `default` where it is absent; an int counts as a float.
+
+        Raises:
+          ConversionError: its type is neither `kind` nor that of the default.
+        """
+        self._known.add(name)
+        value = self._left.pop(name, default)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind and value is not default:
+            raise ConversionError(
+                f"{self._source}: {name}={value!r} is of type {type(value).__name__}, expected "
+                f"{kind.__name__}"
+            )
+        return value
+
+    def require(self, name: str, value: Any) -> None:
+        """Raises ConversionError unless the attribute is absent or equal to `value`."""
+        self._known.add(name)
+        found = self._left.pop(name, value)
+        if found != value:
+            raise ConversionError(
+                f"{self._source}: {name}={found!r} is not supported; nfllm computes only what "
+                f"{name}={value!r} does"
+            )
+
+    def ignore(self, names: Iterable[str]) -> None:
+        """Passes over attributes that do not change what the model computes."""
+        for name in names:
+            self._left.pop(name, None)
+
+    def activation(self, name: str, default: str) -> tuple[str, float | None]:
+        """Our name of the activation in attribute `name`, and its slope where it has one."""
+        value = self.take(name, str, default)
+        if value not in _ACTIVATIONS:
+            raise ConversionError(
+                f"{self._source}: {name}={value!r} is not an activation that nfllm has; "
+                f"{suggest(value, _ACTIVATIONS)}"
+            )
+        return _ACTIVATIONS[value]
+
+    def finish(self) -> None:
+        """Raises ConversionError naming the first attribute that was not accounted for."""
+        self.ignore(_IGNORED)
+        for name, value in self._left.items():
+            raise ConversionError(
+                f"{self._source}: the attribute {name}={value!r} is not understood, and might "
+                f"change what the model computes; {suggest(name, self._known)}"
+            )
+
+
+class TensorReader:
+    """The tensors of a checkpoint, as float32 and with their shapes checked; each must be taken."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], source: str) -> None:
+        self._left = dict(tensors)
+        self._source = source
+
+    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The tensor `name`.
+
+        Raises:
+          ConversionError: it is missing, of another shape, or not of a float type.
+        """
+        if name not in self._left:
+            raise ConversionError(f"{self._source} lacks the tensor {name!r} of shape {shape}")
+        tensor = self._left.pop(name)
+        if tensor.shape != shape:
+            raise ConversionError(
+                f"{self._source}: {name!r} has shape {tensor.shape}, but its config.json asks for "
+                f"{shape}"
+            )
+        if tensor.dtype.name not in ("float64", "float32", "float16", "bfloat16"):
+            raise ConversionError(
+                f"{self._source}: {name!r} is of type {tensor.dtype}; only float weights can be "
+                "read, so convert a quantized model back first"
+            )
+        return tensor.astype(np.float32)
+
+    def take_layers(self, name: str, num_layers: int, shape: tuple[int, ...]) -> np.ndarray:
+        """The tensors `name.format(layer)` of all layers, stacked: [L, ...]."""
+        return np.stack([self.take(name.format(layer), shape) for layer in range(num_layers)])
+
+    def finish(self) -> None:
+        """Raises ConversionError naming the first tensor that was not accounted for."""
+        for name, tensor in self._left.items():
+            raise ConversionError(
+                f"{self._source}: the tensor {name!r} of shape {tensor.shape} has no place in the "
+                "model that its config.json describes"
+            )
+
+
+def activation_name(config: ModelConfig) -> str:
+    """The name in transformers of a model's activation.
+
+    Raises:
+      ConfigError: transformers has no such activation.
+    """
+    slope = config.slope if config.activation == "leaky_relu" else None
+    for name, ours in _ACTIVATIONS.items():
+        if ours == (config.activation, slope):
+            return name
+    if config.activation == "leaky_relu":
+        raise ConfigError(
+            f"model.negative_slope={config.slope} has no form in transformers, whose leaky_relu "
+            "has the slope 0.01"
+        )
+    raise no_form("activation", config.activation, {ours for ours, _ in _ACTIVATIONS.values()})
+
+
+def check_form(config: ModelConfig) -> None:
+    """Raises ConfigError unless transformers can express the model's normalizations."""
+    for key, value in (
+        ("normalization", "layernorm"),
+        ("final_normalization", "layernorm"),
+        ("qk_normalization", "none"),
+    ):
+        if getattr(config, key) != value:
+            raise no_form(key, getattr(config, key), [value])
+
+
+def no_form(key: str, value: Any, possible: Iterable[Any]) -> ConfigError:
+    """The error that a model's `key` cannot be expressed in a foreign checkpoint."""
+    names = " or ".join(repr(name) for name in sorted(possible))
+    return ConfigError(f"model.{key}={value!r} has no form in transformers, which has {names} here")

@@ -1,0 +1,186 @@
+"""Hugging Face GPT-2 (`GPT2LMHeadModel`): its config and its tensors, both ways.
+
+Its matrices are stored [in, out]; `c_attn` holds query, key and value side by side, each with its
+heads side by side. Every projection has a bias.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from nfllm.config import ModelConfig
+from nfllm.convert.biases import full_qkv_bias, layer_bias
+from nfllm.convert.foreign import (
+    Attributes,
+    TensorReader,
+    Tensors,
+    activation_name,
+    check_form,
+)
+
+ARCHITECTURE = "GPT2LMHeadModel"
+# Causal masks, which older files store.
+BUFFERS = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
+PREFIX = "transformer."
+EMBEDDING = "transformer.wte.weight"
+HEAD = "lm_head.weight"
+
+_IGNORED = (
+    "n_ctx",  # an old name of n_positions
+    "reorder_and_upcast_attn",  # precision only
+    "summary_activation",
+    "summary_first_dropout",
+    "summary_proj_to_labels",
+    "summary_type",
+    "summary_use_proj",
+)
+
+
+def read_config(attributes: Attributes) -> tuple[ModelConfig, int]:
+    """Our config and the vocabulary size; an absent attribute has transformers' default.
+
+    Raises:
+      ConversionError: an attribute is not understood, or has a value that is not supported.
+    """
+    attributes.require("scale_attn_weights", True)
+    attributes.require("scale_attn_by_inverse_layer_idx", False)
+    attributes.require("add_cross_attention", False)
+    attributes.require("is_encoder_decoder", False)
+    attributes.require("pruned_heads", {})
+    attributes.ignore(_IGNORED)
+    activation, slope = attributes.activation("activation_function", "gelu_new")
+    vocab_size = attributes.take("vocab_size", int, 50257)
+    config = ModelConfig(
+        architecture="gpt2",
+        num_layers=attributes.take("n_layer", int, 12),
+        num_heads=attributes.take("n_head", int, 12),
+        embed_dim=attributes.take("n_embd", int, 768),
+        mlp_dim=attributes.take("n_inner", int, None),
+        context_length=attributes.take("n_positions", int, 1024),
+        normalization="layernorm",
+        final_normalization="layernorm",
+        qk_normalization="none",
+        norm_epsilon=attributes.take("layer_norm_epsilon", float, 1e-5),
+        activation=activation,  # type: ignore[arg-type]
+        negative_slope=slope,
+        slope_sharing=None,
+        helu_margin=None,
+        attention_bias="all",
+        mlp_bias=True,
+        tie_embeddings=attributes.take("tie_word_embeddings", bool, True),
+        rotary_fraction=None,
+        rotary_base=None,
+        embedding_dropout=attributes.take("embd_pdrop", float, 0.1),
+        attention_dropout=attributes.take("attn_pdrop", float, 0.1),
+        residual_dropout=attributes.take("resid_pdrop", float, 0.1),
+        init_std=attributes.take("initializer_range", float, 0.02),
+        init_std_scaling="none",
+        scan_layers=False,
+        remat=False,
+    )
+    attributes.finish()
+    return config, vocab_size
+
+
+def write_config(config: ModelConfig) -> dict[str, Any]:
+    """The architecture's attributes.
+
+    Raises:
+      ConfigError: the model has no form as a GPT-2 of transformers.
+    """
+    check_form(config)
+    return {
+        "n_layer": config.num_layers,
+        "n_head": config.num_heads,
+        "n_embd": config.embed_dim,
+        "n_inner": config.mlp_dim,
+        "n_positions": config.context_length,
+        "activation_function": activation_name(config),
+        "layer_norm_epsilon": config.norm_epsilon,
+        "tie_word_embeddings": config.ties_embeddings,
+        "embd_pdrop": config.embedding_dropout,
+        "attn_pdrop": config.attention_dropout,
+        "resid_pdrop": config.residual_dropout,
+        "initializer_range": config.init_std,
+    }
+
+
+def read_tensors(tensors: TensorReader, config: ModelConfig, vocab_size: int) -> dict[str, Any]:
+    """Our parameters, of a config that `read_config` returned."""
+    width, hidden = config.embed_dim, config.mlp_width
+    heads = (config.num_heads, config.head_dim)
+
+    def layers(name: str, *shape: int) -> np.ndarray:
+        return tensors.take_layers(f"transformer.h.{{}}.{name}", config.num_layers, shape)
+
+    def norm(name: str) -> dict[str, np.ndarray]:
+        return {"scale": layers(f"{name}.weight", width), "bias": layers(f"{name}.bias", width)}
+
+    params: dict[str, Any] = {
+        "token_embedding": tensors.take("transformer.wte.weight", (vocab_size, width)),
+        "position_embedding": tensors.take(
+            "transformer.wpe.weight", (config.context_length, width)
+        ),
+        "blocks": {
+            "attention_norm": norm("ln_1"),
+            "mlp_norm": norm("ln_2"),
+            "attention": {
+                "qkv_kernel": layers("attn.c_attn.weight", width, 3 * width).reshape(
+                    -1, width, 3, *heads
+                ),
+                "qkv_bias": layers("attn.c_attn.bias", 3 * width).reshape(-1, 3, *heads),
+                "out_kernel": layers("attn.c_proj.weight", width, width).reshape(-1, *heads, width),
+                "out_bias": layers("attn.c_proj.bias", width),
+            },
+            "mlp": {
+                "in_kernel": layers("mlp.c_fc.weight", width, hidden),
+                "in_bias": layers("mlp.c_fc.bias", hidden),
+                "out_kernel": layers("mlp.c_proj.weight", hidden, width),
+                "out_bias": layers("mlp.c_proj.bias", width),
+            },
+        },
+        "final_norm": {
+            "scale": tensors.take("transformer.ln_f.weight", (width,)),
+            "bias": tensors.take("transformer.ln_f.bias", (width,)),
+        },
+    }
+    if not config.ties_embeddings:
+        params["head_embedding"] = tensors.take(HEAD, (vocab_size, width))
+    return params
+
+
+def write_tensors(params: Mapping[str, Any], config: ModelConfig) -> Tensors:
+    """The inverse of `read_tensors`; biases that our model lacks are written as zeros."""
+    num_layers, width = config.num_layers, config.embed_dim
+    blocks = params["blocks"]
+    attention, mlp = blocks["attention"], blocks["mlp"]
+    per_layer = {
+        "ln_1.weight": blocks["attention_norm"]["scale"],
+        "ln_1.bias": blocks["attention_norm"]["bias"],
+        "ln_2.weight": blocks["mlp_norm"]["scale"],
+        "ln_2.bias": blocks["mlp_norm"]["bias"],
+        "attn.c_attn.weight": attention["qkv_kernel"].reshape(num_layers, width, -1),
+        "attn.c_attn.bias": full_qkv_bias(attention, config).reshape(num_layers, -1),
+        "attn.c_proj.weight": attention["out_kernel"].reshape(num_layers, -1, width),
+        "attn.c_proj.bias": layer_bias(attention, "out_bias", num_layers, width),
+        "mlp.c_fc.weight": mlp["in_kernel"],
+        "mlp.c_fc.bias": layer_bias(mlp, "in_bias", num_layers, config.mlp_width),
+        "mlp.c_proj.weight": mlp["out_kernel"],
+        "mlp.c_proj.bias": layer_bias(mlp, "out_bias", num_layers, width),
+    }
+    tensors = {
+        "transformer.wte.weight": params["token_embedding"],
+        "transformer.wpe.weight": params["position_embedding"],
+        "transformer.ln_f.weight": params["final_norm"]["scale"],
+        "transformer.ln_f.bias": params["final_norm"]["bias"],
+    }
+    if not config.ties_embeddings:
+        tensors[HEAD] = params["head_embedding"]
+    for name, values in per_layer.items():
+        for layer in range(num_layers):
+            tensors[f"transformer.h.{layer}.{name}"] = values[layer]
+    return tensors

@@ -1,0 +1,227 @@
+"""Hugging Face GPT-NeoX (`GPTNeoXForCausalLM`, Pythia's): its config and its tensors, both ways.
+
+Its matrices are stored [out, in]; the rows of `query_key_value` are ordered by head first, and
+within a head by query, key and value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from nfllm.config import ModelConfig
+from nfllm.convert.biases import full_qkv_bias, layer_bias
+from nfllm.convert.foreign import (
+    Attributes,
+    ConversionError,
+    TensorReader,
+    Tensors,
+    activation_name,
+    check_form,
+    no_form,
+)
+
+ARCHITECTURE = "GPTNeoXForCausalLM"
+# Causal masks and rotary frequencies, which older files store.
+BUFFERS = re.compile(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)")
+PREFIX = "gpt_neox."
+EMBEDDING = "gpt_neox.embed_in.weight"
+HEAD = "embed_out.weight"
+
+
+def read_config(attributes: Attributes) -> tuple[ModelConfig, int]:
+    """Our config and the vocabulary size; an absent attribute has transformers' default.
+
+    Raises:
+      ConversionError: an attribute is not understood, or has a value that is not supported.
+    """
+    attributes.require("use_parallel_residual", True)
+    attributes.require("rope_scaling", None)
+    attributes.require("is_encoder_decoder", False)
+    attributes.require("add_cross_attention", False)
+    attributes.require("pruned_heads", {})
+    activation, slope = attributes.activation("hidden_act", "gelu")
+    vocab_size = attributes.take("vocab_size", int, 50432)
+    fraction, base = _read_rotary(attributes)
+    dropout = attributes.take("hidden_dropout", float, 0.0)
+    biased = attributes.take("attention_bias", bool, True)
+    config = ModelConfig(
+        architecture="gpt_neox",
+        num_layers=attributes.take("num_hidden_layers", int, 44),
+        num_heads=attributes.take("num_attention_heads", int, 64),
+        embed_dim=attributes.take("hidden_size", int, 6144),
+        mlp_dim=attributes.take("intermediate_size", int, 24576),
+        context_length=attributes.take("max_position_embeddings", int, 2048),
+        normalization="layernorm",
+        final_normalization="layernorm",
+        qk_normalization="none",
+        norm_epsilon=attributes.take("layer_norm_eps", float, 1e-5),
+        activation=activation,  # type: ignore[arg-type]
+        negative_slope=slope,
+        slope_sharing=None,
+        helu_margin=None,
+        attention_bias="all" if biased else "none",
+        mlp_bias=True,
+        tie_embeddings=attributes.take("tie_word_embeddings", bool, False),
+        rotary_fraction=fraction,
+        rotary_base=base,
+        embedding_dropout=dropout,
+        attention_dropout=attributes.take("attention_dropout", float, 0.0),
+        residual_dropout=dropout,
+        init_std=attributes.take("initializer_range", float, 0.02),
+        init_std_scaling="none",
+        scan_layers=False,
+        remat=False,
+    )
+    attributes.finish()
+    return config, vocab_size
+
+
+def _read_rotary(attributes: Attributes) -> tuple[float, float]:
+    """Share of each head that turns, and the base; transformers 4 and 5 name them differently."""
+    nested = Attributes(attributes.take("rope_parameters", dict, None) or {}, "rope_parameters")
+    nested.require("rope_type", "default")
+    nested.require("type", "default")
+    fraction = _first(nested, attributes, ("partial_rotary_factor", "rotary_pct"), 0.25)
+    base = _first(nested, attributes, ("rope_theta", "rotary_emb_base"), 10_000.0)
+    nested.finish()
+    return fraction, base
+
+
+def _first(nested: Attributes, plain: Attributes, names: tuple[str, str], default: float) -> float:
+    found = {(f"rope_parameters.{names[0]}"): nested.take(names[0], float, None)}
+    found |= {name: plain.take(name, float, None) for name in names}
+    found = {name: value for name, value in found.items() if value is not None}
+    if len(set(found.values())) > 1:
+        raise ConversionError(
+            f"config.json says two things about rotary embedding: {found}; keep the true one"
+        )
+    return next(iter(found.values()), default)
+
+
+def write_config(config: ModelConfig) -> dict[str, Any]:
+    """The architecture's attributes.
+
+    Raises:
+      ConfigError: the model has no form as a GPT-NeoX of transformers.
+    """
+    check_form(config)
+    if config.residual_dropout != config.embedding_dropout:
+        raise no_form("residual_dropout", config.residual_dropout, [config.embedding_dropout])
+    fraction = 0.25 if config.rotary_fraction is None else config.rotary_fraction
+    base = 10_000.0 if config.rotary_base is None else config.rotary_base
+    return {
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "hidden_size": config.embed_dim,
+        "intermediate_size": config.mlp_width,
+        "max_position_embeddings": config.context_length,
+        "hidden_act": activation_name(config),
+        "layer_norm_eps": config.norm_epsilon,
+        "tie_word_embeddings": config.ties_embeddings,
+        "attention_bias": config.attention_bias != "none",
+        "hidden_dropout": config.embedding_dropout,
+        "attention_dropout": config.attention_dropout,
+        "initializer_range": config.init_std,
+        "use_parallel_residual": True,
+        "rope_parameters": {
+            "rope_type": "default",
+            "partial_rotary_factor": fraction,
+            "rope_theta": base,
+        },
+        # The same under the names of transformers 4.
+        "rotary_pct": fraction,
+        "rotary_emb_base": base,
+    }
+
+
+def read_tensors(tensors: TensorReader, config: ModelConfig, vocab_size: int) -> dict[str, Any]:
+    """Our parameters, of a config that `read_config` returned."""
+    width, hidden = config.embed_dim, config.mlp_width
+    num_heads, head_dim = config.num_heads, config.head_dim
+
+    def layers(name: str, *shape: int) -> np.ndarray:
+        return tensors.take_layers(f"gpt_neox.layers.{{}}.{name}", config.num_layers, shape)
+
+    def matrix(name: str, rows: int, columns: int) -> np.ndarray:
+        return layers(f"{name}.weight", columns, rows).swapaxes(1, 2)
+
+    def norm(name: str) -> dict[str, np.ndarray]:
+        return {"scale": layers(f"{name}.weight", width), "bias": layers(f"{name}.bias", width)}
+
+    qkv_LDHCK = matrix("attention.query_key_value", width, 3 * width).reshape(
+        -1, width, num_heads, 3, head_dim
+    )
+    attention = {
+        "qkv_kernel": qkv_LDHCK.swapaxes(2, 3),
+        "out_kernel": matrix("attention.dense", width, width).reshape(
+            -1, num_heads, head_dim, width
+        ),
+    }
+    if config.attention_bias == "all":
+        bias_LHCK = layers("attention.query_key_value.bias", 3 * width).reshape(
+            -1, num_heads, 3, head_dim
+        )
+        attention["qkv_bias"] = bias_LHCK.swapaxes(1, 2)
+        attention["out_bias"] = layers("attention.dense.bias", width)
+    params: dict[str, Any] = {
+        "token_embedding": tensors.take("gpt_neox.embed_in.weight", (vocab_size, width)),
+        "blocks": {
+            "attention_norm": norm("input_layernorm"),
+            "mlp_norm": norm("post_attention_layernorm"),
+            "attention": attention,
+            "mlp": {
+                "in_kernel": matrix("mlp.dense_h_to_4h", width, hidden),
+                "in_bias": layers("mlp.dense_h_to_4h.bias", hidden),
+                "out_kernel": matrix("mlp.dense_4h_to_h", hidden, width),
+                "out_bias": layers("mlp.dense_4h_to_h.bias", width),
+            },
+        },
+        "final_norm": {
+            "scale": tensors.take("gpt_neox.final_layer_norm.weight", (width,)),
+            "bias": tensors.take("gpt_neox.final_layer_norm.bias", (width,)),
+        },
+    }
+    if not config.ties_embeddings:
+        params["head_embedding"] = tensors.take(HEAD, (vocab_size, width))
+    return params
+
+
+def write_tensors(params: Mapping[str, Any], config: ModelConfig) -> Tensors:
+    """The inverse of `read_tensors`; biases that our model lacks are written as zeros."""
+    num_layers, width = config.num_layers, config.embed_dim
+    blocks = params["blocks"]
+    attention, mlp = blocks["attention"], blocks["mlp"]
+    qkv_LDHCK = attention["qkv_kernel"].swapaxes(2, 3)
+    per_layer = {
+        "input_layernorm.weight": blocks["attention_norm"]["scale"],
+        "input_layernorm.bias": blocks["attention_norm"]["bias"],
+        "post_attention_layernorm.weight": blocks["mlp_norm"]["scale"],
+        "post_attention_layernorm.bias": blocks["mlp_norm"]["bias"],
+        "attention.query_key_value.weight": qkv_LDHCK.reshape(num_layers, width, -1).swapaxes(1, 2),
+        "attention.dense.weight": attention["out_kernel"]
+        .reshape(num_layers, -1, width)
+        .swapaxes(1, 2),
+        "mlp.dense_h_to_4h.weight": mlp["in_kernel"].swapaxes(1, 2),
+        "mlp.dense_h_to_4h.bias": layer_bias(mlp, "in_bias", num_layers, config.mlp_width),
+        "mlp.dense_4h_to_h.weight": mlp["out_kernel"].swapaxes(1, 2),
+        "mlp.dense_4h_to_h.bias": layer_bias(mlp, "out_bias", num_layers, width),
+    }
+    if config.attention_bias != "none":
+        bias_LHCK = full_qkv_bias(attention, config).swapaxes(1, 2)
+        per_layer["attention.query_key_value.bias"] = bias_LHCK.reshape(num_layers, -1)
+        per_layer["attention.dense.bias"] = layer_bias(attention, "out_bias", num_layers, width)
+    tensors = {
+        "gpt_neox.embed_in.weight": params["token_embedding"],
+        "gpt_neox.final_layer_norm.weight": params["final_norm"]["scale"],
+        "gpt_neox.final_layer_norm.bias": params["final_norm"]["bias"],
+    }
+    if not config.ties_embeddings:
+        tensors[HEAD] = params["head_embedding"]
+    for name, values in per_layer.items():
+        for layer in range(num_layers):
+            tensors[f"gpt_neox.layers.{layer}.{name}"] = values[layer]
+    return tensors

@@ -1,0 +1,170 @@
+"""Hugging Face checkpoints, `config.json` and safetensors: read and written without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from nfllm.config import ModelConfig, suggest
+from nfllm.convert import gpt2, gpt_neox
+from nfllm.convert.foreign import Attributes, ConversionError, TensorReader, Tensors
+
+CONFIG_FILE = "config.json"
+TENSORS_FILE = "model.safetensors"
+_INDEX_FILE = "model.safetensors.index.json"
+
+_FORMATS: dict[str, ModuleType] = {"gpt2": gpt2, "gpt_neox": gpt_neox}
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A model read from, or to be written as, a Hugging Face checkpoint.
+
+    Attributes:
+      config: the architecture.
+      vocab_size: rows of the embedding table; at least the size of the tokenizer, often padded.
+      params: the parameters of `Decoder(config, vocab_size)`, float32.
+    """
+
+    config: ModelConfig
+    vocab_size: int
+    params: dict[str, Any]
+
+
+def load_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
+    """Reads a GPT-2 or GPT-NeoX checkpoint that transformers wrote.
+
+    Args:
+      directory: holds `config.json` and `model.safetensors`, or the parts that
+        `model.safetensors.index.json` lists. Nothing is fetched.
+
+    Raises:
+      ConversionError: a file is missing or unreadable, the architecture is another, or an attribute
+        or a tensor is not understood.
+
+    Example:
+      pythia = nfllm.convert.load_checkpoint("pythia-70m")
+      captured = nfllm.capture(
+          nfllm.Decoder(pythia.config, pythia.vocab_size), pythia.params, tokens_BT)
+    """
+    folder = Path(directory)
+    values = read_json(folder / CONFIG_FILE)
+    kind = values.get("model_type")
+    if kind not in _FORMATS:
+        raise ConversionError(
+            f"{folder / CONFIG_FILE}: model_type={kind!r} cannot be converted; "
+            f"{suggest(str(kind), _FORMATS)}"
+        )
+    form = _FORMATS[kind]
+    config, vocab_size = form.read_config(Attributes(values, str(folder / CONFIG_FILE)))
+    reader = TensorReader(_read_tensors(folder, form, config), f"the checkpoint in {folder}")
+    params = form.read_tensors(reader, config, vocab_size)
+    reader.finish()
+    return Checkpoint(config, vocab_size, params)
+
+
+def save_checkpoint(
+    directory: str | os.PathLike[str], checkpoint: Checkpoint, end_of_text_id: int | None = None
+) -> None:
+    """Writes `model.safetensors`, then `config.json`, for transformers to load.
+
+    Args:
+      directory: where to write; it is made.
+      checkpoint: LayerNorm models with an activation that transformers has. Biases that the model
+        lacks are written as zeros.
+      end_of_text_id: written as the first and the last token's id.
+
+    Raises:
+      ConfigError: the model has no form in transformers; the message names the key.
+    """
+    config = checkpoint.config
+    form = _FORMATS[config.architecture]
+    values = {
+        "architectures": [form.ARCHITECTURE],
+        "model_type": config.architecture,
+        "vocab_size": checkpoint.vocab_size,
+        "bos_token_id": end_of_text_id,
+        "eos_token_id": end_of_text_id,
+        "torch_dtype": "float32",
+        **form.write_config(config),
+    }
+    tensors = form.write_tensors(_as_numpy(checkpoint.params), config)
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    safetensors.numpy.save_file(
+        {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
+        folder / TENSORS_FILE,
+        metadata={"format": "pt"},
+    )
+    (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+      ConversionError: the file is missing, or holds something else.
+    """
+    if not path.parent.is_dir():
+        raise ConversionError(
+            f"{path.parent} is not a directory; nothing is fetched, so name one that holds a "
+            f"checkpoint's {CONFIG_FILE} and {TENSORS_FILE}, or an nfllm run"
+        )
+    if not path.exists():
+        raise ConversionError(f"{path.parent} has no {path.name}; is it a checkpoint's directory?")
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ConversionError(f"{path} is not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ConversionError(f"{path} holds no JSON object")
+    return values
+
+
+def _read_tensors(folder: Path, form: ModuleType, config: ModelConfig) -> Tensors:
+    """Tensors under the names of the whole model, without buffers and the copy of a tied head."""
+    tensors: Tensors = {}
+    for path in _tensor_files(folder):
+        try:
+            tensors |= safetensors.numpy.load_file(path)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise ConversionError(f"{path} is not a whole safetensors file ({error})") from error
+    # Files of the bare model, as the hub's gpt2, leave out the prefix.
+    tensors = {
+        name if name.startswith((form.PREFIX, form.HEAD)) else form.PREFIX + name: tensor
+        for name, tensor in tensors.items()
+    }
+    tensors = {name: x for name, x in tensors.items() if not form.BUFFERS.fullmatch(name)}
+    if config.ties_embeddings and form.HEAD in tensors:
+        table = tensors.get(form.EMBEDDING)
+        if table is None or not np.array_equal(tensors.pop(form.HEAD), table):
+            raise ConversionError(
+                f"{folder}: {form.HEAD!r} differs from {form.EMBEDDING!r}, but its config.json "
+                "says that they are tied; set tie_word_embeddings to false there"
+            )
+    return tensors
+
+
+def _tensor_files(folder: Path) -> list[Path]:
+    if (folder / TENSORS_FILE).exists():
+        return [folder / TENSORS_FILE]
+    if (folder / _INDEX_FILE).exists():
+        names = set(read_json(folder / _INDEX_FILE)["weight_map"].values())
+        return [folder / name for name in sorted(names)]
+    raise ConversionError(
+        f"{folder} has no {TENSORS_FILE}; pickled weights (pytorch_model.bin) are not read, since "
+        "loading them runs code: save the model with transformers' save_pretrained first"
+    )
+
+
+def _as_numpy(params: Any) -> Any:
+    if isinstance(params, dict):
+        return {name: _as_numpy(value) for name, value in params.items()}
+    return np.asarray(params)

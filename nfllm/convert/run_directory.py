@@ -1,0 +1,188 @@
+"""Conversion between run directories and Hugging Face checkpoints, as `python -m nfllm.convert`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nfllm.config import Config, ModelConfig
+from nfllm.convert.foreign import ConversionError
+from nfllm.convert.huggingface import (
+    CONFIG_FILE,
+    Checkpoint,
+    load_checkpoint,
+    read_json,
+    save_checkpoint,
+)
+from nfllm.data.tokenizer import Tokenizer
+from nfllm.rundir import TOKENIZER_FILE, RunRecord, read_record, write_record
+from nfllm.training.checkpoint import Checkpoints, restore_params
+from nfllm.training.optimizer import split_by_decay
+from nfllm.training.state import TrainState
+
+_UNKNOWN_DATA = "unknown"
+
+# A run's record has a whole config. Of an imported model only `model` is known: these values say
+# that nfllm did not train it.
+_NOT_TRAINED: dict[str, dict[str, Any]] = {
+    "data": {
+        "dataset": _UNKNOWN_DATA,
+        "split": "train",
+        "sources": "",
+        "data_dir": None,
+        "text_field": None,
+        "malformed": "error",
+        "tokenizer": TOKENIZER_FILE,
+        "vocab_size": 257,
+        "window": "packed",
+        "validation_split": "hash",
+        "validation_fraction": 0.05,
+        "validation_field": None,
+        "validation_values": "",
+        "validation_source": None,
+        "mask_end_of_text": False,
+    },
+    "optimizer": {
+        "variant": "adamw",
+        "learning_rate": 1e-3,
+        "final_learning_rate": 0.0,
+        "schedule": "constant",
+        "schedule_power": 1.0,
+        "warmup_steps": 0,
+        "warmup_fraction": 0.0,
+        "warmup_from_zero": False,
+        "beta1": 0.9,
+        "beta2": 0.95,
+        "epsilon": 1e-8,
+        "weight_decay": 0.0,
+        "decay_slopes": False,
+        "clip_norm": None,
+        "accumulation_weighting": "token",
+    },
+    "training": {
+        "steps": 1,
+        "batch_size": 1,
+        "gradient_accumulation": 1,
+        "seed": 0,
+        "dtype": "auto",
+        "non_finite": "stop",
+        "max_skipped_steps": 0,
+        "log_every": 1,
+        "compilation_cache": None,
+    },
+    "evaluation": {"every": 0, "batch_size": 1, "max_windows": None},
+    "telemetry": {"every": 0, "probe_windows": 1},
+    "checkpoint": {"every": 0, "keep": 1, "keep_every": None},
+    "parallel": {"strategy": "pmap", "cpu_devices": None},
+}
+
+
+def convert(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> str:
+    """Converts a Hugging Face checkpoint to a run directory, or a run directory to a checkpoint.
+
+    Which of the two `source` is, its `config.json` says. A `tokenizer.json` goes along.
+
+    Args:
+      source: a local directory.
+      destination: a directory that does not exist yet, or is empty.
+
+    Returns:
+      What was done, in words.
+
+    Raises:
+      ConversionError: the source is neither, is damaged or not understood, or the destination holds
+        something.
+      RunError: the source is a run that cannot be read.
+      ConfigError: the run's model has no form in transformers.
+    """
+    source, destination = Path(source), Path(destination)
+    values = read_json(source / CONFIG_FILE)
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise ConversionError(f"{destination} exists and is not empty; name a new directory")
+    if "format_version" in values:
+        return _export(source, destination)
+    if "model_type" in values:
+        return _import(source, destination)
+    raise ConversionError(
+        f"{source / CONFIG_FILE} has neither a format_version (of an nfllm run) nor a model_type "
+        "(of a Hugging Face checkpoint)"
+    )
+
+
+def _import(source: Path, destination: Path) -> str:
+    checkpoint = load_checkpoint(source)
+    destination.mkdir(parents=True, exist_ok=True)
+    config = _imported_config(checkpoint.config)
+    _write_parameters(destination, config, checkpoint.params)
+    has_tokenizer = (source / TOKENIZER_FILE).exists()
+    if has_tokenizer:
+        shutil.copyfile(source / TOKENIZER_FILE, destination / TOKENIZER_FILE)
+    decayed, undecayed = split_by_decay(checkpoint.params, decay_slopes=False)
+    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(checkpoint.params))
+    # Last: a directory without a record is no run.
+    write_record(
+        destination,
+        RunRecord(
+            config=config,
+            vocab_size=checkpoint.vocab_size,
+            num_parameters=num_parameters,
+            data_fingerprint=_UNKNOWN_DATA,
+            decayed_parameters=decayed,
+            undecayed_parameters=undecayed,
+            nfllm_version=importlib.metadata.version("nfllm"),
+        ),
+    )
+    note = "" if has_tokenizer else f"; the checkpoint has no {TOKENIZER_FILE}"
+    return f"imported {num_parameters:,} parameters into the run directory {destination}{note}"
+
+
+def _imported_config(model: ModelConfig) -> Config:
+    return Config.from_dict({"model": vars(model), **_NOT_TRAINED})
+
+
+def _write_parameters(run: Path, config: Config, params: Any) -> None:
+    """Writes the parameters as the run's checkpoint of step 0."""
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        skipped=jnp.zeros((), jnp.int32),
+        params=jax.tree.map(jnp.asarray, params),
+        opt_state=(),
+        loss_scale=None,
+    )
+    with Checkpoints(run, config.checkpoint) as checkpoints:
+        checkpoints.save(state, _UNKNOWN_DATA)
+
+
+def _export(source: Path, destination: Path) -> str:
+    record = read_record(source)
+    step, params = restore_params(source)
+    checkpoint = Checkpoint(record.config.model, record.vocab_size, params)
+    tokenizer_file = source / TOKENIZER_FILE
+    tokenizer = Tokenizer.load(tokenizer_file) if tokenizer_file.exists() else None
+    save_checkpoint(
+        destination, checkpoint, None if tokenizer is None else tokenizer.end_of_text_id
+    )
+    if tokenizer is not None:
+        shutil.copyfile(tokenizer_file, destination / TOKENIZER_FILE)
+        _write_tokenizer_config(destination, tokenizer, record.config.model.context_length)
+    return f"exported the parameters of step {step} to the Hugging Face checkpoint {destination}"
+
+
+def _write_tokenizer_config(folder: Path, tokenizer: Tokenizer, context_length: int) -> None:
+    """What transformers wants to know beside `tokenizer.json`."""
+    end_of_text = tokenizer.decode([tokenizer.end_of_text_id])
+    values = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": end_of_text,
+        "eos_token": end_of_text,
+        "model_max_length": context_length,
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(values, indent=2) + "\n")
