@@ -261,8 +261,9 @@ def _write_values(axes: Axes, entropy_LH: np.ndarray, scale: ScalarMappable) -> 
 
 
 def _write(axes: Axes, x: float, y: float, text: str, size: float, ground: Any) -> None:
-    color = contrast(ground)
-    axes.text(float(x), float(y), text, ha="center", va="center", fontsize=size, color=color)
+    """Centres `text` on a ground of that colour; it lies inside the axes, so layout ignores it."""
+    style: Any = {"ha": "center", "va": "center", "in_layout": False}
+    axes.text(float(x), float(y), text, fontsize=size, color=contrast(ground), **style)
 
 
 def _label_end(axes: Axes, curve: Curve) -> None:

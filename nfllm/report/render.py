@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from nfllm.report.style import INK
 
@@ -73,6 +74,14 @@ def _save(figure: Figure, form: str, **options: Any) -> bytes:
     with matplotlib.rc_context(_SAVING), warnings.catch_warnings():
         # A run may be named in a script that the font lacks; a box stands for the letter then.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
-        figure.draw_without_rendering()  # constrained layout settles with the second pass
+        _settle(figure)
         figure.savefig(buffer, format=form, **options)
     return buffer.getvalue()
+
+
+def _settle(figure: Figure) -> None:
+    """Lays the figure out for good: once for all formats, and with a second pass that it needs."""
+    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+        figure.draw_without_rendering()
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")

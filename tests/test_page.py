@@ -1,0 +1,175 @@
+"""The page's HTML: well formed, escaped, self-contained, with each number in its cell."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nfllm.report import figures, page
+from nfllm.report.figures import Curve, Heatmap
+from nfllm.report.heatmap import color_rules, heatmap_html, scale_html
+from nfllm.report.page import Markup, Pictures, Rows, Section, render_page, table_html
+from nfllm.report.tables import Column, Table
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+LOADING = {"src", "srcset", "href", "xlink:href", "data", "action", "poster", "background"}
+
+
+class Checker(HTMLParser):
+    """Records elements, texts and attributes; fails on tags that are not closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open[-1] == tag, f"</{tag}> closes <{self.open[-1]}>"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.texts.append((self.open[-1] if self.open else "", data.strip()))
+
+
+def check(content: str) -> Checker:
+    checker = Checker()
+    checker.feed(content)
+    checker.close()
+    assert checker.open == []
+    ids = [attributes["id"] for _, attributes in checker.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for tag, attributes in checker.tags:
+        for name in LOADING & attributes.keys():
+            local = (attributes[name] or "").startswith(("#", "figures/", "tables/", "data:"))
+            assert local, f"<{tag} {name}={attributes[name]}> is loaded from elsewhere"
+    assert "@import" not in content
+    assert not re.search(r"url\((?!#)", content)
+    return checker
+
+
+def cells(content: str) -> list[tuple[str, str]]:
+    """Title and text of every heatmap cell."""
+    return re.findall(r'<td class=\S+ tabindex=-?\d title="([^"]*)">([^<]*)</td>', content)
+
+
+def test_every_cell_tells_its_value():
+    entropy_LH = np.array([[0.5, 1.0], [2.0, np.nan], [3.878, 0.0]])
+    content = heatmap_html(Heatmap("SM+R", entropy_LH, 3.878), maximum=3.878)
+    check(content)
+    assert cells(content) == [
+        ("layer 0, head 0: 0.500 nats, 13% of ceiling", "0.5"),
+        ("layer 0, head 1: 1.000 nats, 26% of ceiling", "1.0"),
+        ("layer 1, head 0: 2.000 nats, 52% of ceiling", "2.0"),
+        ("layer 1, head 1: nan", "×"),
+        ("layer 2, head 0: 3.878 nats, 100% of ceiling", "3.9"),
+        ("layer 2, head 1: 0.000 nats, 0% of ceiling", "0.0"),
+    ]
+    assert "3 layers × 2 heads, ceiling 3.88 nats" in content
+
+
+def test_a_cell_has_the_colour_of_its_value():
+    values = [0.0, 0.99, 2.0, 3.99, 4.0, 7.0]
+    content = heatmap_html(Heatmap("a", np.array([values]), None), maximum=4.0)
+    classes = re.findall(r"<td class=(\w+) ", content)
+    assert classes == ["c0", "c15", "c32", "c63", "c63", "c63"]
+    rules = dict(re.findall(r"\.(c\d+)\{background:(#\w+)", color_rules()))
+    assert len(rules) == 64
+    assert (rules["c0"], rules["c63"]) == ("#450457", "#fbe723")  # viridis, from dark to bright
+    assert "ceiling" not in content
+
+
+def test_one_cell_of_a_heatmap_can_be_reached_with_tab():
+    content = heatmap_html(Heatmap("a", np.ones((3, 4)), None), 4.0)
+    assert content.count("tabindex=0") == 1
+    assert content.count("tabindex=-1") == 11
+    assert "<output>" in content
+
+
+@pytest.mark.parametrize(
+    ("shape", "quiet"), [((2, 4), False), ((12, 16), False), ((24, 32), True), ((48, 12), True)]
+)
+def test_small_cells_have_no_visible_numbers(shape, quiet):
+    content = heatmap_html(Heatmap("a", np.ones(shape), None), 4.0)
+    assert ("heat quiet" in content) == quiet
+    assert len(cells(content)) == shape[0] * shape[1]
+
+
+def test_the_scale_marks_the_largest_entropy():
+    content = scale_html(4.0, observed=3.0)
+    check(content)
+    assert re.findall(r">(\d\.\d\d)<", content) == ["0.00", "1.00", "2.00", "3.00", "4.00"]
+    assert 'left:75.00%" title="M: 3.000 nats"' in content
+    assert "title" not in scale_html(4.0, observed=None)
+
+
+def test_tables_align_numbers_and_show_what_is_missing():
+    table = Table((Column("run"), Column("loss", ".2f")), (("a", 1.234), ("b", None)))
+    checker = check(table_html(table))
+    assert [text for _, text in checker.texts] == ["run", "loss", "a", "1.23", "b", "–"]
+    numbers = [tag for tag, attributes in checker.tags if attributes.get("class") == "n"]
+    assert numbers == ["th", "td", "td"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(name=st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Z")), min_size=1))
+def test_any_name_comes_back_as_text(name):
+    table = Table((Column(name), Column("x")), ((name, name),))
+    checker = check(table_html(table))
+    assert [text for _, text in checker.texts].count(name) == 3
+    entropy = check(heatmap_html(Heatmap(name, np.ones((1, 1)), None), 4.0))
+    assert ("b", name) in entropy.texts
+
+
+EVIL = "</title></style></script><script>alert('1')</script><b>&\"x"
+
+
+def evil_page() -> str:
+    figure = figures.curves(
+        [Curve(EVIL, np.arange(3), np.ones(3)), Curve("b", np.arange(3), np.ones(3))], "y"
+    )
+    table = Table((Column(EVIL), Column("x", ".1f")), ((EVIL, 1.0),))
+    heatmap = heatmap_html(Heatmap(EVIL, np.ones((2, 2)), 3.9), 3.9)
+    blocks = [
+        Pictures("train_loss", EVIL, figure, [figure, figure]),
+        Rows("rows", EVIL, table),
+        Rows("hidden", "", table, shown=False),
+        Markup(heatmap + page.details_html(EVIL, page.list_html([EVIL]))),
+    ]
+    return render_page(EVIL, EVIL, [Section(EVIL, EVIL, blocks)])
+
+
+def test_nothing_that_a_run_is_called_becomes_markup():
+    content = evil_page()
+    checker = check(content)
+    tags = [tag for tag, _ in checker.tags]
+    assert tags.count("script") == 1
+    assert tags.count("title") == 1
+    shown = [text for tag, text in checker.texts if text == EVIL]
+    # title, h1, two leads, h2, heading and row of the one table shown, label, summary, item
+    assert len(shown) >= 10
+    assert not any(name.startswith("on") for _, attributes in checker.tags for name in attributes)
+
+
+def test_page_names_its_downloads_and_forbids_requests():
+    content = evil_page()
+    for link in ("figures/train_loss.png", "figures/train_loss.pdf", "tables/rows.csv"):
+        assert f'href="{link}"' in content
+    assert 'href="tables/hidden.csv"' in content
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', content).group(1)
+    assert policy.split("; ")[0] == "default-src 'none'"
+    assert "http" not in policy
+    assert content.index("Content-Security-Policy") < content.index("<style>")
