@@ -122,6 +122,22 @@ def test_a_tokenizer_file_can_be_used(source, tmp_path):
     assert loaded.directory != made.directory
 
 
+def test_a_tokenizer_that_is_none_is_named(source, tmp_path):
+    with pytest.raises(ConfigError, match=r"'bppe' is neither a file .* did you mean 'bpe'\?"):
+        nfllm.data.load(config_of(source, tmp_path, tokenizer="bppe"), 16)
+    with pytest.raises(ConfigError, match=r"data\.tokenizer: .*a\.jsonl is not a Hugging Face"):
+        nfllm.data.load(config_of(source, tmp_path, tokenizer=str(source)), 16)
+
+
+def test_a_corpus_too_small_for_its_vocabulary_is_told(source, tmp_path, caplog):
+    config = config_of(source, tmp_path, tokenizer="bpe", vocab_size=50_000)
+    dataset = nfllm.data.load(config, 16)
+    size = dataset.tokenizer.vocab_size
+    assert 257 < size < 50_000
+    assert f"too small for data.vocab_size=50000: the tokenizer has {size} tokens" in caplog.text
+    assert dataset.card["tokenizer"]["vocab_size"] == size
+
+
 def test_a_split_without_a_window_is_an_error(source, tmp_path):
     with pytest.raises(ConfigError, match=r"train split has no window of model\.context_length=99"):
         nfllm.data.load(config_of(source, tmp_path), 999_999)

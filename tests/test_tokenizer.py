@@ -136,6 +136,7 @@ def test_a_long_text_encodes_as_if_it_were_short(bpe, texts):
     expected = [encoding.ids for encoding in bpe._backend.encode_batch(texts)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenizer_module, "_PIECE_CHARACTERS", 20)
+        patch.setattr(tokenizer_module, "_GROUP_CHARACTERS", 50)
         pieces = [len(piece) for text in texts for piece in tokenizer_module._pieces(text)]
         found = [ids.tolist() for ids in bpe.encode_batch(texts)]
     assert max(pieces) <= 40

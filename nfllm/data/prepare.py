@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from absl import logging
 from etils import epath
 
-from nfllm.config import ConfigError, DataConfig
+from nfllm.config import ConfigError, DataConfig, suggest
 from nfllm.data import cache
 from nfllm.data.corpora import Corpus
 from nfllm.data.splits import Assignment, Side, Survey, digest, uniform
@@ -85,7 +86,19 @@ def _tokenizer_request(config: DataConfig) -> str:
         return f"bpe {config.vocab_size}"
     if config.tokenizer == "bytes":
         return "bytes"
-    return Tokenizer.load(config.tokenizer).fingerprint
+    return _load_tokenizer(config.tokenizer).fingerprint
+
+
+def _load_tokenizer(path: str) -> Tokenizer:
+    if not epath.Path(path).exists():
+        raise ConfigError(
+            f"data.tokenizer={path!r} is neither a file nor one of the built-in ones; "
+            f"{suggest(path, ('bpe', 'bytes'))}"
+        )
+    try:
+        return Tokenizer.load(path)
+    except ValueError as error:
+        raise ConfigError(f"data.tokenizer: {error}") from error
 
 
 def _make_tokenizer(
@@ -94,7 +107,7 @@ def _make_tokenizer(
     if config.tokenizer == "bytes":
         return bytes_tokenizer()
     if config.tokenizer != "bpe":
-        return Tokenizer.load(epath.Path(config.tokenizer))
+        return _load_tokenizer(config.tokenizer)
     share = _TOKENIZER_BYTES / max(1, assignment.num_bytes(Side.TRAIN))
 
     def sample() -> Iterator[str]:
@@ -104,7 +117,14 @@ def _make_tokenizer(
             if assignment.sides[index] == Side.TRAIN and chosen:
                 yield record.text
 
-    return train_bpe(sample(), config.vocab_size)
+    tokenizer = train_bpe(sample(), config.vocab_size)
+    if tokenizer.vocab_size < config.vocab_size:
+        logging.warning(
+            "the corpus is too small for data.vocab_size=%d: the tokenizer has %d tokens",
+            config.vocab_size,
+            tokenizer.vocab_size,
+        )
+    return tokenizer
 
 
 def _write_tokens(

@@ -90,10 +90,8 @@ class Survey:
         return Assignment(sides, lengths, bytes(self._digests), held_out)
 
     def _repeated(self, validation: np.ndarray) -> np.ndarray:
-        words = np.frombuffer(self._digests, np.uint64).reshape(-1, 2)
-        order = np.lexsort((~validation, words[:, 1], words[:, 0]))
-        same = (words[order[1:]] == words[order[:-1]]).all(axis=1)
-        repeated = np.zeros(len(words), np.bool_)
+        order, same = _grouped(self._digests, ~validation)
+        repeated = np.zeros(len(order), np.bool_)
         repeated[order[1:][same]] = True
         return repeated
 
@@ -151,9 +149,9 @@ class Assignment:
 
     def shared_documents(self) -> int:
         """How many texts are on both sides; the purpose of `Survey.assign` is that it is 0."""
-        words = np.frombuffer(self.digests, np.dtype((np.void, _DIGEST_BYTES)))
-        train, validation = (words[self.sides == side] for side in (Side.TRAIN, Side.VALIDATION))
-        return len(set(train.tolist()) & set(validation.tolist()))
+        order, same = _grouped(self.digests, self.sides)
+        sides = self.sides[order]
+        return int((same & (sides[:-1] == Side.TRAIN) & (sides[1:] == Side.VALIDATION)).sum())
 
     def counts(self) -> dict[str, int]:
         """How many documents were read, and how many of them were left out and why."""
@@ -162,6 +160,17 @@ class Assignment:
             "empty": int((self.sides == Side.EMPTY).sum()),
             "duplicate": int((self.sides == Side.DUPLICATE).sum()),
         }
+
+
+def _grouped(digests: bytes | bytearray, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An order that puts equal documents side by side, by rank and then by position.
+
+    Returns:
+      The order [n], and whether a document equals the one before it in that order [n - 1].
+    """
+    words = np.frombuffer(digests, np.uint64).reshape(-1, 2)
+    order = np.lexsort((rank, words[:, 1], words[:, 0]))
+    return order, (words[order[1:]] == words[order[:-1]]).all(axis=1)
 
 
 def _field_value(fields: dict[str, str], name: Any) -> str:

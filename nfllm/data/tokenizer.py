@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 # Names that published tokenizers give to the same role, in the order in which they are tried.
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]")
-# A longer text is encoded in pieces: the encoder keeps about 100 bytes of bookkeeping per token.
-_PIECE_CHARACTERS = 1 << 20
+# The library keeps 100 bytes and more of bookkeeping per token of a text, so a longer text is given
+# to it in pieces, and not too many pieces at a time.
+_PIECE_CHARACTERS = 1 << 17
+_GROUP_CHARACTERS = 1 << 20
 
 
 class Tokenizer:
@@ -55,12 +57,20 @@ class Tokenizer:
         if self._is_bytes:
             return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
         pieces = [_pieces(text) for text in texts]
-        flat = [piece for parts in pieces for piece in parts]
-        encoded = iter(self._backend.encode_batch_fast(flat, add_special_tokens=False))
-        return [
-            np.concatenate([np.array(next(encoded).ids, np.int32) for _ in parts])
-            for parts in pieces
-        ]
+        encoded = self._encode_pieces([piece for parts in pieces for piece in parts])
+        return [np.concatenate([next(encoded) for _ in parts]) for parts in pieces]
+
+    def _encode_pieces(self, pieces: list[str]) -> Iterator[np.ndarray]:
+        start = 0
+        while start < len(pieces):
+            size, stop = 0, start
+            while stop < len(pieces) and size < _GROUP_CHARACTERS:
+                size, stop = size + len(pieces[stop]), stop + 1
+            for encoding in self._backend.encode_batch_fast(
+                pieces[start:stop], add_special_tokens=False
+            ):
+                yield np.array(encoding.ids, np.int32)
+            start = stop
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids, special tokens included."""
@@ -113,7 +123,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=_byte_characters(),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
     return Tokenizer(backend)
 
 
@@ -159,13 +169,11 @@ def _pieces(text: str) -> list[str]:
     Pieces then encode to the same ids as the whole. Where no such place comes within twice the
     usual length, the text is cut anyway.
     """
-    pieces = []
-    while len(text) > 2 * _PIECE_CHARACTERS:
-        cut = _PIECE_CHARACTERS
-        while cut < 2 * _PIECE_CHARACTERS and not (
-            text[cut].isspace() and not text[cut - 1].isspace()
-        ):
+    pieces, start = [], 0
+    while len(text) - start > 2 * _PIECE_CHARACTERS:
+        cut, last = start + _PIECE_CHARACTERS, start + 2 * _PIECE_CHARACTERS
+        while cut < last and not (text[cut].isspace() and not text[cut - 1].isspace()):
             cut += 1
-        pieces.append(text[:cut])
-        text = text[cut:]
-    return [*pieces, text]
+        pieces.append(text[start:cut])
+        start = cut
+    return [*pieces, text[start:]]

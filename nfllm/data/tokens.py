@@ -66,7 +66,8 @@ class TokenWriter:
     def append(self, text_bytes: Sequence[bytes], ids: Sequence[np.ndarray]) -> None:
         """Adds documents, given as UTF-8 and as token ids."""
         for text, document in zip(text_bytes, ids, strict=True):
-            self._tokens.write(document.astype(self._dtype).tobytes() + self._end)
+            self._tokens.write(document.astype(self._dtype).data)
+            self._tokens.write(self._end)
             self._offsets.append(self._offsets[-1] + len(document) + 1)
             self._content.update(hashlib.sha256(text).digest())
             self._num_bytes += len(text)
