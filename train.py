@@ -10,22 +10,17 @@ import sys
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from nfllm.config import Config, ConfigError
+from nfllm.flags import check_no_arguments, define_config
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    str(Path(__file__).parent / "configs" / "default.py"),
-    "The configuration file; --config.SECTION.KEY=VALUE changes one of its keys.",
-)
+_CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "runs/default", "The run directory.")
 
 
 def main(arguments: list[str]) -> None:
     """Runs the configured training and prints how it ended."""
-    if len(arguments) > 1:
-        raise app.UsageError(f"unexpected argument {arguments[1]!r}; options begin with --")
+    check_no_arguments(arguments)
     try:
         config = Config.from_dict(_CONFIG.value)
         logging.set_verbosity(logging.WARNING)  # Orbax tells each step of a save

@@ -18,9 +18,9 @@ def get_config() -> ConfigDict:
     config.model = model = ConfigDict()
     # gpt2: learned positions, sequential residual. gpt_neox: rotary positions, parallel residual.
     model.architecture = "gpt2"
-    model.num_layers = 4
+    model.num_layers = 6
     model.num_heads = 4
-    model.embed_dim = 128
+    model.embed_dim = 64
     model.mlp_dim = placeholder(int)  # width of the MLP; None: 4 * embed_dim
     model.context_length = 128  # tokens; also the length of the position table
     # layernorm, none, rmsnorm, dyt (2503.10622), derf: before attention and before the MLP
@@ -65,7 +65,7 @@ def get_config() -> ConfigDict:
     data.text_field = placeholder(str)  # field that holds the text. None: text, else content
     data.malformed = "error"  # a record that cannot be read: error, or skip (counted)
     data.tokenizer = "bpe"  # bpe: trained on the corpus; bytes; or the path of a tokenizer.json
-    data.vocab_size = 4096  # tokens, end-of-text included; of bpe only
+    data.vocab_size = 2048  # tokens, end-of-text included; of bpe only
     # packed: documents joined by end-of-text and cut; documents: each document cut, its tail dropped
     data.window = "packed"
     # hash: of a document's text; slice: the last documents; field: whole values of validation_field;
@@ -95,13 +95,13 @@ def get_config() -> ConfigDict:
     optimizer.epsilon = 1e-8
     optimizer.weight_decay = 0.1  # of matrices and embeddings; never of biases and normalizations
     optimizer.decay_slopes = False  # also of learned slopes (the paper)
-    optimizer.clip_norm = 1.0  # of the global gradient norm; None: no clipping
+    optimizer.clip_norm = 1.0  # of the global gradient norm; 0: no clipping
     # token: every target counts alike; micro_batch: mean of the micro-batches' means (the paper)
     optimizer.accumulation_weighting = "token"
 
     config.training = training = ConfigDict()
-    training.steps = 1000  # optimizer steps
-    training.batch_size = 16  # sequences per optimizer step, over all devices and micro-batches
+    training.steps = 3500  # optimizer steps
+    training.batch_size = 8  # sequences per optimizer step, over all devices and micro-batches
     # Micro-batches per optimizer step, computed one after the other. None: 1, but on a CPU as many as
     # keep one at 256 tokens or less per device, which is faster there
     training.gradient_accumulation = placeholder(int)
@@ -112,21 +112,21 @@ def get_config() -> ConfigDict:
     # A loss or gradient that is not finite. stop; skip: leave out the update; continue: apply it
     training.non_finite = "stop"
     training.max_skipped_steps = 10  # of skip: stop after so many in a row
-    training.log_every = 10  # steps between lines of metrics.jsonl
+    training.log_every = 25  # steps between lines of metrics.jsonl
     # Directory of compiled programs. None: ~/.cache/nfllm/compiled; empty: none
     training.compilation_cache = placeholder(str)
 
     config.evaluation = evaluation = ConfigDict()
-    evaluation.every = 250  # steps; 0: only at the end
+    evaluation.every = 500  # steps; 0: only at the end
     evaluation.batch_size = 32  # sequences, over all devices
     evaluation.max_windows = placeholder(int)  # of the validation split. None: all of it
 
     config.telemetry = telemetry = ConfigDict()
-    telemetry.every = 50  # steps between probes of the attention entropy; 0: never
+    telemetry.every = 100  # steps between probes of the attention entropy; 0: never
     telemetry.probe_windows = 16  # sequences of the fixed probe batch, from the validation split
 
     config.checkpoint = checkpoint = ConfigDict()
-    checkpoint.every = 250  # steps; 0: only at the end and when interrupted
+    checkpoint.every = 500  # steps; 0: only at the end and when interrupted
     checkpoint.keep = 2  # newest checkpoints kept
     checkpoint.keep_every = placeholder(int)  # also keep every multiple of so many steps
 

@@ -267,7 +267,7 @@ class OptimizerConfig:
     epsilon: float
     weight_decay: float
     decay_slopes: bool
-    clip_norm: float | None
+    clip_norm: float
     accumulation_weighting: Literal["token", "micro_batch"]
 
     def __post_init__(self) -> None:
@@ -282,8 +282,7 @@ class OptimizerConfig:
         _at_least(self, "optimizer", "final_learning_rate", 0)
         if self.warmup_steps is not None:
             _at_least(self, "optimizer", "warmup_steps", 0)
-        if self.clip_norm is not None:
-            _positive(self, "optimizer", "clip_norm")
+        _at_least(self, "optimizer", "clip_norm", 0)
         if self.final_learning_rate > self.learning_rate:
             raise ConfigError(
                 f"optimizer.final_learning_rate={self.final_learning_rate} exceeds "

@@ -1,5 +1,6 @@
 """Four virtual CPU devices for every test, and where the recordings of the original code lie."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -22,3 +23,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=Path(__file__).parent / "parity" / "cases",
         help="recordings of the original code, in the layout of tests/parity/cases",
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Programs compiled once for all tests and workers of this session."""
+    base = tmp_path_factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    return directory

@@ -63,7 +63,7 @@ _NOT_TRAINED: dict[str, dict[str, Any]] = {
         "epsilon": 1e-8,
         "weight_decay": 0.0,
         "decay_slopes": False,
-        "clip_norm": None,
+        "clip_norm": 0.0,
         "accumulation_weighting": "token",
     },
     "training": {

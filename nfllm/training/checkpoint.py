@@ -24,6 +24,7 @@ FORMAT_VERSION = 1
 
 _STATE = "state"
 _NOTES = "notes"
+_STEP_PREFIX = "step"
 
 
 class Checkpoints:
@@ -48,7 +49,7 @@ class Checkpoints:
                 max_to_keep=config.keep,
                 keep_period=config.keep_every,
                 enable_async_checkpointing=background,
-                step_prefix="step",
+                step_prefix=_STEP_PREFIX,
             ),
             item_names=(_STATE, _NOTES),
         )
@@ -148,8 +149,7 @@ class Checkpoints:
 
     def _pass_over(self, step: int, error: Exception) -> None:
         self._broken.add(step)
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        self.fallbacks.append(f"checkpoint of step {step} is damaged ({reason[:200]})")
+        self.fallbacks.append(f"checkpoint of step {step} is damaged ({_first_line(error)})")
 
 
 def restore_params(run: epath.PathLike) -> tuple[int, Any]:
@@ -162,19 +162,25 @@ def restore_params(run: epath.PathLike) -> tuple[int, Any]:
     if not directory.exists():
         raise RunError(f"{directory} does not exist; train the run until its first checkpoint")
     faults = []
-    with ocp.CheckpointManager(directory.resolve(), item_names=(_STATE, _NOTES)) as manager:
+    options = ocp.CheckpointManagerOptions(step_prefix=_STEP_PREFIX, create=False)
+    with ocp.CheckpointManager(
+        directory.resolve(), options=options, item_names=(_STATE, _NOTES)
+    ) as manager:
         for step in sorted(manager.all_steps(), reverse=True):
             try:
-                arguments = {_STATE: ocp.args.StandardRestore(), _NOTES: ocp.args.JsonRestore()}
-                found = manager.restore(step, args=ocp.args.Composite(**arguments))
-                params = jax.tree.map(np.asarray, found[_STATE]["params"])
+                found = manager.restore(
+                    step, args=ocp.args.Composite(**{_STATE: ocp.args.StandardRestore()})
+                )
+                return step, jax.tree.map(np.asarray, found[_STATE]["params"])
             except Exception as error:
-                faults.append(f"step {step}: {str(error).strip().partition(chr(10))[0][:200]}")
-                continue
-            return step, params
+                faults.append(f"step {step}: {_first_line(error)}")
     raise RunError(
         f"{directory} has no checkpoint that can be read ({'; '.join(faults) or 'none'})"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().partition("\n")[0] or type(error).__name__)[:200]
 
 
 @jax.jit

@@ -61,7 +61,7 @@ def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.Gradien
             weight_decay=config.weight_decay,
             mask=mask,
         )
-    if config.clip_norm is None:
+    if config.clip_norm == 0:
         return adam
     return optax.chain(clip_by_global_norm(config.clip_norm), adam)
 

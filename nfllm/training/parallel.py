@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -61,12 +61,14 @@ def configure_devices(config: Config) -> None:
     """Splits a CPU into `parallel.cpu_devices` devices; must run before the first array is made.
 
     Left unset, it is the largest number of devices, at most one per core, over which both batches
-    divide, unless the process has made its devices already.
+    divide, unless the process has its own setting, or has made its devices already.
 
     Raises:
       ConfigError: the devices already exist, in another number.
     """
     wanted = config.parallel.cpu_devices
+    if wanted is None and _cpu_devices_are_set():
+        return
     sequences = math.gcd(
         config.training.batch_size // (config.training.gradient_accumulation or 1),
         config.evaluation.batch_size,
@@ -84,6 +86,13 @@ def configure_devices(config: Config) -> None:
             ) from error
 
 
+def _cpu_devices_are_set() -> bool:
+    return (
+        jax.config.jax_num_cpu_devices > 0
+        or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    )
+
+
 class Parallel:
     """Compiles steps for all devices, and places states and batches on them.
 
@@ -94,10 +103,16 @@ class Parallel:
       state, metrics = step(state, parallel.put_train(batch))
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, devices: Sequence[jax.Device] | None = None) -> None:
+        """Uses `devices`, by default all there are.
+
+        Raises:
+          ConfigError: a batch does not divide over them.
+        """
         self._strategy = config.parallel.strategy
-        self._mesh = Mesh(np.asarray(jax.devices()), (AXIS,))
-        self.num_devices = len(jax.devices())
+        self._devices = list(jax.devices() if devices is None else devices)
+        self._mesh = Mesh(np.asarray(self._devices), (AXIS,))
+        self.num_devices = len(self._devices)
         self._micro_batches = _micro_batches(config, self.num_devices)
         _check_batch_size(
             "training.batch_size", config.training.batch_size, self.num_devices, self._micro_batches
@@ -135,6 +150,7 @@ class Parallel:
             mapped = jax.pmap(
                 functools.partial(step, axis_name=AXIS),
                 axis_name=AXIS,
+                devices=self._devices,
                 in_axes=(None, 1, 1),
                 out_axes=None,
                 donate_argnums=0,
@@ -162,6 +178,7 @@ class Parallel:
             mapped = jax.pmap(
                 functools.partial(step, axis_name=AXIS),
                 axis_name=AXIS,
+                devices=self._devices,
                 in_axes=(None, 0, 0),
                 out_axes=None,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from types import TracebackType
@@ -50,8 +51,12 @@ class Progress:
             self._bar.close()
 
     def update(self, step: int, loss_nats: float, tokens_per_second: float) -> None:
-        """Shows the state after `step` steps; without a terminal, at most every 15 seconds."""
-        text = f"loss {loss_nats:.4f}  {tokens_per_second:,.0f} tokens/s"
+        """Shows the state after `step` steps; without a terminal, at most every 15 seconds.
+
+        The speed is left out while it is NaN, as before the second step."""
+        text = f"loss {loss_nats:.4f}"
+        if math.isfinite(tokens_per_second):
+            text += f"  {tokens_per_second:,.0f} tokens/s"
         if self._bar is not None:
             self._bar.set_description_str(text, refresh=False)
             self._bar.n = step

@@ -1,0 +1,52 @@
+"""The flag --config of the commands, with an unknown key as an error that names the nearest one."""
+
+from __future__ import annotations
+
+import sys
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from absl import app
+from ml_collections import config_flags
+
+from nfllm.config import Config, suggest
+
+_DEFAULT = Path(__file__).parents[1] / "configs" / "default.py"
+_PREFIX = "config."
+
+
+def define_config() -> Any:
+    """Defines --config FILE and --config.SECTION.KEY=VALUE; its value is a ConfigDict."""
+    # Defining the flag applies the changes; an unknown key would then end in a traceback.
+    unknown = unknown_key(sys.argv[1:])
+    if unknown:
+        sys.exit(f"error: {unknown}")
+    return config_flags.DEFINE_config_file(
+        "config",
+        str(_DEFAULT),
+        "The configuration file; --config.SECTION.KEY=VALUE changes one of its keys.",
+    )
+
+
+def unknown_key(arguments: Iterable[str]) -> str | None:
+    """What is wrong with the first `--config.SECTION.KEY` that no config has; None if all exist."""
+    sections = typing.get_type_hints(Config)
+    for argument in arguments:
+        flag = argument.lstrip("-").partition("=")[0]
+        if not argument.startswith("-") or not flag.startswith(_PREFIX):
+            continue
+        section, _, key = flag.removeprefix(_PREFIX).partition(".")
+        if section not in sections:
+            return f"unknown section {section!r} in --{flag}; {suggest(section, sections)}"
+        keys = typing.get_type_hints(sections[section])
+        if key not in keys:
+            return f"unknown key {key!r} in --{flag}; {suggest(key, keys)}"
+    return None
+
+
+def check_no_arguments(arguments: list[str]) -> None:
+    """Raises UsageError for an argument that is not an option."""
+    if len(arguments) > 1:
+        raise app.UsageError(f"unexpected argument {arguments[1]!r}; options begin with --")

@@ -1,0 +1,156 @@
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from training_parts import make_parts, small_config
+
+from nfllm.config import CheckpointConfig
+from nfllm.rundir import RunError
+from nfllm.training.checkpoint import Checkpoints, restore_params
+from nfllm.training.parallel import Parallel
+
+CONFIG = CheckpointConfig(every=0, keep=2, keep_every=None)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return make_parts(small_config())
+
+
+@pytest.fixture(scope="module")
+def state(parts):
+    return jax.jit(parts.init)(jax.random.key(0))
+
+
+def _at(state, step):
+    """A state of `step` steps whose parameters tell which one it is."""
+    params = jax.tree.map(lambda x: x + step, state.params)
+    return state.replace(step=jnp.int32(step), params=params)
+
+
+def _abstract(parts, strategy="pmap", devices=1):
+    config = small_config(parallel={"strategy": strategy})
+    return Parallel(config, jax.devices()[:devices]).abstract(parts.init)
+
+
+def _save(run, state, steps, config=CONFIG):
+    with Checkpoints(run, config) as checkpoints:
+        for step in steps:
+            checkpoints.save(_at(state, step), "data")
+        return checkpoints.steps()
+
+
+def _assert_equal(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def _largest_file(run, step):
+    files = (run / "checkpoints" / f"step_{step}").rglob("*")
+    return max((path for path in files if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def test_what_was_saved_comes_back_into_any_sharding(tmp_path, parts, state):
+    _save(tmp_path, state, [3, 7])
+    for strategy, devices in [("pmap", 1), ("pmap", 4), ("fsdp", 4), ("fsdp", 2)]:
+        abstract = _abstract(parts, strategy, devices)
+        with Checkpoints(tmp_path, CONFIG) as checkpoints:
+            found = checkpoints.restore(abstract, "data")
+            assert checkpoints.fallbacks == []
+        _assert_equal(found, _at(state, 7))
+        kernel = found.params["blocks"]["mlp"]["in_kernel"]
+        assert len(kernel.sharding.device_set) == devices
+        assert kernel.sharding.is_fully_replicated == (strategy == "pmap")
+    step, params = restore_params(tmp_path)
+    assert step == 7
+    _assert_equal(params, _at(state, 7).params)
+
+
+def test_an_empty_run_has_no_checkpoint(tmp_path, parts):
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        assert checkpoints.restore(_abstract(parts), "data") is None
+    with pytest.raises(RunError, match="no checkpoint that can be read"):
+        restore_params(tmp_path)
+    with pytest.raises(RunError, match="does not exist; train the run"):
+        restore_params(tmp_path / "nowhere")
+
+
+def test_the_newest_are_kept_and_every_kth(tmp_path, state):
+    keep_every = dataclasses.replace(CONFIG, keep_every=4)
+    assert _save(tmp_path, state, range(1, 8), keep_every) == [4, 6, 7]
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+# Orbax abandons its other reads when one fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+@pytest.mark.parametrize("damage", [_truncate, _flip_a_bit, Path.unlink])
+def test_a_damaged_checkpoint_is_passed_over_and_saved_again(tmp_path, parts, state, damage):
+    _save(tmp_path, state, [3, 7])
+    damage(_largest_file(tmp_path, 7))
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        _assert_equal(checkpoints.restore(_abstract(parts), "data"), _at(state, 3))
+        (message,) = checkpoints.fallbacks
+        assert message.startswith("checkpoint of step 7 is damaged (")
+        checkpoints.save(_at(state, 7), "data")
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        _assert_equal(checkpoints.restore(_abstract(parts), "data"), _at(state, 7))
+        assert checkpoints.fallbacks == []
+
+
+def test_wrong_values_in_a_readable_checkpoint_are_found_by_their_checksum(tmp_path, parts, state):
+    _save(tmp_path, state, [3, 7])
+    notes = next((tmp_path / "checkpoints" / "step_7" / "notes").rglob("metadata"))
+    content = json.loads(notes.read_text())
+    name = next(iter(content["checksums"]))
+    content["checksums"][name] ^= 1
+    notes.write_text(json.dumps(content))
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        _assert_equal(checkpoints.restore(_abstract(parts), "data"), _at(state, 3))
+        assert "checksum" in checkpoints.fallbacks[0]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+def test_no_readable_checkpoint_is_an_error_that_deletes_nothing(tmp_path, parts, state):
+    _save(tmp_path, state, [3])
+    _truncate(_largest_file(tmp_path, 3))
+    with (
+        Checkpoints(tmp_path, CONFIG) as checkpoints,
+        pytest.raises(RunError, match="no checkpoint in .* can be read: checkpoint of step 3"),
+    ):
+        checkpoints.restore(_abstract(parts), "data")
+    assert (tmp_path / "checkpoints" / "step_3").exists()
+
+
+def test_other_data_and_newer_formats_are_refused_by_name(tmp_path, parts, state):
+    _save(tmp_path, state, [3])
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        with pytest.raises(RunError, match="fingerprint data, but the data now has other"):
+            checkpoints.restore(_abstract(parts), "other")
+    notes = next((tmp_path / "checkpoints" / "step_3" / "notes").rglob("metadata"))
+    notes.write_text(json.dumps({**json.loads(notes.read_text()), "format_version": 99}))
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        with pytest.raises(RunError, match="format_version 99; this nfllm reads up to 1"):
+            checkpoints.restore(_abstract(parts), "data")
+
+
+def test_a_save_that_was_cut_off_leaves_no_checkpoint(tmp_path, parts, state):
+    _save(tmp_path, state, [3, 7])
+    folder = tmp_path / "checkpoints"
+    shutil.move(folder / "step_7", folder / "step_7.orbax-checkpoint-tmp")
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        _assert_equal(checkpoints.restore(_abstract(parts), "data"), _at(state, 3))

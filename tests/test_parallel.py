@@ -1,0 +1,93 @@
+import jax
+import numpy as np
+import pytest
+from training_parts import make_parts, random_batch, small_config
+
+from nfllm.config import ConfigError
+from nfllm.training.parallel import Parallel
+from nfllm.training.step import make_eval_step
+
+
+def _train(config, num_devices, steps=4):
+    parts = make_parts(config)
+    parallel = Parallel(config, jax.devices()[:num_devices])
+    state = parallel.init(parts.init, jax.random.key(0))
+    step = parallel.train_step(parts.step)
+    losses = []
+    for number in range(steps):
+        state, metrics = step(state, parallel.put_train(random_batch(number)))
+        losses.append((float(metrics.loss_nats), float(metrics.grad_norm)))
+    return parallel, state, np.asarray(losses)
+
+
+@pytest.mark.parametrize("strategy", ["pmap", "fsdp"])
+def test_four_devices_give_the_losses_of_one(strategy):
+    _, one, losses_of_one = _train(small_config(), 1)
+    config = small_config(parallel={"strategy": strategy}, training={"gradient_accumulation": 2})
+    _, four, losses_of_four = _train(config, 4)
+    np.testing.assert_allclose(losses_of_four, losses_of_one, rtol=2e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), four.params, one.params)
+
+
+def test_dropout_does_not_depend_on_the_devices():
+    dropout = {"embedding_dropout": 0.3, "attention_dropout": 0.2}
+    _, _, losses_of_one = _train(small_config(model=dropout), 1)
+    _, _, losses_of_four = _train(small_config(model=dropout), 4)
+    np.testing.assert_allclose(losses_of_four, losses_of_one, rtol=2e-6)
+
+
+def test_fsdp_splits_parameters_and_optimizer_state():
+    config = small_config(parallel={"strategy": "fsdp"})
+    parallel, state, _ = _train(config, 4, steps=1)
+    kernel = state.params["blocks"]["mlp"]["in_kernel"]
+    assert kernel.shape == (2, 16, 64)
+    assert kernel.addressable_shards[0].data.shape == (2, 16, 16)
+    arrays = jax.tree.leaves((state.params, state.opt_state))
+    first = jax.devices()[0]
+    held = sum(s.data.nbytes for x in arrays for s in x.addressable_shards if s.device == first)
+    whole = sum(x.nbytes for x in arrays)
+    replicated = sum(x.nbytes for x in arrays if x.sharding.is_fully_replicated)
+    assert held == (whole - replicated) // 4 + replicated
+    assert replicated < whole / 100
+    assert parallel.num_devices == 4
+
+
+@pytest.mark.parametrize("strategy", ["pmap", "fsdp"])
+def test_the_old_state_is_reused_and_the_step_is_compiled_once(strategy, caplog):
+    config = small_config(parallel={"strategy": strategy})
+    parts = make_parts(config)
+    parallel = Parallel(config)
+    state = parallel.init(parts.init, jax.random.key(0))
+    step = parallel.train_step(parts.step)
+    with jax.log_compiles(), caplog.at_level("WARNING", "jax._src.interpreters.pxla"):
+        for number in range(3):
+            old = state
+            state, _ = step(state, parallel.put_train(random_batch(number)))
+            assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old.params))
+    compiled = [r.message for r in caplog.records if "Compiling" in r.message]
+    assert len(compiled) == 1, compiled
+
+
+@pytest.mark.parametrize("strategy", ["pmap", "fsdp"])
+def test_evaluation_sums_over_all_devices(strategy):
+    config = small_config(parallel={"strategy": strategy})
+    parts = make_parts(config)
+    params = parts.init(jax.random.key(0)).params
+    eval_step = make_eval_step(parts.model)
+    expected = eval_step(params, *random_batch(0))
+    parallel = Parallel(config)
+    sums = parallel.eval_step(eval_step)(params, parallel.put_eval(random_batch(0)))
+    np.testing.assert_allclose(sums.loss_nats, expected.loss_nats, rtol=1e-6)
+    assert int(sums.num_targets) == int(expected.num_targets) == 8 * 11
+
+
+def test_a_batch_that_does_not_divide_is_named_with_one_that_does():
+    config = small_config(training={"batch_size": 10})
+    with pytest.raises(ConfigError, match=r"training.batch_size=10 .* 4 devices; .* such as 8"):
+        Parallel(config)
+    config = small_config(training={"batch_size": 12, "gradient_accumulation": 2})
+    with pytest.raises(ConfigError, match=r"2 micro-batches on 4 devices; .* such as 16"):
+        Parallel(config)
+    config = small_config(evaluation={"batch_size": 6})
+    with pytest.raises(ConfigError, match=r"evaluation.batch_size=6 "):
+        Parallel(config)

@@ -1,0 +1,237 @@
+"""The command `python train.py`, as a user runs it: real processes, real signals."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from tiny import make_corpus, tiny_flags
+
+from nfllm.rundir import read_metrics, read_record
+
+ROOT = Path(__file__).parents[1]
+STEPS = 300
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """Runs train.py on one tiny corpus."""
+
+    folder: Path
+    cache: Path
+
+    def command(self, run, **changes):
+        flags = tiny_flags(
+            self.folder / "corpus",
+            self.folder / "data",
+            parallel__cpu_devices=2,
+            training__compilation_cache=str(self.cache),
+            **changes,
+        )
+        options = [f"--config.{key}={value}" for key, value in flags.items()]
+        return [sys.executable, str(ROOT / "train.py"), "--workdir", str(run), *options]
+
+    def start(self, run, **changes):
+        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+        return subprocess.Popen(
+            self.command(run, **changes),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=self.folder,
+        )
+
+    def run(self, run, **changes):
+        """Exit code, standard output and standard error."""
+        process = self.start(run, **changes)
+        out, err = process.communicate(timeout=240)
+        return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory, compilation_cache):
+    folder = tmp_path_factory.mktemp("train")
+    make_corpus(folder / "corpus")
+    return Trainer(folder, compilation_cache)
+
+
+LONG = {"training__steps": STEPS, "checkpoint__every": 100, "telemetry__every": 100}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(trainer):
+    run = trainer.folder / "uninterrupted"
+    code, out, err = trainer.run(run, **LONG)
+    assert code == 0, err
+    return run, out
+
+
+def _wait_for_step(run, step, process):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (run / "metrics.jsonl").exists():
+            rows = read_metrics(run).rows["train"]
+            if rows and rows[-1]["step"] >= step:
+                return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached: {process.communicate()}")
+
+
+def _final_state(run):
+    manager = ocp.CheckpointManager(
+        (run / "checkpoints").resolve(), options=ocp.CheckpointManagerOptions(step_prefix="step")
+    )
+    with manager:
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore())
+        return manager.restore(STEPS, args=arguments)["state"]
+
+
+def _assert_same_run(run, expected):
+    jax.tree.map(np.testing.assert_array_equal, _final_state(run), _final_state(expected))
+    for kind, field in [("train", "loss_nats"), ("telemetry", "entropy_nats")]:
+        found, wanted = (read_metrics(path).series(kind, field) for path in (run, expected))
+        np.testing.assert_array_equal(found[0], wanted[0])
+        np.testing.assert_array_equal(found[1], wanted[1])
+
+
+def test_a_run_ends_with_its_loss_speed_entropy_and_report(uninterrupted):
+    run, out = uninterrupted
+    metrics = read_metrics(run)
+    (last,) = metrics.rows["eval"]
+    assert last["step"] == STEPS
+    assert last["eval_tokens"] == 20 * 31
+    assert last["eval_perplexity"] == pytest.approx(np.exp(last["eval_loss_nats"]))
+    assert f"loss {last['eval_loss_nats']:.4f} nats per token" in out
+    assert f"perplexity {last['eval_perplexity']:.2f}" in out
+    assert "tokens/s" in out
+    assert "entropy in nats" in out
+    assert f"report      {run / 'report' / 'index.html'}" in out
+    assert (run / "report" / "index.html").read_text().startswith("<!DOCTYPE html>")
+    steps, entropy_NLH = metrics.series("telemetry", "entropy_nats")
+    assert list(steps) == [0, 100, 200, 300]
+    assert entropy_NLH.shape == (4, 2, 2)
+    # At the start attention is close to uniform: log(T!)/T for T = 32.
+    np.testing.assert_allclose(entropy_NLH[0], 2.5557, atol=0.05)
+    record = read_record(run)
+    assert record.vocab_size == 257
+    assert "token_embedding" in record.decayed_parameters
+    assert set(record.undecayed_parameters) == {"final_norm.scale", "final_norm.bias"}
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(trainer, uninterrupted):
+    run = trainer.folder / "sigterm"
+    process = trainer.start(run, **LONG)
+    _wait_for_step(run, 30, process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "SIGTERM: saved at step" in out
+    assert "continue with the same command" in out
+    code, out, err = trainer.run(run, **LONG)
+    assert code == 0, err
+    assert "resumed at step" in out
+    _assert_same_run(run, uninterrupted[0])
+
+
+def test_sigkill_loses_nothing_that_was_saved(trainer, uninterrupted):
+    run = trainer.folder / "sigkill"
+    process = trainer.start(run, **LONG)
+    _wait_for_step(run, 140, process)
+    process.kill()
+    process.communicate(timeout=60)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 141, "kind": "tra')
+    code, out, err = trainer.run(run, **LONG)
+    assert code == 0, err
+    assert "resumed at step 100" in out
+    _assert_same_run(run, uninterrupted[0])
+
+
+def test_ctrl_c_saves_and_says_so_in_its_exit_code(trainer):
+    run = trainer.folder / "sigint"
+    process = trainer.start(run, training__steps=100_000, evaluation__max_windows=8)
+    _wait_for_step(run, 5, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "SIGINT: saved at step" in out
+
+
+def test_another_config_on_the_same_workdir_is_refused_by_key(trainer, uninterrupted):
+    run, _ = uninterrupted
+    before = (run / "config.json").read_bytes()
+    changes = {"model__activation": "gelu", "optimizer__learning_rate": 0.5}
+    code, _, err = trainer.run(run, **LONG, **changes)
+    assert code == 1
+    assert "model.activation: 'relu' there, 'gelu' here" in err
+    assert "optimizer.learning_rate: 0.001 there, 0.5 here" in err
+    assert "another --workdir" in err
+    assert (run / "config.json").read_bytes() == before
+
+
+def test_a_loss_that_turns_nan_stops_the_run_and_keeps_the_checkpoint(trainer):
+    run = trainer.folder / "nan"
+    code, out, err = trainer.run(
+        run,
+        training__steps=200,
+        checkpoint__every=5,
+        optimizer__learning_rate=1e30,
+        optimizer__warmup_steps=100,
+        optimizer__clip_norm=0.0,
+        model__final_normalization="none",
+        optimizer__weight_decay=0.0,
+    )
+    assert code == 1
+    assert "error: loss " in err
+    assert "training.non_finite to skip or continue" in err
+    (event,) = [e for e in read_metrics(run).rows["event"] if e["event"] == "non_finite"]
+    assert "of layer" in event["message"]
+    saved = sorted(int(p.name.removeprefix("step_")) for p in (run / "checkpoints").iterdir())
+    assert all(step < event["step"] for step in saved)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--config.model.activation=rleu"], "did you mean 'relu'?"),
+        (["--config.model.actvation=relu"], "did you mean 'activation'?"),
+        (["--config.modle.activation=relu"], "did you mean 'model'?"),
+        (["--config.training.batch_size=sixteen"], "training.batch_size"),
+        (["--wrkdir=runs"], "workdir"),
+        (["stray"], "unexpected argument 'stray'"),
+        (["--config.training.batch_size=3", "--config.parallel.cpu_devices=2"], "such as 4"),
+        (["--config.data.sources=/nowhere"], "/nowhere"),
+        (["--workdir=/proc/nowhere"], "cannot be written"),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_written(trainer, options, message, tmp_path):
+    command = [*trainer.command(tmp_path / "run"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+def test_a_corpus_without_python_files_is_named(trainer, tmp_path):
+    (tmp_path / "empty").mkdir()
+    code, _, err = trainer.run(tmp_path / "run", data__sources=str(tmp_path / "empty"))
+    assert code == 1
+    assert str(tmp_path / "empty") in err
+    assert "Traceback" not in err
+
+
+def test_metrics_lines_are_plain_json(uninterrupted):
+    run, _ = uninterrupted
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["kind"] for line in lines[:2]] == ["event", "telemetry"]
+    assert {"step", "kind", "loss_nats", "grad_norm", "learning_rate"} <= set(json.loads(lines[2]))

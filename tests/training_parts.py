@@ -1,0 +1,62 @@
+"""A tiny model with its optimizer and step, for tests of training."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from configs.default import get_config
+from nfllm.config import Config
+from nfllm.data.batches import Batch
+from nfllm.model.decoder import Decoder
+from nfllm.training.optimizer import make_optimizer
+from nfllm.training.program import dtype_of
+from nfllm.training.schedules import make_schedule
+from nfllm.training.state import TrainState, init_state
+from nfllm.training.step import make_train_step
+
+VOCAB_SIZE = 50
+
+_SMALL = {
+    "model": {"num_layers": 2, "num_heads": 2, "embed_dim": 16, "context_length": 12},
+    "training": {"steps": 20, "batch_size": 8, "gradient_accumulation": 1},
+    "evaluation": {"batch_size": 8},
+    "optimizer": {"warmup_steps": 2},
+}
+
+
+def small_config(**changes: dict[str, Any]) -> Config:
+    """The default config, small; `changes` are sections of keys."""
+    config = Config.from_dict(get_config())
+    for name in {*_SMALL, *changes}:
+        section = {**_SMALL.get(name, {}), **changes.get(name, {})}
+        config = dataclasses.replace(
+            config, **{name: dataclasses.replace(getattr(config, name), **section)}
+        )
+    return config
+
+
+class Parts(NamedTuple):
+    """What `Program` builds, without data: `init(key)`, and the pure `step`."""
+
+    model: Decoder
+    init: Any
+    step: Any
+
+
+def make_parts(config: Config) -> Parts:
+    model = Decoder(config.model, VOCAB_SIZE, dtype_of(config.training.dtype))
+    schedule = make_schedule(config.optimizer, config.training.steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
+
+    def init(key: jax.Array) -> TrainState:
+        return init_state(key, model, optimizer)
+
+    step = make_train_step(model, optimizer, schedule, config.optimizer, config.training)
+    return Parts(model, init, step)
+
+
+def random_batch(seed: int, sequences: int = 8, length: int = 12) -> Batch:
+    tokens = np.random.RandomState(seed).randint(0, VOCAB_SIZE, (sequences, length))
+    return Batch(tokens.astype(np.int32), tokens.astype(np.int32))
