@@ -66,10 +66,10 @@ def get_config() -> ConfigDict:
     data.malformed = "error"  # a record that cannot be read: error, or skip (counted)
     data.tokenizer = "bpe"  # bpe: trained on the corpus; bytes; or the path of a tokenizer.json
     data.vocab_size = 2048  # tokens, end-of-text included; of bpe only
-    # packed: documents joined by end-of-text and cut; documents: each document cut, its tail dropped
+    # packed: documents joined by end-of-text and cut; documents: each one cut, its tail dropped
     data.window = "packed"
-    # hash: of a document's text; slice: the last documents; field: whole values of validation_field;
-    # separate: the documents of validation_source
+    # hash: of a document's text; slice: the last documents; field: whole values of
+    # validation_field; separate: the documents of validation_source
     data.validation_split = "hash"
     data.validation_fraction = 0.05  # share of documents (hash, slice) or field values held out
     data.validation_field = placeholder(str)  # of split=field, e.g. package
@@ -102,8 +102,8 @@ def get_config() -> ConfigDict:
     config.training = training = ConfigDict()
     training.steps = 3500  # optimizer steps
     training.batch_size = 8  # sequences per optimizer step, over all devices and micro-batches
-    # Micro-batches per optimizer step, computed one after the other. None: 1, but on a CPU as many as
-    # keep one at 256 tokens or less per device, which is faster there
+    # Micro-batches per optimizer step, computed one after the other. None: 1, but on a CPU as many
+    # as keep one at 256 tokens or less per device, which is faster there
     training.gradient_accumulation = placeholder(int)
     training.seed = 0  # of parameters, data order and dropout
     # Of matrix products; parameters, softmax and loss stay float32. auto: float32 on a CPU,

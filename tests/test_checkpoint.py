@@ -130,7 +130,7 @@ def test_no_readable_checkpoint_is_an_error_that_deletes_nothing(tmp_path, parts
     _truncate(_largest_file(tmp_path, 3))
     with (
         Checkpoints(tmp_path, CONFIG) as checkpoints,
-        pytest.raises(RunError, match="no checkpoint in .* can be read: checkpoint of step 3"),
+        pytest.raises(RunError, match=r"no checkpoint in .* can be read: checkpoint of step 3"),
     ):
         checkpoints.restore(_abstract(parts), "data")
     assert (tmp_path / "checkpoints" / "step_3").exists()
@@ -138,14 +138,18 @@ def test_no_readable_checkpoint_is_an_error_that_deletes_nothing(tmp_path, parts
 
 def test_other_data_and_newer_formats_are_refused_by_name(tmp_path, parts, state):
     _save(tmp_path, state, [3])
-    with Checkpoints(tmp_path, CONFIG) as checkpoints:
-        with pytest.raises(RunError, match="fingerprint data, but the data now has other"):
-            checkpoints.restore(_abstract(parts), "other")
+    with (
+        Checkpoints(tmp_path, CONFIG) as checkpoints,
+        pytest.raises(RunError, match="fingerprint data, but the data now has other"),
+    ):
+        checkpoints.restore(_abstract(parts), "other")
     notes = next((tmp_path / "checkpoints" / "step_3" / "notes").rglob("metadata"))
     notes.write_text(json.dumps({**json.loads(notes.read_text()), "format_version": 99}))
-    with Checkpoints(tmp_path, CONFIG) as checkpoints:
-        with pytest.raises(RunError, match="format_version 99; this nfllm reads up to 1"):
-            checkpoints.restore(_abstract(parts), "data")
+    with (
+        Checkpoints(tmp_path, CONFIG) as checkpoints,
+        pytest.raises(RunError, match="format_version 99; this nfllm reads up to 1"),
+    ):
+        checkpoints.restore(_abstract(parts), "data")
 
 
 def test_a_save_that_was_cut_off_leaves_no_checkpoint(tmp_path, parts, state):

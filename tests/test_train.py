@@ -180,7 +180,7 @@ def test_another_config_on_the_same_workdir_is_refused_by_key(trainer, uninterru
 
 def test_a_loss_that_turns_nan_stops_the_run_and_keeps_the_checkpoint(trainer):
     run = trainer.folder / "nan"
-    code, out, err = trainer.run(
+    code, _, err = trainer.run(
         run,
         training__steps=200,
         checkpoint__every=5,

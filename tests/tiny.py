@@ -37,7 +37,7 @@ def make_corpus(folder: Path) -> Path:
 
 
 def tiny_flags(corpus: Path, data_dir: Path, **changes: Any) -> dict[str, Any]:
-    """The changed keys of the default config, as `{"section.key": value}`; `__` stands for a dot."""
+    """Changes of the default config, as `{"section.key": value}`; `__` in a name is a dot."""
     named = {key.replace("__", "."): value for key, value in changes.items()}
     return {**_TINY, "data.sources": str(corpus), "data.data_dir": str(data_dir), **named}
 

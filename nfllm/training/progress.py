@@ -53,7 +53,8 @@ class Progress:
     def update(self, step: int, loss_nats: float, tokens_per_second: float) -> None:
         """Shows the state after `step` steps; without a terminal, at most every 15 seconds.
 
-        The speed is left out while it is NaN, as before the second step."""
+        The speed is left out while it is NaN, as before the second step.
+        """
         text = f"loss {loss_nats:.4f}"
         if math.isfinite(tokens_per_second):
             text += f"  {tokens_per_second:,.0f} tokens/s"

@@ -1,0 +1,95 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from training_parts import make_parts, random_batch, small_config
+
+from nfllm.analysis import attention_entropy
+from nfllm.model.capture import capture
+from nfllm.training.telemetry import SITES, first_nonfinite, make_probe
+
+
+def _probed(model_changes, params_of=lambda params: params):
+    parts = make_parts(small_config(model=model_changes))
+    params = params_of(jax.jit(parts.init)(jax.random.key(0)).params)
+    tokens_BT = jnp.asarray(random_batch(0).tokens)
+    return make_probe(parts.model)(params, tokens_BT), capture(parts.model, params, tokens_BT)
+
+
+@pytest.mark.parametrize("changes", [{}, {"scan_layers": True, "architecture": "gpt_neox"}])
+def test_the_probe_gives_what_whole_captures_give(changes):
+    probed, captured = _probed({"init_std": 0.1, **changes})
+    entropy_LH = attention_entropy(captured.attention_probs).mean((1, 3))
+    np.testing.assert_allclose(probed["entropy_nats"], entropy_LH, atol=2e-6)
+    visible_TS = np.tril(np.ones((12, 12), bool))
+    logits = np.where(visible_TS, np.abs(captured.attention_logits), 0)
+    np.testing.assert_allclose(probed["logit_max_abs"], logits.max((1, 3, 4)), rtol=1e-6)
+    for field, tensor in [("mlp_pre_rms", "mlp_pre"), ("residual_rms", "residual")]:
+        whole = np.asarray(getattr(captured, tensor))
+        np.testing.assert_allclose(probed[field], np.sqrt((whole**2).mean((1, 2, 3))), rtol=1e-5)
+    assert probed["residual_rms"].shape == (3,)
+    assert all(not counts.any() for counts in probed["nonfinite"].values())
+    assert "negative_slopes" not in probed
+
+
+@pytest.mark.parametrize("sharing", ["layer", "model", "untied_global"])
+def test_slopes_are_told_per_layer_whatever_their_sharing(sharing):
+    changes = {"activation": "learnable_leaky_relu", "slope_sharing": sharing}
+
+    def set_slopes(params):
+        if sharing == "model":
+            return {**params, "slope": jnp.float32(0.3)}
+        params["blocks"]["mlp"]["slope"] = jnp.asarray([0.1, 0.2])
+        return params
+
+    probed, _ = _probed({**changes, "negative_slope": 0.5}, set_slopes)
+    expected = [0.3, 0.3] if sharing == "model" else [0.1, 0.2]
+    np.testing.assert_allclose(probed["negative_slopes"], expected, rtol=1e-6)
+
+
+def test_the_first_place_that_is_not_finite_is_named_in_execution_order():
+    def poison(params):
+        kernel = params["blocks"]["mlp"]["in_kernel"]
+        params["blocks"]["mlp"]["in_kernel"] = kernel.at[1, 0, 5].set(jnp.nan)
+        return params
+
+    probed, _ = _probed({}, poison)
+    # One column of the second layer's hidden units, for 8 sequences of 12 tokens.
+    assert first_nonfinite(probed["nonfinite"]) == "mlp pre of layer 1 (96 entries)"
+    np.testing.assert_array_equal(probed["nonfinite"]["attention_logits"], [0, 0])
+    # Everything of the last residual stream is gone, nothing of the layers before.
+    np.testing.assert_array_equal(probed["nonfinite"]["residual"], [0, 0, 8 * 12 * 16])
+
+
+def test_a_bad_end_of_the_stream_is_named_and_a_sound_one_is_not():
+    counts = {site: np.zeros(2, int) for site in SITES}
+    counts["residual"] = np.zeros(3, int)
+    assert first_nonfinite(counts) is None
+    counts["residual"][2] = 4
+    assert first_nonfinite(counts) == "residual after the last layer (4 entries)"
+
+
+def test_without_telemetry_nothing_of_it_is_computed():
+    """The lowered training step has no entropy: `log` occurs in the loss alone."""
+    parts = make_parts(small_config())
+    tokens_BT = jnp.asarray(random_batch(0).tokens)
+    params = jax.eval_shape(parts.init, jax.random.key(0)).params
+
+    def loss(params, mutable):
+        logits = parts.model.apply({"params": params}, tokens_BT, mutable=mutable)
+        return jnp.sum(logits[0] if mutable else logits)
+
+    def lowered(mutable):
+        return jax.jit(jax.grad(lambda params: loss(params, mutable))).lower(params).as_text()
+
+    assert "stablehlo.log " not in lowered(False)
+    forward = (
+        jax.jit(
+            lambda params: parts.model.apply({"params": params}, tokens_BT, mutable=["statistics"])[
+                1
+            ]
+        )
+        .lower(params)
+        .as_text()
+    )
+    assert "stablehlo.log " in forward
