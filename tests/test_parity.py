@@ -314,7 +314,7 @@ def test_unit_adamw(unit: Path, variant: str):
         beta2=float(beta2),
         epsilon=float(recorded["eps"]),
         weight_decay=float(decayed),
-        clip_norm=None,
+        clip_norm=0.0,
     )
     optimizer = make_optimizer(config, lambda count: rates[count])
     # The decay rule is by name.

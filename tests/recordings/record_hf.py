@@ -18,19 +18,25 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForC
 
 FOLDER = Path(__file__).parent
 
-_GPT2 = dict(
-    vocab_size=43, n_positions=20, n_embd=24, n_layer=2, n_head=3, bos_token_id=0, eos_token_id=0
-)
-_GPT_NEOX = dict(
-    vocab_size=43,
-    max_position_embeddings=20,
-    hidden_size=24,
-    intermediate_size=56,
-    num_hidden_layers=2,
-    num_attention_heads=3,
-    bos_token_id=0,
-    eos_token_id=0,
-)
+_GPT2 = {
+    "vocab_size": 43,
+    "n_positions": 20,
+    "n_embd": 24,
+    "n_layer": 2,
+    "n_head": 3,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+_GPT_NEOX = {
+    "vocab_size": 43,
+    "max_position_embeddings": 20,
+    "hidden_size": 24,
+    "intermediate_size": 56,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
 
 
 def _rotary(fraction: float, base: float) -> dict[str, object]:
@@ -62,12 +68,16 @@ CASES = {
 }
 
 
+CLASSES = {
+    name: GPT2LMHeadModel if isinstance(config, GPT2Config) else GPTNeoXForCausalLM
+    for name, config in CASES.items()
+}
+
+
 def build(name: str, seed: int) -> torch.nn.Module:
     """The model of a case, with random weights large enough for attention far from uniform."""
-    config = CASES[name]
-    kind = GPT2LMHeadModel if isinstance(config, GPT2Config) else GPTNeoXForCausalLM
     torch.manual_seed(seed)
-    model = kind(config)
+    model = CLASSES[name](CASES[name])
     model.set_attn_implementation("eager")
     for parameter in model.parameters():
         mean = 1.0 if parameter.ndim == 1 and bool(torch.all(parameter == 1)) else 0.0

@@ -1,0 +1,429 @@
+"""Checkpoints of transformers in and out: identity on every tensor, and refusal by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+import nfllm
+from configs.default import get_config
+from nfllm.config import Config, ConfigError, ModelConfig
+from nfllm.convert import (
+    Checkpoint,
+    ConversionError,
+    convert,
+    load_checkpoint,
+    save_checkpoint,
+)
+from nfllm.convert.__main__ import main
+from nfllm.convert.authors import from_authors, to_authors
+from nfllm.data.tokenizer import bytes_tokenizer
+from nfllm.model import Decoder
+from nfllm.rundir import read_record
+
+RECORDINGS = Path(__file__).parent / "recordings"
+SAVED = ["gpt2", "gpt2_untied_relu", "gpt_neox", "gpt_neox_tied_unbiased"]
+DEFAULT = Config.from_dict(get_config()).model
+LAYERNORM = dataclasses.replace(
+    DEFAULT, num_layers=2, num_heads=3, embed_dim=12, context_length=6, normalization="layernorm"
+)
+
+
+@pytest.fixture
+def source(tmp_path: Path):
+    """Copies a recorded checkpoint to where a test may change it."""
+
+    def copy(case: str, **attributes: object) -> Path:
+        folder = tmp_path / case
+        folder.mkdir()
+        for file in ("config.json", "model.safetensors"):
+            shutil.copy(RECORDINGS / case / file, folder)
+        values = json.loads((folder / "config.json").read_text())
+        values = {name: x for name, x in (values | attributes).items() if x is not DROPPED}
+        (folder / "config.json").write_text(json.dumps(values))
+        return folder
+
+    return copy
+
+
+DROPPED = object()
+
+
+def random_params(config: ModelConfig, vocab_size: int) -> dict:
+    """Parameters of the model's shapes, all of them random."""
+    model = Decoder(config, vocab_size)
+    tokens_BT = jnp.zeros((1, 1), jnp.int32)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens_BT)["params"])
+    generator = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: generator.normal(size=leaf.shape).astype(np.float32), shapes)
+
+
+def assert_same_tensors(first: Path, second: Path) -> None:
+    one, two = (load_file(folder / "model.safetensors") for folder in (first, second))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        assert tensor.dtype == two[name].dtype == np.float32
+        np.testing.assert_array_equal(tensor, two[name], err_msg=name)
+
+
+@pytest.mark.parametrize("case", SAVED)
+def test_round_trip_is_the_identity_on_every_tensor(case, tmp_path):
+    checkpoint = load_checkpoint(RECORDINGS / case)
+    save_checkpoint(tmp_path, checkpoint)
+    assert_same_tensors(RECORDINGS / case, tmp_path)
+    again = load_checkpoint(tmp_path)
+    assert (again.config, again.vocab_size) == (checkpoint.config, checkpoint.vocab_size)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    architecture=st.sampled_from(["gpt2", "gpt_neox"]),
+    num_layers=st.integers(1, 3),
+    num_heads=st.integers(1, 4),
+    half_head=st.integers(1, 3),
+    mlp_dim=st.integers(1, 9),
+    context_length=st.integers(1, 9),
+    vocab_size=st.integers(1, 9),
+    tied=st.booleans(),
+)
+def test_our_parameters_come_back(
+    tmp_path_factory,
+    architecture,
+    num_layers,
+    num_heads,
+    half_head,
+    mlp_dim,
+    context_length,
+    vocab_size,
+    tied,
+):
+    config = dataclasses.replace(
+        LAYERNORM,
+        architecture=architecture,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        embed_dim=2 * half_head * num_heads,
+        mlp_dim=mlp_dim,
+        context_length=context_length,
+        attention_bias="all",
+        mlp_bias=True,
+        tie_embeddings=tied,
+        rotary_fraction=1.0 if architecture == "gpt_neox" else None,
+    )
+    params = random_params(config, vocab_size)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save_checkpoint(folder, Checkpoint(config, vocab_size, params))
+    again = load_checkpoint(folder)
+    assert again.vocab_size == vocab_size
+    jax.tree.map(np.testing.assert_array_equal, again.params, params)
+
+
+@pytest.mark.parametrize("bias", ["none", "qk"])
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox"])
+def test_missing_biases_are_written_as_zeros(architecture, bias, tmp_path):
+    config = dataclasses.replace(
+        LAYERNORM,
+        architecture=architecture,
+        attention_bias=bias,
+        rotary_fraction=0.5 if architecture == "gpt_neox" else None,
+    )
+    checkpoint = Checkpoint(config, 7, random_params(config, 7))
+    save_checkpoint(tmp_path, checkpoint)
+    again = load_checkpoint(tmp_path)
+    assert again.config.mlp_bias
+    tokens_BT = jnp.asarray([[1, 6, 2, 0, 3]])
+    logits, expected = (
+        Decoder(c.config, c.vocab_size).apply({"params": c.params}, tokens_BT)
+        for c in (again, checkpoint)
+    )
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
+def test_import_and_export_through_run_directories(source, tmp_path, capsys):
+    folder = source("gpt_neox")
+    tokenizer = bytes_tokenizer()
+    tokenizer.save(folder / "tokenizer.json")
+    assert main([str(folder), str(tmp_path / "run")]) == 0
+    assert "imported 12,640 parameters into the run directory" in capsys.readouterr().out
+
+    run = nfllm.load_run(tmp_path / "run")
+    assert (run.step, run.model.vocab_size) == (0, 43)
+    assert run.tokenizer.fingerprint == tokenizer.fingerprint
+    with np.load(RECORDINGS / "gpt_neox" / "outputs.npz") as outputs:
+        logits = run.model.apply({"params": run.params}, jnp.asarray(outputs["tokens"]))
+        np.testing.assert_allclose(logits, outputs["logits"], rtol=0, atol=1e-5)
+    record = read_record(tmp_path / "run")
+    assert record.num_parameters == sum(x.size for x in jax.tree.leaves(run.params))
+    assert record.data_fingerprint == record.config.data.dataset == "unknown"
+
+    assert main([str(tmp_path / "run"), str(tmp_path / "back")]) == 0
+    assert "exported the parameters of step 0" in capsys.readouterr().out
+    assert_same_tensors(folder, tmp_path / "back")
+    values = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert (values["eos_token_id"], values["bos_token_id"]) == (256, 256)
+    assert (tmp_path / "back" / "tokenizer.json").read_bytes() == (
+        folder / "tokenizer.json"
+    ).read_bytes()
+    described = json.loads((tmp_path / "back" / "tokenizer_config.json").read_text())
+    assert (described["eos_token"], described["model_max_length"]) == ("<|endoftext|>", 20)
+
+
+def test_import_without_a_tokenizer_says_so(source, tmp_path):
+    message = convert(source("gpt2"), tmp_path / "run")
+    assert message.endswith("the checkpoint has no tokenizer.json")
+
+
+def test_files_of_the_bare_model_with_mask_buffers(source):
+    """The hub's gpt2: no prefix, no head, and the causal masks stored."""
+    folder = source("gpt2")
+    tensors = {
+        name.removeprefix("transformer."): x
+        for name, x in load_file(folder / "model.safetensors").items()
+    }
+    masks = {f"h.{layer}.attn.bias": np.ones((1, 1, 20, 20), np.float32) for layer in range(2)}
+    save_file(tensors | masks, folder / "model.safetensors")
+    expected = load_checkpoint(RECORDINGS / "gpt2").params
+    jax.tree.map(np.testing.assert_array_equal, load_checkpoint(folder).params, expected)
+
+
+def test_attributes_of_transformers_4(source):
+    """The hub's pythia: other names for rotary embedding, and buffers in the file."""
+    folder = source(
+        "gpt_neox", rope_parameters=DROPPED, rotary_pct=0.5, rotary_emb_base=500, torch_dtype="x"
+    )
+    tensors = load_file(folder / "model.safetensors")
+    buffers = {
+        f"gpt_neox.layers.{layer}.attention.{name}": np.ones(1, np.float32)
+        for layer in range(2)
+        for name in ("bias", "masked_bias", "rotary_emb.inv_freq")
+    }
+    save_file(tensors | buffers, folder / "model.safetensors")
+    config = load_checkpoint(folder).config
+    assert (config.rotary_fraction, config.rotary_base) == (0.5, 500.0)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_other_float_types_become_float32(source, dtype):
+    folder = source("gpt2")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({n: x.astype(dtype) for n, x in tensors.items()}, folder / "model.safetensors")
+    table = load_checkpoint(folder).params["token_embedding"]
+    assert table.dtype == np.float32
+    np.testing.assert_array_equal(table, tensors["transformer.wte.weight"].astype(dtype))
+
+
+def test_shards_are_joined(source):
+    folder = source("gpt2")
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[:9], "b.safetensors": names[9:]}
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, folder / file)
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    expected = load_checkpoint(RECORDINGS / "gpt2").params
+    jax.tree.map(np.testing.assert_array_equal, load_checkpoint(folder).params, expected)
+
+
+@pytest.mark.parametrize(
+    ("case", "attributes", "message"),
+    [
+        ("gpt2", {"rope_theta": 1e4}, r"attribute rope_theta=10000\.0 is not understood"),
+        ("gpt2", {"n_head_": 3}, "n_head_=3 is not understood.* did you mean 'n_head'"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "only what .*_idx=False does"),
+        ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights=False is not supported"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention=True is not supported"),
+        ("gpt2", {"activation_function": "gelu_nwe"}, "did you mean 'gelu_new'"),
+        ("gpt2", {"n_layer": "2"}, "n_layer='2' is of type str, expected int"),
+        ("gpt2", {"n_layer": None}, "n_layer=None is of type NoneType, expected int"),
+        ("gpt2", {"quantization_config": {}}, "quantization_config={} is not understood"),
+        ("gpt_neox", {"use_parallel_residual": False}, "use_parallel_residual=False is not"),
+        ("gpt_neox", {"rope_scaling": {"type": "linear"}}, "rope_scaling=.* is not supported"),
+        ("gpt_neox", {"rotary_pct": 0.5}, "two things about rotary embedding.*0.25.*0.5"),
+        (
+            "gpt_neox",
+            {"rope_parameters": {"rope_type": "yarn"}},
+            "rope_parameters: rope_type='yarn' is not supported",
+        ),
+        (
+            "gpt_neox",
+            {"rope_parameters": {"rope_type": "default", "factor": 2.0}},
+            r"rope_parameters: the attribute factor=2\.0 is not understood",
+        ),
+        ("gpt_neox", {"model_type": "gptj"}, "model_type='gptj' cannot be converted; .*gpt2"),
+    ],
+)
+def test_attributes_are_refused_by_name(source, case, attributes, message):
+    with pytest.raises(ConversionError, match=message):
+        load_checkpoint(source(case, **attributes))
+
+
+def test_impossible_sizes_of_a_foreign_config(source):
+    folder = source("gpt2", n_head=5)
+    with pytest.raises(ConfigError, match=r"num_heads=5 does not divide model\.embed_dim=24"):
+        load_checkpoint(folder)
+    rope = {"rope_type": "default", "partial_rotary_factor": 0.375, "rope_theta": 1e4}
+    folder = source("gpt_neox", rope_parameters=rope)
+    with pytest.raises(ConfigError, match="rotary width of 3 of head width 8"):
+        load_checkpoint(folder)
+
+
+def change_tensors(folder: Path, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "message"),
+    [
+        ("gpt2", lambda t: t.pop("transformer.h.1.ln_2.bias"), "lacks the tensor .*h.1.ln_2.bias"),
+        (
+            "gpt2",
+            lambda t: t.update({"score.weight": np.zeros((2, 24), np.float32)}),
+            r"'transformer.score.weight' of shape \(2, 24\) has no place",
+        ),
+        (
+            "gpt2",
+            lambda t: t.update({"transformer.wpe.weight": np.zeros((19, 24), np.float32)}),
+            r"wpe.weight' has shape \(19, 24\), but its config.json asks for \(20, 24\)",
+        ),
+        (
+            "gpt2",
+            lambda t: t.update({"transformer.wte.weight": np.zeros((43, 24), np.int8)}),
+            "wte.weight' is of type int8; only float weights",
+        ),
+        (
+            "gpt2",
+            lambda t: t.update({"lm_head.weight": np.zeros((43, 24), np.float32)}),
+            "'lm_head.weight' differs from .*says that they are tied",
+        ),
+        ("gpt_neox", lambda t: t.pop("embed_out.weight"), "lacks the tensor 'embed_out.weight'"),
+    ],
+)
+def test_tensors_are_refused_by_name(source, case, change, message):
+    folder = source(case)
+    change_tensors(folder, change)
+    with pytest.raises(ConversionError, match=message):
+        load_checkpoint(folder)
+
+
+def test_a_stored_copy_of_the_tied_head_is_dropped(source):
+    folder = source("gpt2")
+    change_tensors(folder, lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"]}))
+    assert "head_embedding" not in load_checkpoint(folder).params
+
+
+def test_files_that_cannot_be_read(source, tmp_path):
+    with pytest.raises(ConversionError, match=r"nowhere is not a directory; nothing is fetched"):
+        load_checkpoint(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConversionError, match=r"empty has no config\.json"):
+        load_checkpoint(tmp_path / "empty")
+    folder = source("gpt2")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(ConversionError, match="is not a whole safetensors file"):
+        load_checkpoint(folder)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ConversionError, match=r"pickled weights .* are not read"):
+        load_checkpoint(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ConversionError, match=r"config\.json is not JSON"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"normalization": "none"}, "model.normalization='none' has no form in transformers"),
+        ({"normalization": "dyt"}, "model.normalization='dyt' has no form"),
+        ({"final_normalization": "rmsnorm"}, "model.final_normalization='rmsnorm' has no form"),
+        ({"qk_normalization": "layernorm"}, "model.qk_normalization='layernorm' has no form"),
+        ({"activation": "learnable_leaky_relu"}, "activation='learnable_leaky_relu' has no form"),
+        ({"activation": "helu"}, "model.activation='helu' has no form"),
+        (
+            {"activation": "leaky_relu", "negative_slope": 0.1},
+            r"model\.negative_slope=0\.1 has no form",
+        ),
+        (
+            {"architecture": "gpt_neox", "rotary_fraction": 0.5, "residual_dropout": 0.1},
+            r"model\.residual_dropout=0\.1 has no form",
+        ),
+    ],
+)
+def test_models_without_a_form_in_transformers_are_refused(changes, message, tmp_path):
+    config = dataclasses.replace(LAYERNORM, **changes)
+    with pytest.raises(ConfigError, match=message):
+        save_checkpoint(tmp_path / "out", Checkpoint(config, 7, random_params(config, 7)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_refuses_and_changes_nothing(source, tmp_path, capsys):
+    folder = source("gpt2")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "notes.txt").write_text("mine")
+    assert main([str(folder), str(tmp_path / "kept")]) == 2
+    assert "kept exists and is not empty; name a new directory" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["notes.txt"]
+
+    assert main([str(source("gpt_neox", n_embd=5)), str(tmp_path / "run")]) == 2
+    assert "error: " in (error := capsys.readouterr().err)
+    assert "n_embd=5 is not understood" in error
+    assert not (tmp_path / "run").exists()
+
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ConversionError, match=r"neither a format_version .* nor a model_type"):
+        convert(folder, tmp_path / "run")
+
+
+def authors_config(**changes: object) -> ModelConfig:
+    return dataclasses.replace(DEFAULT, num_layers=3, attention_bias="qk", **changes)
+
+
+@pytest.mark.parametrize("normalization", ["layernorm", "none"])
+@pytest.mark.parametrize("sharing", [None, "layer", "untied_global"])
+def test_released_names_both_ways(normalization, sharing):
+    config = authors_config(
+        normalization=normalization,
+        activation="relu" if sharing is None else "learnable_leaky_relu",
+        slope_sharing=sharing,
+    )
+    params = random_params(config, 11)
+    tensors = to_authors(params, config)
+    jax.tree.map(np.testing.assert_array_equal, from_authors(tensors, config), params)
+    again = to_authors(from_authors(tensors, config), config)
+    assert again.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(again[name], tensor, err_msg=name)
+    slopes = [x.shape for name, x in tensors.items() if name.endswith("slopes")]
+    assert slopes == {None: [], "layer": [(3,)] * 3, "untied_global": [(1,)] * 3}[sharing]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention_bias": "all"}, "model.attention_bias='all' has no form in the released code"),
+        ({"normalization": "rmsnorm"}, "has 'layernorm' or 'none'"),
+        (
+            {"activation": "learnable_leaky_relu", "slope_sharing": "model"},
+            "model.slope_sharing='model' has no form in the released code",
+        ),
+    ],
+)
+def test_models_without_released_names_are_refused(changes, message):
+    config = dataclasses.replace(authors_config(), **changes)
+    with pytest.raises(ConfigError, match=message):
+        to_authors(random_params(config, 5), config)
