@@ -14,11 +14,12 @@ _EXPORTS = {
     "Decoder": "nfllm.model.decoder",
     "Run": "nfllm.run",
     "analysis": "nfllm.analysis",
+    "analyze": "nfllm.streaming",
     "capture": "nfllm.model.capture",
     "load_run": "nfllm.run",
 }
 
-__all__ = ["Captured", "Decoder", "Run", "analysis", "capture", "load_run"]
+__all__ = ["Captured", "Decoder", "Run", "analysis", "analyze", "capture", "load_run"]
 
 
 def __getattr__(name: str) -> Any:

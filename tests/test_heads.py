@@ -160,5 +160,8 @@ def test_jensen_shannon_by_hand() -> None:
     assert float(analysis.jensen_shannon(p, q)) == pytest.approx(expected, abs=1e-6)
     both = analysis.jensen_shannon(np.stack([p, q]), q)
     np.testing.assert_allclose(both, [expected, 0], atol=1e-6)
+    close = p + 1e-3 * np.array([-1, 1])
+    exact = 0.5 * (0.999 * math.log(0.999 / 0.9995) + 1e-3 * math.log(2) - math.log(0.9995))
+    assert float(analysis.jensen_shannon(p, close)) == pytest.approx(exact, rel=1e-4)
     with pytest.raises(ValueError, match=r"got \(2,\) and \(1,\)"):
         analysis.jensen_shannon(p, np.ones(1))

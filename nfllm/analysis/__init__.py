@@ -7,7 +7,7 @@ nats.
 Axes: L layers, B batch, H heads, T query position, S key position, D model width, F MLP width.
 """
 
-from nfllm.analysis.arrays import causal_mask, visible_keys
+from nfllm.analysis.arrays import array_namespace, causal_mask, visible_keys
 from nfllm.analysis.attention_logits import entropy_by_temperature, logit_spread
 from nfllm.analysis.attention_patterns import (
     induction_score,
@@ -91,6 +91,7 @@ __all__ = [
     "SeedComparison",
     "UnitActivity",
     "activation_moments",
+    "array_namespace",
     "attention_entropy",
     "attention_entropy_from_logits",
     "attention_entropy_from_qk",

@@ -6,6 +6,7 @@ they exist: on concrete arrays that this process can read in full.
 
 import functools
 from collections.abc import Sequence
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,11 @@ def as_array(x: Arrays) -> jax.Array:
 def as_float32(x: Arrays) -> jax.Array:
     """`as_array` in float32, the precision in which all statistics are computed."""
     return as_array(x).astype(jnp.float32)
+
+
+def array_namespace(*arrays: ArrayLike) -> ModuleType:
+    """`jax.numpy` if any of the arrays is JAX's, else NumPy, which computes in double precision."""
+    return jnp if any(isinstance(x, jax.Array) for x in arrays) else np
 
 
 def is_concrete(*arrays: jax.Array) -> bool:

@@ -20,7 +20,8 @@ def shannon_entropy(p: Arrays) -> jax.Array:
 def jensen_shannon(p: Arrays, q: Arrays) -> jax.Array:
     r"""Jensen-Shannon divergence of the distributions on the last axis.
 
-    .. math:: D(p, q) = H\left(\tfrac{p+q}{2}\right) - \tfrac{1}{2} H(p) - \tfrac{1}{2} H(q)
+    .. math:: D(p, q) = \tfrac{1}{2} \sum_i p_i \ln \frac{p_i}{m_i}
+        + \tfrac{1}{2} \sum_i q_i \ln \frac{q_i}{m_i}, \qquad m = \frac{p + q}{2}
 
     Symmetric, 0 for equal distributions, ln 2 = 0.693 nats for disjoint ones (Lin, 1991).
 
@@ -46,5 +47,11 @@ def jensen_shannon(p: Arrays, q: Arrays) -> jax.Array:
             f"p and q: expected shapes [..., N] that broadcast, got {p.shape} and {q.shape}"
         )
     p, q = jnp.broadcast_to(p, shape), jnp.broadcast_to(q, shape)
-    mixture = shannon_entropy((p + q) / 2)
-    return mixture - (shannon_entropy(p) + shannon_entropy(q)) / 2
+    middle = (p + q) / 2
+
+    def relative_entropy(x: jax.Array) -> jax.Array:
+        ratio = jnp.where(x == 0, 1.0, x / jnp.where(middle == 0, 1.0, middle))
+        return tree_sum(x * jnp.log(ratio), axis=-1)
+
+    # Not the difference of entropies, which loses small divergences to rounding.
+    return (relative_entropy(p) + relative_entropy(q)) / 2

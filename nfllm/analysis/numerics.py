@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from nfllm.analysis.arrays import Arrays, as_array, broadcasts_to
+from nfllm.analysis.arrays import Arrays, array_namespace, as_array, broadcasts_to
 
 LAYER_SITES = (
     "residual",
@@ -63,7 +63,7 @@ class NonfiniteCounts(NamedTuple):
             self.positive_inf + other.positive_inf,
             self.negative_inf + other.negative_inf,
             self.size + other.size,
-            jnp.maximum(self.max_abs, other.max_abs),
+            array_namespace(*self, *other).maximum(self.max_abs, other.max_abs),
         )
 
     def total(self) -> jax.Array:

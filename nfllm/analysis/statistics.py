@@ -18,7 +18,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
-from types import ModuleType
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import jax
@@ -28,6 +27,7 @@ from jax.typing import ArrayLike
 
 from nfllm.analysis.arrays import (
     Arrays,
+    array_namespace,
     as_array,
     as_float32,
     check_axes,
@@ -75,10 +75,6 @@ def to_host(state: Any) -> Any:
         return x.astype(np.int64 if np.issubdtype(x.dtype, np.integer) else np.float64)
 
     return jax.tree.map(wide, state)
-
-
-def _namespace(*arrays: ArrayLike) -> ModuleType:
-    return jnp if any(isinstance(x, jax.Array) for x in arrays) else np
 
 
 def _axes(x: jax.Array, axis: int | tuple[int, ...]) -> tuple[int, ...]:
@@ -144,7 +140,7 @@ class Moments(NamedTuple):
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both."""
-        xp = _namespace(*self, *other)
+        xp = array_namespace(*self, *other)
         count = self.size + other.size
         weight = other.size / xp.maximum(count, 1)
         difference = other.mean - self.mean
@@ -158,17 +154,17 @@ class Moments(NamedTuple):
 
     def variance(self, *, ddof: int = 0) -> jax.Array:
         """`m2 / (size - ddof)`; NaN where the size is not above `ddof`. `ddof=1` for a sample."""
-        xp = _namespace(*self)
+        xp = array_namespace(*self)
         degrees = self.size - ddof
         return xp.where(degrees > 0, self.m2 / xp.maximum(degrees, 1), xp.nan)
 
     def std(self, *, ddof: int = 0) -> jax.Array:
         """Standard deviation, the root of `variance`."""
-        return _namespace(*self).sqrt(self.variance(ddof=ddof))
+        return array_namespace(*self).sqrt(self.variance(ddof=ddof))
 
     def standard_error(self) -> jax.Array:
         """Standard error of the mean of independent entries, `sqrt(variance(ddof=1) / size)`."""
-        xp = _namespace(*self)
+        xp = array_namespace(*self)
         return xp.sqrt(self.variance(ddof=1) / xp.maximum(self.size, 1))
 
 
@@ -199,7 +195,7 @@ class Comoments(NamedTuple):
 
     def merge(self, other: Comoments) -> Comoments:
         """The moments of both."""
-        xp = _namespace(*self, *other)
+        xp = array_namespace(*self, *other)
         count = self.size + other.size
         weight = other.size / xp.maximum(count, 1)
         scale = self.size * weight
@@ -215,7 +211,7 @@ class Comoments(NamedTuple):
 
     def linear_fit(self) -> LinearFit:
         """The line of y on x. Slope and R² are NaN where x is constant, R² also where y is."""
-        xp = _namespace(*self)
+        xp = array_namespace(*self)
         safe_x = xp.where(self.m2_x > 0, self.m2_x, xp.nan)
         safe_y = xp.where(self.m2_y > 0, self.m2_y, xp.nan)
         slope = self.co_xy / safe_x

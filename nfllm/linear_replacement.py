@@ -1,0 +1,134 @@
+"""The causal test of linearity: the loss when an activation is replaced by its best linear fit.
+
+R² tells how linear an activation is on average; this tells whether the model needs the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nfllm.analysis import LinearFit
+from nfllm.data.batches import Batch
+from nfllm.model import intermediates as names
+from nfllm.model.block import Mlp
+from nfllm.model.decoder import Decoder
+from nfllm.model.intermediates import INTERMEDIATES
+from nfllm.streaming import merge_across_processes, of_this_process
+from nfllm.training.loss import count_targets, next_token_loss
+
+_FIT = "linear_fit"
+
+
+class LinearReplacement(NamedTuple):
+    """Mean losses in nats per target."""
+
+    loss: float
+    """Of the model as it is."""
+    layer_loss: np.ndarray
+    """`[L]`, with the activation of that layer alone replaced."""
+    all_loss: float
+    """With the activations of all layers replaced: every MLP is a linear map."""
+    num_targets: int
+
+
+def replace_by_linear(
+    model: Decoder,
+    params: Any,
+    batches: Iterable[Batch],
+    fit: LinearFit,
+    *,
+    put: Callable[[np.ndarray], jax.Array] = jnp.asarray,
+) -> LinearReplacement:
+    """Loss over `batches` with `slope * pre + intercept` in place of each layer's activation.
+
+    Args:
+      model: the model.
+      params: its parameters.
+      batches: token ids and labels, each [B, T]. With several processes, each passes its share.
+      fit: slope and intercept of each layer, [L]: `analyze(...)["linear_fit"]`.
+      put: places arrays on devices.
+
+    Returns:
+      The losses, the same on every process.
+
+    Raises:
+      ValueError: the fit has not one line a layer, or there is no target.
+
+    Example:
+      fit = nfllm.analyze(model, params, batches, ["linear_fit"])["linear_fit"]
+      cost_L = (r := replace_by_linear(model, params, batches, fit)).layer_loss - r.loss
+    """
+    num_layers = model.config.num_layers
+    slope_L, intercept_L = (np.asarray(x, np.float32) for x in (fit.slope, fit.intercept))
+    if slope_L.shape != (num_layers,) or intercept_L.shape != (num_layers,):
+        raise ValueError(
+            f"fit: expected slope and intercept of shape ({num_layers},), one line a layer, got "
+            f"{slope_L.shape} and {intercept_L.shape}"
+        )
+    none, every = np.zeros((1, num_layers), bool), np.ones((1, num_layers), bool)
+    chosen = jnp.asarray(np.concatenate([none, np.eye(num_layers, dtype=bool), every]))
+
+    @jax.jit
+    def losses(params: Any, tokens_BT: jax.Array, labels_BT: jax.Array) -> jax.Array:
+        def loss(replaced_L: jax.Array) -> jax.Array:
+            line = {"slope": slope_L, "intercept": intercept_L, "replaced": replaced_L}
+            logits_BTV = _apply_replaced(model, params, line, tokens_BT)
+            return next_token_loss(logits_BTV, labels_BT)
+
+        return jax.lax.map(loss, chosen)
+
+    params = of_this_process(params)
+    sums = _Sums(np.zeros(num_layers + 2), np.int64(0))
+    for batch in batches:
+        tokens, labels = put(batch.tokens), put(batch.labels)
+        loss = np.asarray(losses(params, tokens, labels), np.float64)
+        sums = sums.merge(_Sums(loss, np.int64(count_targets(labels))))
+    sums = merge_across_processes({"sums": sums})["sums"]
+    if sums.num_targets == 0:
+        raise ValueError("there is no target to score: batches is empty, or has no label")
+    mean = sums.loss / sums.num_targets
+    return LinearReplacement(float(mean[0]), mean[1:-1], float(mean[-1]), int(sums.num_targets))
+
+
+class _Sums(NamedTuple):
+    loss: np.ndarray
+    num_targets: np.int64
+
+    def merge(self, other: _Sums) -> _Sums:
+        return _Sums(self.loss + other.loss, self.num_targets + other.num_targets)
+
+
+def _apply_replaced(
+    model: Decoder, params: Any, line: dict[str, Any], tokens_BT: jax.Array
+) -> jax.Array:
+    """Logits, with the line in place of the activation where `replaced` is true.
+
+    The line travels as one more leaf of the MLPs' parameters, so that the scan over layers hands
+    each its own. An MLP's output is linear in its activation: what changes is
+    (line - activation) times the output matrix.
+    """
+
+    def swap(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        output = call(*args, **kwargs)
+        if not isinstance(context.module, Mlp) or context.method_name != "__call__":
+            return output
+        get = context.module.get_variable
+        own: dict[str, jax.Array] = get("params", _FIT)
+        pre: jax.Array = get(INTERMEDIATES, names.MLP_PRE)
+        post: jax.Array = get(INTERMEDIATES, names.MLP_POST)
+        change = own["slope"] * pre + own["intercept"] - post.astype(jnp.float32)
+        change = jnp.where(own["replaced"], change, 0.0)
+        correction = jnp.matmul(change, get("params", "out_kernel"))
+        return output + correction.astype(output.dtype)
+
+    mlp = {**params["blocks"]["mlp"], _FIT: line}
+    variables = {"params": {**params, "blocks": {**params["blocks"], "mlp": mlp}}}
+    with nn.intercept_methods(swap):
+        logits_BTV, _ = model.apply(variables, tokens_BT, mutable=[INTERMEDIATES])
+    return logits_BTV

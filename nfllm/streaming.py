@@ -1,0 +1,165 @@
+"""`analyze`: statistics of a model over a whole split, in memory that does not grow with it.
+
+Each batch is captured and reduced to a mergeable state on the device; states are merged on the
+host in double precision. The result equals that of one pass over all sequences at once, on one
+device, on several, and on several hosts.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from nfllm.analysis import to_host
+from nfllm.config import IGNORED_LABEL
+from nfllm.data.batches import Batch
+from nfllm.model.capture import capture
+from nfllm.model.decoder import Decoder
+from nfllm.streaming_metrics import DEFAULT_METRICS, Metric, find_metrics, observe
+
+Put = Callable[[np.ndarray], jax.Array]
+
+
+def analyze(
+    model: Decoder,
+    params: Any,
+    batches: Iterable[np.ndarray | Batch],
+    metrics: Sequence[str | Metric] = DEFAULT_METRICS,
+    *,
+    put: Put = jnp.asarray,
+) -> dict[str, Any]:
+    """Measures a model over all sequences of `batches`.
+
+    Example:
+      results = nfllm.analyze(run.model, run.params, batches, ["head_entropy", "linear_fit"])
+      results["head_entropy"].mean               # [L, H] nats, over sequences
+      results["head_entropy"].standard_error()   # [L, H]
+      results["linear_fit"].r_squared            # [L]
+
+    Args:
+      model: the model.
+      params: its parameters.
+      batches: token ids [B, T], or batches with labels, whose filler rows (no label at all, as
+        `evaluation_batches` adds them) are left out. With several processes, each passes its share.
+      metrics: names from `streaming_metrics.METRICS`, or metrics of your own.
+      put: places token ids on devices of this process; `Parallel(config).put_probe` spreads them
+        over all.
+
+    Returns:
+      The result of each metric by name, as NumPy arrays; the same on every process.
+
+    Raises:
+      ValueError: an unknown metric, or no sequence (on any process).
+    """
+    chosen = find_metrics(metrics)
+    states = merge_across_processes(accumulate(model, params, batches, chosen, put=put))
+    return {name: metric.result(states[name]) for name, metric in chosen.items()}
+
+
+def accumulate(
+    model: Decoder,
+    params: Any,
+    batches: Iterable[np.ndarray | Batch],
+    metrics: Mapping[str, Metric],
+    *,
+    put: Put = jnp.asarray,
+) -> dict[str, Any] | None:
+    """States of this process's sequences, on the host, to merge with others; None without any."""
+
+    @jax.jit
+    def measure(params: Any, tokens_BT: jax.Array) -> dict[str, Any]:
+        observed = observe(capture(model, params, tokens_BT), tokens_BT)
+        return {name: metric.of(observed) for name, metric in metrics.items()}
+
+    params = of_this_process(params)
+    merge_on_device: Callable[[Any, Any], Any] = jax.jit(merge_states, donate_argnums=0)
+    total: dict[str, Any] = {}
+
+    def add(states: dict[str, Any]) -> None:
+        for name, state in states.items():
+            on_device = metrics[name].stays_on_device
+            state = state if on_device else to_host(state)
+            merge = merge_on_device if on_device else merge_states
+            total[name] = merge(total[name], state) if name in total else state
+
+    pending: dict[str, Any] = {}
+    for batch in batches:
+        tokens = _real_rows(batch)
+        if len(tokens):
+            # The device computes this batch while the host merges the one before.
+            measured = measure(params, put(tokens))
+            add(pending)
+            pending = measured
+    add(pending)
+    return jax.tree.map(np.asarray, total) if total else None
+
+
+def merge_states(a: Any, b: Any) -> Any:
+    """Merges two states of a metric: mergeable states, or a dict of them."""
+    if isinstance(a, dict):
+        return {name: merge_states(value, b[name]) for name, value in a.items()}
+    # A model that diverged has Inf and NaN here; they are the result, not a mistake.
+    with np.errstate(invalid="ignore", over="ignore"):
+        return a.merge(b)
+
+
+def merge_across_processes(states: dict[str, Any] | None) -> dict[str, Any]:
+    """The states of all processes together, in the order of processes, on every one of them.
+
+    Raises:
+      ValueError: a process has none.
+    """
+    payload = b""
+    if states is not None:
+        leaves, structure = jax.tree.flatten(states)
+        file = io.BytesIO()
+        np.savez(file, *leaves)
+        payload = file.getvalue()
+    sizes = np.atleast_1d(multihost_utils.process_allgather(np.int32(len(payload))))
+    if states is None or not sizes.all():
+        idle = np.flatnonzero(sizes == 0).tolist()
+        where = f" on process {', '.join(map(str, idle))}" if len(sizes) > 1 else ""
+        raise ValueError(f"there is no sequence to analyze{where}: batches is empty")
+    if len(sizes) == 1:
+        return states
+    # As bytes, since JAX would cut double precision down to single on the way.
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: len(payload)] = np.frombuffer(payload, np.uint8)
+    merged: dict[str, Any] = {}
+    for size, data in zip(sizes, multihost_utils.process_allgather(padded), strict=True):
+        with np.load(io.BytesIO(data[:size].tobytes())) as file:
+            other = jax.tree.unflatten(structure, [file[f"arr_{i}"] for i in range(len(leaves))])
+        merged = merge_states(merged, other) if merged else other
+    return merged
+
+
+def _real_rows(batch: np.ndarray | Batch) -> np.ndarray:
+    if isinstance(batch, Batch):
+        return batch.tokens[(batch.labels != IGNORED_LABEL).any(axis=-1)]
+    return np.asarray(batch)
+
+
+def of_this_process(params: Any) -> Any:
+    """Parameters that every process holds, as arrays of this process alone.
+
+    Raises:
+      ValueError: they are sharded over processes.
+    """
+
+    def local(x: jax.Array) -> jax.Array:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+            return x
+        if not x.is_fully_replicated:
+            raise ValueError(
+                "params are sharded over several processes; gather them first, for example by "
+                "restoring the checkpoint on each process"
+            )
+        return x.addressable_data(0)
+
+    return jax.tree.map(local, params)

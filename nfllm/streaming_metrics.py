@@ -1,0 +1,272 @@
+"""What `analyze` can measure, by name: each a mergeable state of a batch, and what to read from it.
+
+Statistics per sequence become `Moments` over sequences: `mean`, `std()`, `standard_error()`,
+`minimum`, `maximum`. Axes: N sequences, and those of `model/decoder.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nfllm import analysis
+from nfllm.analysis import Comoments, Covariance, Moments, UnitActivity
+from nfllm.model.capture import Captured
+
+TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""The grid of the metric `entropy_by_temperature`."""
+
+LAST_KEYS = 4
+"""Width of the window of the metric `last_keys_mass`."""
+
+
+class Observed(NamedTuple):
+    """What a metric sees of one batch. What no metric reads is not computed."""
+
+    captured: Captured
+    tokens_BT: jax.Array
+    entropy_LBHT: jax.Array
+
+
+class Metric(NamedTuple):
+    """A statistic of a data set.
+
+    `of` maps a batch to a state with a method `merge`, or to a dict of such states, under `jit`;
+    `result` reads the merged state on the host. A large state `stays_on_device`, where it is merged
+    in single precision.
+    """
+
+    name: str
+    of: Callable[[Observed], Any]
+    result: Callable[[Any], Any] = lambda state: state
+    stays_on_device: bool = False
+
+
+class Rows(NamedTuple):
+    """One row a sequence, to bootstrap over. Merging puts them one after the other."""
+
+    values: jax.Array
+
+    def merge(self, other: Rows) -> Rows:
+        """The rows of both."""
+        xp = analysis.array_namespace(*self, *other)
+        return Rows(xp.concatenate([self.values, other.values]))
+
+
+class HeadDiversity(NamedTuple):
+    """How different heads are: `divergence_nats` [L, H, H], `effective_heads` [L]."""
+
+    divergence_nats: np.ndarray
+    effective_heads: np.ndarray
+
+
+class Spectra(NamedTuple):
+    """Spectra of the covariance before and after the activation, each `[L]`."""
+
+    participation_ratio_pre: np.ndarray
+    participation_ratio_post: np.ndarray
+    spectral_entropy_pre: np.ndarray
+    spectral_entropy_post: np.ndarray
+    divergence_nats: np.ndarray
+
+
+def observe(captured: Captured, tokens_BT: jax.Array) -> Observed:
+    """What metrics have in common."""
+    entropy = analysis.attention_entropy_from_logits(captured.attention_logits, causal=True)
+    return Observed(captured, tokens_BT, entropy)
+
+
+def find_metrics(metrics: Sequence[str | Metric]) -> dict[str, Metric]:
+    """The metrics by name.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    chosen = {}
+    for metric in metrics:
+        if isinstance(metric, str):
+            if metric not in METRICS:
+                close = difflib.get_close_matches(metric, METRICS, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ";"
+                raise ValueError(
+                    f"unknown metric {metric!r}{hint} choose from {', '.join(METRICS)}"
+                )
+            metric = METRICS[metric]
+        chosen[metric.name] = metric
+    return chosen
+
+
+def class_responses(classes_V: np.ndarray, num_classes: int) -> Metric:
+    """A metric that groups the responses of MLP units by a class of their token.
+
+    Args:
+      classes_V: class of each token id, 0 to `num_classes` - 1; any other leaves the token out.
+      num_classes: C.
+
+    Returns:
+      The metric `class_responses`; its result is an `analysis.ClassResponses`.
+    """
+
+    def of(x: Observed) -> analysis.ClassResponses:
+        classes_BT = jnp.asarray(classes_V)[x.tokens_BT]
+        return analysis.ClassResponses.of(x.captured.mlp_post, classes_BT, num_classes)
+
+    return Metric("class_responses", of)
+
+
+def _per_sequence(value_LB: jax.Array, where: jax.Array | None = None) -> Moments:
+    return Moments.of(value_LB, axis=1, where=where)
+
+
+def _induction(x: Observed) -> Moments:
+    tokens = x.tokens_BT
+    earlier = jnp.tri(tokens.shape[1], k=-1, dtype=bool)[None]
+    repeats_B = jnp.any((tokens[:, :, None] == tokens[:, None, :]) & earlier, axis=(1, 2))
+    score_LBH = analysis.induction_score(x.captured.attention_probs, tokens)
+    return _per_sequence(score_LBH, where=repeats_B[None, :, None])
+
+
+def _entropy_by_temperature(x: Observed) -> Moments:
+    entropy_NLBHT = analysis.entropy_by_temperature(
+        x.captured.attention_logits, TEMPERATURES, causal=True
+    )
+    return Moments.of(analysis.head_entropy(entropy_NLBHT), axis=2)
+
+
+def _normalized_entropy(x: Observed) -> Moments:
+    normalized = analysis.normalized_entropy(x.entropy_LBHT)
+    has_choice = jnp.arange(normalized.shape[-1]) > 0
+    return _per_sequence(analysis.head_entropy(normalized, where=has_choice))
+
+
+def _head_norm(x_LBTHK: jax.Array) -> Moments:
+    return _per_sequence(jnp.mean(jnp.linalg.norm(x_LBTHK.astype(jnp.float32), axis=-1), axis=2))
+
+
+def _residual_norm(x: Observed) -> Moments:
+    return _per_sequence(analysis.mean_norm(x.captured.residual, keep=2))
+
+
+def _attention_ratio(x: Observed) -> Moments:
+    captured = x.captured
+    skip = captured.residual[:-1]
+    return _per_sequence(analysis.branch_ratio(captured.attention_out, skip, keep=2))
+
+
+def _mlp_ratio(x: Observed) -> Moments:
+    captured = x.captured
+    skip = captured.residual[1:] - captured.mlp_out
+    return _per_sequence(analysis.branch_ratio(captured.mlp_out, skip, keep=2))
+
+
+def _mlp_pre(x: Observed) -> Moments:
+    pre = x.captured.mlp_pre
+    return Moments.of(pre, axis=(1, 2, 3))
+
+
+def _root_mean_square(state: Moments) -> np.ndarray:
+    return np.sqrt(state.variance() + state.mean**2)
+
+
+def _ledger(x: Observed) -> analysis.Ledger:
+    captured = x.captured
+    sites = {name: getattr(captured, name) for name in captured._fields}
+    length = captured.attention_logits.shape[-1]
+    return analysis.ledger(sites, where={"attention_logits": analysis.causal_mask(length)})
+
+
+def _head_diversity(state: Moments) -> HeadDiversity:
+    divergence = np.asarray(state.mean)
+    return HeadDiversity(divergence, np.asarray(analysis.effective_heads(divergence)))
+
+
+def _covariances(x: Observed) -> dict[str, Covariance]:
+    return {"pre": Covariance.of(x.captured.mlp_pre), "post": Covariance.of(x.captured.mlp_post)}
+
+
+def _spectra(state: dict[str, Covariance]) -> Spectra:
+    pre, post = state["pre"].covariance(), state["post"].covariance()
+    results = (
+        analysis.participation_ratio(pre),
+        analysis.participation_ratio(post),
+        analysis.spectral_entropy(pre),
+        analysis.spectral_entropy(post),
+        analysis.spectral_divergence(pre, post),
+    )
+    return Spectra(*(np.asarray(result) for result in results))
+
+
+_ALL = (
+    # Attention, by head [L, H] unless said otherwise; entropies in nats.
+    Metric("head_entropy", lambda x: _per_sequence(analysis.head_entropy(x.entropy_LBHT))),
+    Metric("normalized_entropy", _normalized_entropy),
+    Metric("query_entropy", lambda x: _per_sequence(x.entropy_LBHT)),  # [L, H, T]
+    Metric(
+        "sequence_entropy",  # [N, L, H], one row a sequence
+        lambda x: Rows(jnp.moveaxis(analysis.head_entropy(x.entropy_LBHT), 1, 0)),
+        lambda state: state.values,
+    ),
+    Metric("entropy_by_temperature", _entropy_by_temperature),  # [temperature, L, H]
+    Metric(
+        "logit_spread",
+        lambda x: _per_sequence(analysis.logit_spread(x.captured.attention_logits, causal=True)),
+    ),
+    Metric("query_norm", lambda x: _head_norm(x.captured.query)),
+    Metric("key_norm", lambda x: _head_norm(x.captured.key)),
+    Metric(
+        "sink_score",
+        lambda x: _per_sequence(analysis.sink_score(x.captured.attention_probs)),
+    ),
+    Metric(
+        "previous_token_score",
+        lambda x: _per_sequence(analysis.previous_token_score(x.captured.attention_probs)),
+    ),
+    Metric(
+        "last_keys_mass",
+        lambda x: _per_sequence(analysis.last_keys_mass(x.captured.attention_probs, LAST_KEYS)),
+    ),
+    Metric("induction_score", _induction),
+    Metric(
+        "head_diversity",
+        lambda x: _per_sequence(analysis.head_divergence(x.captured.attention_probs)),
+        _head_diversity,
+    ),
+    # The MLP, by layer.
+    Metric("mlp_pre_rms", _mlp_pre, _root_mean_square),
+    Metric(
+        "linear_fit",
+        lambda x: analysis.activation_moments(x.captured.mlp_pre, x.captured.mlp_post),
+        Comoments.linear_fit,
+    ),
+    Metric("unit_activity", lambda x: UnitActivity.of(x.captured.mlp_pre, x.captured.mlp_post)),
+    Metric("spectra", _covariances, _spectra, stays_on_device=True),
+    # The residual stream, by depth [L+1], and its branches [L].
+    Metric("residual_norm", _residual_norm),
+    Metric("attention_ratio", _attention_ratio),
+    Metric("mlp_ratio", _mlp_ratio),
+    Metric(
+        "token_similarity",
+        lambda x: _per_sequence(analysis.token_similarity(x.captured.residual)),
+    ),
+    Metric("effective_rank", lambda x: _per_sequence(analysis.effective_rank(x.captured.residual))),
+    Metric("kurtosis", lambda x: _per_sequence(analysis.kurtosis(x.captured.residual, keep=2))),
+    # Everywhere.
+    Metric("ledger", _ledger),
+)
+
+METRICS = {metric.name: metric for metric in _ALL}
+
+DEFAULT_METRICS = (
+    "head_entropy",
+    "sequence_entropy",
+    "mlp_pre_rms",
+    "linear_fit",
+    "unit_activity",
+    "residual_norm",
+    "ledger",
+)
