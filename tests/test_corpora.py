@@ -161,6 +161,10 @@ def test_local_files_can_have_their_own_validation_files(tmp_path):
     )
     dataset = nfllm.data.load(config, 1)
     assert validation_texts(dataset) == [record["text"] for record in validation]
+    assert [source.split(" of ")[1] for source in dataset.card["sources"]] == [
+        config.sources,
+        config.validation_source,
+    ]
     assert dataset.card["splits"]["train"]["documents"] == 19
     assert dataset.card["documents"]["duplicate"] == 1
 
@@ -235,6 +239,8 @@ def test_an_unknown_dataset_or_split_names_the_nearest(tmp_path):
         documents(data_config(FIXTURES / "tfrecord", dataset="tiny_notes", split="valid"))
     with pytest.raises(ConfigError, match="no field 'body'; its fields are 'author', 'content'"):
         documents(data_config(FIXTURES / "tfrecord", dataset="tiny_notes", text_field="body"))
+    with pytest.raises(ConfigError, match="field 'stars' is of type int, expected text"):
+        documents(data_config(FIXTURES / "tfrecord", dataset="tiny_notes", text_field="stars"))
 
 
 def codeparrot_config(tmp_path, **changes):
@@ -249,7 +255,7 @@ def codeparrot_config(tmp_path, **changes):
 
 def test_codeparrot_without_its_package_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r"pip install 'nfllm\[codeparrot\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'nfllm\[codeparrot\]'"):
         open_corpus(codeparrot_config(tmp_path), epath.Path(tmp_path))
 
 
@@ -305,5 +311,8 @@ def test_codeparrot_reads_both_repositories_and_prepares_each_once(tmp_path, mon
 
 
 def test_default_directory_is_in_the_users_cache(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/scratch/cache")
+    assert str(corpora.default_data_dir()) == "/scratch/cache/nfllm"
+    monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/somebody")
     assert str(corpora.default_data_dir()) == "/home/somebody/.cache/nfllm"

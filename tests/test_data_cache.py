@@ -17,6 +17,7 @@ import nfllm.data
 from nfllm.config import ConfigError
 from nfllm.data import cache, prepare
 from nfllm.data.python_files import standard_library
+from nfllm.data.tokenizer import bytes_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +121,23 @@ def test_a_tokenizer_file_can_be_used(source, tmp_path):
     assert np.array_equal(loaded.train.gather(every), made.train.gather(every))
     assert loaded.fingerprint == made.fingerprint
     assert loaded.directory != made.directory
+
+
+def test_ids_beyond_16_bits_reach_the_batch(source, tmp_path):
+    # A byte-level tokenizer whose byte b has the id 70,000 + b.
+    definition = json.loads(bytes_tokenizer()._backend.to_str())
+    vocabulary = definition["model"]["vocab"]
+    definition["model"]["vocab"] = {
+        **{name: 70_000 + byte for name, byte in vocabulary.items()},
+        **{f"unused{i}": i for i in range(70_000)},
+    }
+    definition["added_tokens"][0]["id"] = 70_256
+    (tmp_path / "wide.json").write_text(json.dumps(definition))
+    wide = nfllm.data.load(config_of(source, tmp_path, tokenizer=str(tmp_path / "wide.json")), 16)
+    narrow = nfllm.data.load(config_of(source, tmp_path), 16)
+    assert wide.tokenizer.vocab_size == 70_257
+    every = np.arange(len(narrow.train))
+    assert np.array_equal(wide.train.gather(every), narrow.train.gather(every) + 70_000)
 
 
 def test_a_tokenizer_that_is_none_is_named(source, tmp_path):
@@ -322,7 +340,7 @@ def bucket(monkeypatch):
 
 
 def test_tokens_can_be_kept_in_object_storage(source, tmp_path, monkeypatch, bucket):
-    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     local = nfllm.data.load(config_of(source, tmp_path / "local"), 16)
     config = config_of(source, "gs://bucket/nfllm")
     remote = nfllm.data.load(config, 16)
@@ -340,7 +358,7 @@ def test_the_card_is_json(source, tmp_path):
     card = nfllm.data.load(config_of(source, tmp_path), 16).card
     assert json.loads(json.dumps(card)) == card
     assert set(card) == {
-        "dataset", "sources", "files", "licences", "malformed", "malformed_messages",
+        "dataset", "sources", "licences", "malformed", "malformed_messages",
         "documents", "splits", "held_out", "tokenizer", "windows", "fingerprint",
     }  # fmt: skip
 

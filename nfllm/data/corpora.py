@@ -14,6 +14,7 @@ import glob
 import io
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,17 @@ class Part:
       builder: the TFDS builder; prepared before the first record is read.
       split: name of the split, or a slice of one.
       validation: whether all its documents are for validation.
+      origin: for the corpus card, where the builder's text comes from.
     """
 
     builder: Any
     split: str
-    validation: bool
+    validation: bool = False
+    origin: str = ""
+
+    def __str__(self) -> str:
+        origin = f" of {self.origin}" if self.origin else ""
+        return f"{self.builder.info.full_name} {self.split}{origin}"
 
 
 class Corpus:
@@ -86,8 +93,7 @@ class Corpus:
         malformed = [dict(info.metadata or {}) for info in infos]
         return {
             "dataset": self._config.dataset,
-            "sources": [f"{part.builder.info.full_name} {part.split}" for part in self._parts],
-            "files": self._config.sources,
+            "sources": [str(part) for part in self._parts],
             "licences": {
                 "of_dataset": sorted(stated) or "not stated",
                 "of_documents": dict(self._licences.most_common()),
@@ -116,28 +122,30 @@ def open_corpus(config: DataConfig, data_dir: epath.Path) -> Corpus:
     local = default_data_dir() if "://" in os.fspath(data_dir) else data_dir
     if config.dataset in _LOCAL:
         make = _LOCAL[config.dataset]
-        parts = [Part(make(config, config.sources, os.fspath(local)), config.split, False)]
-        if config.validation_source is not None:
-            held_out = make(config, config.validation_source, os.fspath(local))
-            parts.append(Part(held_out, "train", True))
-        identity = [f"{part.builder.info.full_name} {part.split}" for part in parts]
+        builder = make(config, config.sources, os.fspath(local))
+        parts = [Part(builder, config.split, origin=config.sources)]
+        if (held_out := config.validation_source) is not None:
+            builder = make(config, held_out, os.fspath(local))
+            parts.append(Part(builder, "train", validation=True, origin=held_out))
     elif config.dataset == "codeparrot":
-        parts = [Part(_codeparrot("train", local), config.split, False)]
+        parts = [Part(_codeparrot("train", local), config.split)]
         if config.validation_source is not None:
-            parts.append(Part(_codeparrot("valid", local), config.validation_source, True))
-        identity = [f"{part.builder.info.full_name} {part.split}" for part in parts]
+            builder = _codeparrot("valid", local)
+            parts.append(Part(builder, config.validation_source, validation=True))
     else:
         builder = tfds_reader.open_prepared(data_dir, config.dataset)
-        parts = [Part(builder, config.split, False)]
+        parts = [Part(builder, config.split)]
         if config.validation_source is not None:
-            parts.append(Part(builder, config.validation_source, True))
-        identity = [state for part in parts for state in _stored_state(part)]
+            parts.append(Part(builder, config.validation_source, validation=True))
+    identity = [f"{part.builder.info.full_name} {part.split}" for part in parts]
+    if config.dataset not in _LOCAL:
+        identity += [state for part in parts for state in _stored_state(part)]
     return Corpus(config, parts, [*identity, config.text_field or "", config.malformed])
 
 
 def default_data_dir() -> epath.Path:
     """Where prepared corpora and tokens are kept unless the configuration says otherwise."""
-    return epath.Path(Path.home() / ".cache" / "nfllm")
+    return epath.Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nfllm"
 
 
 def _python_stdlib(config: DataConfig, sources: str, data_dir: str) -> Any:
@@ -186,7 +194,7 @@ def _codeparrot(which: str, data_dir: epath.Path) -> Any:
     try:
         import datasets  # noqa: F401
     except ImportError as error:
-        raise ImportError(
+        raise ConfigError(
             "data.dataset=codeparrot needs the package `datasets`: pip install 'nfllm[codeparrot]'"
         ) from error
     return tfds.dataset_builders.HuggingfaceDatasetBuilder(
@@ -202,7 +210,7 @@ def _prepared(builder: Any, progress: bool) -> Any:
     """Writes the dataset and opens it; another process may do so at the same time."""
     import tensorflow_datasets as tfds
 
-    tfds.display_progress_bar(progress)
+    tfds.display_progress_bar(progress and sys.stderr.isatty())
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
@@ -215,12 +223,12 @@ def _prepared(builder: Any, progress: bool) -> Any:
 
 def _stored_state(part: Part) -> list[str]:
     """Name, size and time of every file of a split, since its owner may write it anew."""
-    instructions = tfds_reader.split_info(part.builder, part.split).file_instructions
-    state = [f"{part.builder.info.full_name} {part.split}"]
-    for instruction in instructions:
-        path = epath.Path(instruction.filename)
-        status = path.stat()
-        state.append(f"{path.name} {status.length} {status.mtime} {instruction}")
+    if not _is_prepared(part.builder):
+        return []
+    state = []
+    for instruction in tfds_reader.split_info(part.builder, part.split).file_instructions:
+        status = epath.Path(instruction.filename).stat()
+        state.append(f"{status.length} {status.mtime} {instruction}")
     return state
 
 
@@ -232,7 +240,13 @@ def _read(part: Part, config: DataConfig, policy: MalformedPolicy) -> Iterator[R
         raise ConfigError(f"{part.builder.info.full_name} has {no_text(names, wanted)}")
     for index, example in enumerate(tfds_reader.read_split(part.builder, part.split)):
         where = f"{part.builder.info.full_name}, split {part.split}, record {index}"
-        text = policy.decode(example[text_field], where)
+        raw = example[text_field]
+        if not isinstance(raw, bytes):
+            raise ConfigError(
+                f"{where}: field {text_field!r} is of type {type(raw).__name__}, expected text; "
+                "set data.text_field to another field"
+            )
+        text = policy.decode(raw, where)
         if text is None:
             continue
         values = {name: _plain(value) for name, value in example.items()}

@@ -9,13 +9,14 @@ from typing import Any
 
 from etils import epath
 
-from nfllm.config import DataConfig
+from nfllm.config import ConfigError, DataConfig
 from nfllm.data import cache, corpora, prepare
 from nfllm.data.tokenizer import Tokenizer
 from nfllm.data.tokens import TokenFile
 from nfllm.data.windows import Windows
 
-_FORMAT = 1
+_SPLITS = ("train", "validation")
+_TOKEN_FILES = [f"{split}.{kind}" for split in _SPLITS for kind in ("tokens", "offsets")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +73,17 @@ def load(config: DataConfig, context_length: int, *, progress: bool = False) -> 
         split: Windows(
             TokenFile.open(directory, split, manifest["dtype"]), context_length, config.window
         )
-        for split in ("train", "validation")
+        for split in _SPLITS
     }
     for split, found in windows.items():
         if not len(found):
-            raise prepare.too_short(split, config, context_length)
+            raise ConfigError(
+                f"the {split} split has no window of model.context_length={context_length} tokens "
+                f"(data.window={config.window!r}); add documents, lower the context length, or "
+                f"change data.validation_fraction={config.validation_fraction}"
+            )
     facts = {
-        "format": _FORMAT,
-        "files": manifest["files"],
+        "files": {name: manifest["files"][name] for name in _TOKEN_FILES},
         "texts": [manifest["card"]["splits"][split]["content_sha256"] for split in windows],
         "tokenizer": tokenizer.fingerprint,
         "window": config.window,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from nfllm.data.splits import Assignment, Side, Survey, digest, uniform
 from nfllm.data.tokenizer import Tokenizer, bytes_tokenizer, train_bpe
 from nfllm.data.tokens import TokenWriter, token_dtype
 
+# Part of every cache's name: raise it when the same request gives other files than before.
 _FORMAT = 1
 _SPLITS = {Side.TRAIN: "train", Side.VALIDATION: "validation"}
 # BPE is trained on a sample of the training documents of about this size: more changes few merges.
@@ -69,16 +71,7 @@ def prepare(config: DataConfig, corpus: Corpus, staging: Path, *, progress: bool
         },
     }
     dtype = token_dtype(tokenizer.vocab_size)
-    cache.write_manifest(staging, {"format": _FORMAT, "dtype": dtype, "card": card})
-
-
-def too_short(split: str, config: DataConfig, context_length: int) -> ConfigError:
-    """The error of a split in which no window fits."""
-    return ConfigError(
-        f"the {split} split has no window of model.context_length={context_length} tokens "
-        f"(data.window={config.window!r}); add documents, lower the context length, or change "
-        f"data.validation_fraction={config.validation_fraction}"
-    )
+    cache.write_manifest(staging, {"dtype": dtype, "card": card})
 
 
 def _tokenizer_request(config: DataConfig) -> str:
@@ -169,4 +162,7 @@ def _batches(
 def _bar(items: Iterable[T], total: int, what: str, shown: bool) -> Iterable[T]:
     from tqdm import tqdm
 
-    return tqdm(items, desc=f"{what:>10}", total=total, unit="doc", disable=not shown)
+    interval = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log is not a terminal
+    return tqdm(
+        items, f"{what:>10}", total, unit=" documents", mininterval=interval, disable=not shown
+    )
