@@ -6,16 +6,26 @@
 The same command on the same --workdir goes on from the newest checkpoint.
 """
 
+from __future__ import annotations
+
 import sys
-from pathlib import Path
+from signal import SIGINT
+from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
+from etils import epath
 
 from nfllm.config import Config, ConfigError
 from nfllm.flags import check_no_arguments, define_config
 
+if TYPE_CHECKING:
+    from nfllm.training.loop import FitResult
+
 _CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "runs/default", "The run directory.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 of several.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 
 def main(arguments: list[str]) -> None:
@@ -23,27 +33,33 @@ def main(arguments: list[str]) -> None:
     check_no_arguments(arguments)
     try:
         config = Config.from_dict(_CONFIG.value)
-        logging.set_verbosity(logging.WARNING)  # Orbax tells each step of a save
-        sys.exit(_train(config, _WORKDIR.value))
     except ConfigError as error:
         sys.exit(f"error: {error}")
+    logging.set_verbosity(logging.WARNING)  # Orbax tells each step of a save
 
-
-def _train(config: Config, workdir: str) -> int:
-    # After the config is known to be sound: these imports take seconds.
-    from nfllm.analysis import causal_entropy_ceiling
-    from nfllm.report import write_report
-    from nfllm.report.text import entropy_text
-    from nfllm.rundir import REPORT_DIR, RunError
+    # Now that the config is known to be sound: these imports take seconds.
+    from nfllm.rundir import RunError
+    from nfllm.training import hosts
     from nfllm.training.loop import NonFiniteError, fit
 
     try:
-        result = fit(config, workdir)
-    except (RunError, NonFiniteError) as error:
+        hosts.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        result = fit(config, _WORKDIR.value)
+    except (ConfigError, RunError, NonFiniteError) as error:
         sys.exit(f"error: {error}")
     if result.interrupted:
-        print(f"continue with the same command; {workdir} is at step {result.step}")
-        return 128 + result.interrupted if result.interrupted.name == "SIGINT" else 0
+        print(f"continue with the same command; {_WORKDIR.value} is at step {result.step}")
+        sys.exit(130 if result.interrupted == SIGINT else 0)
+    if hosts.is_first():
+        _summarize(config, _WORKDIR.value, result)
+
+
+def _summarize(config: Config, workdir: str, result: FitResult) -> None:
+    from nfllm.analysis import causal_entropy_ceiling
+    from nfllm.report import write_report
+    from nfllm.report.text import entropy_text
+    from nfllm.rundir import REPORT_DIR
+
     evaluation = result.evaluation
     assert evaluation is not None  # only an interrupted run has none
     print(
@@ -53,8 +69,7 @@ def _train(config: Config, workdir: str) -> int:
     print(f"speed       {result.tokens_per_second:,.0f} tokens/s")
     if result.entropy_LH is not None:
         print(entropy_text(result.entropy_LH, causal_entropy_ceiling(config.model.context_length)))
-    print(f"report      {write_report([workdir], Path(workdir) / REPORT_DIR)}")
-    return 0
+    print(f"report      {write_report([workdir], epath.Path(workdir) / REPORT_DIR)}")
 
 
 if __name__ == "__main__":

@@ -11,13 +11,16 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from nfllm.config import IGNORED_LABEL
 from nfllm.data.permutation import permute
 from nfllm.data.windows import Windows
+
+if TYPE_CHECKING:
+    import jax
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -29,8 +32,8 @@ class Batch(NamedTuple):
     Labels are not shifted: position t of the logits is compared with label t + 1.
     """
 
-    tokens: np.ndarray
-    labels: np.ndarray
+    tokens: np.ndarray | jax.Array
+    labels: np.ndarray | jax.Array
 
 
 def train_indices(num_windows: int, seed: int, step: int, batch_size: int) -> np.ndarray:
@@ -64,6 +67,7 @@ def train_batch(
     batch_size: int,
     *,
     ignored_id: int | None = None,
+    micro_batches: int = 1,
     shard: int = 0,
     num_shards: int = 1,
 ) -> Batch:
@@ -75,17 +79,20 @@ def train_batch(
       step: number of the batch, from 0.
       batch_size: rows of the global batch, over all shards.
       ignored_id: token id that is never a target, or None.
+      micro_batches: equal, contiguous parts of the global batch, each shared out to all hosts, so
+        that a micro-batch has the same rows whatever the number of hosts.
       shard: number of this host.
-      num_shards: number of hosts; shards are contiguous slices of the global batch.
+      num_shards: number of hosts; a shard is a contiguous slice of each micro-batch.
 
     Returns:
       Batch of shape [batch_size // num_shards, T].
 
     Raises:
-      ValueError: `num_shards` does not divide `batch_size`, or there are too few windows.
+      ValueError: `num_shards` does not divide the micro-batches, or there are too few windows.
     """
-    rows = _shard_rows(batch_size, shard, num_shards)
-    indices = train_indices(len(windows), seed, step, batch_size)[rows]
+    part = _shard_rows(batch_size // micro_batches, shard, num_shards)
+    indices = train_indices(len(windows), seed, step, batch_size).reshape(micro_batches, -1)
+    indices = indices[:, part].reshape(-1)
     return _labelled(windows.gather(indices), ignored_id)
 
 

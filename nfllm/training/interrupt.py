@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+import jax
+
 
 class Interrupt:
     """Which signal asked the run to stop; None while none has."""
@@ -26,10 +28,13 @@ class Interrupt:
 def watch() -> Iterator[Interrupt]:
     """Notes SIGINT and SIGTERM instead of dying of them; a second Ctrl-C stops at once.
 
-    Outside the main thread, where Python cannot handle signals, nothing is noted.
+    Nothing is noted outside the main thread, where Python cannot handle signals, nor with several
+    processes, which must stop after the same step: there JAX handles SIGTERM
+    (`hosts.stop_agreed`).
     """
     interrupt = Interrupt()
-    if threading.current_thread() is not threading.main_thread():
+    alone = jax.process_count() == 1
+    if not alone or threading.current_thread() is not threading.main_thread():
         yield interrupt
         return
     numbers = (signal.SIGINT, signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from signal import Signals
 from typing import Any, NamedTuple
@@ -11,13 +12,12 @@ import numpy as np
 from etils import epath
 
 from nfllm.config import Config
-from nfllm.rundir import MetricsWriter
-from nfllm.training import interrupt
+from nfllm.training import hosts, interrupt, lock
 from nfllm.training.checkpoint import Checkpoints
 from nfllm.training.clock import Clock
 from nfllm.training.evaluation import Evaluation
+from nfllm.training.journal import Journal
 from nfllm.training.program import Program
-from nfllm.training.progress import Progress
 from nfllm.training.record import check_resumable, check_writable, write_run
 from nfllm.training.state import TrainState
 from nfllm.training.step import StepMetrics
@@ -59,20 +59,21 @@ def fit(config: Config, workdir: epath.PathLike) -> FitResult:
     run = epath.Path(workdir)
     check_writable(run)
     changes = check_resumable(run, config)
-    program = Program(config, progress=True)
+    program = Program(config)
+    fingerprint = program.dataset.fingerprint
+    hosts.check_agreement(config, fingerprint)
     with (
+        lock.hold(run) if hosts.is_first() else contextlib.nullcontext(),
         interrupt.watch() as signals,
         Checkpoints(run, config.checkpoint) as checkpoints,
-        MetricsWriter(run) as metrics,
     ):
-        fingerprint = program.dataset.fingerprint
         state = checkpoints.restore(program.abstract_state(), fingerprint)
         resumed = state is not None
-        if state is None:
-            state = program.init_state()
-        write_run(run, program, state.params)
-        with Progress(config.training.steps, int(state.step)) as progress:
-            loop = _Loop(program, checkpoints, metrics, progress, signals)
+        state = program.init_state() if state is None else program.parallel.from_checkpoint(state)
+        if hosts.is_first():
+            write_run(run, program, state.params)
+        with Journal(run, config.training.steps, int(state.step)) as journal:
+            loop = _Loop(program, checkpoints, journal, signals)
             loop.announce(resumed, int(state.step), changes)
             return loop.run(state)
 
@@ -83,21 +84,22 @@ class _Loop:
 
     program: Program
     checkpoints: Checkpoints
-    metrics: MetricsWriter
-    progress: Progress
+    journal: Journal
     signals: interrupt.Interrupt
     skipped_in_a_row: int = 0
 
     def announce(self, resumed: bool, step: int, changes: list[str]) -> None:
         for line in self.checkpoints.fallbacks:
-            self._event("fell_back", step, f"{line}; going on from step {step}")
+            self.journal.event("fell_back", step, f"{line}; going on from step {step}")
         if resumed:
             note = f" with {', '.join(changes)}" if changes else ""
-            self._event("resumed", step, f"resumed at step {step}{note}")
+            self.journal.event("resumed", step, f"resumed at step {step}{note}")
         else:
             model = self.program.model
             what = f"{model.config.architecture}, {jax.device_count()} {jax.default_backend()}"
-            self._event("started", step, f"started: {what} device(s), {model.dtype} products")
+            self.journal.event(
+                "started", step, f"started: {what} device(s), {model.dtype} products"
+            )
 
     def run(self, state: TrainState) -> FitResult:
         config, program = self.program.config, self.program
@@ -115,7 +117,8 @@ class _Loop:
                     self._read(unread, step, clock, batches.waited_seconds, state)
                 step, unread = step + 1, new
                 due = _due(config, step)
-                if not (due or self.signals.signal) or step == total:
+                stop = self.signals.signal or (hosts.stop_agreed(step) and Signals.SIGTERM)
+                if not (due or stop) or step == total:
                     continue
                 self._read(unread, step, clock, batches.waited_seconds, state)
                 unread = None
@@ -124,16 +127,16 @@ class _Loop:
                         self._probe(state, step)
                     if "evaluation" in due:
                         self._evaluate(state, step)
-                    if self.signals.signal:
-                        return self._interrupted(state, step, clock)
+                    if stop:
+                        return self._interrupted(stop, state, step, clock)
                     if "checkpoint" in due:
-                        self.checkpoints.save(state, program.dataset.fingerprint)
+                        self._save(state)
             if unread is not None:
                 self._read(unread, step, clock, batches.waited_seconds, state)
-        self.checkpoints.save(state, program.dataset.fingerprint)
+        self._save(state)
         entropy_LH = self._probe(state, step)
         evaluation = self._evaluate(state, step)
-        self._event("finished", step, f"finished {step} steps")
+        self.journal.event("finished", step, f"finished {step} steps")
         return FitResult(step, evaluation, entropy_LH, clock.tokens_per_second, None)
 
     def _read(
@@ -146,7 +149,7 @@ class _Loop:
         self._check_finite(values, step, state)
         if step % config.log_every == 0 or step == config.steps:
             speed = clock.lap()
-            self.metrics.write(
+            self.journal.write(
                 "train",
                 step,
                 loss_nats=float(values.loss_nats),
@@ -157,7 +160,7 @@ class _Loop:
                 input_wait_seconds=round(waited, 4),
                 elapsed_seconds=round(clock.elapsed, 3),
             )
-            self.progress.update(step, float(values.loss_nats), speed)
+            self.journal.update(step, float(values.loss_nats), speed)
 
     def _check_finite(self, values: StepMetrics, step: int, state: TrainState) -> None:
         if bool(values.finite):
@@ -171,7 +174,7 @@ class _Loop:
             f"loss {float(values.loss_nats)} and gradient norm {float(values.grad_norm)} at step "
             f"{step}: {found}"
         )
-        self._event("non_finite", step, message)
+        self.journal.event("non_finite", step, message)
         limit = config.max_skipped_steps
         if config.non_finite == "skip" and self.skipped_in_a_row > limit:
             message += (
@@ -190,12 +193,12 @@ class _Loop:
         if not self.program.config.telemetry.every:
             return None
         fields = self.program.probe(state)
-        self.metrics.write("telemetry", step, **fields)
+        self.journal.write("telemetry", step, **fields)
         return fields["entropy_nats"]
 
     def _evaluate(self, state: TrainState, step: int) -> Evaluation:
         found = self.program.evaluate(state)
-        self.metrics.write(
+        self.journal.write(
             "eval",
             step,
             eval_loss_nats=found.loss_nats,
@@ -203,21 +206,22 @@ class _Loop:
             eval_tokens=found.num_targets,
             eval_seconds=round(found.seconds, 3),
         )
-        self.progress.say(
+        self.journal.say(
             f"step {step}  evaluation loss {found.loss_nats:.4f} nats, perplexity "
             f"{found.perplexity:.2f}"
         )
         return found
 
-    def _interrupted(self, state: TrainState, step: int, clock: Clock) -> FitResult:
-        assert self.signals.signal
-        self.checkpoints.save(state, self.program.dataset.fingerprint)
-        self._event("interrupted", step, f"{self.signals.signal.name}: saved at step {step}")
-        return FitResult(step, None, None, clock.tokens_per_second, self.signals.signal)
+    def _save(self, state: TrainState) -> None:
+        whole = self.program.parallel.to_checkpoint(state)
+        self.checkpoints.save(whole, self.program.dataset.fingerprint)
 
-    def _event(self, event: str, step: int, message: str) -> None:
-        self.metrics.write("event", step, event=event, message=message)
-        self.progress.say(message)
+    def _interrupted(
+        self, signal: Signals, state: TrainState, step: int, clock: Clock
+    ) -> FitResult:
+        self._save(state)
+        self.journal.event("interrupted", step, f"{signal.name}: saved at step {step}")
+        return FitResult(step, None, None, clock.tokens_per_second, signal)
 
 
 def _due(config: Config, step: int) -> set[str]:

@@ -15,6 +15,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import (
+    global_array_to_host_local_array,
+    host_local_array_to_global_array,
+)
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nfllm.config import Config, ConfigError
@@ -61,7 +65,7 @@ def configure_devices(config: Config) -> None:
     """Splits a CPU into `parallel.cpu_devices` devices; must run before the first array is made.
 
     Left unset, it is the largest number of devices, at most one per core, over which both batches
-    divide, unless the process has its own setting, or has made its devices already.
+    divide; but what the process has set or made already stays, and one of several gets one.
 
     Raises:
       ConfigError: the devices already exist, in another number.
@@ -74,7 +78,9 @@ def configure_devices(config: Config) -> None:
         config.evaluation.batch_size,
     )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    fitting = max(n for n in range(1, (cores or 1) + 1) if sequences % n == 0)
+    alone = not jax.distributed.is_initialized()
+    most = cores or 1 if alone else 1
+    fitting = max(n for n in range(1, most + 1) if sequences % n == 0)
     try:
         jax.config.update("jax_num_cpu_devices", wanted or fitting)
     except RuntimeError as error:
@@ -88,7 +94,7 @@ def configure_devices(config: Config) -> None:
 
 def _cpu_devices_are_set() -> bool:
     return (
-        jax.config.jax_num_cpu_devices > 0
+        getattr(jax.config, "jax_num_cpu_devices") > 0  # noqa: B009 (mypy knows no config state)
         or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     )
 
@@ -112,30 +118,47 @@ class Parallel:
         self._strategy = config.parallel.strategy
         self._devices = list(jax.devices() if devices is None else devices)
         self._mesh = Mesh(np.asarray(self._devices), (AXIS,))
+        # pmap works on what this process holds, jit on global arrays.
+        own = [device for device in self._devices if device.process_index == jax.process_index()]
+        self._own_mesh = (
+            Mesh(np.asarray(own), (AXIS,)) if config.parallel.strategy == "pmap" else self._mesh
+        )
         self.num_devices = len(self._devices)
-        self._micro_batches = _micro_batches(config, self.num_devices)
+        self.micro_batches = _micro_batches(config, self.num_devices)
         _check_batch_size(
-            "training.batch_size", config.training.batch_size, self.num_devices, self._micro_batches
+            "training.batch_size", config.training.batch_size, self.num_devices, self.micro_batches
         )
         _check_batch_size("evaluation.batch_size", config.evaluation.batch_size, self.num_devices)
 
     def init(self, init_fn: Callable[[jax.Array], TrainState], key: jax.Array) -> TrainState:
         """The state that `init_fn(key)` computes, made where it will live."""
-        shardings = self.state_sharding(jax.eval_shape(init_fn, key))
+        shardings = self._shardings(jax.eval_shape(init_fn, key), self._own_mesh)
         return jax.jit(init_fn, out_shardings=shardings)(key)
 
     def abstract(self, init_fn: Callable[[jax.Array], TrainState]) -> TrainState:
-        """Shapes, types and shardings of `init_fn(key)`, which is not run."""
+        """What a checkpoint of `init_fn(key)`, which is not run, restores to."""
         shapes = jax.eval_shape(init_fn, jax.random.key(0))
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,
-            self.state_sharding(shapes),
+            self._shardings(shapes, self._mesh),
         )
 
-    def state_sharding(self, state: Any) -> Any:
+    def to_checkpoint(self, state: TrainState) -> TrainState:
+        """The state as global arrays, which all processes write together."""
+        if self._mesh is self._own_mesh or jax.process_count() == 1:
+            return state
+        return host_local_array_to_global_array(state, self._mesh, PartitionSpec())
+
+    def from_checkpoint(self, state: TrainState) -> TrainState:
+        """The state that was restored, as the step takes it."""
+        if self._mesh is self._own_mesh or jax.process_count() == 1:
+            return state
+        return global_array_to_host_local_array(state, self._mesh, PartitionSpec())
+
+    def _shardings(self, state: Any, mesh: Mesh) -> Any:
         """A sharding per leaf. fsdp splits the largest dimension that the devices divide."""
-        return jax.tree.map(lambda leaf: NamedSharding(self._mesh, self._spec(leaf.shape)), state)
+        return jax.tree.map(lambda leaf: NamedSharding(mesh, self._spec(leaf.shape)), state)
 
     def _spec(self, shape: tuple[int, ...]) -> PartitionSpec:
         divisible = [size if size % self.num_devices == 0 else 0 for size in shape]
@@ -164,7 +187,7 @@ class Parallel:
 
         @functools.partial(jax.jit, donate_argnums=0)
         def sharded(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-            shardings = self.state_sharding(state)
+            shardings = self._shardings(state, self._mesh)
             state = jax.lax.with_sharding_constraint(state, shardings)
             batch = jax.lax.with_sharding_constraint(batch, batch_sharding)
             state, metrics = step(state, batch.tokens, batch.labels)
@@ -187,26 +210,29 @@ class Parallel:
         return lambda params, batch: jitted(params, batch.tokens, batch.labels)
 
     def put_train(self, batch: Batch) -> Batch:
-        """Splits a global batch [B, T] into micro-batches and places it on the devices."""
-        return self._put(batch, (self._micro_batches,))
+        """Splits this process's share [B, T] into micro-batches and places it on the devices."""
+        return self._put(batch, (self.micro_batches,))
 
     def put_eval(self, batch: Batch) -> Batch:
-        """Places a global batch [B, T] on the devices."""
+        """Places this process's share [B, T] on the devices."""
         return self._put(batch, ())
 
     def put_probe(self, tokens_BT: np.ndarray) -> jax.Array:
-        """Places sequences [B, T] for a program that `jit` partitions: split where B allows it."""
-        splits = len(tokens_BT) % self.num_devices == 0
-        spec = PartitionSpec(AXIS) if splits else PartitionSpec()
-        return jax.device_put(tokens_BT, NamedSharding(self._mesh, spec))
+        """Places sequences [B, T], held by every process, for a program that `jit` partitions."""
+        splits = len(tokens_BT) % self._own_mesh.size == 0
+        sharding = NamedSharding(self._own_mesh, PartitionSpec(AXIS) if splits else PartitionSpec())
+        return jax.make_array_from_callback(
+            tokens_BT.shape, sharding, lambda index: tokens_BT[index]
+        )
 
     def _put(self, batch: Batch, leading: tuple[int, ...]) -> Batch:
         axes = (None,) * len(leading) + (AXIS,)
-        sharding = NamedSharding(self._mesh, PartitionSpec(*axes))
+        sharding = NamedSharding(self._own_mesh, PartitionSpec(*axes))
         # pmap maps an explicit device axis; jit shards the batch axis itself.
-        by_device = (self.num_devices,) if self._strategy == "pmap" else ()
+        by_device = (self._own_mesh.size,) if self._strategy == "pmap" else ()
 
-        def place(x_BT: np.ndarray) -> jax.Array:
-            return jax.device_put(x_BT.reshape(*leading, *by_device, -1, x_BT.shape[-1]), sharding)
+        def place(x_BT: np.ndarray | jax.Array) -> jax.Array:
+            local = np.asarray(x_BT).reshape(*leading, *by_device, -1, x_BT.shape[-1])
+            return jax.make_array_from_process_local_data(sharding, local)
 
         return Batch(place(batch.tokens), place(batch.labels))

@@ -15,6 +15,7 @@ from nfllm import data
 from nfllm.config import Config, ConfigError
 from nfllm.data import batches
 from nfllm.model.decoder import Decoder
+from nfllm.training import hosts
 from nfllm.training.evaluation import Evaluation, evaluate
 from nfllm.training.optimizer import make_optimizer
 from nfllm.training.parallel import Parallel, configure_devices
@@ -34,7 +35,7 @@ class Program:
       ConfigError: a batch does not divide over the devices, or exceeds the windows there are.
     """
 
-    def __init__(self, config: Config, *, progress: bool = False) -> None:
+    def __init__(self, config: Config) -> None:
         self.config = config
         training = config.training
         configure_devices(config)
@@ -43,7 +44,9 @@ class Program:
         schedule = make_schedule(config.optimizer, training.steps)
         optimizer = make_optimizer(config.optimizer, schedule)
 
-        self.dataset = data.load(config.data, config.model.context_length, progress=progress)
+        self.dataset = data.load(
+            config.data, config.model.context_length, progress=hosts.is_first()
+        )
         windows = len(self.dataset.train)
         if windows < training.batch_size:
             raise ConfigError(
@@ -72,7 +75,7 @@ class Program:
         return self.parallel.abstract(self._init)
 
     def train_batch(self, step: int) -> batches.Batch:
-        """The global batch number `step`, on the host."""
+        """Share of this process in global batch number `step`, on the host."""
         training = self.config.training
         return batches.train_batch(
             self.dataset.train,
@@ -80,6 +83,9 @@ class Program:
             step,
             training.batch_size,
             ignored_id=self._ignored_id,
+            micro_batches=self.parallel.micro_batches,
+            shard=jax.process_index(),
+            num_shards=jax.process_count(),
         )
 
     def train_batches(self, start: int) -> batches.Prefetcher[batches.Batch]:
@@ -94,6 +100,8 @@ class Program:
             self.config.evaluation.batch_size,
             ignored_id=self._ignored_id,
             max_windows=self.config.evaluation.max_windows,
+            shard=jax.process_index(),
+            num_shards=jax.process_count(),
         )
         return evaluate(self._eval_step, state.params, found, self.parallel.put_eval)
 
@@ -103,8 +111,9 @@ class Program:
 
     def probe_batch(self, state: TrainState, step: int) -> dict[str, Any]:
         """The telemetry fields on training batch number `step`."""
-        tokens_BT = self.train_batch(step).tokens
-        return self._probe(state.params, self.parallel.put_probe(tokens_BT))
+        training = self.config.training
+        whole = batches.train_batch(self.dataset.train, training.seed, step, training.batch_size)
+        return self._probe(state.params, self.parallel.put_probe(np.asarray(whole.tokens)))
 
     @functools.cached_property
     def _probe_tokens(self) -> jax.Array:

@@ -1,0 +1,142 @@
+"""Several processes as one run: how they find each other, agree, and stop together."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from nfllm.config import Config, ConfigError
+from nfllm.rundir import RunError
+
+_START_SECONDS = 120
+_HEARTBEAT_SECONDS = 30
+_SHUTDOWN_SECONDS = 30
+_MESSAGE_BYTES = 1 << 16
+
+
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Connects this process with the others of its run; must come before any use of a device.
+
+    With the three values (or NFLLM_COORDINATOR, NFLLM_NUM_PROCESSES and NFLLM_PROCESS_ID in the
+    environment) it meets the others at `coordinator`. Without, on a TPU or under `srun` with
+    several tasks, JAX finds them itself. Otherwise the process is alone.
+
+    Args:
+      coordinator: HOST:PORT of process 0, the same for all.
+      num_processes: how many there are.
+      process_id: which one this is, from 0.
+
+    Raises:
+      ConfigError: some of the three are missing, or `process_id` is out of range.
+      RunError: the others did not arrive in time.
+    """
+    values = _from_environment(coordinator, num_processes, process_id)
+    if values is None and not _in_a_cluster():
+        return
+    options: dict[str, Any] = values or {}
+    # A host that dies must not leave the others waiting: all end at the first missed heartbeat.
+    try:
+        jax.distributed.initialize(
+            **options,
+            initialization_timeout=_START_SECONDS,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+        )
+    except RuntimeError as error:
+        where = options.get("coordinator_address", "the cluster's coordinator")
+        raise RunError(
+            f"the processes did not all meet at {where} within {_START_SECONDS} s "
+            f"({str(error).partition(chr(10))[0][:200]}); check the address, that its port is "
+            "open, and that every process was started"
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes metrics, records and reports."""
+    return jax.process_index() == 0
+
+
+def check_agreement(config: Config, data_fingerprint: str) -> None:
+    """Raises RunError unless all processes have the same config and data, naming what differs."""
+    if jax.process_count() == 1:
+        return
+    own = {"data fingerprint": data_fingerprint}
+    for section, keys in config.to_dict().items():
+        own |= {f"{section}.{key}": value for key, value in keys.items()}
+    del own["data.data_dir"]  # every host may keep its data elsewhere
+    everyone = _exchange(own)
+    for key in own:
+        values = [other[key] for other in everyone]
+        if any(value != values[0] for value in values):
+            listed = ", ".join(f"{value!r} in process {i}" for i, value in enumerate(values))
+            raise RunError(
+                f"the processes differ in {key}: {listed}; start all of them with one config and "
+                "one corpus"
+            )
+
+
+def stop_agreed(step: int) -> bool:
+    """Whether all processes stop after `step`, since one of them got SIGTERM; call it each step."""
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process has called it."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def _from_environment(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> dict[str, Any] | None:
+    environment = os.environ
+    address = coordinator or environment.get("NFLLM_COORDINATOR")
+    count = num_processes or _whole_number("NFLLM_NUM_PROCESSES")
+    own = process_id if process_id is not None else _whole_number("NFLLM_PROCESS_ID")
+    if address is None and count is None and own is None:
+        return None
+    if address is None or count is None or own is None:
+        raise ConfigError(
+            f"--coordinator={address}, --num_processes={count}, --process_id={own}: give all "
+            "three, or none"
+        )
+    if not 0 <= own < count:
+        raise ConfigError(f"--process_id={own} is not one of --num_processes={count} (from 0)")
+    if ":" not in address:
+        raise ConfigError(f"--coordinator={address} has no port; write HOST:PORT")
+    return {"coordinator_address": address, "num_processes": count, "process_id": own}
+
+
+def _whole_number(name: str) -> int | None:
+    text = os.environ.get(name)
+    if text is None:
+        return None
+    if not text.isdigit():
+        raise ConfigError(f"{name}={text!r} must be a whole number")
+    return int(text)
+
+
+def _in_a_cluster() -> bool:
+    """Whether JAX can find the other processes without being told."""
+    wants_cpu = os.environ.get("JAX_PLATFORMS", "").startswith("cpu")
+    tpu = importlib.util.find_spec("libtpu") is not None and not wants_cpu
+    slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
+    return tpu or slurm
+
+
+def _exchange(own: dict[str, Any]) -> list[dict[str, Any]]:
+    """The dictionaries of all processes, in their order."""
+    message = json.dumps(own).encode()
+    if len(message) > _MESSAGE_BYTES:
+        raise RunError(
+            f"a config of {len(message)} bytes is over the {_MESSAGE_BYTES} of a message"
+        )
+    padded = np.frombuffer(message.ljust(_MESSAGE_BYTES), np.uint8)
+    received = multihost_utils.process_allgather(padded)
+    return [json.loads(row.tobytes()) for row in np.asarray(received)]

@@ -1,0 +1,62 @@
+"""What a run tells: to its metrics file and to the person who watches."""
+
+from __future__ import annotations
+
+import contextlib
+from types import TracebackType
+from typing import Any
+
+from etils import epath
+
+from nfllm.rundir import MetricsWriter
+from nfllm.training.hosts import is_first
+from nfllm.training.progress import Progress
+
+
+class Journal:
+    """Metrics and progress of the first process; the others are silent.
+
+    Example:
+      with Journal(run, total_steps=1000, done=0) as journal:
+          journal.write("eval", step=250, eval_loss_nats=4.0)
+          journal.event("checkpoint", 250, "saved at step 250")
+    """
+
+    def __init__(self, run: epath.Path, total_steps: int, done: int) -> None:
+        self._stack = contextlib.ExitStack()
+        self._metrics: MetricsWriter | None = None
+        self._progress: Progress | None = None
+        if is_first():
+            self._metrics = self._stack.enter_context(MetricsWriter(run))
+            self._progress = self._stack.enter_context(Progress(total_steps, done))
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def write(self, kind: str, step: int, **fields: Any) -> None:
+        """Adds a line to metrics.jsonl."""
+        if self._metrics is not None:
+            self._metrics.write(kind, step, **fields)
+
+    def event(self, event: str, step: int, message: str) -> None:
+        """Adds an event to metrics.jsonl, and prints its message."""
+        self.write("event", step, event=event, message=message)
+        self.say(message)
+
+    def say(self, line: str) -> None:
+        """Prints a line."""
+        if self._progress is not None:
+            self._progress.say(line)
+
+    def update(self, step: int, loss_nats: float, tokens_per_second: float) -> None:
+        """Moves the progress on."""
+        if self._progress is not None:
+            self._progress.update(step, loss_nats, tokens_per_second)

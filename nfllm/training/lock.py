@@ -1,0 +1,43 @@
+"""One run at a time in a run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from etils import epath
+
+from nfllm.rundir import RunError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def hold(run: epath.Path) -> Iterator[None]:
+    """Holds the run directory for this process; the kernel lets go of it when the process ends.
+
+    A remote directory (`gs://`) cannot be held, and is not.
+
+    Raises:
+      RunError: another process holds it.
+    """
+    if fcntl is None or "://" in str(run):
+        yield
+        return
+    with open(os.fspath(run / ".lock"), "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise RunError(
+                f"{run} is in use by process {file.read() or '?'}; wait for it, stop it, or give "
+                "another --workdir"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
