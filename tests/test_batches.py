@@ -119,6 +119,27 @@ def test_shards_of_every_divisor_make_up_the_one_host_batch(data, step):
             assert np.array_equal(np.concatenate(part_arrays), whole_array)
 
 
+@given(data=st.data(), micro_batches=st.integers(1, 4), num_shards=st.integers(1, 4))
+def test_a_micro_batch_has_the_same_rows_on_any_number_of_hosts(data, micro_batches, num_shards):
+    rows = num_shards * data.draw(st.integers(1, 6))
+    batch_size = micro_batches * rows
+    windows = windows_of(batch_size + data.draw(st.integers(0, 20)))
+    whole = batches.train_batch(windows, 3, 7, batch_size).tokens.reshape(micro_batches, rows, 4)
+    shards = [
+        batches.train_batch(
+            windows,
+            3,
+            7,
+            batch_size,
+            micro_batches=micro_batches,
+            shard=shard,
+            num_shards=num_shards,
+        ).tokens.reshape(micro_batches, rows // num_shards, 4)
+        for shard in range(num_shards)
+    ]
+    assert np.array_equal(np.concatenate(shards, axis=1), whole)
+
+
 def test_starting_at_a_step_equals_running_to_it():
     windows = windows_of(37)
 
