@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import jax
 import pytest
 
@@ -14,6 +15,10 @@ sys.path.insert(0, str(ROOT))
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# How long an example takes says more about what else the machine does than about the code.
+hypothesis.settings.register_profile("nfllm", deadline=None)
+hypothesis.settings.load_profile("nfllm")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

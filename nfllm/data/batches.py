@@ -91,9 +91,9 @@ def train_batch(
       ValueError: `num_shards` does not divide the micro-batches, or there are too few windows.
     """
     part = _shard_rows(batch_size // micro_batches, shard, num_shards)
-    indices = train_indices(len(windows), seed, step, batch_size).reshape(micro_batches, -1)
-    indices = indices[:, part].reshape(-1)
-    return _labelled(windows.gather(indices), ignored_id)
+    indices = train_indices(len(windows), seed, step, batch_size)
+    mine = indices.reshape(micro_batches, -1)[:, part].reshape(-1)
+    return _labelled(windows.gather(mine), ignored_id)
 
 
 def evaluation_batches(
