@@ -59,9 +59,8 @@ def test_permute_order_is_the_one_that_earlier_runs_were_trained_in():
     assert permute(np.arange(12), 12, 0, 0).tolist() == RECORDED_ORDER
 
 
-@pytest.mark.parametrize("size", [5, 7])
-def test_permute_makes_all_orders_alike_often(size):
-    keys = 6000
+def test_permute_makes_all_orders_alike_often():
+    size, keys = 5, 4000  # the smaller the size, the sooner too few rounds would show
     images = np.stack([permute(np.arange(size), size, 1, key) for key in range(keys)])
     places = [np.bincount(images[:, place], minlength=size) for place in range(size)]
     pairs = Counter(zip(images[:, 0].tolist(), images[:, 1].tolist(), strict=True))
