@@ -11,13 +11,28 @@ from nfllm.config import Config
 from nfllm.rundir import MetricsWriter, RunRecord, write_record
 
 _DEFAULT = Path(__file__).parents[1] / "configs" / "default.py"
+# What the tests count on, whatever the defaults become.
+_BASE = {
+    "model.num_layers": 4,
+    "model.num_heads": 4,
+    "model.embed_dim": 128,
+    "model.context_length": 128,
+    "model.normalization": "none",
+    "model.final_normalization": "layernorm",
+    "model.activation": "relu",
+    "optimizer.learning_rate": 1e-3,
+    "optimizer.weight_decay": 0.1,
+    "training.steps": 1000,
+    "training.batch_size": 16,
+    "training.seed": 0,
+}
 SITES = ("residual", "attention_logits", "attention_out", "mlp_pre", "mlp_out")
 
 
 def make_config(changes: Mapping[str, Any]) -> Config:
     """The default config with `{"section.key": value}` changed."""
     values = runpy.run_path(str(_DEFAULT))["get_config"]().to_dict()
-    for key, value in changes.items():
+    for key, value in {**_BASE, **changes}.items():
         section, _, name = key.partition(".")
         assert name in values[section]
         values[section][name] = value
@@ -47,7 +62,7 @@ def write_run(
     num_probes: int = 21,
     **record: Any,
 ) -> Path:
-    """A finished run of 1,000 steps, whose losses fall to `final_loss` and entropies to `entropy_LH`.
+    """A finished run of 1,000 steps: losses fall to `final_loss`, entropies to `entropy_LH`.
 
     From step `nonfinite_from` on, every site from layer 1 on has NaN.
     """

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from page_checks import cells, check
 from synthetic_runs import make_config, write_run
-from test_page import cells, check
 
 import nfllm.report
 from nfllm.report import write_report
@@ -295,6 +295,15 @@ def test_uneven_arrays_are_left_out_and_named(tmp_path):
     assert read.nonfinite is None
     named = [warning.split()[0] for warning in read.warnings]
     assert named == ["entropy_nats", "mlp_pre_rms", "nonfinite"]
+
+
+def test_a_run_without_any_finite_entropy_is_shown(tmp_path):
+    run = write_run(tmp_path / "run", {}, np.full((4, 4), np.nan), float("nan"), num_probes=2)
+    content = write_report([run], tmp_path / "report").read_text()
+    assert [text for _, text in cells(content)] == ["×"] * 16
+    assert "No head of these runs has a finite entropy above 0." in content
+    (row,) = rows_of(tmp_path / "report", "perplexity")
+    assert row["perplexity"] == "nan"
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):

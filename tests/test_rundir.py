@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import runpy
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -10,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from synthetic_runs import make_record
 
 import nfllm.rundir
-from nfllm.config import Config
 from nfllm.rundir import (
     FORMAT_VERSION,
     Metrics,
@@ -24,21 +23,10 @@ from nfllm.rundir import (
     write_record,
 )
 
-DEFAULT = Path(__file__).parents[1] / "configs" / "default.py"
-
 
 @pytest.fixture(scope="module")
 def record() -> RunRecord:
-    config = Config.from_dict(runpy.run_path(str(DEFAULT))["get_config"]().to_dict())
-    return RunRecord(
-        config=config,
-        vocab_size=4096,
-        num_parameters=1_327_104,
-        data_fingerprint="9f0c",
-        decayed_parameters=("token_embedding/embedding", "block_0/mlp/up/kernel"),
-        undecayed_parameters=("final_normalization/scale",),
-        nfllm_version="0.1.0",
-    )
+    return make_record({}, undecayed_parameters=("final_normalization.scale",))
 
 
 def edit_record(run: Path, change: dict) -> None:
@@ -61,7 +49,7 @@ def test_record_has_the_keys_of_the_contract(tmp_path, record):
     assert values["vocab_size"] == 4096
     assert values["num_parameters"] == 1_327_104
     assert values["data_fingerprint"] == "9f0c"
-    assert values["undecayed_parameters"] == ["final_normalization/scale"]
+    assert values["undecayed_parameters"] == ["final_normalization.scale"]
 
 
 def test_record_is_replaced_whole(tmp_path, record):

@@ -1,6 +1,7 @@
 """python -m nfllm.report RUN [RUN ...] --out DIR"""
 
 import argparse
+import os
 import sys
 
 from etils import epath
@@ -32,4 +33,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # Training may hold the accelerator; a report does without.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     sys.exit(main())

@@ -123,7 +123,10 @@ def _heatmap_blocks(group: _Group, alone: bool) -> Iterator[Block]:
 
 
 def _histogram_blocks(group: _Group) -> Iterator[Block]:
-    maximum = group.observed or 1.0
+    maximum = group.observed
+    if maximum is None:
+        yield Markup(f"<p>{group.name} No head of these runs has a finite entropy above 0.</p>")
+        return
     labels: list[str] = []
     shares = []
     for run in group.runs:

@@ -156,4 +156,4 @@ def _right(number: bool) -> str:
 
 
 def _resource(name: str) -> str:
-    return importlib.resources.files("nfllm.report").joinpath(name).read_text()
+    return importlib.resources.files("nfllm.report").joinpath(name).read_text("utf-8")

@@ -62,4 +62,4 @@ def find_published(model: ModelConfig, notation: str) -> Published | None:
 @functools.cache
 def _published() -> dict[str, Any]:
     file = importlib.resources.files("nfllm.report").joinpath("published.json")
-    return json.loads(file.read_text())
+    return json.loads(file.read_text("utf-8"))

@@ -21,12 +21,12 @@ def write(runs: Sequence[epath.PathLike], out: epath.PathLike) -> epath.Path:
         (directory / folder).mkdir(parents=True, exist_ok=True)
     for item in _downloads([block for section in sections for block in section.blocks]):
         if isinstance(item, Rows):
-            (directory / "tables" / f"{item.name}.csv").write_text(item.table.csv())
+            (directory / "tables" / f"{item.name}.csv").write_bytes(item.table.csv().encode())
         else:
             (directory / "figures" / f"{item.name}.png").write_bytes(render.png(item.whole))
             (directory / "figures" / f"{item.name}.pdf").write_bytes(render.pdf(item.whole))
     index = directory / "index.html"
-    index.write_text(render_page(_title(read), _lead(read), sections))
+    index.write_bytes(render_page(_title(read), _lead(read), sections).encode())
     return index
 
 
