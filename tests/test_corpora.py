@@ -269,7 +269,7 @@ def test_codeparrot_reads_both_repositories_and_prepares_each_once(tmp_path, mon
     def hub(*, hf_repo_id, file_format, data_dir):
         asked.append((hf_repo_id, file_format))
 
-        class Hub(tfds.core.GeneratorBasedBuilder):
+        class Hub(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             name = conversion_utils.to_tfds_name(hf_repo_id)
             VERSION = tfds.core.Version("0.0.0")
 
@@ -296,18 +296,25 @@ def test_codeparrot_reads_both_repositories_and_prepares_each_once(tmp_path, mon
 
     monkeypatch.setitem(sys.modules, "datasets", types.ModuleType("datasets"))
     monkeypatch.setattr(tfds.dataset_builders, "HuggingfaceDatasetBuilder", hub)
-    found, corpus = documents(codeparrot_config(tmp_path))
+    config = codeparrot_config(tmp_path, tokenizer="bytes")
+    first = nfllm.data.load(config, 1)
     train, valid = (f"huggingface-course/codeparrot-ds-{part}" for part in ("train", "valid"))
     assert asked == [(train, "array_record"), (valid, "array_record")]
+    found, corpus = documents(config)
     assert [(record.text, validation) for record, validation in found] == [
         *((f"{train} {i}", False) for i in range(3)),
         *((f"{valid} {i}", True) for i in range(3)),
     ]
     assert corpus.card()["licences"]["of_documents"] == {"mit": 6}
-
-    again, _ = documents(codeparrot_config(tmp_path, split="train[1:]"))
-    assert [record for record, _ in again] == [record for record, _ in found[1:]]
+    part, _ = documents(codeparrot_config(tmp_path, split="train[1:]"))
+    assert [record for record, _ in part] == [record for record, _ in found[1:]]
+    assert nfllm.data.load(config, 1).directory == first.directory
     assert len(asked) == 2
+
+    # The tokens are enough: text that was removed to save space is not written again.
+    shutil.rmtree(tmp_path / "huggingface_course__codeparrot_ds_train")
+    assert nfllm.data.load(config, 1).directory == first.directory
+    assert not (tmp_path / "huggingface_course__codeparrot_ds_train").exists()
 
 
 def test_default_directory_is_in_the_users_cache(monkeypatch):

@@ -138,7 +138,7 @@ def open_corpus(config: DataConfig, data_dir: epath.Path) -> Corpus:
         if config.validation_source is not None:
             parts.append(Part(builder, config.validation_source, validation=True))
     identity = [f"{part.builder.info.full_name} {part.split}" for part in parts]
-    if config.dataset not in _LOCAL:
+    if config.dataset not in (*_LOCAL, "codeparrot"):
         identity += [state for part in parts for state in _stored_state(part)]
     return Corpus(config, parts, [*identity, config.text_field or "", config.malformed])
 
@@ -223,8 +223,6 @@ def _prepared(builder: Any, progress: bool) -> Any:
 
 def _stored_state(part: Part) -> list[str]:
     """Name, size and time of every file of a split, since its owner may write it anew."""
-    if not _is_prepared(part.builder):
-        return []
     state = []
     for instruction in tfds_reader.split_info(part.builder, part.split).file_instructions:
         status = epath.Path(instruction.filename).stat()
