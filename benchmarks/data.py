@@ -21,6 +21,7 @@ import json
 import platform
 import resource
 import runpy
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -67,19 +68,19 @@ def measure_batches(directory: str, quick: bool) -> dict[str, float]:
 
 
 def measure_stall(directory: str, quick: bool) -> dict[str, float]:
-    """Seconds per training step with real and with synthetic input, in turns."""
+    """Seconds per training step with real and with synthetic input, in turns: medians of rounds."""
     import jax
 
     from nfllm.training.program import Program
 
-    steps, rounds = (10, 2) if quick else (30, 5)
+    steps, rounds = 10, 3 if quick else 25
     config = default_config(data_dir=directory)
     config = dataclasses.replace(
         config, training=dataclasses.replace(config.training, steps=steps * rounds + 2)
     )
     program = Program(config)
     state = program.init_state()
-    seconds = {"real": 0.0, "synthetic": 0.0}
+    seconds: dict[str, list[float]] = {"real": [], "synthetic": []}
     with program.train_batches(0) as batches:
         fixed = next(batches)
         for batch in (fixed, next(batches)):
@@ -93,13 +94,14 @@ def measure_stall(directory: str, quick: bool) -> dict[str, float]:
                     batch = fixed if kind == "synthetic" else next(batches)
                     state, metrics = program.train_step(state, batch)
                 jax.block_until_ready((state, metrics))
-                seconds[kind] += time.perf_counter() - begin
+                seconds[kind].append((time.perf_counter() - begin) / steps)
         waited = batches.waited_seconds - waited
+    real, synthetic = (statistics.median(seconds[kind]) for kind in ("real", "synthetic"))
     return {
-        "real_step_seconds": seconds["real"] / (steps * rounds),
-        "synthetic_step_seconds": seconds["synthetic"] / (steps * rounds),
-        "stall": 1 - seconds["synthetic"] / seconds["real"],
-        "waiting": waited / seconds["real"],
+        "real_step_seconds": real,
+        "synthetic_step_seconds": synthetic,
+        "stall": 1 - synthetic / real,
+        "waiting": waited / (steps * sum(seconds["real"])),
     }
 
 
