@@ -1,60 +1,19 @@
 """The command `python train.py`, as a user runs it: real processes, real signals."""
 
-import dataclasses
 import json
-import os
 import signal
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from tiny import make_corpus, tiny_flags
+from tiny import make_corpus
+from trainer import Trainer, wait_for_step
 
 from nfllm.rundir import read_metrics, read_record
 
-ROOT = Path(__file__).parents[1]
 STEPS = 300
-
-
-@dataclasses.dataclass(frozen=True)
-class Trainer:
-    """Runs train.py on one tiny corpus."""
-
-    folder: Path
-    cache: Path
-
-    def command(self, run, **changes):
-        flags = tiny_flags(
-            self.folder / "corpus",
-            self.folder / "data",
-            parallel__cpu_devices=2,
-            training__compilation_cache=str(self.cache),
-            **changes,
-        )
-        options = [f"--config.{key}={value}" for key, value in flags.items()]
-        return [sys.executable, str(ROOT / "train.py"), "--workdir", str(run), *options]
-
-    def start(self, run, **changes):
-        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-        return subprocess.Popen(
-            self.command(run, **changes),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-            cwd=self.folder,
-        )
-
-    def run(self, run, **changes):
-        """Exit code, standard output and standard error."""
-        process = self.start(run, **changes)
-        out, err = process.communicate(timeout=240)
-        return process.returncode, out, err
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +32,6 @@ def uninterrupted(trainer):
     code, out, err = trainer.run(run, **LONG)
     assert code == 0, err
     return run, out
-
-
-def _wait_for_step(run, step, process):
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if (run / "metrics.jsonl").exists():
-            rows = read_metrics(run).rows["train"]
-            if rows and rows[-1]["step"] >= step:
-                return
-        time.sleep(0.02)
-    raise AssertionError(f"step {step} was not reached: {process.communicate()}")
 
 
 def _final_state(run):
@@ -130,7 +78,7 @@ def test_a_run_ends_with_its_loss_speed_entropy_and_report(uninterrupted):
 def test_sigterm_saves_and_the_same_command_goes_on(trainer, uninterrupted):
     run = trainer.folder / "sigterm"
     process = trainer.start(run, **LONG)
-    _wait_for_step(run, 30, process)
+    wait_for_step(run, 30, process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
@@ -145,7 +93,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(trainer, uninterrupted):
 def test_sigkill_loses_nothing_that_was_saved(trainer, uninterrupted):
     run = trainer.folder / "sigkill"
     process = trainer.start(run, **LONG)
-    _wait_for_step(run, 140, process)
+    wait_for_step(run, 140, process)
     process.kill()
     process.communicate(timeout=60)
     with (run / "metrics.jsonl").open("a") as file:
@@ -159,7 +107,7 @@ def test_sigkill_loses_nothing_that_was_saved(trainer, uninterrupted):
 def test_ctrl_c_saves_and_says_so_in_its_exit_code(trainer):
     run = trainer.folder / "sigint"
     process = trainer.start(run, training__steps=100_000, evaluation__max_windows=8)
-    _wait_for_step(run, 5, process)
+    wait_for_step(run, 5, process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

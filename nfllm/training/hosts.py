@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import socket
+import time
 from typing import Any
 
 import jax
@@ -34,27 +36,20 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
 
     Raises:
       ConfigError: some of the three are missing, or `process_id` is out of range.
-      RunError: the others did not arrive in time.
+      RunError: the coordinator cannot be reached.
     """
     values = _from_environment(coordinator, num_processes, process_id)
     if values is None and not _in_a_cluster():
         return
-    options: dict[str, Any] = values or {}
-    # A host that dies must not leave the others waiting: all end at the first missed heartbeat.
-    try:
-        jax.distributed.initialize(
-            **options,
-            initialization_timeout=_START_SECONDS,
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
-        )
-    except RuntimeError as error:
-        where = options.get("coordinator_address", "the cluster's coordinator")
-        raise RunError(
-            f"the processes did not all meet at {where} within {_START_SECONDS} s "
-            f"({str(error).partition(chr(10))[0][:200]}); check the address, that its port is "
-            "open, and that every process was started"
-        ) from error
+    if values is not None and values["process_id"] > 0:
+        _wait_for(values["coordinator_address"])
+    # A host that dies must not leave the others waiting: all end when a heartbeat is missed.
+    jax.distributed.initialize(
+        **(values or {}),
+        initialization_timeout=_START_SECONDS,
+        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+    )
 
 
 def is_first() -> bool:
@@ -108,7 +103,7 @@ def _from_environment(
         )
     if not 0 <= own < count:
         raise ConfigError(f"--process_id={own} is not one of --num_processes={count} (from 0)")
-    if ":" not in address:
+    if not address.rpartition(":")[2].isdigit():
         raise ConfigError(f"--coordinator={address} has no port; write HOST:PORT")
     return {"coordinator_address": address, "num_processes": count, "process_id": own}
 
@@ -120,6 +115,24 @@ def _whole_number(name: str) -> int | None:
     if not text.isdigit():
         raise ConfigError(f"{name}={text!r} must be a whole number")
     return int(text)
+
+
+def _wait_for(address: str) -> None:
+    """Returns when something listens at `address`; where nothing does, JAX would abort."""
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            with socket.create_connection((host, int(port)), timeout=5):
+                return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"--coordinator={address} could not be reached within {_START_SECONDS} s "
+                    f"({error}); check the address, that its port is open, and that process 0 was "
+                    "started"
+                ) from error
+        time.sleep(0.2)
 
 
 def _in_a_cluster() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import uuid
 from typing import Any
 
 import jax
@@ -38,7 +39,7 @@ _FREE_KEYS = (
 
 def check_writable(run: epath.Path) -> None:
     """Raises RunError where the run directory cannot be made or written."""
-    probe = run / ".writable"
+    probe = run / f".writable-{uuid.uuid4().hex}"  # several hosts try at the same time
     try:
         run.mkdir(parents=True, exist_ok=True)
         probe.write_text("")

@@ -1,0 +1,150 @@
+"""Two real processes of two devices each, against one process of four."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from tiny import make_corpus
+from trainer import Trainer, wait_for_step
+
+from nfllm.config import ConfigError
+from nfllm.rundir import read_metrics
+from nfllm.training import hosts
+
+RUN = {"training__steps": 12, "checkpoint__every": 6, "telemetry__every": 6}
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory, compilation_cache):
+    folder = tmp_path_factory.mktemp("hosts")
+    make_corpus(folder / "corpus")
+    return Trainer(folder, compilation_cache)
+
+
+@pytest.fixture(scope="module")
+def one_process(trainer):
+    run = trainer.folder / "one"
+    code, _, err = trainer.run(run, parallel__cpu_devices=4, **RUN)
+    assert code == 0, err
+    return run
+
+
+def _copy_at_step_6(one_process, run):
+    """A run that was killed after its first checkpoint."""
+    shutil.copytree(one_process, run)
+    shutil.rmtree(run / "checkpoints" / "step_12")
+
+
+def _assert_same_numbers(run, expected):
+    for kind, field in [
+        ("train", "loss_nats"),
+        ("train", "grad_norm"),
+        ("eval", "eval_loss_nats"),
+        ("telemetry", "entropy_nats"),
+    ]:
+        found, wanted = (read_metrics(path).series(kind, field) for path in (run, expected))
+        np.testing.assert_array_equal(found[0], wanted[0])
+        np.testing.assert_allclose(found[1], wanted[1], rtol=3e-6, err_msg=field)
+
+
+@pytest.mark.parametrize("strategy", ["pmap", "fsdp"])
+def test_two_processes_train_as_one(trainer, one_process, strategy):
+    run = trainer.folder / f"two_{strategy}"
+    (first, second) = trainer.run_pair(run, parallel__strategy=strategy, **RUN)
+    assert (first[0], second[0]) == (0, 0), (first, second)
+    _assert_same_numbers(run, one_process)
+    # Only the first process tells anything, and writes the report.
+    assert "evaluation  loss" in first[1]
+    assert "loss" not in second[1]
+    assert len(read_metrics(run).rows["event"]) == 2
+
+
+def test_a_checkpoint_of_one_process_goes_on_in_two(trainer, one_process):
+    run = trainer.folder / "elastic_two"
+    _copy_at_step_6(one_process, run)
+    (first, second) = trainer.run_pair(run, parallel__strategy="fsdp", **RUN)
+    assert (first[0], second[0]) == (0, 0), (first, second)
+    assert "resumed at step 6" in first[1]
+    _assert_same_numbers(run, one_process)
+
+
+def test_a_checkpoint_of_four_devices_goes_on_on_one(trainer, one_process):
+    run = trainer.folder / "elastic_one"
+    _copy_at_step_6(one_process, run)
+    code, out, err = trainer.run(run, parallel__cpu_devices=1, **RUN)
+    assert code == 0, err
+    assert "resumed at step 6 with parallel.cpu_devices=1 (was 4)" in out
+    _assert_same_numbers(run, one_process)
+
+
+def test_sigterm_to_one_process_saves_and_stops_both_at_one_step(trainer):
+    run = trainer.folder / "sigterm"
+    pair = trainer.start_pair(run, training__steps=100_000)
+    wait_for_step(run, 3, pair[0])
+    pair[1].send_signal(signal.SIGTERM)
+    texts = [process.communicate(timeout=120) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], texts
+    saved = [out.rpartition("is at step ")[2].strip() for out, _ in texts]
+    assert saved[0] == saved[1]
+    assert (run / "checkpoints" / f"step_{saved[0]}").is_dir()
+
+
+def test_a_process_that_dies_ends_the_other_in_bounded_time(trainer):
+    run = trainer.folder / "killed"
+    pair = trainer.start_pair(run, training__steps=100_000)
+    wait_for_step(run, 3, pair[0])
+    pair[1].kill()
+    begin = time.monotonic()
+    pair[0].communicate(timeout=150)
+    assert pair[0].returncode != 0
+    assert time.monotonic() - begin < 120
+    pair[1].communicate()
+
+
+def test_processes_of_different_configs_refuse_and_name_the_key(trainer):
+    run = trainer.folder / "different"
+    for code, _, err in trainer.run_pair(run, of_second={"training__seed": 7}, **RUN):
+        assert code != 0
+        assert "the processes differ in training.seed: 0 in process 0, 7 in process 1" in err
+    assert not (run / "metrics.jsonl").exists()
+
+
+def test_an_unreachable_coordinator_is_an_error_in_bounded_time():
+    code = (
+        "from nfllm.training import hosts; hosts._START_SECONDS = 3\n"
+        "hosts.join('localhost:9', 2, 1)"
+    )
+    begin = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90)
+    assert done.returncode != 0
+    assert "localhost:9" in done.stderr
+    assert time.monotonic() - begin < 60
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (("host:1", None, None), "give all three, or none"),
+        ((None, 2, 0), "give all three, or none"),
+        (("host:1", 2, 2), r"--process_id=2 is not one of --num_processes=2"),
+        (("host", 2, 0), "write HOST:PORT"),
+    ],
+)
+def test_incomplete_addresses_are_named(values, message):
+    with pytest.raises(ConfigError, match=message):
+        hosts.join(*values)
+
+
+def test_the_environment_can_say_it_too(monkeypatch):
+    monkeypatch.setenv("NFLLM_COORDINATOR", "host:1")
+    monkeypatch.setenv("NFLLM_NUM_PROCESSES", "2")
+    monkeypatch.setenv("NFLLM_PROCESS_ID", "5")
+    with pytest.raises(ConfigError, match="--process_id=5 is not one"):
+        hosts.join(None, None, None)
+    monkeypatch.setenv("NFLLM_PROCESS_ID", "first")
+    with pytest.raises(ConfigError, match="NFLLM_PROCESS_ID='first' must be a whole number"):
+        hosts.join(None, None, None)

@@ -1,0 +1,80 @@
+"""Runs `train.py` on the tiny corpus as a user does: in processes of its own."""
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tiny import tiny_flags
+
+from nfllm.rundir import read_metrics
+
+ROOT = Path(__file__).parents[1]
+TIMEOUT_SECONDS = 300
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """Commands that share a corpus, its prepared data and compiled programs."""
+
+    folder: Path
+    cache: Path
+
+    def command(self, run, *options, **changes):
+        flags = {"parallel__cpu_devices": 2, "training__compilation_cache": str(self.cache)}
+        config = tiny_flags(self.folder / "corpus", self.folder / "data", **(flags | changes))
+        changed = [f"--config.{key}={value}" for key, value in config.items()]
+        return [sys.executable, str(ROOT / "train.py"), "--workdir", str(run), *changed, *options]
+
+    def start(self, run, *options, **changes):
+        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+        return subprocess.Popen(
+            self.command(run, *options, **changes),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=self.folder,
+        )
+
+    def run(self, run, *options, **changes):
+        """Exit code, standard output and standard error."""
+        process = self.start(run, *options, **changes)
+        out, err = process.communicate(timeout=TIMEOUT_SECONDS)
+        return process.returncode, out, err
+
+    def start_pair(self, run, of_second=None, **changes):
+        """Two processes of one run, which meet at a free port of this machine.
+
+        `of_second` are changes that only the second gets.
+        """
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        meeting = [f"--coordinator={address}", "--num_processes=2"]
+        first = self.start(run, *meeting, "--process_id=0", **changes)
+        return [
+            first,
+            self.start(run, *meeting, "--process_id=1", **(changes | (of_second or {}))),
+        ]
+
+    def run_pair(self, run, of_second=None, **changes):
+        """Exit code, standard output and standard error of each."""
+        pair = self.start_pair(run, of_second, **changes)
+        ended = [process.communicate(timeout=TIMEOUT_SECONDS) for process in pair]
+        return [(p.returncode, *texts) for p, texts in zip(pair, ended, strict=True)]
+
+
+def wait_for_step(run, step, process):
+    """Returns when the run has logged `step`."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        if (run / "metrics.jsonl").exists():
+            rows = read_metrics(run).rows["train"]
+            if rows and rows[-1]["step"] >= step:
+                return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached: {process.communicate()}")
