@@ -1,0 +1,104 @@
+"""Normalizations against float64 formulas, their invariances, and what they start from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import erf
+
+from nfllm.model.normalizations import NORMALIZATIONS
+
+WIDTH = 16
+LEARNED = {
+    "layernorm": {"scale", "bias"},
+    "rmsnorm": {"scale"},
+    "none": set(),
+    "dyt": {"alpha", "scale", "bias"},
+    "derf": {"alpha", "shift", "scale", "bias"},
+}
+
+
+def module(name, epsilon=1e-5, dtype=jnp.float32):
+    return NORMALIZATIONS[name](epsilon=epsilon, dtype=dtype)
+
+
+def random_parameters(name):
+    generator = np.random.default_rng(1)
+    scalars = {"alpha", "shift"}
+    return {
+        key: generator.normal(size=() if key in scalars else WIDTH).astype(np.float32)
+        for key in sorted(LEARNED[name])
+    }
+
+
+def formula(name, x, p, epsilon):
+    if name == "none":
+        return x
+    if name in ("dyt", "derf"):
+        inner = p["alpha"] * x + p.get("shift", 0.0)
+        return p["scale"] * (np.tanh(inner) if name == "dyt" else erf(inner)) + p["bias"]
+    if name == "layernorm":
+        x = x - x.mean(-1, keepdims=True)
+    y = x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon)
+    return p["scale"] * y + p.get("bias", 0.0)
+
+
+@pytest.mark.parametrize("name", sorted(NORMALIZATIONS))
+@pytest.mark.parametrize("epsilon", [1e-5, 0.5])
+@pytest.mark.parametrize("axes", [(2, 3), (2, 3, 4)])
+def test_value(name, epsilon, axes):
+    x = np.random.default_rng(0).normal(1.0, 2.0, (*axes, WIDTH)).astype(np.float32)
+    params = random_parameters(name)
+    y = module(name, epsilon).apply({"params": params}, jnp.asarray(x))
+    expected = formula(name, *jax.tree.map(np.float64, (x, params)), epsilon)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(NORMALIZATIONS))
+def test_parameters_and_their_start(name):
+    variables = module(name).init(jax.random.key(0), jnp.ones((1, 2, WIDTH)))
+    params = variables.get("params", {})
+    start = {
+        "alpha": np.float32(0.5),
+        "shift": np.float32(0.0),
+        "scale": np.ones(WIDTH, np.float32),
+        "bias": np.zeros(WIDTH, np.float32),
+    }
+    assert set(params) == LEARNED[name]
+    for key, value in params.items():
+        np.testing.assert_array_equal(value, start[key], err_msg=key)
+
+
+def test_layernorm_survives_a_large_mean():
+    """As in the residual stream of norm-free blocks; E[x²] - E[x]² would lose all digits here."""
+    x = np.random.default_rng(0).normal(0.0, 1.0, (4, WIDTH)) + 3e4
+    x = x.astype(np.float32)
+    params = random_parameters("layernorm")
+    y = module("layernorm").apply({"params": params}, jnp.asarray(x))
+    expected = formula("layernorm", *jax.tree.map(np.float64, (x, params)), 1e-5)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=0.01)
+
+
+def test_invariances():
+    """Shift and scale leave a layer norm as it is, scale an RMS norm; no epsilon worth the name."""
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(3, WIDTH)), jnp.float32)
+
+    def change(name, other):
+        apply = lambda x: module(name, 1e-12).apply({"params": random_parameters(name)}, x)  # noqa: E731
+        return float(jnp.abs(apply(other) - apply(x)).max())
+
+    assert change("layernorm", 3 * x + 2) < 1e-5
+    assert change("rmsnorm", 3 * x) < 1e-5
+    assert change("rmsnorm", x + 2) > 0.5
+    assert change("dyt", 3 * x) > 0.5
+
+
+@pytest.mark.parametrize("name", sorted(NORMALIZATIONS))
+def test_sixteen_bit_inputs_are_normalized_in_float32(name):
+    """Squares of 300 overflow float16; the result is as exact as its type."""
+    x = (300 * np.random.default_rng(3).normal(size=(3, WIDTH))).astype(np.float16)
+    params = random_parameters(name)
+    y = module(name, dtype=jnp.float16).apply({"params": params}, jnp.asarray(x))
+    assert y.dtype == jnp.float16
+    expected = formula(name, *jax.tree.map(np.float64, (x, params)), 1e-5)
+    np.testing.assert_allclose(y, expected, rtol=2e-3, atol=2e-3)
