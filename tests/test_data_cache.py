@@ -339,6 +339,13 @@ def bucket(monkeypatch):
     return files
 
 
+def test_a_tilde_is_the_home_directory(source, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    bytes_tokenizer().save(tmp_path / "mine.json")
+    dataset = nfllm.data.load(config_of(source, "~/data", tokenizer="~/mine.json"), 16)
+    assert dataset.directory.parent == epath.Path(tmp_path / "data" / "tokens")
+
+
 def test_tokens_can_be_kept_in_object_storage(source, tmp_path, monkeypatch, bucket):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     local = nfllm.data.load(config_of(source, tmp_path / "local"), 16)

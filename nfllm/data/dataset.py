@@ -58,7 +58,7 @@ def load(config: DataConfig, context_length: int, *, progress: bool = False) -> 
       MalformedRecordError: a record cannot be read and `config.malformed` is "error".
       OSError: the disk is full; nothing half-written is left behind.
     """
-    root = epath.Path(config.data_dir or corpora.default_data_dir())
+    root = epath.Path(config.data_dir or corpora.default_data_dir()).expanduser()
     corpus = corpora.open_corpus(config, root)
     directory = root / "tokens" / prepare.cache_name(config, corpus)
     manifest = cache.read_manifest(directory)

@@ -82,11 +82,12 @@ def _tokenizer_request(config: DataConfig) -> str:
     return _load_tokenizer(config.tokenizer).fingerprint
 
 
-def _load_tokenizer(path: str) -> Tokenizer:
-    if not epath.Path(path).exists():
+def _load_tokenizer(name: str) -> Tokenizer:
+    path = epath.Path(name).expanduser()
+    if not path.exists():
         raise ConfigError(
-            f"data.tokenizer={path!r} is neither a file nor one of the built-in ones; "
-            f"{suggest(path, ('bpe', 'bytes'))}"
+            f"data.tokenizer={name!r} is neither a file nor one of the built-in ones; "
+            f"{suggest(name, ('bpe', 'bytes'))}"
         )
     try:
         return Tokenizer.load(path)
