@@ -56,8 +56,7 @@ def main(arguments: list[str]) -> None:
 
 def _summarize(config: Config, workdir: str, result: FitResult) -> None:
     from nfllm.analysis import causal_entropy_ceiling
-    from nfllm.report import write_report
-    from nfllm.report.text import entropy_text
+    from nfllm.report import ASCII_SHADES, UNICODE_SHADES, entropy_text, write_report
     from nfllm.rundir import REPORT_DIR
 
     evaluation = result.evaluation
@@ -68,7 +67,9 @@ def _summarize(config: Config, workdir: str, result: FitResult) -> None:
     )
     print(f"speed       {result.tokens_per_second:,.0f} tokens/s")
     if result.entropy_LH is not None:
-        print(entropy_text(result.entropy_LH, causal_entropy_ceiling(config.model.context_length)))
+        ceiling = causal_entropy_ceiling(config.model.context_length)
+        shades = UNICODE_SHADES if "utf" in sys.stdout.encoding.lower() else ASCII_SHADES
+        print(entropy_text(result.entropy_LH, ceiling, shades=shades))
     print(f"report      {write_report([workdir], epath.Path(workdir) / REPORT_DIR)}")
 
 

@@ -56,6 +56,11 @@ class Journal:
         if self._progress is not None:
             self._progress.say(line)
 
+    def flush(self) -> None:
+        """Returns when every line is on storage."""
+        if self._metrics is not None:
+            self._metrics.flush()
+
     def update(self, step: int, loss_nats: float, tokens_per_second: float) -> None:
         """Moves the progress on."""
         if self._progress is not None:

@@ -213,6 +213,7 @@ class _Loop:
         return found
 
     def _save(self, state: TrainState) -> None:
+        self.journal.flush()  # the metrics of a saved step are never lost
         whole = self.program.parallel.to_checkpoint(state)
         self.checkpoints.save(whole, self.program.dataset.fingerprint)
 

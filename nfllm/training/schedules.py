@@ -12,10 +12,10 @@ Schedule = Callable[[jax.Array | int], jax.Array]
 
 
 def warmup_length(config: OptimizerConfig, total_steps: int) -> int:
-    """Warmup in steps; a fraction is rounded up, as transformers does."""
+    """Warmup in steps; a fraction is rounded up, as transformers does, but leaves a step."""
     if config.warmup_steps is not None:
         return config.warmup_steps
-    return math.ceil(config.warmup_fraction * total_steps)
+    return min(math.ceil(config.warmup_fraction * total_steps), total_steps - 1)
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
