@@ -141,7 +141,8 @@ def merge_across_processes(states: dict[str, Any] | None) -> dict[str, Any]:
 
 def _real_rows(batch: np.ndarray | Batch) -> np.ndarray:
     if isinstance(batch, Batch):
-        return batch.tokens[(batch.labels != IGNORED_LABEL).any(axis=-1)]
+        is_real = (np.asarray(batch.labels) != IGNORED_LABEL).any(axis=-1)
+        return np.asarray(batch.tokens)[is_real]
     return np.asarray(batch)
 
 

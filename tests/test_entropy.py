@@ -127,6 +127,13 @@ def test_rows_that_do_not_sum_to_one_name_the_worst() -> None:
     np.testing.assert_allclose(entropy[1, 3], 0.5 * math.log(8), atol=1e-6)
 
 
+def test_the_default_tolerance_is_1e_4() -> None:
+    probs = uniform_causal(4)[None]
+    analysis.attention_entropy(probs * (1 + 5e-5))
+    with pytest.raises(ValueError, match=r"not a distribution within 0\.0001"):
+        analysis.attention_entropy(probs * (1 + 5e-4))
+
+
 def test_negative_probabilities_are_refused() -> None:
     probs = np.array([[[0.5, 0.5], [1.25, -0.25]]])
     with pytest.raises(ValueError, match=r"index \(0, 1\).*smallest entry is -0\.25"):
@@ -233,6 +240,16 @@ def test_entropy_from_qk_equals_float64(
     expected = entropy64(softmax64(logits, np.tri(70, 90, 20, dtype=bool)))
     entropy = analysis.attention_entropy_from_qk(q, k, scale=scale / 4, block_size=block_size)
     np.testing.assert_allclose(entropy, expected, atol=1e-5, rtol=0)
+
+
+def test_scores_of_bfloat16_queries_and_keys_are_float32() -> None:
+    """In the program itself: the CPU compiler would hide a rounding that an accelerator does."""
+    q = jax.ShapeDtypeStruct((2, 300, 16), jnp.bfloat16)
+    program = jax.jit(analysis.attention_entropy_from_qk).lower(q, q).as_text()
+    products = [line for line in program.splitlines() if "dot_general" in line]
+    assert len(products) == 1
+    assert products[0].endswith("-> tensor<2x300x128xf32>")
+    assert "HIGHEST" in products[0]
 
 
 def test_default_scale_is_one_over_root_of_head_width() -> None:

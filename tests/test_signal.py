@@ -16,12 +16,11 @@ def test_mean_norm_and_rms() -> None:
         analysis.rms(residual), [math.sqrt(26 / 4), math.sqrt(104 / 4)], rtol=1e-6
     )
     assert float(analysis.rms(residual, keep=0)) == pytest.approx(math.sqrt(130 / 8), rel=1e-6)
-    with pytest.raises(ValueError, match=r"keep=3 .*\(2, 2, 2\)"):
-        analysis.rms(residual, keep=3)
+    with pytest.raises(ValueError, match=r"keep=4 leading axes: shape \(2, 2, 2\) has 3"):
+        analysis.rms(residual, keep=4)
 
 
 def test_rms_of_many_values_is_accurate() -> None:
-    """Added one by one in float32, 4 million squares would be off by more."""
     x = np.random.default_rng(0).normal(size=(2, 2**21)).astype(np.float32)
     expected = np.sqrt((x.astype(np.float64) ** 2).mean(1))
     np.testing.assert_allclose(analysis.rms(x), expected, rtol=3e-7)

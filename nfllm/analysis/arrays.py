@@ -4,7 +4,6 @@ Shapes are checked always, since they are known even under `jax.jit`. Values are
 they exist: on concrete arrays that this process can read in full.
 """
 
-import functools
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -114,31 +113,14 @@ def broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
     )
 
 
-@functools.partial(jax.jit, static_argnames="axis")
-def tree_sum(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
-    """Sum in float32 whose rounding error does not grow with the number of terms.
-
-    Terms are added in groups of 64, then the sums of groups, and so on. Added one after the
-    other, as a CPU does, ten million squares are off by 1e-3.
-    """
-    axes = sorted(a % x.ndim for a in ((axis,) if isinstance(axis, int) else axis))
-    kept = [a for a in range(x.ndim) if a not in axes]
-    kept_shape = tuple(x.shape[a] for a in kept)
-    x = x.astype(jnp.float32).transpose(*kept, *axes).reshape(*kept_shape, -1)
-    while x.shape[-1] > 64:
-        x = jnp.pad(x, [(0, 0)] * len(kept) + [(0, -x.shape[-1] % 64)])
-        x = jnp.sum(x.reshape(*kept_shape, -1, 64), axis=-1)
-    return jnp.sum(x, axis=-1)
-
-
 def tail_axes(x: jax.Array, keep: int) -> tuple[int, ...]:
     """All axes but the first `keep`, which a statistic keeps (1: one value a layer).
 
     Raises:
-      ValueError: `x` has no axis beyond those.
+      ValueError: `x` has fewer axes.
     """
-    if not 0 <= keep < x.ndim:
-        raise ValueError(f"keep={keep} leading axes: nothing is left to reduce in shape {x.shape}")
+    if not 0 <= keep <= x.ndim:
+        raise ValueError(f"keep={keep} leading axes: shape {x.shape} has {x.ndim}")
     return tuple(range(keep, x.ndim))
 
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from nfllm.analysis.arrays import Arrays, array_namespace, as_array, broadcasts_to
+from nfllm.analysis.arrays import Arrays, array_namespace, as_array, broadcasts_to, tail_axes
 
 LAYER_SITES = (
     "residual",
@@ -89,9 +89,7 @@ def count_nonfinite(x: Arrays, *, keep: int = 0, where: ArrayLike | None = None)
     use = jnp.ones((), bool) if where is None else as_array(where).astype(bool)
     if not broadcasts_to(use.shape, x.shape):
         raise ValueError(f"where: expected a shape that broadcasts to {x.shape}, got {use.shape}")
-    if not 0 <= keep <= x.ndim:
-        raise ValueError(f"keep={keep}: expected at most {x.ndim} leading axes of shape {x.shape}")
-    return _count_nonfinite(x, jnp.broadcast_to(use, x.shape), tuple(range(keep, x.ndim)))
+    return _count_nonfinite(x, jnp.broadcast_to(use, x.shape), tail_axes(x, keep))
 
 
 @functools.partial(jax.jit, static_argnames="axes")

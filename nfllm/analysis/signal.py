@@ -15,7 +15,6 @@ from nfllm.analysis.arrays import (
     check_axes,
     check_same_shape,
     tail_axes,
-    tree_sum,
 )
 from nfllm.analysis.divergence import shannon_entropy
 
@@ -34,9 +33,7 @@ def mean_norm(x: Arrays, *, keep: int = 1) -> jax.Array:
       The first `keep` axes of `x`, float32.
     """
     norms = jnp.linalg.norm(as_float32(x), axis=-1)
-    if norms.ndim == keep:
-        return norms
-    return _mean(norms, tail_axes(norms, keep))
+    return jnp.mean(norms, axis=tail_axes(norms, keep))
 
 
 def rms(x: Arrays, *, keep: int = 1) -> jax.Array:
@@ -50,7 +47,7 @@ def rms(x: Arrays, *, keep: int = 1) -> jax.Array:
       The first `keep` axes of `x`, float32.
     """
     x = as_float32(x)
-    return jnp.sqrt(_mean(x**2, tail_axes(x, keep)))
+    return jnp.sqrt(jnp.mean(x**2, axis=tail_axes(x, keep)))
 
 
 def branch_ratio(branch: Arrays, skip: Arrays, *, keep: int = 1) -> jax.Array:
@@ -73,7 +70,7 @@ def branch_ratio(branch: Arrays, skip: Arrays, *, keep: int = 1) -> jax.Array:
     branch, skip = as_float32(branch), as_float32(skip)
     check_same_shape("branch and skip", branch, skip)
     ratio = jnp.linalg.norm(branch, axis=-1) / jnp.linalg.norm(skip, axis=-1)
-    return _mean(ratio, tail_axes(ratio, keep))
+    return jnp.mean(ratio, axis=tail_axes(ratio, keep))
 
 
 def token_similarity(x: Arrays) -> jax.Array:
@@ -131,9 +128,7 @@ def kurtosis(x: Arrays, *, keep: int = 1) -> jax.Array:
     deviation = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(deviation**2, axis=-1)
     values = jnp.mean(deviation**4, axis=-1) / variance**2
-    if values.ndim == keep:
-        return values
-    return _mean(values, tail_axes(values, keep))
+    return jnp.mean(values, axis=tail_axes(values, keep))
 
 
 def norm_by_layer(tree: Any) -> jax.Array:
@@ -155,12 +150,5 @@ def norm_by_layer(tree: Any) -> jax.Array:
             f"tree: expected leaves [L, ...] with one number of layers, got the shapes "
             f"{[leaf.shape for leaf in leaves]}"
         )
-    squares = [tree_sum(jnp.expand_dims(x, -1) ** 2, tuple(range(1, x.ndim + 1))) for x in leaves]
-    return jnp.sqrt(sum(squares[1:], squares[0]))
-
-
-def _mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    size = 1
-    for axis in axes:
-        size *= x.shape[axis]
-    return tree_sum(x, axes) / size
+    squares = [jnp.sum(leaf**2, axis=tail_axes(leaf, 1)) for leaf in leaves]
+    return jnp.sqrt(jnp.sum(jnp.stack(squares), axis=0))

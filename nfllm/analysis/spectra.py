@@ -6,7 +6,7 @@ Covariances stream: `statistics.Covariance` gathers them over a dataset.
 import jax
 import jax.numpy as jnp
 
-from nfllm.analysis.arrays import Arrays, as_float32, check_axes, tree_sum
+from nfllm.analysis.arrays import Arrays, as_float32, check_axes
 from nfllm.analysis.divergence import jensen_shannon, shannon_entropy
 
 
@@ -18,7 +18,7 @@ def participation_ratio(covariance: Arrays) -> jax.Array:
     Between 1 (one direction) and F (all alike). No eigenvalue is computed. NaN for a zero matrix.
     """
     c = _read(covariance)
-    return jnp.trace(c, axis1=-2, axis2=-1) ** 2 / tree_sum(c**2, (-2, -1))
+    return jnp.trace(c, axis1=-2, axis2=-1) ** 2 / jnp.sum(c**2, axis=(-2, -1))
 
 
 def eigenvalue_shares(covariance: Arrays) -> jax.Array:

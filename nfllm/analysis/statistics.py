@@ -10,7 +10,6 @@ order and grouping, and methods read results from it:
     state.mean, state.variance()                        # [F]
 
 `merge` of NumPy arrays stays in NumPy: states that `to_host` moved there accumulate in float64.
-Sums inside `of` are float32 with an error that does not grow with the batch (`arrays.tree_sum`).
 """
 
 from __future__ import annotations
@@ -33,7 +32,6 @@ from nfllm.analysis.arrays import (
     check_axes,
     check_same_shape,
     is_concrete,
-    tree_sum,
 )
 
 
@@ -83,20 +81,20 @@ def _axes(x: jax.Array, axis: int | tuple[int, ...]) -> tuple[int, ...]:
 
 @functools.partial(jax.jit, static_argnames="axes")
 def _moments(x: jax.Array, use: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, ...]:
-    size = tree_sum(use, axes)
-    mean = tree_sum(jnp.where(use, x, 0.0), axes) / jnp.maximum(size, 1.0)
+    size = jnp.sum(use, axis=axes, dtype=jnp.float32)
+    mean = jnp.sum(x, axis=axes, where=use) / jnp.maximum(size, 1.0)
     deviation = jnp.where(use, x - jnp.expand_dims(mean, axes), 0.0)
     minimum = jnp.min(x, axis=axes, where=use, initial=jnp.inf)
     maximum = jnp.max(x, axis=axes, where=use, initial=-jnp.inf)
-    return size, mean, tree_sum(deviation**2, axes), minimum, maximum
+    return size, mean, jnp.sum(deviation**2, axis=axes), minimum, maximum
 
 
 @functools.partial(jax.jit, static_argnames="axes")
 def _comoments(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, ...]:
-    size = tree_sum(jnp.ones(x.shape), axes)
-    mean_x, mean_y = tree_sum(x, axes) / size, tree_sum(y, axes) / size
+    mean_x, mean_y = jnp.mean(x, axis=axes), jnp.mean(y, axis=axes)
+    size = jnp.full(mean_x.shape, x.size / mean_x.size)
     dx, dy = x - jnp.expand_dims(mean_x, axes), y - jnp.expand_dims(mean_y, axes)
-    m2_x, m2_y, co_xy = (tree_sum(product, axes) for product in (dx**2, dy**2, dx * dy))
+    m2_x, m2_y, co_xy = (jnp.sum(product, axis=axes) for product in (dx**2, dy**2, dx * dy))
     return size, mean_x, mean_y, m2_x, m2_y, co_xy
 
 
@@ -276,7 +274,7 @@ class Covariance(NamedTuple):
         """State of vectors `[..., F]`, over all axes but the first `keep` and the last."""
         x = as_float32(x)
         x = x.reshape(*x.shape[:keep], -1, x.shape[-1])
-        mean = tree_sum(x, -2) / x.shape[-2]
+        mean = jnp.mean(x, axis=-2)
         deviation = x - mean[..., None, :]
         scatter = jnp.einsum(
             "...nf,...ng->...fg", deviation, deviation, precision=jax.lax.Precision.HIGHEST
