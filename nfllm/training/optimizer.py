@@ -78,8 +78,11 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
 
 def _one_minus_power(base: float, exponent: jax.Array) -> jax.Array:
-    """1 - base^exponent. Subtracting 0.999 from 1 in float32 would be off by 1e-5 of the result."""
-    return -jnp.expm1(exponent * math.log(base))
+    """1 - base^exponent, for exponents of 1 and more.
+
+    Subtracting 0.999 from 1 in float32 would be off by 1e-5 of the result.
+    """
+    return -jnp.expm1(exponent * math.log(base)) if base else jnp.ones_like(exponent)
 
 
 class HfAdamWState(NamedTuple):
