@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from nfllm import analysis
 
 UNITS = Path(__file__).parent / "parity" / "units"
+RECORDINGS = Path(__file__).parent / "recordings"
 FLOAT32_MIN = np.finfo(np.float32).min
 
 
@@ -99,22 +100,39 @@ def test_every_input_type_is_computed_in_float32(dtype: str) -> None:
     np.testing.assert_allclose(entropy, expected, atol=1e-6)
 
 
-def test_attentions_of_any_framework_as_numpy() -> None:
-    """Hugging Face returns a tuple of `[B, H, T, S]`, one a layer; here are two layers of NumPy."""
+@pytest.mark.parametrize("model", ["gpt2", "gpt_neox"])
+def test_attentions_of_a_hugging_face_model_as_numpy(model: str) -> None:
+    """`[L, B, H, T, S]` recorded from transformers: one call each, no model of nfllm involved."""
+    with np.load(RECORDINGS / model / "outputs.npz") as outputs:
+        attention_LBHTS = outputs["attention"]
+    num_layers, _, num_heads, length, _ = attention_LBHTS.shape
+    expected_LBHT = entropy64(attention_LBHTS.astype(np.float64))
+    entropy_LBHT = analysis.attention_entropy(attention_LBHTS)
+    np.testing.assert_allclose(entropy_LBHT, expected_LBHT, atol=1e-6)
+    entropy_LH = analysis.head_entropy(entropy_LBHT).mean(axis=1)
+    assert entropy_LH.shape == (num_layers, num_heads)
+    shares = analysis.head_histogram(entropy_LH, analysis.causal_entropy_ceiling(length))
+    assert float(shares.sum()) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_sequence_of_layers_stands_for_their_stack() -> None:
+    """Hugging Face returns a tuple of `[B, H, T, S]`, one a layer."""
     rng = np.random.default_rng(0)
     layers = tuple(
         softmax64(3 * rng.normal(size=(2, 4, 6, 6)), np.tri(6, dtype=bool)).astype(np.float16)
         for _ in range(3)
     )
-    stacked = np.stack(layers)
-    expected_LBHT = entropy64(stacked.astype(np.float64))
-    for attentions in (stacked, layers, list(layers), jnp.asarray(stacked)):
-        entropy_LBHT = analysis.attention_entropy(attentions)
-        np.testing.assert_allclose(entropy_LBHT, expected_LBHT, atol=1e-6)
-    entropy_LBH = analysis.head_entropy(entropy_LBHT)
-    np.testing.assert_allclose(entropy_LBH, expected_LBHT.mean(-1), atol=1e-6)
-    histogram = analysis.head_histogram(entropy_LBH.mean(1), analysis.causal_entropy_ceiling(6))
-    assert float(histogram.sum()) == pytest.approx(1, abs=1e-6)
+    expected_LBHT = entropy64(np.stack(layers).astype(np.float64))
+    for attentions in (np.stack(layers), layers, list(layers), [jnp.asarray(x) for x in layers]):
+        np.testing.assert_allclose(analysis.attention_entropy(attentions), expected_LBHT, atol=1e-6)
+
+
+def test_torch_tensors() -> None:
+    torch = pytest.importorskip("torch")
+    layers = tuple(torch.softmax(torch.randn(2, 4, 6, 6), dim=-1) for _ in range(3))
+    expected_LBHT = torch.stack([torch.special.entr(layer).sum(-1) for layer in layers])
+    entropy_LBHT = analysis.attention_entropy(layers)
+    np.testing.assert_allclose(entropy_LBHT, expected_LBHT.numpy(), atol=1e-6)
 
 
 def test_rows_that_do_not_sum_to_one_name_the_worst() -> None:
