@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -466,7 +467,7 @@ def _is_a(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) is Literal:
         return value in typing.get_args(hint)
     if hint in (int, float):
-        return type(value) is hint and value == value
+        return type(value) is hint and (hint is int or math.isfinite(value))
     return isinstance(value, hint)
 
 
@@ -475,8 +476,16 @@ def _type_message(key: str, value: Any, options: Iterable[Any]) -> str:
     if names and isinstance(value, str):
         word = key.rpartition(".")[2]
         return f"unknown {word} {value!r} (key {key}); {suggest(value, names)}"
-    expected = " or ".join(getattr(o, "__name__", str(o)) for o in options)
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{key}={value} is not a finite number"
+    expected = " or ".join(_option_name(option) for option in options)
     return f"{key}={value!r} is of type {type(value).__name__}, expected {expected}"
+
+
+def _option_name(option: Any) -> str:
+    if typing.get_origin(option) is Literal:
+        return f"one of {', '.join(sorted(typing.get_args(option)))}"
+    return "None" if option is types.NoneType else option.__name__
 
 
 def _at_least(section: Any, name: str, key: str, low: float) -> None:
