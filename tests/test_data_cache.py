@@ -112,6 +112,23 @@ def test_fingerprints_change_with_what_they_cover_and_with_nothing_else(source, 
     assert len({base, *others}) == len(others) + 1
 
 
+def test_other_ids_of_the_same_texts_have_another_fingerprint(source, tmp_path, monkeypatch):
+    """As when two hosts have different versions of the encoder."""
+    first = nfllm.data.load(config_of(source, tmp_path / "a"), 16)
+    encode = nfllm.data.Tokenizer.encode_batch
+    monkeypatch.setattr(
+        nfllm.data.Tokenizer,
+        "encode_batch",
+        lambda self, texts: [
+            np.where(ids == ord("w"), ord("v"), ids) for ids in encode(self, texts)
+        ],
+    )
+    second = nfllm.data.load(config_of(source, tmp_path / "b"), 16)
+    assert second.card["splits"] == first.card["splits"]
+    assert second.tokenizer.fingerprint == first.tokenizer.fingerprint
+    assert second.fingerprint != first.fingerprint
+
+
 def test_a_tokenizer_file_can_be_used(source, tmp_path):
     made = nfllm.data.load(config_of(source, tmp_path, tokenizer="bpe", vocab_size=300), 16)
     made.tokenizer.save(tmp_path / "mine.json")
