@@ -296,6 +296,18 @@ def test_masks_as_models_apply_them() -> None:
         np.testing.assert_allclose(entropy, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("hidden", [-np.inf, FLOAT32_MIN])
+def test_whole_blocks_of_masked_keys(hidden: float) -> None:
+    """Left padding hides the first blocks of every query, and the causal mask the last."""
+    logits = np.random.default_rng(0).normal(size=(1, 9, 9)).astype(np.float32)
+    visible = np.tri(9, dtype=bool) & (np.arange(9) >= 5)
+    logits = np.where(visible, logits, np.float32(hidden))
+    for block_size in (2, 9):
+        entropy = analysis.attention_entropy_from_logits(logits, block_size=block_size)
+        expected = entropy64(softmax64(logits[:, 5:], visible[5:]))
+        np.testing.assert_allclose(entropy[:, 5:], expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("block_size", [2, 8])
 def test_non_finite_logits_count_only_where_they_are_seen(block_size: int) -> None:
     logits = np.zeros((1, 6, 6), np.float32)

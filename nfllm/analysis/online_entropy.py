@@ -160,7 +160,7 @@ def _stream(
     def hide(scores: jax.Array, visible: jax.Array) -> jax.Array:
         return jnp.where(jnp.broadcast_to(visible, scores.shape), scores, -jnp.inf)
 
-    def step(sums: _Sums, first_new: jax.Array) -> tuple[_Sums, None]:
+    def sums_of_block(first_new: jax.Array) -> _Sums:
         # The last block is moved back to end at the last key; the keys it shares with the block
         # before it are hidden, so that none is counted twice.
         start = jnp.minimum(first_new, num_keys - block)
@@ -173,33 +173,48 @@ def _stream(
             scores = hide(scores, keys[None, :] <= last_visible[:, None])
         if mask is not None:
             scores = hide(scores, jax.lax.dynamic_slice_in_dim(mask, start, block, axis=-1))
-        return _absorb(sums, scores), None
+        return _sums_of(scores)
 
-    nothing = jnp.zeros(shape[:-1], jnp.float32)
-    empty = _Sums(nothing - jnp.inf, nothing, nothing)
     if block == num_keys:
-        sums, _ = step(empty, jnp.zeros((), jnp.int32))
+        sums = sums_of_block(jnp.zeros((), jnp.int32))
     else:
+        zero = jnp.zeros(shape[:-1], jnp.float32)
         starts = jnp.arange(0, num_keys, block, dtype=jnp.int32)
-        sums, _ = jax.lax.scan(jax.checkpoint(step), empty, starts)
+        step = jax.checkpoint(lambda sums, start: (_combine(sums, sums_of_block(start)), None))
+        sums, _ = jax.lax.scan(step, _Sums(zero - jnp.inf, zero, zero), starts)
     no_key = sums.weight == 0
     weight = jnp.where(no_key, 1.0, sums.weight)
     return jnp.where(no_key, jnp.nan, jnp.log(weight) - sums.weighted_score / weight)
 
 
-def _absorb(sums: _Sums, scores: jax.Array) -> _Sums:
-    block_maximum = jnp.max(scores, axis=-1)
-    maximum = jax.lax.stop_gradient(jnp.maximum(sums.maximum, block_maximum))
-    # Until a query has seen a key its maximum is -Inf, and differences of maxima are not numbers.
-    reference = jnp.where(maximum == -jnp.inf, 0.0, maximum)
-    shift = jnp.where(sums.maximum == -jnp.inf, 0.0, sums.maximum - reference)
-    decay = jnp.exp(shift)
-    # exp(-200) is exactly 0 in float32: the bound turns a hidden key's 0 x -Inf into 0 x -200, and
-    # stops its gradient.
-    distance = jnp.maximum(scores - reference[..., None], -200.0)
+def _sums_of(scores: jax.Array) -> _Sums:
+    """The sums of one block of scores `[..., T, block]`, of which -Inf are hidden."""
+    maximum = jax.lax.stop_gradient(jnp.max(scores, axis=-1))
+    distance = _bounded(scores - _reference(maximum)[..., None])
     weights = jnp.exp(distance)
-    return _Sums(
-        maximum,
-        decay * sums.weight + jnp.sum(weights, axis=-1),
-        decay * (sums.weighted_score + shift * sums.weight) + jnp.sum(weights * distance, axis=-1),
-    )
+    return _Sums(maximum, jnp.sum(weights, axis=-1), jnp.sum(weights * distance, axis=-1))
+
+
+def _combine(a: _Sums, b: _Sums) -> _Sums:
+    """The sums of two blocks together."""
+    maximum = jnp.maximum(a.maximum, b.maximum)
+    weight, weighted_score = jnp.zeros_like(maximum), jnp.zeros_like(maximum)
+    for sums in (a, b):
+        shift = _bounded(sums.maximum - _reference(maximum))
+        decay = jnp.exp(shift)
+        weight += decay * sums.weight
+        weighted_score += decay * (sums.weighted_score + shift * sums.weight)
+    return _Sums(maximum, weight, weighted_score)
+
+
+def _reference(maximum: jax.Array) -> jax.Array:
+    """What scores are held against: 0 for a query that sees no key, where -Inf - (-Inf) is NaN."""
+    return jnp.where(maximum == -jnp.inf, 0.0, maximum)
+
+
+def _bounded(x: jax.Array) -> jax.Array:
+    """A logarithm of a weight that is at most 1, cut off where the weight is exactly 0 in float32.
+
+    It turns the 0 x -Inf of a hidden key into 0 x -200, and stops its gradient.
+    """
+    return jnp.maximum(x, -200.0)
