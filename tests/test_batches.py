@@ -269,6 +269,13 @@ def test_prefetch_ends_its_thread_when_the_consumer_stops_early():
     gc.collect()
     assert prefetch_threads() == 0
 
+    dropped = batches.prefetch(lambda step: step, 0, 1000, lambda x: x)
+    assert next(dropped) == 0
+    assert prefetch_threads() == 1
+    del dropped
+    gc.collect()
+    assert prefetch_threads() == 0
+
     with batches.prefetch(lambda step: step, 0, 1000, lambda x: x) as items:
         assert next(items) == 0
         assert prefetch_threads() == 1
