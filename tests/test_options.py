@@ -204,8 +204,7 @@ def test_accumulation_weighting():
         step = make_train_step(model, optimizer, schedule, config, training)
         params = Observed(TINY).params
         state = TrainState(jnp.int32(0), jnp.int32(0), params, optimizer.init(params), None)
-        with jax.disable_jit():
-            _, metrics = step(state, jnp.asarray(TOKENS_BT[:, None]), jnp.asarray(labels_ABT))
+        _, metrics = fast_jit(step)(state, TOKENS_BT[:, None], labels_ABT)
         first, second = np.asarray(metrics.micro_losses, np.float64)
         losses[weighting] = float(metrics.loss_nats)
     assert losses["micro_batch"] == pytest.approx((first + second) / 2, rel=1e-5)
