@@ -47,6 +47,8 @@ def main(arguments: list[str]) -> None:
         result = fit(config, _WORKDIR.value)
     except (ConfigError, RunError, NonFiniteError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # before the first step, or a second one while saving
+        sys.exit(130)
     if result.interrupted:
         print(f"continue with the same command; {_WORKDIR.value} is at step {result.step}")
         sys.exit(130 if result.interrupted == SIGINT else 0)

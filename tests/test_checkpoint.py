@@ -1,6 +1,8 @@
+import contextlib
 import dataclasses
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import jax
@@ -14,7 +16,26 @@ from nfllm.rundir import RunError
 from nfllm.training.checkpoint import Checkpoints, restore_params
 from nfllm.training.parallel import Parallel
 
+# Orbax abandons its other reads when one fails, and Python may notice in a later test.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
+]
+
 CONFIG = CheckpointConfig(every=0, keep=2, keep_every=None)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MB, where the tests may mount one."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"cannot mount a small disk: {done.stderr.strip()}")
+    yield path
+    subprocess.run(["umount", path], check=True)
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +115,6 @@ def _flip_a_bit(path):
     path.write_bytes(content)
 
 
-# Orbax abandons its other reads when one fails.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 @pytest.mark.parametrize("damage", [_truncate, _flip_a_bit, Path.unlink])
 def test_a_damaged_checkpoint_is_passed_over_and_saved_again(tmp_path, parts, state, damage):
     _save(tmp_path, state, [3, 7])
@@ -123,8 +141,6 @@ def test_wrong_values_in_a_readable_checkpoint_are_found_by_their_checksum(tmp_p
         assert "checksum" in checkpoints.fallbacks[0]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 def test_no_readable_checkpoint_is_an_error_that_deletes_nothing(tmp_path, parts, state):
     _save(tmp_path, state, [3])
     _truncate(_largest_file(tmp_path, 3))
@@ -150,6 +166,22 @@ def test_other_data_and_newer_formats_are_refused_by_name(tmp_path, parts, state
         pytest.raises(RunError, match="format_version 99; this nfllm reads up to 1"),
     ):
         checkpoints.restore(_abstract(parts), "data")
+
+
+def test_a_full_disk_is_an_error_that_keeps_what_was_saved(parts, state, small_disk):
+    run = small_disk / "run"
+    _save(run, state, [3])
+    with (small_disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(bytes(1 << 12))
+    with (
+        Checkpoints(run, CONFIG) as checkpoints,
+        pytest.raises(RunError, match=r"step 7 could not be written .* earlier ones are kept"),
+    ):
+        checkpoints.save(_at(state, 7), "data")
+    (small_disk / "filler").unlink()
+    with Checkpoints(run, CONFIG) as checkpoints:
+        _assert_equal(checkpoints.restore(_abstract(parts), "data"), _at(state, 3))
 
 
 def test_a_save_that_was_cut_off_leaves_no_checkpoint(tmp_path, parts, state):

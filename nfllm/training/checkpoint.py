@@ -70,7 +70,11 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, data_fingerprint: str) -> None:
-        """Writes the state; the checkpoint appears under its name only when it is whole."""
+        """Writes the state; the checkpoint appears under its name only when it is whole.
+
+        Raises:
+          RunError: it cannot be written, as on a full disk; earlier checkpoints are untouched.
+        """
         step = int(state.step)
         if step in self._broken:
             self._manager.delete(step)
@@ -85,7 +89,14 @@ class Checkpoints:
         arguments = ocp.args.Composite(
             **{_STATE: ocp.args.StandardSave(state), _NOTES: ocp.args.JsonSave(notes)}
         )
-        self._manager.save(step, args=arguments, force=True)
+        try:
+            self._manager.save(step, args=arguments, force=True)
+        except Exception as error:  # of whatever kind the storage raises
+            raise RunError(
+                f"the checkpoint of step {step} could not be written into {self._directory} "
+                f"({_first_line(error)}); earlier ones are kept. Make room, and give the same "
+                "command again"
+            ) from error
 
     def restore(self, abstract_state: TrainState, data_fingerprint: str) -> TrainState | None:
         """The newest checkpoint that is whole, or None where there is none at all.
