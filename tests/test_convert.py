@@ -200,7 +200,12 @@ def test_files_of_the_bare_model_with_mask_buffers(source):
 def test_attributes_of_transformers_4(source):
     """The hub's pythia: other names for rotary embedding, and buffers in the file."""
     folder = source(
-        "gpt_neox", rope_parameters=DROPPED, rotary_pct=0.5, rotary_emb_base=500, torch_dtype="x"
+        "gpt_neox",
+        rope_parameters=DROPPED,
+        rotary_pct=0.5,
+        rotary_emb_base=500,
+        torch_dtype="float16",
+        hidden_dropout_prob=0,
     )
     tensors = load_file(folder / "model.safetensors")
     buffers = {
@@ -412,9 +417,18 @@ def test_released_names_both_ways(normalization, sharing):
     assert slopes == {None: [], "layer": [(3,)] * 3, "untied_global": [(1,)] * 3}[sharing]
 
 
+def test_a_frozen_bias_that_is_not_zero_is_refused():
+    config = authors_config()
+    tensors = to_authors(random_params(config, 5), config)
+    tensors["transformer.h.1.mlp.c_fc.bias"][3] = 0.5
+    with pytest.raises(ConversionError, match=r"transformer\.h\.1\.mlp\.c_fc\.bias is not zero"):
+        from_authors(tensors, config)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"tie_embeddings": False}, "model.tie_embeddings=False has no form in the released code"),
         ({"attention_bias": "all"}, "model.attention_bias='all' has no form in the released code"),
         ({"normalization": "rmsnorm"}, "has 'layernorm' or 'none'"),
         (

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from nfllm.config import ConfigError, ModelConfig
+from nfllm.convert.foreign import ConversionError, Tensors
 
-Tensors = dict[str, np.ndarray]
+_NORMS = {"attention_norm": "ln_1", "mlp_norm": "ln_2"}
+_FROZEN_BIASES = ("attn.v_attn.bias", "attn.c_proj.bias", "mlp.c_fc.bias", "mlp.c_proj.bias")
 
 
 def from_authors(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, Any]:
@@ -26,8 +28,20 @@ def from_authors(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> dict
     Args:
       tensors: `{"transformer.h.0.attn.qk_attn.weight": [D, 2D], ...}`.
       config: a gpt2 config with `attention_bias="qk"`, no MLP bias and tied embeddings.
+
+    Raises:
+      ConfigError: the released code has no such model.
+      ConversionError: a bias that it never trains is not zero.
     """
     _check(config)
+    for layer in range(config.num_layers):
+        for bias in _FROZEN_BIASES:
+            name = f"transformer.h.{layer}.{bias}"
+            if np.any(tensors.get(name, 0.0)):
+                raise ConversionError(
+                    f"{name} is not zero; the released code never trains it, and this model has no "
+                    "place for it"
+                )
     heads, width = config.num_heads, config.embed_dim
 
     def stacked(name: str) -> np.ndarray:
@@ -70,7 +84,11 @@ def from_authors(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> dict
 
 
 def to_authors(params: Mapping[str, Any], config: ModelConfig) -> Tensors:
-    """The released code's parameters from nfllm's: the inverse of `from_authors`."""
+    """The released code's parameters from nfllm's: the inverse of `from_authors`.
+
+    Raises:
+      ConfigError: the released code has no such model.
+    """
     _check(config)
     num_layers, width = config.num_layers, config.embed_dim
     blocks, attention, mlp = (
@@ -111,15 +129,12 @@ def to_authors(params: Mapping[str, Any], config: ModelConfig) -> Tensors:
     return tensors
 
 
-_NORMS = {"attention_norm": "ln_1", "mlp_norm": "ln_2"}
-
-
 def _check(config: ModelConfig) -> None:
     needed = {
         "architecture": ("gpt2",),
         "attention_bias": ("qk",),
         "mlp_bias": (False,),
-        "ties_embeddings": (True,),
+        "tie_embeddings": (True, None),
         "normalization": ("layernorm", "none"),
         "final_normalization": ("layernorm",),
         "qk_normalization": ("none",),

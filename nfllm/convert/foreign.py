@@ -35,13 +35,13 @@ _ACTIVATIONS: dict[str, tuple[str, float | None]] = {
 # Of every transformers config: bookkeeping, generation, and training-time settings.
 _IGNORED = (
     "_attn_implementation",
+    "_attn_implementation_autoset",
     "_name_or_path",
     "_num_labels",
     "architectures",
     "attn_implementation",
     "bos_token_id",
     "chunk_size_feed_forward",
-    "classifier_dropout",
     "dtype",
     "eos_token_id",
     "finetuning_task",

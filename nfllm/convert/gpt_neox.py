@@ -31,6 +31,9 @@ PREFIX = "gpt_neox."
 EMBEDDING = "gpt_neox.embed_in.weight"
 HEAD = "embed_out.weight"
 
+# The dropout of another head, and names in GPT-NeoX-20B's file that transformers does not read.
+_IGNORED = ("classifier_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob")
+
 
 def read_config(attributes: Attributes) -> tuple[ModelConfig, int]:
     """Our config and the vocabulary size; an absent attribute has transformers' default.
@@ -43,6 +46,7 @@ def read_config(attributes: Attributes) -> tuple[ModelConfig, int]:
     attributes.require("is_encoder_decoder", False)
     attributes.require("add_cross_attention", False)
     attributes.require("pruned_heads", {})
+    attributes.ignore(_IGNORED)
     activation, slope = attributes.activation("hidden_act", "gelu")
     vocab_size = attributes.take("vocab_size", int, 50432)
     fraction, base = _read_rotary(attributes)
