@@ -214,8 +214,8 @@ def test_bad_shapes_say_what_was_expected(call, expected: str) -> None:
 @given(
     seed=st.integers(0, 2**32 - 1),
     scale=st.floats(0, 40),
-    shape=st.sampled_from([(1, 1), (9, 9), (5, 130), (130, 130), (64, 300)]),
-    block_size=st.sampled_from([16, 128, 1000]),
+    shape=st.sampled_from([(1, 1), (130, 130), (70, 300)]),
+    block_size=st.sampled_from([16, 1000]),
     causal=st.booleans(),
 )
 def test_entropy_from_logits_equals_float64(

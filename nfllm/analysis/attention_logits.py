@@ -1,5 +1,7 @@
 """Why the entropy of a head is what it is: how far its logits spread."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +44,11 @@ def logit_spread(
     logits = as_array(logits)
     check_axes("logits", logits, "... H T S")
     mask = check_mask(mask, logits.shape)
+    return _logit_spread(logits, mask, causal)
+
+
+@functools.partial(jax.jit, static_argnames="causal")
+def _logit_spread(logits: jax.Array, mask: jax.Array | None, causal: bool) -> jax.Array:
     floating = jnp.issubdtype(logits.dtype, jnp.floating)
     lowest = jnp.finfo(logits.dtype if floating else jnp.float32).min
     visible = ~(logits <= 0.5 * float(lowest))

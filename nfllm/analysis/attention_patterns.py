@@ -47,8 +47,7 @@ def last_keys_mass(probs: Arrays, num_keys: int) -> jax.Array:
     probs = _read(probs)
     own = _own_key(probs)
     distance = own[:, None] - jnp.arange(probs.shape[-1])[None, :]
-    recent = jnp.broadcast_to((distance >= 0) & (distance < num_keys), probs.shape)
-    return masked_mean(jnp.sum(probs, axis=-1, where=recent), own >= num_keys)
+    return _mean_mass(probs, (distance >= 0) & (distance < num_keys), own >= num_keys)
 
 
 def previous_token_score(probs: Arrays) -> jax.Array:
@@ -63,8 +62,7 @@ def previous_token_score(probs: Arrays) -> jax.Array:
     probs = _read(probs)
     own = _own_key(probs)
     previous = own[:, None] - 1 == jnp.arange(probs.shape[-1])[None, :]
-    mass = jnp.sum(probs, axis=-1, where=jnp.broadcast_to(previous, probs.shape))
-    return masked_mean(mass, own >= 1)
+    return _mean_mass(probs, previous, own >= 1)
 
 
 def induction_score(probs: Arrays, tokens_BT: Arrays) -> jax.Array:
@@ -95,9 +93,7 @@ def induction_score(probs: Arrays, tokens_BT: Arrays) -> jax.Array:
     earlier = jnp.tri(length, k=-1, dtype=bool)[None]
     repeats = (tokens[:, :, None] == tokens[:, None, :]) & earlier
     targets_BTS = jnp.pad(repeats, [(0, 0), (0, 0), (1, 0)])[:, :, :-1]
-    targets = jnp.broadcast_to(targets_BTS[:, None], probs.shape)
-    has_target = jnp.any(repeats, axis=-1)[:, None, :]
-    return masked_mean(jnp.sum(probs, axis=-1, where=targets), has_target)
+    return _mean_mass(probs, targets_BTS[:, None], jnp.any(repeats, axis=-1)[:, None])
 
 
 def _read(probs: Arrays) -> jax.Array:
@@ -114,3 +110,10 @@ def _read(probs: Arrays) -> jax.Array:
 def _own_key(probs: jax.Array) -> jax.Array:
     num_queries, num_keys = probs.shape[-2:]
     return jnp.arange(num_queries) + (num_keys - num_queries)
+
+
+@jax.jit
+def _mean_mass(probs: jax.Array, keys: jax.Array, counted: jax.Array) -> jax.Array:
+    """Mass on `keys` (broadcast to `probs`), averaged over the queries `counted`."""
+    mass = jnp.sum(probs, axis=-1, where=jnp.broadcast_to(keys, probs.shape))
+    return masked_mean(mass, counted)

@@ -6,12 +6,27 @@ The response of a unit is the absolute value of its output.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from nfllm.analysis.arrays import Arrays, as_array, as_float32, check_axes
+
+
+@functools.partial(jax.jit, static_argnames="num_classes")
+def _sums_by_class(
+    post: jax.Array, classes: jax.Array, num_classes: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    labels = classes.reshape(-1)
+    responses = jnp.abs(post).reshape(post.shape[0], -1, post.shape[-1])
+
+    def by_class(x: jax.Array) -> jax.Array:
+        return jax.ops.segment_sum(x, labels, num_classes)
+
+    number = by_class(jnp.ones(labels.shape, jnp.int32))
+    return number, jax.vmap(by_class)(responses), jax.vmap(by_class)(responses**2)
 
 
 class ClassResponses(NamedTuple):
@@ -43,17 +58,7 @@ class ClassResponses(NamedTuple):
                 f"post and classes: expected [L, ..., F] and [...], got {post.shape} and "
                 f"{classes.shape}"
             )
-        labels = classes.reshape(-1)
-        responses = jnp.abs(post).reshape(post.shape[0], -1, post.shape[-1])
-
-        def by_class(x: jax.Array) -> jax.Array:
-            return jax.ops.segment_sum(x, labels, num_classes)
-
-        return cls(
-            by_class(jnp.ones(labels.shape, jnp.int32)),
-            jax.vmap(by_class)(responses),
-            jax.vmap(by_class)(responses**2),
-        )
+        return cls(*_sums_by_class(post, classes, num_classes))
 
     def merge(self, other: ClassResponses) -> ClassResponses:
         """The state of both batches."""
