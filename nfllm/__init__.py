@@ -15,7 +15,6 @@ _EXPORTS = {
     "Run": "nfllm.run",
     "analysis": "nfllm.analysis",
     "analyze": "nfllm.streaming",
-    "analyze": "nfllm.streaming",
     "capture": "nfllm.model.capture",
     "load_run": "nfllm.run",
 }

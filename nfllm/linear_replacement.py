@@ -86,7 +86,7 @@ def replace_by_linear(
     params = of_this_process(params)
     sums = _Sums(np.zeros(num_layers + 2), np.int64(0))
     for batch in batches:
-        tokens, labels = put(batch.tokens), put(batch.labels)
+        tokens, labels = put(np.asarray(batch.tokens)), put(np.asarray(batch.labels))
         loss = np.asarray(losses(params, tokens, labels), np.float64)
         sums = sums.merge(_Sums(loss, np.int64(count_targets(labels))))
     sums = merge_across_processes({"sums": sums})["sums"]

@@ -1,0 +1,111 @@
+"""Checks of a section of the configuration: its keys, its types and its limits."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names the key, the value and a remedy."""
+
+
+def suggest(name: str, valid: Iterable[str]) -> str:
+    """Ends an error about an unknown `name`: the nearest valid name, then all of them."""
+    valid = sorted(valid)
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}choose from {', '.join(valid)}"
+
+
+def section_values(values: Any, section: type, name: str) -> dict[str, Any]:
+    """The values of a section as its dataclass takes them; whole numbers become floats."""
+    if not isinstance(values, Mapping) and not hasattr(values, "items"):
+        raise ConfigError(f"config.{name} must be a group of keys, not {values!r}")
+    fields = typing.get_type_hints(section)
+    check_keys(values, fields, name)
+    return {
+        key: float(value) if _wants_float(fields[key]) and type(value) is int else value
+        for key, value in values.items()
+    }
+
+
+def check_keys(values: Mapping[str, Any], valid: Iterable[str], where: str) -> None:
+    """Raises ConfigError unless `values` has exactly the keys `valid`."""
+    valid = set(valid)
+    for key in values:
+        if key not in valid:
+            raise ConfigError(f"unknown key {key!r} in {where}; {suggest(key, valid)}")
+    missing = sorted(valid - set(values))
+    if missing:
+        raise ConfigError(
+            f"{where} lacks the key {missing[0]!r}; start from configs/default.py, which "
+            "has them all"
+        )
+
+
+def _wants_float(hint: Any) -> bool:
+    return hint is float or float in typing.get_args(hint)
+
+
+def check_types(section: Any, name: str) -> None:
+    """Raises ConfigError unless every field of a section is of its annotated type."""
+    for key, hint in typing.get_type_hints(type(section)).items():
+        value = getattr(section, key)
+        is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+        options = typing.get_args(hint) if is_union else (hint,)
+        if not any(_is_a(value, option) for option in options):
+            raise ConfigError(_type_message(f"{name}.{key}", value, options))
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) is Literal:
+        return value in typing.get_args(hint)
+    if hint in (int, float):
+        return type(value) is hint and (hint is int or math.isfinite(value))
+    return isinstance(value, hint)
+
+
+def _type_message(key: str, value: Any, options: Iterable[Any]) -> str:
+    names = [n for o in options if typing.get_origin(o) is Literal for n in typing.get_args(o)]
+    if names and isinstance(value, str):
+        word = key.rpartition(".")[2]
+        return f"unknown {word} {value!r} (key {key}); {suggest(value, names)}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{key}={value} is not a finite number"
+    expected = " or ".join(_option_name(option) for option in options)
+    return f"{key}={value!r} is of type {type(value).__name__}, expected {expected}"
+
+
+def _option_name(option: Any) -> str:
+    if typing.get_origin(option) is Literal:
+        return f"one of {', '.join(sorted(typing.get_args(option)))}"
+    return "None" if option is types.NoneType else option.__name__
+
+
+def at_least(section: Any, name: str, key: str, low: float) -> None:
+    """Raises ConfigError where a field is below `low`."""
+    value = getattr(section, key)
+    if value < low:
+        raise ConfigError(f"{name}.{key}={value} must be at least {low}")
+
+
+def positive(section: Any, name: str, key: str) -> None:
+    """Raises ConfigError where a field is not above 0."""
+    value = getattr(section, key)
+    if value <= 0:
+        raise ConfigError(f"{name}.{key}={value} must be greater than 0")
+
+
+def between(
+    section: Any, name: str, key: str, low: float, high: float, closed: bool = False
+) -> None:
+    """Raises ConfigError outside [low, high), or outside [low, high] where `closed`."""
+    value = getattr(section, key)
+    if not (low <= value < high or (closed and value == high)):
+        bracket = "]" if closed else ")"
+        raise ConfigError(f"{name}.{key}={value} is outside [{low}, {high}{bracket}")
