@@ -50,6 +50,15 @@ class Recording:
         """How far the recorded float32 numbers lie from a float64 run; 0 where that is unknown."""
         return float(self.groups.get("noise", {}).get(name, 0.0))
 
+    def relative_noise(self, name: str) -> float:
+        """The same of a trajectory's losses and norms, relative."""
+        exact = self.groups.get("f64", {}).get(name)
+        return 0.0 if exact is None else float(np.abs(self.arrays[name] / exact - 1).max())
+
+    def final_noise(self) -> float:
+        """The same of a trajectory's last parameters, slopes and key biases left out."""
+        return float(self.groups.get("noise", {}).get("final_vs_f64_maxabs", [0.0])[0])
+
 
 def forward_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("fwd_*.npz"))

@@ -48,7 +48,8 @@ FORWARD = {
     "init": Tolerance(logits=2e-7, probs=6e-8, entropy=2e-6, gradient=1e-5),
     "scaled": Tolerance(logits=3e-5, probs=8e-6, entropy=3e-6, gradient=3e-5),
 }
-LOSS = 1e-6  # relative
+ROUNDING = 1e-7  # relative, of one float32 product
+LOSS = 5e-6  # relative; measured: 3e-7
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -128,7 +129,7 @@ def test_forward(forward: Path):
         ("loss_masked", masked, LOSS * float(masked), 0.0),
     ):
         if name in recorded:
-            close(value, recorded[name], absolute, noise)
+            close(value, recorded[name], absolute, noise, name)
 
     ours = to_authors(gradients, recording.config)
     relative = max(tolerance.gradient, 4 * recording.noise("grad_rel_max"))
@@ -149,9 +150,10 @@ def compare_gradient(name: str, ours: np.ndarray, theirs: np.ndarray, relative: 
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=relative * largest, err_msg=name)
 
 
-def close(ours, theirs, tolerance: float, noise: float = 0.0) -> None:
+def close(ours, theirs, tolerance: float, noise: float = 0.0, name: str = "") -> None:
     """Equal within `tolerance`, or within four times the recording's own distance from float64."""
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=max(tolerance, 4 * noise))
+    tolerance = max(tolerance, 4 * noise)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance, err_msg=name)
 
 
 def test_parameters(forward: Path):
@@ -228,6 +230,7 @@ def test_trajectory(trajectory: Path):
         ("grad_norm", metrics.grad_norm, norm_tolerance),
     ):
         if name in recorded:
+            relative = max(relative, 4 * recording.relative_noise(name))
             np.testing.assert_allclose(value, recorded[name], rtol=relative, err_msg=name)
     if recorded.get("slopes", np.zeros(0)).size:
         check_slopes(recorded, np.stack(slopes))
@@ -257,17 +260,17 @@ def check_slopes(recorded: dict[str, np.ndarray], ours: np.ndarray) -> None:
     own = np.eye(num_layers, dtype=bool) if width > 1 else np.ones((num_layers, 1), bool)
     np.testing.assert_allclose(ours, theirs[:, own], rtol=0, atol=1e-6)  # measured: 5e-8
     kept = np.cumprod(1 - recorded["lr"] * 0.1)
-    np.testing.assert_allclose(theirs[1:, ~own], np.outer(kept, theirs[0, ~own]), rtol=2e-6)
+    expected = np.outer(kept, theirs[0, ~own])
+    np.testing.assert_allclose(theirs[1:, ~own], expected, rtol=ROUNDING * len(kept))
 
 
 def check_final(recording: Recording, ours: dict, initial: dict) -> None:
     """Parameters after the last step; the norms cover those of which no values are recorded."""
     groups = recording.groups
     length = recordings.context(recording)
-    kept = np.prod(1 - recording.arrays["lr"] * 0.1)
-    np.testing.assert_allclose(
-        ours[POSITIONS][length:], initial[POSITIONS][length:] * kept, rtol=3e-6, atol=0
-    )
+    rates = recording.arrays["lr"]
+    unused = initial[POSITIONS][length:] * np.prod(1 - rates * 0.1)
+    np.testing.assert_allclose(ours[POSITIONS][length:], unused, rtol=ROUNDING * len(rates))
     ours, initial = ({**x, POSITIONS: x[POSITIONS][:length]} for x in (ours, initial))
     for name, theirs in groups.get("final", {}).items():
         mine = ours[name]
@@ -275,13 +278,13 @@ def check_final(recording: Recording, ours: dict, initial: dict) -> None:
             mine, theirs = (np.split(x, 2)[0] for x in (mine, theirs))
         if not name.endswith(SLOPES):  # compared at every step
             # Measured: 3.4e-5, of parameters whose second moment is near the square of epsilon.
-            np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-4, err_msg=name)
+            close(mine, theirs, 1e-4, recording.final_noise(), name)
     for group, origin in (("final_l2", 0.0), ("final_delta_l2", 1.0)):
         for name, theirs in groups.get(group, {}).items():
             if not name.endswith((SLOPES, KEY_BIAS)):
                 moved = ours[name].astype(np.float64) - origin * initial[name]
                 # Measured: 2e-6.
-                np.testing.assert_allclose(np.linalg.norm(moved), theirs, rtol=2e-5, err_msg=name)
+                np.testing.assert_allclose(np.linalg.norm(moved), theirs, rtol=1e-4, err_msg=name)
 
 
 def test_unit_activations(unit: Path):
