@@ -181,7 +181,7 @@ def test_import_and_export_through_run_directories(source, tmp_path, capsys):
 
 def test_import_without_a_tokenizer_says_so(source, tmp_path):
     message = convert(source("gpt2"), tmp_path / "run")
-    assert message.endswith("the checkpoint has no tokenizer.json")
+    assert message.endswith("run; it has no tokenizer.json, which nfllm.load_run needs")
 
 
 def test_files_of_the_bare_model_with_mask_buffers(source):

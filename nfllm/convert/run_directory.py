@@ -139,7 +139,7 @@ def _import(source: Path, destination: Path) -> str:
             nfllm_version=importlib.metadata.version("nfllm"),
         ),
     )
-    note = "" if has_tokenizer else f"; the checkpoint has no {TOKENIZER_FILE}"
+    note = "" if has_tokenizer else f"; it has no {TOKENIZER_FILE}, which nfllm.load_run needs"
     return f"imported {num_parameters:,} parameters into the run directory {destination}{note}"
 
 
