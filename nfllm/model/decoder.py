@@ -27,7 +27,7 @@ class Decoder(nn.Module):
     Attributes:
       config: the architecture.
       vocab_size: V, the rows of the embedding table.
-      dtype: type of matrix products and of the residual stream.
+      dtype: type of matrix products; the residual stream is float32, as under torch autocast.
 
     Example:
       model = Decoder(config.model, vocab_size=4096)
@@ -83,7 +83,6 @@ class Decoder(nn.Module):
         x_BTD = self.token_embedding[tokens_BT]
         if config.architecture == "gpt2":
             x_BTD = x_BTD + self.position_embedding[None, :length]
-        x_BTD = x_BTD.astype(self.dtype)
         if dropout_rows_B is not None:
             key = self.make_rng("dropout")
             x_BTD = dropout(x_BTD, config.embedding_dropout, key, dropout_rows_B)

@@ -11,14 +11,14 @@ from nfllm.config import Normalization
 
 
 class NoNorm(nn.Module):
-    """The identity; it has no parameters."""
+    """The identity, but for the type; it has no parameters."""
 
     epsilon: float
     dtype: jnp.dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns x."""
-        return x
+        """Returns x, in `dtype`."""
+        return x.astype(self.dtype)
 
 
 class Pointwise(nn.Module):
