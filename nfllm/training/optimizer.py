@@ -43,24 +43,15 @@ def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.Gradien
     def mask(params: Any) -> Any:
         return decay_mask(params, decay_slopes=config.decay_slopes)
 
-    if config.variant == "adamw":
-        adam = optax.adamw(
-            schedule,
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-            mask=mask,
-        )
-    else:
-        adam = hf_adamw(
-            schedule,
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-            mask=mask,
-        )
+    variant = {"adamw": optax.adamw, "hf_adamw": hf_adamw}[config.variant]
+    adam = variant(
+        schedule,
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        mask=mask,
+    )
     if config.clip_norm == 0:
         return adam
     return optax.chain(clip_by_global_norm(config.clip_norm), adam)
