@@ -13,6 +13,13 @@ def uniform_causal(length: int) -> np.ndarray:
     return np.tri(length) / np.arange(1, length + 1)[:, None]
 
 
+def test_causal_masks() -> None:
+    np.testing.assert_array_equal(analysis.causal_mask(3), np.tri(3))
+    np.testing.assert_array_equal(analysis.causal_mask(2, 4), [[1, 1, 1, 0], [1, 1, 1, 1]])
+    assert analysis.visible_keys(3).tolist() == [1, 2, 3]
+    assert analysis.visible_keys(2, 4).tolist() == [3, 4]
+
+
 def test_a_head_on_the_first_key_is_a_sink() -> None:
     sink = np.zeros((5, 5))
     sink[:, 0] = 1

@@ -137,12 +137,16 @@ def test_specialization_by_hand() -> None:
 
 
 def test_intra_class_selectivity_by_hand() -> None:
-    """Units: one input of its class; all inputs of its class alike; two of three inputs."""
-    post = np.zeros((1, 6, 4))
+    """Units: one input of its class; all inputs of its class alike; two of three inputs; none.
+
+    The only input of class 2 says nothing about selectivity within a class.
+    """
+    post = np.zeros((1, 7, 4))
     post[0, 1, 0] = 5
     post[0, :3, 1] = 2
     post[0, 3:5, 2] = 1
-    responses = ClassResponses.of(post, np.array([0, 0, 0, 1, 1, 1]), 3)
+    post[0, 6] = 100
+    responses = ClassResponses.of(post, np.array([0, 0, 0, 1, 1, 1, 2]), 3)
     selectivity = responses.intra_class_selectivity()
     two_of_three = (1 - (2 / 3) ** 2 / (2 / 3)) / (1 - 1 / 3)
     np.testing.assert_allclose(selectivity[0, :3], [1, 0, two_of_three], atol=1e-6)

@@ -62,6 +62,15 @@ def test_ten_million_values_in_one_batch() -> None:
     np.testing.assert_allclose(state.variance(), x64.var(1), rtol=1e-6)
 
 
+def test_states_on_the_host_are_double_precision() -> None:
+    state = {"counts": np.int32([1]), "moments": Moments.of(np.ones(3), axis=0)}
+    on_host = analysis.to_host(state)
+    assert on_host["counts"].dtype == np.int64
+    merged = on_host["moments"].merge(on_host["moments"])
+    assert {type(x) for x in (*on_host["moments"], *merged)} <= {np.ndarray, np.float64}
+    assert {x.dtype.name for x in (*on_host["moments"], *merged)} == {"float64"}
+
+
 def test_moments_of_two_hosts_are_those_of_one() -> None:
     x = np.random.default_rng(0).normal(size=(12, 3, 5)).astype(np.float32)
     whole = Moments.of(x, axis=(0, 2))

@@ -75,18 +75,14 @@ def causal_mask(num_queries: int, num_keys: int | None = None) -> jax.Array:
     The last query sees every key: with `offset = S - T` (0 without a key-value cache), query t sees
     the keys `s <= t + offset`.
     """
-    return jnp.tri(
-        num_queries,
-        num_keys,
-        (num_queries if num_keys is None else num_keys) - num_queries,
-        dtype=bool,
-    )
+    num_keys = num_queries if num_keys is None else num_keys
+    return jnp.tri(num_queries, num_keys, num_keys - num_queries, dtype=bool)
 
 
 def visible_keys(num_queries: int, num_keys: int | None = None) -> jax.Array:
     """Number of keys `[T]` that each query of a causal head sees: `t + 1 + (S - T)`."""
-    offset = (num_queries if num_keys is None else num_keys) - num_queries
-    return jnp.arange(1, num_queries + 1) + offset
+    num_keys = num_queries if num_keys is None else num_keys
+    return jnp.arange(1, num_queries + 1) + (num_keys - num_queries)
 
 
 def check_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | None:
