@@ -26,7 +26,7 @@ def test_the_notebook_runs_top_to_bottom(tmp_path, compilation_cache):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     cell = next(cell for cell in notebook.cells if cell.source.startswith("steps = "))
     cell.source = cell.source.replace("options = []", f"options = {options!r}")
-    cell.source = cell.source.replace('Path("runs")', f"Path({str(tmp_path)!r})")
+    cell.source = cell.source.replace('folder = Path("runs")', f"folder = Path({str(tmp_path)!r})")
     nbclient.NotebookClient(
         notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}}
     ).execute()
