@@ -36,7 +36,7 @@ RECORDINGS = Path(__file__).parent / "recordings"
 SAVED = ["gpt2", "gpt2_untied_relu", "gpt_neox", "gpt_neox_tied_unbiased"]
 DEFAULT = Config.from_dict(get_config()).model
 LAYERNORM = dataclasses.replace(
-    DEFAULT, num_layers=2, num_heads=3, embed_dim=12, context_length=6, normalization="layernorm"
+    DEFAULT, num_layers=2, num_heads=2, embed_dim=16, context_length=6, normalization="layernorm"
 )
 
 
@@ -155,7 +155,7 @@ def test_import_and_export_through_run_directories(source, tmp_path, capsys):
     tokenizer = bytes_tokenizer()
     tokenizer.save(folder / "tokenizer.json")
     assert main([str(folder), str(tmp_path / "run")]) == 0
-    assert "imported 12,640 parameters into the run directory" in capsys.readouterr().out
+    assert "imported 18,864 parameters into the run directory" in capsys.readouterr().out
 
     run = nfllm.load_run(tmp_path / "run")
     assert (run.step, run.model.vocab_size) == (0, 43)

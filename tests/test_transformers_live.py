@@ -28,8 +28,8 @@ record_hf = pytest.importorskip("record_hf")
 LAYERNORM = dataclasses.replace(
     DEFAULT.model,
     num_layers=2,
-    num_heads=3,
-    embed_dim=24,
+    num_heads=4,
+    embed_dim=32,
     mlp_dim=40,
     context_length=20,
     normalization="layernorm",

@@ -23,17 +23,17 @@ _GPT2 = {
     "n_positions": 20,
     "n_embd": 24,
     "n_layer": 2,
-    "n_head": 3,
+    "n_head": 4,
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
 _GPT_NEOX = {
     "vocab_size": 43,
     "max_position_embeddings": 20,
-    "hidden_size": 24,
+    "hidden_size": 32,
     "intermediate_size": 56,
     "num_hidden_layers": 2,
-    "num_attention_heads": 3,
+    "num_attention_heads": 4,
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
