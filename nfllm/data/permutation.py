@@ -1,13 +1,14 @@
 """Shuffled orders that need no memory: a keyed bijection of `0 .. size - 1`.
 
-A generalized Feistel network permutes `rows * columns` numbers, a near-square rectangle that is not
-below `size`; an image outside the range is mapped again until it falls inside (Black & Rogaway,
+A generalized Feistel network permutes `rows * columns` numbers, a rectangle that holds `size` and
+little more; an image outside the range is mapped again until it falls inside (Black & Rogaway,
 "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, methods 2 and 3). The order is made of integer
 arithmetic alone, so it is the same on every machine and with every version of NumPy.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -15,6 +16,13 @@ import numpy as np
 # With 8, permutations of 5 numbers are visibly unequal in frequency; with 12, none are.
 _ROUNDS = 12
 _WORD = (1 << 64) - 1
+# Of SplitMix64.
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIXERS = (
+    (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),
+    (np.uint64(27), np.uint64(0x94D049BB133111EB)),
+)
+_LAST_SHIFT = np.uint64(31)
 
 
 def permute(index: np.ndarray, size: int, *key: int) -> np.ndarray:
@@ -34,13 +42,22 @@ def permute(index: np.ndarray, size: int, *key: int) -> np.ndarray:
     index = np.asarray(index, np.int64)
     if index.size and (index.min() < 0 or index.max() >= size):
         raise ValueError(f"indices {index.min()} to {index.max()} leave range({size})")
-    columns = math.isqrt(size - 1) + 1
-    rows = -(-size // columns)
+    rows, columns = _rectangle(size)
     keys = _round_keys(key)
     image = _feistel(index.astype(np.uint64), rows, columns, keys)
     while (outside := image >= size).any():
         image[outside] = _feistel(image[outside], rows, columns, keys)
     return image.astype(np.int64)
+
+
+@functools.lru_cache
+def _rectangle(size: int) -> tuple[int, int]:
+    """Rows and columns of the tightest near-square rectangle that holds `size`."""
+    root = math.isqrt(size - 1) + 1
+    columns = np.arange(root, root + max(1, root // 2))
+    rows = -(-size // columns)
+    best = np.argmin(rows * columns)
+    return int(rows[best]), int(columns[best])
 
 
 def _feistel(value: np.ndarray, rows: int, columns: int, keys: np.ndarray) -> np.ndarray:
@@ -62,7 +79,9 @@ def _round_keys(key: tuple[int, ...]) -> np.ndarray:
 
 def _mix(value: np.ndarray) -> np.ndarray:
     """A hash of 64-bit words: SplitMix64 (Steele, Lea & Flood, OOPSLA 2014)."""
-    value = value + np.uint64(0x9E3779B97F4A7C15)
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+    value = value + _GAMMA
+    for shift, factor in _MIXERS:
+        value ^= value >> shift
+        value *= factor
+    value ^= value >> _LAST_SHIFT
+    return value
