@@ -112,11 +112,12 @@ def test_bounds(schedule, total, fraction, power, from_zero):
         warmup_steps=warmup,
         warmup_from_zero=from_zero,
     )[: total + 1]
-    assert np.all(found[:warmup] <= 1)
-    assert np.all(np.diff(found[: warmup + 1]) >= 0)
-    assert np.all(np.diff(found[warmup:]) <= 1e-7)
-    assert found[warmup] == (1.0 if warmup < total else found[-1])
-    assert found[-1] == (1.0 if schedule == "constant" else 0.125)
+    rounding = 2e-7
+    assert np.all(found <= 1 + rounding)
+    assert np.all(np.diff(found[: warmup + 1]) >= -rounding)
+    assert np.all(np.diff(found[warmup:]) <= rounding)
+    last = 1.0 if schedule == "constant" else 0.125
+    np.testing.assert_allclose(found[[warmup, -1]], [1.0, last], rtol=rounding)
 
 
 @pytest.mark.parametrize("warmup", [10, 11])
