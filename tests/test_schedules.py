@@ -70,9 +70,10 @@ def test_against_optax(total, warmup):
 
 
 @pytest.mark.parametrize(
-    ("fraction", "total", "expected"), [(0.05, 30, 2), (0.05, 100, 5), (0.05, 101, 6), (0.0, 9, 0)]
+    ("fraction", "total", "expected"),
+    [(0.05, 30, 2), (0.05, 100, 5), (0.05, 101, 6), (0.0, 9, 0), (0.05, 1, 0), (1.0, 9, 8)],
 )
-def test_a_warmup_fraction_is_rounded_up(fraction, total, expected):
+def test_a_warmup_fraction_is_rounded_up_but_leaves_a_step(fraction, total, expected):
     config = dataclasses.replace(DEFAULT, warmup_fraction=fraction)
     assert warmup_length(config, total) == expected
     assert warmup_length(dataclasses.replace(config, warmup_steps=3), total) == 3
