@@ -38,6 +38,7 @@ def main(arguments: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells each step of a save
 
     # Now that the config is known to be sound: these imports take seconds.
+    from nfllm.data.records import MalformedRecordError
     from nfllm.rundir import RunError
     from nfllm.training import hosts
     from nfllm.training.loop import NonFiniteError, fit
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> None:
     try:
         hosts.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         result = fit(config, _WORKDIR.value)
-    except (ConfigError, RunError, NonFiniteError) as error:
+    except (ConfigError, RunError, NonFiniteError, MalformedRecordError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:  # before the first step, or a second one while saving
         sys.exit(130)

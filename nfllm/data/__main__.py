@@ -9,20 +9,15 @@ The flags are those of `train.py`; a run with the same section `data` finds ever
 import resource
 import sys
 import time
-from pathlib import Path
 
 from absl import app, logging
-from ml_collections import config_flags
 
 from nfllm import data
 from nfllm.config import Config, ConfigError
 from nfllm.data.records import MalformedRecordError
+from nfllm.flags import check_no_arguments, define_config
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    str(Path(__file__).parents[2] / "configs" / "default.py"),
-    "The configuration file; --config.SECTION.KEY=VALUE changes one of its keys.",
-)
+_CONFIG = define_config()
 
 
 def describe(dataset: data.Dataset) -> str:
@@ -62,8 +57,7 @@ def describe(dataset: data.Dataset) -> str:
 
 def main(arguments: list[str]) -> None:
     """Loads the configured dataset once, which prepares it."""
-    if len(arguments) > 1:
-        raise app.UsageError(f"unexpected argument {arguments[1]!r}; options begin with --")
+    check_no_arguments(arguments)
     logging.set_verbosity(logging.WARNING)  # TFDS tells of every step
     start = time.perf_counter()
     try:
