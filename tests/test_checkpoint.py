@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import gc
 import json
 import shutil
 import subprocess
@@ -16,13 +17,20 @@ from nfllm.rundir import RunError
 from nfllm.training.checkpoint import Checkpoints, restore_params
 from nfllm.training.parallel import Parallel
 
-# Orbax abandons its other reads when one fails, and Python may notice in a later test.
+# Orbax abandons its other reads when one fails.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
 ]
 
 CONFIG = CheckpointConfig(every=0, keep=2, keep_every=None)
+
+
+@pytest.fixture(autouse=True)
+def abandoned_reads():
+    """Python notices them here, under the filters above, and not in a later test."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture
