@@ -3,8 +3,9 @@
     python benchmarks/run.py [--quick] [--json FILE]
 
 Measured at 4 layers, 4 heads, width 256, vocabulary 4096, T 128, batch 32 in the default type:
-norm-free ReLU and LayerNorm GELU. Every round times one matrix product for the peak and one step of
-each variant, in one process, so that a busy machine slows all alike: read the ratios.
+norm-free ReLU and LayerNorm GELU. Every round times one matrix product for the peak, one step of
+each variant and one telemetry probe of 16 sequences, in one process, so that a busy machine slows
+all alike: read the ratios.
 FLOPs are counted by formula (`step_flops`), never from the compiler, which counts a loop body once.
 """
 
@@ -55,6 +56,7 @@ def measure_steps(quick: bool) -> dict[str, Any]:
     from nfllm.training.schedules import make_schedule
     from nfllm.training.state import init_state
     from nfllm.training.step import make_train_step
+    from nfllm.training.telemetry import make_probe
 
     vocab_size, sequences = 4096, 32
     shape = {"num_layers": 4, "num_heads": 4, "embed_dim": 256, "context_length": 128}
@@ -79,31 +81,40 @@ def measure_steps(quick: bool) -> dict[str, Any]:
         tokens = np.random.RandomState(0).randint(0, vocab_size, (sequences, 128)).astype(np.int32)
         batch = parallel.put_train(Batch(tokens, tokens))
 
+        probe, probe_tokens = make_probe(model), parallel.put_probe(tokens[:16])
+
         def one_step() -> None:
             nonlocal state
             state, metrics = step(state, batch)
             jax.block_until_ready(metrics)
 
-        return one_step, step_flops(config.model, vocab_size, sequences)
+        def one_probe() -> None:
+            probe(state.params, probe_tokens)
+
+        return one_step, one_probe, step_flops(config.model, vocab_size, sequences)
 
     matrix = jax.random.normal(jax.random.key(1), (PEAK_SIZE, PEAK_SIZE)).astype(dtype)
     product = jax.jit(jnp.matmul)
     peak_flops = 2.0 * PEAK_SIZE**3
-    jobs = {name: trainer(*choice) for name, choice in VARIANTS.items()}
-    jobs["peak"] = (lambda: jax.block_until_ready(product(matrix, matrix)), peak_flops)
+    trainers = {name: trainer(*choice) for name, choice in VARIANTS.items()}
+    jobs = {name: step for name, (step, _, _) in trainers.items()}
+    jobs["probe"] = trainers["norm-free ReLU"][1]
+    jobs["peak"] = lambda: jax.block_until_ready(product(matrix, matrix))
 
     rounds = 5 if quick else 40
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     cpu: dict[str, list[float]] = {name: [] for name in jobs}
     for number in range(rounds + 2):
-        for name, (job, _) in jobs.items():
+        for name, job in jobs.items():
             wall, used = time.perf_counter(), time.process_time()
             job()
             if number >= 2:
                 seconds[name].append(time.perf_counter() - wall)
                 cpu[name].append(time.process_time() - used)
     peak_rate = peak_flops / float(np.median(seconds["peak"]))
+    probe_share = float(np.median(seconds["probe"]) / np.median(seconds["norm-free ReLU"]))
     result: dict[str, Any] = {
+        "probe_share_of_a_step": probe_share,
         "backend": jax.default_backend(),
         "devices": jax.device_count(),
         "dtype": str(dtype),
@@ -112,7 +123,7 @@ def measure_steps(quick: bool) -> dict[str, Any]:
         "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
     }
     for name in VARIANTS:
-        flops = jobs[name][1]
+        flops = trainers[name][2]
         low, middle, high = np.percentile(seconds[name], [25, 50, 75])
         result[name] = {
             "ms": middle * 1e3,
@@ -189,6 +200,8 @@ def main() -> None:
             + f" {row['tokens_per_second']:>9,.0f} {row['cpu_seconds']:>6.2f} "
             f"{row['share_of_peak']:>8.1%}"
         )
+    share = steps["probe_share_of_a_step"]
+    print(f"a probe costs {share:.0%} of a step: {share / 100:.2%} of the time at one in 100 steps")
     print(f"peak memory: {steps['peak_memory_gb']:.2f} GB, both models in one process")
     print(
         f"time to the first step: {start['nothing_prepared_s']:.1f} s with nothing prepared, "
