@@ -81,12 +81,6 @@ def stop_agreed(step: int) -> bool:
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
 
-def wait_for_all(what: str) -> None:
-    """Returns when every process has called it."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
-
-
 def _from_environment(
     coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> dict[str, Any] | None:

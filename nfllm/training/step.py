@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nfllm.config import IGNORED_LABEL, OptimizerConfig, TrainingConfig
+from nfllm.config import OptimizerConfig, TrainingConfig
 from nfllm.model.decoder import Decoder
-from nfllm.training.loss import next_token_loss
+from nfllm.training.loss import count_targets, next_token_loss
 from nfllm.training.schedules import Schedule
 from nfllm.training.state import LossScale, TrainState
 
@@ -74,9 +74,7 @@ def make_train_step(
         *,
         axis_name: str | None = None,
     ) -> tuple[TrainState, StepMetrics]:
-        targets_A = _sum_over_devices(
-            jnp.sum(labels_ABT[:, :, 1:] != IGNORED_LABEL, (1, 2)), axis_name
-        )
+        targets_A = _sum_over_devices(jax.vmap(count_targets)(labels_ABT), axis_name)
         weights_A = _micro_batch_weights(targets_A, optimizer_config.accumulation_weighting)
         scale = jnp.float32(1.0) if state.loss_scale is None else state.loss_scale.factor
         dropout_key = jax.random.fold_in(jax.random.key(training_config.seed), state.step)
@@ -156,7 +154,7 @@ def make_eval_step(model: Decoder) -> Callable[..., EvalSums]:
         logits_BTV: Any = model.apply({"params": params}, tokens_BT)
         sums = EvalSums(
             next_token_loss(logits_BTV, labels_BT),
-            jnp.sum(labels_BT[:, 1:] != IGNORED_LABEL),
+            count_targets(labels_BT),
         )
         return _sum_over_devices(sums, axis_name)
 
