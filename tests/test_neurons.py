@@ -118,6 +118,13 @@ def test_spectra_do_not_depend_on_the_basis() -> None:
         assert float(statistic(rotated)) == pytest.approx(float(statistic(diagonal)), rel=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_participation_does_not_depend_on_the_scale(scale: float) -> None:
+    """Near collapse and near divergence the squares of covariances leave float32's range."""
+    covariance = np.diag([3.0, 1.0, 0.0]) * scale
+    assert float(analysis.participation_ratio(covariance)) == pytest.approx(1.6, rel=1e-6)
+
+
 def test_streamed_covariance_equals_numpy() -> None:
     x = np.random.default_rng(0).normal(size=(2, 3, 40, 6)) + 10
     merged = analysis.merge_all(Covariance.of(x[:, i]) for i in range(3))

@@ -6,19 +6,27 @@ from training_parts import make_parts, random_batch, small_config
 
 from nfllm.analysis import attention_entropy
 from nfllm.model.capture import capture
+from nfllm.training.parallel import Parallel
 from nfllm.training.telemetry import SITES, first_nonfinite, make_probe
 
 
-def _probed(model_changes, params_of=lambda params: params):
-    parts = make_parts(small_config(model=model_changes))
-    params = params_of(jax.jit(parts.init)(jax.random.key(0)).params)
-    tokens_BT = jnp.asarray(random_batch(0).tokens)
-    return make_probe(parts.model)(params, tokens_BT), capture(parts.model, params, tokens_BT)
+def _probed(model_changes, params_of=lambda params: params, num_devices=1):
+    config = small_config(model=model_changes, parallel={"strategy": "fsdp"})
+    parts = make_parts(config)
+    parallel = Parallel(config, jax.devices()[:num_devices])
+    params = params_of(parallel.init(parts.init, jax.random.key(0)).params)
+    tokens_BT = parallel.put_probe(random_batch(0).tokens)
+    assert len(tokens_BT.sharding.device_set) == num_devices
+    return make_probe(parts.model)(params, tokens_BT), capture(
+        parts.model, jax.device_get(params), np.asarray(tokens_BT)
+    )
 
 
-@pytest.mark.parametrize("changes", [{}, {"scan_layers": True, "architecture": "gpt_neox"}])
-def test_the_probe_gives_what_whole_captures_give(changes):
-    probed, captured = _probed({"init_std": 0.1, **changes})
+@pytest.mark.parametrize(
+    ("changes", "num_devices"), [({}, 1), ({"scan_layers": True, "architecture": "gpt_neox"}, 4)]
+)
+def test_the_probe_gives_what_whole_captures_give(changes, num_devices):
+    probed, captured = _probed({"init_std": 0.1, **changes}, num_devices=num_devices)
     entropy_LH = attention_entropy(captured.attention_probs).mean((1, 3))
     np.testing.assert_allclose(probed["entropy_nats"], entropy_LH, atol=2e-6)
     visible_TS = np.tril(np.ones((12, 12), bool))
@@ -27,6 +35,11 @@ def test_the_probe_gives_what_whole_captures_give(changes):
     for field, tensor in [("mlp_pre_rms", "mlp_pre"), ("residual_rms", "residual")]:
         whole = np.asarray(getattr(captured, tensor))
         np.testing.assert_allclose(probed[field], np.sqrt((whole**2).mean((1, 2, 3))), rtol=1e-5)
+    for site in ("mlp_pre", "mlp_post"):
+        vectors_LNF = np.asarray(getattr(captured, site), np.float64).reshape(2, 96, -1)
+        spectra_LF = [np.linalg.eigvalsh(np.cov(x, rowvar=False)) for x in vectors_LNF]
+        expected = [e.sum() ** 2 / (e**2).sum() for e in spectra_LF]
+        np.testing.assert_allclose(probed[f"{site}_participation"], expected, rtol=1e-5)
     assert probed["residual_rms"].shape == (3,)
     assert all(not counts.any() for counts in probed["nonfinite"].values())
     assert "negative_slopes" not in probed
@@ -70,7 +83,7 @@ def test_a_bad_end_of_the_stream_is_named_and_a_sound_one_is_not():
 
 
 def test_without_telemetry_nothing_of_it_is_computed():
-    """The lowered training step has no entropy: `log` occurs in the loss alone."""
+    """The lowered training step has no entropy, whose `log` it lacks, and no [F, F] covariance."""
     parts = make_parts(small_config())
     tokens_BT = jnp.asarray(random_batch(0).tokens)
     params = jax.eval_shape(parts.init, jax.random.key(0)).params
@@ -83,6 +96,7 @@ def test_without_telemetry_nothing_of_it_is_computed():
         return jax.jit(jax.grad(lambda params: loss(params, mutable))).lower(params).as_text()
 
     assert "stablehlo.log " not in lowered(False)
+    assert "tensor<64x64xf32>" not in lowered(False)
     forward = (
         jax.jit(
             lambda params: parts.model.apply({"params": params}, tokens_BT, mutable=["statistics"])[
@@ -93,3 +107,4 @@ def test_without_telemetry_nothing_of_it_is_computed():
         .as_text()
     )
     assert "stablehlo.log " in forward
+    assert "tensor<64x64xf32>" in forward

@@ -18,7 +18,9 @@ def participation_ratio(covariance: Arrays) -> jax.Array:
     Between 1 (one direction) and F (all alike). No eigenvalue is computed. NaN for a zero matrix.
     """
     c = _read(covariance)
-    return jnp.trace(c, axis1=-2, axis2=-1) ** 2 / jnp.sum(c**2, axis=(-2, -1))
+    # Divided first: the squares of small or of large entries leave the range of float32.
+    shares = c / jnp.trace(c, axis1=-2, axis2=-1)[..., None, None]
+    return 1.0 / jnp.sum(shares**2, axis=(-2, -1))
 
 
 def eigenvalue_shares(covariance: Arrays) -> jax.Array:

@@ -9,7 +9,7 @@ from nfllm.model import intermediates as names
 from nfllm.model.activations import ACTIVATIONS
 from nfllm.model.attention import Attention
 from nfllm.model.dropout import dropout
-from nfllm.model.intermediates import record, record_health
+from nfllm.model.intermediates import record, record_health, record_spectrum
 from nfllm.model.normalizations import NORMALIZATIONS
 
 
@@ -43,6 +43,8 @@ class Mlp(nn.Module):
         record(self, names.MLP_OUT, y_BTD)
         record_health(self, names.MLP_PRE, pre_BTF)
         record_health(self, names.MLP_OUT, y_BTD)
+        record_spectrum(self, names.MLP_PRE, pre_BTF)
+        record_spectrum(self, names.MLP_POST, post_BTF)
         return y_BTD
 
     def _coefficient(self, model_slope: jax.Array | None) -> jax.Array | float:

@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from nfllm.analysis.spectra import participation_ratio
+from nfllm.analysis.statistics import Covariance
+
 INTERMEDIATES = "intermediates"
 STATISTICS = "statistics"
 
@@ -27,6 +30,7 @@ MLP_OUT = "mlp_out"
 ENTROPY = "entropy"
 LOGIT_MAX_ABS = "logit_max_abs"
 NONFINITE = "nonfinite"
+PARTICIPATION = "participation"
 RMS = "rms"
 
 
@@ -49,3 +53,12 @@ def record_health(module: nn.Module, site: str, x: jax.Array) -> None:
         lambda: jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)))),
     )
     record_statistic(module, f"{NONFINITE}_{site}", lambda: jnp.sum(~jnp.isfinite(x)))
+
+
+def record_spectrum(module: nn.Module, site: str, x: jax.Array) -> None:
+    """Records the participation ratio of the covariance of the vectors x [..., F]."""
+    record_statistic(
+        module,
+        f"{PARTICIPATION}_{site}",
+        lambda: participation_ratio(Covariance.of(x, keep=0).covariance()),
+    )

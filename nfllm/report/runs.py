@@ -36,6 +36,8 @@ _RANKS = {
     ("telemetry", "entropy_nats"): 2,
     ("telemetry", "logit_max_abs"): 2,
     ("telemetry", "mlp_pre_rms"): 1,
+    ("telemetry", "mlp_pre_participation"): 1,
+    ("telemetry", "mlp_post_participation"): 1,
     ("telemetry", "residual_rms"): 1,
     ("telemetry", "negative_slopes"): 1,
 }

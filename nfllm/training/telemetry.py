@@ -33,6 +33,8 @@ def make_probe(model: Decoder) -> Callable[[Any, jax.Array], dict[str, Any]]:
     entropy_nats [L, H]: attention entropy, mean over sequences and queries.
     logit_max_abs [L, H]: largest |attention logit| among visible keys.
     residual_rms [L + 1], mlp_pre_rms [L]: root mean squares.
+    mlp_pre_participation, mlp_post_participation [L]: participation ratios of the covariance
+      matrices, over all tokens, of what enters the activation and of what leaves it.
     nonfinite {site: [L]}: how many entries are NaN or infinite; `residual` has L + 1.
     negative_slopes [L]: of a learned leaky ReLU, one per layer also where layers share it.
     """
@@ -58,6 +60,8 @@ def make_probe(model: Decoder) -> Callable[[Any, jax.Array], dict[str, Any]]:
             "entropy_nats": attention[names.ENTROPY],
             "logit_max_abs": attention[names.LOGIT_MAX_ABS],
             "mlp_pre_rms": mlp[f"{names.RMS}_{names.MLP_PRE}"],
+            "mlp_pre_participation": mlp[f"{names.PARTICIPATION}_{names.MLP_PRE}"],
+            "mlp_post_participation": mlp[f"{names.PARTICIPATION}_{names.MLP_POST}"],
             "residual_rms": with_last(f"{names.RMS}_{names.RESIDUAL}"),
             "nonfinite": nonfinite,
         }
