@@ -60,11 +60,13 @@ def write_run(
     slopes_NL: np.ndarray | None = None,
     nonfinite_from: int | None = None,
     num_probes: int = 21,
+    spectra: bool = True,
     **record: Any,
 ) -> Path:
     """A finished run of 1,000 steps: losses fall to `final_loss`, entropies to `entropy_LH`.
 
-    From step `nonfinite_from` on, every site from layer 1 on has NaN.
+    From step `nonfinite_from` on, every site from layer 1 on has NaN. `spectra=False` is a run from
+    before there were participation ratios.
     """
     config = make_config(changes)
     write_record(run, make_record(changes, **record))
@@ -106,6 +108,9 @@ def write_run(
                     for site in sorted(SITES)
                 },
             }
+            if spectra:
+                fields["mlp_pre_participation"] = np.geomspace(2, 40, layers) * (1 + share)
+                fields["mlp_post_participation"] = np.geomspace(5, 300, layers) * (1 + share)
             if slopes_NL is not None:
                 fields["negative_slopes"] = slopes_NL[n]
             metrics.write("telemetry", step, **fields)

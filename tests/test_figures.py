@@ -198,6 +198,21 @@ def test_layer_curves_show_each_layer_and_the_reference():
     assert high >= 3.0
 
 
+def test_layer_curves_on_a_logarithmic_axis_hold_every_positive_value():
+    y_NL = np.stack([np.full(100, 3.0), np.full(100, 600.0)], axis=1)
+    y_NL[5] = [0.0, np.nan]
+    for panels in (
+        [LayerCurves("a", STEPS, y_NL, None)],
+        [LayerCurves("b", STEPS, 0 * y_NL, None)],
+    ):
+        axes = figures.layer_curves(panels, "ratio", log=True).axes[0]
+        assert axes.get_yscale() == "log"
+        low, high = axes.get_ylim()
+        assert 0 < low < high
+        if panels[0].label == "a":
+            assert (low, high) == pytest.approx((2.7, 660))
+
+
 def test_panels_of_layer_curves_share_their_range():
     panels = [LayerCurves(str(n), STEPS, np.full((100, 2), float(n)), None) for n in (1, 5)]
     figure = figures.layer_curves(panels, "entropy (nats)")

@@ -62,7 +62,14 @@ def mixed(tmp_path_factory) -> Path:
     runs = tmp_path_factory.mktemp("mixed")
     rng = np.random.default_rng(0)
     deep = {"model.num_layers": 48, "model.num_heads": 2, "model.context_length": 256}
-    write_run(runs / "deep", deep, rng.uniform(0, 4.5, (48, 2)), 3.0, data_fingerprint="other")
+    write_run(
+        runs / "deep",
+        deep,
+        rng.uniform(0, 4.5, (48, 2)),
+        3.0,
+        data_fingerprint="other",
+        spectra=False,
+    )
     two = {"model.num_layers": 2, "data.dataset": "python_source", "data.sources": "</td><script>"}
     write_run(runs / EVIL, two, np.array([[0.1, 1.0, 2.0, 3.0], [3.6, 3.0, np.nan, 0.2]]), 3.5)
     slopes_NL = 0.01 * np.linspace(1.0, 0.2, 21)[:, None] * np.ones(4)
@@ -155,6 +162,28 @@ def test_divergence_is_located(paper):
     assert list(rows["SM"].values()) == ["SM", "600", "residual", "1", "64"]
     assert rows["SM+R"]["site"] == "none in 21 probes"
     assert (paper / "figures" / "nonfinite.png").exists()
+
+
+def test_spectra_are_told_by_layer_and_through_training(paper, mixed):
+    rows = rows_of(paper, "participation")
+    assert [row["run"] for row in rows[::12]] == [
+        "SM",
+        "SM+G",
+        "SM+LN",
+        "SM+LN+G",
+        "SM+LN+R",
+        "SM+R",
+    ]
+    last = rows[11]
+    assert (last["layer"], last["units"]) == ("11", "3072")
+    assert float(last["before the activation"]) == pytest.approx(80)
+    assert float(last["after the activation"]) == pytest.approx(600)
+    for side in ("pre", "post"):
+        for name in (f"mlp_{side}_participation", f"mlp_{side}_participation_training"):
+            assert (paper / "figures" / f"{name}.png").exists()
+    # `deep` is of before there were spectra, and `silent` has no telemetry.
+    found = {row["run"] for row in rows_of(mixed, "participation")}
+    assert found == {f"SM+R · {EVIL}", "SM+learnable_leaky_relu", "half"}
 
 
 def test_differences_are_those_of_the_configs(paper):

@@ -197,17 +197,22 @@ def layer_profiles(series: Sequence[Curve], xlabel: str, ylabel: str) -> Figure:
 
 
 def layer_curves(
-    panels: Sequence[LayerCurves], ylabel: str, ylim: tuple[float, float] | None = None
+    panels: Sequence[LayerCurves],
+    ylabel: str,
+    ylim: tuple[float, float] | None = None,
+    *,
+    log: bool = False,
 ) -> Figure:
     """One panel per run, one line per layer, coloured by depth; the reference curve is dashed.
 
     Args:
       panels: what to draw.
       ylabel: quantity and unit.
-      ylim: the range of every panel; None: what holds all the data, and 0.
+      ylim: the range of every panel; None: the `common_range`.
+      log: on a logarithmic axis.
     """
     figure, all_axes = panel_grid(PANEL[0], [PANEL[1]] * len(panels))
-    low, high = ylim or common_range(panels)
+    low, high = ylim or common_range(panels, log=log)
     for axes, (label, x_N, y_NL, reference) in zip(all_axes, panels, strict=True):
         style_axes(axes, label, "step", ylabel)
         layers = y_NL.shape[1]
@@ -218,6 +223,8 @@ def layer_curves(
             axes.plot(x, y, color=shades[layer], linewidth=1.2, marker=marker, markersize=4)
         axes.set_xlim(left=0)
         axes.set_ylim(low, high)
+        if log:
+            set_log_scale(axes)
         if reference is not None:
             axes.plot(reference.x, reference.y, "--", color=FAINT, linewidth=1.2, zorder=1)
             _label_end(axes, reference)
@@ -244,11 +251,14 @@ def nonfinite_counts(panels: Sequence[Counts]) -> Figure:
     return figure
 
 
-def common_range(panels: Sequence[LayerCurves]) -> tuple[float, float]:
-    """A range that holds every finite value, and 0."""
+def common_range(panels: Sequence[LayerCurves], *, log: bool = False) -> tuple[float, float]:
+    """A range that holds every finite value, and 0; with `log`, every positive value."""
     values = [np.ravel(panel.y) for panel in panels]
     values += [panel.reference.y for panel in panels if panel.reference is not None]
     finite = np.concatenate([v[np.isfinite(v)] for v in values])
+    if log:
+        positive = finite[finite > 0]
+        return (0.9 * positive.min(), 1.1 * positive.max()) if positive.size else (0.9, 1.1)
     low, high = min(0.0, *finite, 0.0), max(0.0, *finite, 0.0)
     margin = 0.05 * (high - low) or 1.0
     return low - margin * (low < 0), high + margin

@@ -25,6 +25,7 @@ from nfllm.report.training_sections import (
     nonfinite_sections,
     signal_sections,
     slope_sections,
+    spectrum_sections,
 )
 
 _MOST_WARNINGS = 12
@@ -39,6 +40,7 @@ def build_sections(runs: Sequence[Run]) -> list[Section]:
         entropy_sections,
         loss_sections,
         signal_sections,
+        spectrum_sections,
         slope_sections,
         nonfinite_sections,
         _record_sections,

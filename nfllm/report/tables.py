@@ -180,6 +180,30 @@ def entropy_table(labels: Sequence[str], entropies: Sequence[np.ndarray]) -> Tab
     return Table(columns, rows)
 
 
+def participation_table(
+    ratios: Mapping[str, Sequence[np.ndarray | None]], widths: Mapping[str, int]
+) -> Table:
+    """Participation ratios of the MLP's units, one row a layer.
+
+    Args:
+      ratios: of each run, `[L]` before and `[L]` after the activation; None where not recorded.
+      widths: of each run's MLP, where it is known.
+    """
+    columns = (
+        Column("run"),
+        Column("layer", "d"),
+        Column("before the activation", ".1f"),
+        Column("after the activation", ".1f"),
+        Column("units", ",d"),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for label, sides in ratios.items():
+        for layer in range(max(0 if side is None else len(side) for side in sides)):
+            values = [None if side is None else float(side[layer]) for side in sides]
+            rows.append((label, layer, *values, widths.get(label)))
+    return Table(columns, tuple(rows))
+
+
 def differences_table(configs: Mapping[str, Config]) -> Table:
     """The config keys in which runs differ, one column per run."""
     first = next(iter(configs.values()))

@@ -1,4 +1,4 @@
-"""The sections about training: losses, size of the signal, learned slopes, non-finite values."""
+"""The sections about training: losses, the signal and its spectra, slopes, non-finite values."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from nfllm.report import figures
 from nfllm.report.figures import Counts, Curve, LayerCurves
 from nfllm.report.page import Block, Pictures, Rows, Section
 from nfllm.report.runs import Run
-from nfllm.report.tables import first_nonfinite_table
+from nfllm.report.tables import first_nonfinite_table, participation_table
 from nfllm.training.schedules import make_schedule
+
+_PARTICIPATION = ("mlp_pre_participation", "mlp_post_participation")
 
 
 def loss_sections(runs: Sequence[Run]) -> Iterator[Section]:
@@ -45,26 +47,44 @@ def loss_sections(runs: Sequence[Run]) -> Iterator[Section]:
 def signal_sections(runs: Sequence[Run]) -> Iterator[Section]:
     """Size of pre-activations, residual stream and attention logits by layer, at the last probe."""
     wanted = (
-        ("mlp_pre_rms", "mlp_pre_rms", "layer", "rms of the MLP's pre-activation"),
-        ("residual_rms", "residual_rms", "depth (blocks passed)", "rms of the residual stream"),
-        ("logit_max_abs", "logit_max_abs", "layer", "largest |attention logit|"),
+        ("mlp_pre_rms", "layer", "rms of the MLP's pre-activation"),
+        ("residual_rms", "depth (blocks passed)", "rms of the residual stream"),
+        ("logit_max_abs", "layer", "largest |attention logit|"),
     )
-    blocks: list[Block] = []
-    for field, name, xlabel, ylabel in wanted:
-        series = []
-        for index, run in enumerate(runs):
-            value = run.last(field)
-            if value is not None:
-                value_L = value.max(axis=1) if value.ndim == 2 else value
-                series.append(Curve(run.label, np.arange(len(value_L)), value_L, index))
-        if series:
-            figure = figures.layer_profiles(series, xlabel, ylabel)
-            blocks.append(Pictures(name, "", figure, [figure]))
+    blocks = [block for field, *labels in wanted for block in _profile(runs, field, *labels)]
     if blocks:
         yield Section(
             "Size of the signal by layer",
             "At the last probe. Near zero a GELU is linear: where the rms of its inputs is far "
             "below 1, the MLP is nearly a linear map.",
+            blocks,
+        )
+
+
+def spectrum_sections(runs: Sequence[Run]) -> Iterator[Section]:
+    """Participation ratio before and after the activation, by layer and through training."""
+    labels = {field: f"participation, {field.split('_')[1]}-activation" for field in _PARTICIPATION}
+    blocks: list[Block] = []
+    for field, ylabel in labels.items():
+        blocks += _profile(runs, field, "layer", ylabel)
+    for field, ylabel in labels.items():
+        panels = [
+            LayerCurves(run.label, *run.series[field], None) for run in runs if field in run.series
+        ]
+        if panels:
+            name = f"{field}_training"
+            blocks.append(_through_training(name, "Through training.", panels, ylabel, log=True))
+    if blocks:
+        table = participation_table(
+            {run.label: tuple(map(run.last, _PARTICIPATION)) for run in runs},
+            {run.label: run.model.mlp_width for run in runs if run.model is not None},
+        )
+        blocks.append(Rows("participation", "By layer, at the last probe.", table, shown=False))
+        yield Section(
+            "Spectra of the MLP",
+            "Participation ratio of the covariance of the MLP's units over all probe tokens, "
+            "before and after the activation: over about how many directions the tokens spread, "
+            "from 1 to the width of the MLP.",
             blocks,
         )
 
@@ -77,20 +97,11 @@ def slope_sections(runs: Sequence[Run]) -> Iterator[Section]:
         if "negative_slopes" in run.series
     ]
     if panels:
-        ylabel = "slope for x < 0"
-        low, high = figures.common_range(panels)
         yield Section(
             "Learned slopes through training",
             "The dashed line is what weight decay alone would leave of a slope, without any "
             "gradient.",
-            [
-                Pictures(
-                    "negative_slopes",
-                    "",
-                    figures.layer_curves(panels, ylabel, (low, high)),
-                    [figures.layer_curves([panel], ylabel, (low, high)) for panel in panels],
-                )
-            ],
+            [_through_training("negative_slopes", "", panels, "slope for x < 0")],
         )
 
 
@@ -115,6 +126,28 @@ def nonfinite_sections(runs: Sequence[Run]) -> Iterator[Section]:
         "execution.",
         blocks,
     )
+
+
+def _profile(runs: Sequence[Run], field: str, xlabel: str, ylabel: str) -> Iterator[Pictures]:
+    """A quantity by layer at the last probe of the runs that have it, its largest over heads."""
+    series = []
+    for index, run in enumerate(runs):
+        value = run.last(field)
+        if value is not None:
+            value_L = value.max(axis=1) if value.ndim == 2 else value
+            series.append(Curve(run.label, np.arange(len(value_L)), value_L, index))
+    if series:
+        figure = figures.layer_profiles(series, xlabel, ylabel)
+        yield Pictures(field, "", figure, [figure])
+
+
+def _through_training(
+    name: str, caption: str, panels: Sequence[LayerCurves], ylabel: str, *, log: bool = False
+) -> Pictures:
+    """One panel per run, all of one range."""
+    limits = figures.common_range(panels, log=log)
+    each = [figures.layer_curves([panel], ylabel, limits, log=log) for panel in panels]
+    return Pictures(name, caption, figures.layer_curves(panels, ylabel, limits, log=log), each)
 
 
 def _without_gradient(run: Run) -> Curve | None:
