@@ -5,11 +5,13 @@ ReLU; a missing letter means that the part is taken out. The final LayerNorm sta
 as in the released code.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from nfllm.config import ConfigError, suggest
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "sm+ln+g": {"normalization": "layernorm", "activation": "gelu"},
     "sm+ln+r": {"normalization": "layernorm", "activation": "relu"},
     "sm+ln": {"normalization": "layernorm", "activation": "identity"},

@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     model.qk_normalization = "none"  # the same names: of each head's queries and keys
     model.norm_epsilon = 1e-5  # added to the variance
     # gelu (exact erf), gelu_tanh, relu, leaky_relu, learnable_leaky_relu, silu, relu_squared,
-    # helu (2411.10573), identity (the MLP becomes linear)
+    # helu (2411.10573), identity (the MLP becomes linear), half_identity (x/2, as GELU near zero)
     model.activation = "relu"
     # Slope for x < 0 of leaky_relu; its start value for learnable_leaky_relu. None: 0.01
     model.negative_slope = placeholder(float)

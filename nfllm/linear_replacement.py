@@ -32,6 +32,10 @@ class LinearReplacement(NamedTuple):
     """Of the model as it is."""
     layer_loss: np.ndarray
     """`[L]`, with the activation of that layer alone replaced."""
+    early_loss: float
+    """With the activations of the first L // 2 layers replaced."""
+    late_loss: float
+    """With those of all other layers replaced."""
     all_loss: float
     """With the activations of all layers replaced: every MLP is a linear map."""
     num_targets: int
@@ -71,8 +75,10 @@ def replace_by_linear(
             f"fit: expected slope and intercept of shape ({num_layers},), one line a layer, got "
             f"{slope_L.shape} and {intercept_L.shape}"
         )
-    none, every = np.zeros((1, num_layers), bool), np.ones((1, num_layers), bool)
-    chosen = jnp.asarray(np.concatenate([none, np.eye(num_layers, dtype=bool), every]))
+    early_L = np.arange(num_layers) < num_layers // 2
+    together = np.stack([early_L, ~early_L, np.ones(num_layers, bool)])
+    none, each = np.zeros((1, num_layers), bool), np.eye(num_layers, dtype=bool)
+    chosen = jnp.asarray(np.concatenate([none, each, together]))
 
     @jax.jit
     def losses(params: Any, tokens_BT: jax.Array, labels_BT: jax.Array) -> jax.Array:
@@ -84,7 +90,7 @@ def replace_by_linear(
         return jax.lax.map(loss, chosen)
 
     params = of_this_process(params)
-    sums = _Sums(np.zeros(num_layers + 2), np.int64(0))
+    sums = _Sums(np.zeros(len(chosen)), np.int64(0))
     for batch in batches:
         tokens, labels = put(np.asarray(batch.tokens)), put(np.asarray(batch.labels))
         loss = np.asarray(losses(params, tokens, labels), np.float64)
@@ -93,7 +99,8 @@ def replace_by_linear(
     if sums.num_targets == 0:
         raise ValueError("there is no target to score: batches is empty, or has no label")
     mean = sums.loss / sums.num_targets
-    return LinearReplacement(float(mean[0]), mean[1:-1], float(mean[-1]), int(sums.num_targets))
+    early, late, every = map(float, mean[-3:])
+    return LinearReplacement(float(mean[0]), mean[1:-3], early, late, every, int(sums.num_targets))
 
 
 class _Sums(NamedTuple):

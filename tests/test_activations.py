@@ -56,6 +56,7 @@ FORMULAS = [
     ("helu", 0.05, lambda x: np.maximum(x, 0), lambda x: 1.0 * (x > np.float32(-0.05))),
     ("helu", 2.0, lambda x: np.maximum(x, 0), lambda x: 1.0 * (x > -2)),
     ("identity", 0.0, lambda x: x, np.ones_like),
+    ("half_identity", 0.0, lambda x: x / 2, lambda x: np.full_like(x, 0.5)),
 ]
 
 

@@ -65,6 +65,8 @@ def test_each_layer_and_all_layers(scan_layers: bool) -> None:
     assert result.loss == pytest.approx(mean_loss(model, params), rel=1e-6)
     np.testing.assert_allclose(result.layer_loss, layers, rtol=1e-6)
     assert result.all_loss == pytest.approx(both, rel=1e-6)
+    # Of two layers each is a half.
+    assert (result.early_loss, result.late_loss) == pytest.approx(layers, rel=1e-6)
     assert result.num_targets == 4 * 11 + 4 * 4
     assert np.ptp([result.loss, *layers, both]) > 1e-3
 

@@ -19,6 +19,7 @@ Activation = Literal[
     "relu_squared",
     "helu",
     "identity",
+    "half_identity",
 ]
 
 

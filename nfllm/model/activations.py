@@ -60,6 +60,11 @@ def identity(x: jax.Array, _: Coefficient) -> jax.Array:
     return x
 
 
+def half_identity(x: jax.Array, _: Coefficient) -> jax.Array:
+    """X/2: what GELU tends to as its inputs get small, and so the control for a linear GELU MLP."""
+    return x / 2
+
+
 ACTIVATIONS: dict[Activation, Callable[[jax.Array, Coefficient], jax.Array]] = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
@@ -70,4 +75,5 @@ ACTIVATIONS: dict[Activation, Callable[[jax.Array, Coefficient], jax.Array]] = {
     "relu_squared": relu_squared,
     "helu": helu,
     "identity": identity,
+    "half_identity": half_identity,
 }

@@ -15,6 +15,8 @@ import numpy as np
 from nfllm.config import ModelConfig
 
 BASELINE = "SM+LN+G"
+
+_MAXIMUM = 3.866  # nats; of the published models it gives their published histograms
 _ROWS = {
     ("gpt2", 128): "gpt2_T128",
     ("gpt_neox", 128): "pythia70m_T128",
@@ -26,13 +28,16 @@ _MODELS = {"gpt2": "GPT-2 with 12 layers", "gpt_neox": "Pythia-70M"}
 class Published(NamedTuple):
     """What was published for one model.
 
-    `head_shares` are the fractions of heads in the four quarters of M = 3.87 nats, `[4]`. Numbers
-    are None where none was published, or the run diverged.
+    `head_shares` are the fractions of heads in the four quarters of M = 3.87 nats, `[4]`; the
+    overload shares are percent of heads with 3/4 M or more, in the first half of the layers and in
+    all. Numbers are None where none was published, or the run diverged.
     """
 
     model: str
     perplexity: float | None
     head_shares: np.ndarray | None
+    early_overload: float | None
+    overload: float | None
 
 
 def find_published(model: ModelConfig, notation: str) -> Published | None:
@@ -49,13 +54,17 @@ def find_published(model: ModelConfig, notation: str) -> Published | None:
     perplexity = _published()["perplexity"][row].get(notation)
     if perplexity is None:
         return None
-    shares = (
-        _published()["head_entropy_histogram_pct"].get(notation) if row == "gpt2_T128" else None
-    )
+    shares = heads = None
+    if row == "gpt2_T128":
+        shares = _published()["head_entropy_histogram_pct"].get(notation)
+        heads = _published()["head_entropy_nats"].get(notation)
+    early = None if heads is None else np.asarray(heads[: len(heads) // 2], np.float64)
     return Published(
         model=_MODELS[model.architecture],
         perplexity=perplexity if isinstance(perplexity, float) else None,
         head_shares=None if shares is None else np.asarray(shares) / np.sum(shares),
+        early_overload=None if early is None else 100 * float(np.mean(early >= 0.75 * _MAXIMUM)),
+        overload=None if shares is None else float(shares[-1]),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from etils import epath
 
 from nfllm.report import render
-from nfllm.report.page import Block, Markup, Pictures, Rows, render_page
+from nfllm.report.page import Block, Markup, Pictures, Rows, Section, render_page
 from nfllm.report.runs import Run, read_runs
 from nfllm.report.sections import build_sections
 
@@ -15,7 +15,13 @@ from nfllm.report.sections import build_sections
 def write(runs: Sequence[epath.PathLike], out: epath.PathLike) -> epath.Path:
     """See `nfllm.report.write_report`."""
     read = read_runs(runs)
-    sections = build_sections(read)
+    return write_page(_title(read), _lead(read), build_sections(read), out)
+
+
+def write_page(
+    title: str, lead: str, sections: Sequence[Section], out: epath.PathLike
+) -> epath.Path:
+    """Writes `index.html` with these sections, and the files that it links to, into `out`."""
     directory = epath.Path(out)
     for folder in ("figures", "tables"):
         (directory / folder).mkdir(parents=True, exist_ok=True)
@@ -26,7 +32,7 @@ def write(runs: Sequence[epath.PathLike], out: epath.PathLike) -> epath.Path:
             (directory / "figures" / f"{item.name}.png").write_bytes(render.png(item.whole))
             (directory / "figures" / f"{item.name}.pdf").write_bytes(render.pdf(item.whole))
     index = directory / "index.html"
-    index.write_bytes(render_page(_title(read), _lead(read), sections).encode())
+    index.write_bytes(render_page(title, lead, sections).encode())
     return index
 
 

@@ -1,0 +1,172 @@
+"""The paper's comparison as a grid: its six models, its leaky and learned slopes, and controls.
+
+    python -m nfllm.experiment configs/paper.py --scale minute --out experiments/minute
+
+    scale   model                  data               tokens a run  runs  time
+    minute  2 layers, width 32     standard library   16 k             6  a minute on 2 cores
+    cpu     8 layers, width 64     standard library   3.6 M           26  1 to 2 h on 2 cores
+    gpu     12 layers, width 768   a corpus of yours  65 M            26  see below
+    paper   GPT-2 and Pythia-70M   CodeParrot         2.1 B           25  days of one GPU
+
+All runs of a group share data, order, schedule and the rule for the initial weights; what differs
+is in the table of the group. The rule was fixed before any result was seen: block matrices start at
+std 0.02 sqrt(768 / width), which is the paper's 0.02 at its width. The group std_0.02 takes the
+literal 0.02 instead, and shows how much hangs on it.
+
+gpu needs `--config.data.sources=PATHS` of Python source (jsonl with a field `text`). Its 26 runs
+are 9e17 floating-point operations, 40 minutes at a sustained 400 TFLOP/s (estimated, not measured).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs.codeparrot_recipe import VARIANTS
+from configs.default import get_config as default_config
+from configs.gpt2_codeparrot import get_config as gpt2_config
+from configs.pythia70m_codeparrot import get_config as pythia_config
+from nfllm.experiment import Experiment, Group, Variant
+
+SCALES = ("minute", "cpu", "gpu", "paper")
+
+FOUR = ("sm+g", "sm+r", "sm+ln+g", "sm+ln+r")
+SIX = (*FOUR, "sm+ln", "sm")
+
+
+def get_experiment(scale: str) -> Experiment:
+    """The grid at one of `SCALES`."""
+    return {"minute": _minute, "cpu": _cpu, "gpu": _gpu, "paper": _paper}[scale]()
+
+
+def _minute() -> Experiment:
+    base = _small_base(num_layers=2, embed_dim=32, steps=32, batch_size=8)
+    base.model.context_length = 64
+    base.data.tokenizer = "bytes"
+    base.optimizer.learning_rate = 3e-3
+    base.evaluation.max_windows = 64
+    base.telemetry.every = 8
+    base.training.log_every = 4
+    note = "Proves the path in about a minute on 2 cores; its numbers mean nothing."
+    return Experiment(note, {"main": Group("The six models", base, _variants(SIX))})
+
+
+def _cpu() -> Experiment:
+    base = _small_base(num_layers=8, embed_dim=64, steps=7000, batch_size=4)
+    return Experiment(
+        "Small models on the standard library's source: 1 to 2 hours on 2 cores.",
+        _groups(base, main_seeds=(0, 1, 2)),
+    )
+
+
+def _gpu() -> Experiment:
+    base = _small_base(num_layers=12, embed_dim=768, steps=1000, batch_size=512)
+    base.model.num_heads = 12
+    base.data.dataset = "text_files"
+    base.data.vocab_size = 8192
+    base.evaluation.batch_size = 256
+    base.evaluation.max_windows = 8192
+    base.telemetry.every = 50
+    base.training.gradient_accumulation = 4
+    return Experiment(
+        "The paper's GPT-2 on 65 M tokens of Python source, for one GPU.",
+        _groups(base, main_seeds=(0, 1)),
+    )
+
+
+def _paper() -> Experiment:
+    seeds = (1337,)
+    longer = pythia_config()
+    longer.model.context_length = 256
+    longer.training.steps = 16_300  # an epoch has half as many windows
+    return Experiment(
+        "The released recipe on CodeParrot: 2.1 B tokens a run, one seed, float16.",
+        {
+            "main": Group(
+                "GPT-2, 128 tokens",
+                gpt2_config(),
+                {
+                    **_variants(SIX, seeds),
+                    "sm_default_dtype": _variant("sm", seeds, {"training.dtype": "auto"}),
+                    **_leaky(seeds),
+                    **_learned(seeds),
+                },
+            ),
+            "pythia": Group("Pythia-70M, 128 tokens", pythia_config(), _variants(SIX, seeds)),
+            "pythia_256": Group("Pythia-70M, 256 tokens", longer, _variants(SIX, seeds)),
+        },
+    )
+
+
+def _small_base(num_layers: int, embed_dim: int, steps: int, batch_size: int) -> ConfigDict:
+    """The paper's architecture and optimizer with the sizes given, in float32 on a CPU."""
+    base = default_config()
+    base.model.num_layers = num_layers
+    base.model.embed_dim = embed_dim
+    base.model.attention_bias = "qk"
+    optimizer = base.optimizer
+    optimizer.variant = "hf_adamw"
+    optimizer.beta2 = 0.999
+    optimizer.schedule = "polynomial"
+    optimizer.final_learning_rate = 1e-7
+    optimizer.warmup_from_zero = True
+    base.training.steps = steps
+    base.training.batch_size = batch_size
+    base.evaluation.every = max(1, steps // 14)
+    base.checkpoint.every = max(1, steps // 14)
+    base.checkpoint.keep = 1
+    return base
+
+
+def _groups(base: ConfigDict, main_seeds: tuple[int, ...]) -> dict[str, Group]:
+    """The main comparison with all its seeds, and one seed of each control."""
+    literal = base.copy_and_resolve_references()
+    literal.model.init_std_scaling = "none"
+    return {
+        "main": Group(
+            "Six models, leaky and learned slopes, and linear MLPs",
+            base,
+            {
+                **_variants(FOUR, main_seeds),
+                **_variants(("sm+ln", "sm")),
+                "sm_float16": _variant("sm", changes={"training.dtype": "float16"}),
+                "half_linear": Variant(
+                    {"model.normalization": "none", "model.activation": "half_identity"}
+                ),
+                **_leaky(),
+                **_learned(),
+            },
+        ),
+        "std_0.02": Group("All matrices at std 0.02", literal, _variants(FOUR)),
+    }
+
+
+def _variant(
+    name: str, seeds: tuple[int, ...] = (0,), changes: Mapping[str, Any] | None = None
+) -> Variant:
+    model = {f"model.{key}": value for key, value in VARIANTS[name].items()}
+    return Variant({**model, **(changes or {})}, seeds)
+
+
+def _variants(names: tuple[str, ...], seeds: tuple[int, ...] = (0,)) -> dict[str, Variant]:
+    return {name: _variant(name, seeds) for name in names}
+
+
+def _leaky(seeds: tuple[int, ...] = (0,)) -> dict[str, Variant]:
+    return {
+        f"leaky_{slope:g}": _variant("leaky", seeds, {"model.negative_slope": slope})
+        for slope in (0.1, 0.01)
+    }
+
+
+def _learned(seeds: tuple[int, ...] = (0,)) -> dict[str, Variant]:
+    """One slope a layer, or one for the whole model, with and without weight decay on them."""
+    variants = {}
+    for sharing in ("layer", "model"):
+        for decay in (True, False):
+            name = f"learned_{sharing}{'_decayed' if decay else ''}"
+            changes = {"model.slope_sharing": sharing, "optimizer.decay_slopes": decay}
+            variants[name] = _variant("learnable_layer", seeds, changes)
+    return variants

@@ -1,0 +1,10 @@
+"""A grid of configs to runs to one comparison; what is finished is skipped.
+
+    python -m nfllm.experiment configs/paper.py --scale minute --out experiments/minute
+
+A grid is a Python file with `get_experiment(scale) -> Experiment`; `configs/paper.py` is one.
+"""
+
+from nfllm.experiment.grid import Entry, Experiment, Group, Variant
+
+__all__ = ["Entry", "Experiment", "Group", "Variant"]

@@ -1,0 +1,62 @@
+"""python -m nfllm.experiment CONFIG --scale SCALE --out DIR [--config.SECTION.KEY=VALUE ...]"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import jax
+
+from nfllm.config import ConfigError
+from nfllm.experiment.grid import expand, load_experiment, read_overrides
+from nfllm.experiment.provenance import Provenance
+from nfllm.experiment.scheduler import run_grid
+from nfllm.experiment.slots import find_machine
+from nfllm.experiment.write import write_results
+from nfllm.rundir import RunError
+from nfllm.training import lock
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a grid and writes its report; 2 for a bad argument, 1 where a run failed, 130 if ended.
+
+    The same command goes on where it was interrupted, and skips what is finished.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m nfllm.experiment",
+        description="Trains a grid of configs and compares the runs on one page.",
+        epilog="--config.SECTION.KEY=VALUE sets a key in every run.",
+    )
+    parser.add_argument("config", type=Path, help="the file of a grid, such as configs/paper.py")
+    parser.add_argument("--scale", required=True, help="one of the grid's SCALES")
+    parser.add_argument("--out", type=Path, required=True, help="directory of runs and report")
+    parser.add_argument("--jobs", type=int, help="runs at the same time; default: one a device")
+    options, rest = parser.parse_known_args(arguments)
+    if options.jobs is not None and options.jobs < 1:
+        parser.error(f"--jobs {options.jobs} must be at least 1")
+    try:
+        experiment = load_experiment(options.config, options.scale)
+        entries = expand(experiment, read_overrides(rest))
+        machine = find_machine(options.jobs)
+        options.out.mkdir(parents=True, exist_ok=True)
+        # The runs hold the accelerator; what is left to do here is small.
+        jax.config.update("jax_platforms", "cpu")
+        with lock.hold(options.out):
+            print(experiment.note)
+            with Provenance.record(options.out, options.config, options.scale, machine, rest):
+                outcomes, is_done = run_grid(entries, options.out, machine.slots)
+            page, results = write_results(experiment, entries, outcomes, options.out)
+    except (ConfigError, RunError, RuntimeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(results.read_text())
+    print(f"report   {page}\nresults  {results}")
+    if not is_done:
+        print("interrupted; the same command goes on")
+        return 130
+    return int(any(outcome.status == "failed" for outcome in outcomes.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Why a run's entropy is what it is, as far as its MLPs go: measured once, after training.
+
+The activation of one layer, of each half, or of all layers is replaced by its best linear fit, and
+the loss is measured again on the same windows (`nfllm.linear_replacement`). A layer whose loss does
+not rise has a linear MLP.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from etils import epath
+
+import nfllm
+from nfllm import data
+from nfllm.data.batches import evaluation_batches
+from nfllm.linear_replacement import replace_by_linear
+from nfllm.rundir import RunError
+
+CAUSE_FILE = "cause.json"
+
+_WINDOWS = 256
+_BATCH_SIZE = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Cause:
+    """Losses in nats per target over `num_targets` targets, and what the fit says, by layer.
+
+    Attributes:
+      step: of the checkpoint that was measured.
+      loss: of the model as it is.
+      layer_loss: `[L]`, with that layer's activation replaced.
+      early_loss: with the first half of the layers replaced.
+      late_loss: with the others replaced.
+      all_loss: with all replaced.
+      pre_rms: `[L]`, root mean square of the pre-activation.
+      r_squared: `[L]`, share of the activation that is linear in the pre-activation.
+      slope: `[L]`, of the fit.
+      num_targets: how many predictions the losses are means of.
+    """
+
+    step: int
+    loss: float
+    layer_loss: list[float]
+    early_loss: float
+    late_loss: float
+    all_loss: float
+    pre_rms: list[float]
+    r_squared: list[float]
+    slope: list[float]
+    num_targets: int
+
+
+def write_cause(path: epath.PathLike) -> Cause:
+    """Measures the newest checkpoint of the run in `path` and writes `cause.json` beside it."""
+    run = nfllm.load_run(path)
+    windows = data.load(run.config.data, run.config.model.context_length).validation
+    ignored_id = run.tokenizer.end_of_text_id if run.config.data.mask_end_of_text else None
+    batches = list(
+        evaluation_batches(windows, _BATCH_SIZE, ignored_id=ignored_id, max_windows=_WINDOWS)
+    )
+    found = nfllm.analyze(run.model, run.params, batches, ["linear_fit", "mlp_pre_rms"])
+    fit = found["linear_fit"]
+    replaced = replace_by_linear(run.model, run.params, batches, fit)
+    cause = Cause(
+        step=run.step,
+        loss=replaced.loss,
+        layer_loss=replaced.layer_loss.tolist(),
+        early_loss=replaced.early_loss,
+        late_loss=replaced.late_loss,
+        all_loss=replaced.all_loss,
+        pre_rms=found["mlp_pre_rms"].tolist(),
+        r_squared=fit.r_squared.tolist(),
+        slope=fit.slope.tolist(),
+        num_targets=replaced.num_targets,
+    )
+    text = json.dumps(dataclasses.asdict(cause), indent=1) + "\n"
+    (epath.Path(path) / CAUSE_FILE).write_text(text)
+    return cause
+
+
+def read_cause(path: epath.PathLike) -> Cause | None:
+    """What `write_cause` wrote; None where it has not.
+
+    Raises:
+      RunError: the file is half-written or of another version.
+    """
+    file = epath.Path(path) / CAUSE_FILE
+    if not file.exists():
+        return None
+    try:
+        values: dict[str, Any] = json.loads(file.read_bytes())
+        return Cause(**values)
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{file} cannot be read ({error}); delete it and run again") from error

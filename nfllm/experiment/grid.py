@@ -1,0 +1,187 @@
+"""What an experiment consists of: groups of variants, each trained with several seeds."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from nfllm.config import Config, ConfigError, suggest
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One row: its changes of the group's config, as `{"section.key": value}`, and its seeds."""
+
+    changes: Mapping[str, Any]
+    seeds: Sequence[int] = (0,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Variants to be compared with each other, on one config.
+
+    `title` stands over its table. Variants carry the names of `configs/codeparrot_recipe.py`
+    (`sm+ln+g`, `sm+r`, ...) where the claims of the paper are to be judged.
+    """
+
+    title: str
+    base: ConfigDict
+    variants: Mapping[str, Variant]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Groups by name; `note` says what the scale is for, its hardware and its time.
+
+    The verdicts are on the group `main`. Runs start in the order of the groups, and within one
+    seed by seed, so that an interrupted experiment has whole comparisons.
+    """
+
+    note: str
+    groups: Mapping[str, Group]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One run of the grid. `same_as` names an earlier one of equal config, which stands for it."""
+
+    group: str
+    variant: str
+    seed: int
+    config: Config
+    same_as: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Its own in the grid, and the path of its run directory under the output directory."""
+        return f"{self.group}/{self.variant}/seed{self.seed}"
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the whole run trains on."""
+        training = self.config.training
+        return training.steps * training.batch_size * self.config.model.context_length
+
+
+def load_experiment(path: Path, scale: str) -> Experiment:
+    """`get_experiment(scale)` of the grid file at `path`.
+
+    Raises:
+      ConfigError: there is no such file, it is no grid, or it has no such scale.
+    """
+    module = _import(path)
+    get_experiment = getattr(module, "get_experiment", None)
+    scales = getattr(module, "SCALES", None)
+    if get_experiment is None or scales is None:
+        raise ConfigError(
+            f"{path} has no get_experiment(scale) and SCALES; take configs/paper.py as an example"
+        )
+    if scale not in scales:
+        raise ConfigError(f"unknown scale {scale!r}; {suggest(scale, scales)}")
+    experiment: Experiment = get_experiment(scale)
+    return experiment
+
+
+def expand(experiment: Experiment, overrides: Mapping[str, Any] | None = None) -> list[Entry]:
+    """Every run of the experiment, each with its validated config, in the order to run them.
+
+    Args:
+      experiment: the grid.
+      overrides: `{"section.key": value}` set in every run, such as the paths of a corpus.
+
+    Raises:
+      ConfigError: a change names an unknown key, a config cannot be run, an override is of a key
+        that a variant sets, or a name is no directory name.
+    """
+    entries: list[Entry] = []
+    first_of: dict[Config, str] = {}
+    for group_name, group in experiment.groups.items():
+        base = _changed(group.base, overrides or {}, f"group {group_name}")
+        for variant_name, variant in group.variants.items():
+            clash = sorted(set(variant.changes) & set(overrides or {}))
+            if clash:
+                raise ConfigError(
+                    f"--config.{clash[0]} is set by the variant {group_name}/{variant_name} of the "
+                    "grid; change it in the grid's file"
+                )
+        for seed in sorted({seed for v in group.variants.values() for seed in v.seeds}):
+            for variant_name, variant in group.variants.items():
+                if seed not in variant.seeds:
+                    continue
+                _check_name(group_name, variant_name)
+                where = f"variant {group_name}/{variant_name}"
+                values = _changed(base, {**variant.changes, "training.seed": seed}, where)
+                try:
+                    config = Config.from_dict(values)
+                except ConfigError as error:
+                    raise ConfigError(f"{where}: {error}") from error
+                entry = Entry(group_name, variant_name, seed, config, first_of.get(config))
+                first_of.setdefault(config, entry.name)
+                entries.append(entry)
+    return entries
+
+
+def read_overrides(arguments: Iterable[str]) -> dict[str, Any]:
+    """`--config.SECTION.KEY=VALUE` arguments as `{"section.key": value}`; numbers as in Python.
+
+    Raises:
+      ConfigError: an argument is not of that form.
+    """
+    overrides = {}
+    for argument in arguments:
+        key, separator, text = argument.removeprefix("--config.").partition("=")
+        if not argument.startswith("--config.") or not separator:
+            raise ConfigError(
+                f"unexpected argument {argument!r}; a key of all runs is set by "
+                "--config.SECTION.KEY=VALUE"
+            )
+        try:
+            overrides[key] = ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            overrides[key] = text
+    return overrides
+
+
+def _changed(base: ConfigDict, changes: Mapping[str, Any], where: str) -> ConfigDict:
+    config = base.copy_and_resolve_references()
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        if section not in config:
+            raise ConfigError(f"{where}: unknown section {section!r}; {suggest(section, config)}")
+        if name not in config[section]:
+            raise ConfigError(f"{where}: unknown key {key!r}; {suggest(name, config[section])}")
+        try:
+            config[section][name] = value
+        except TypeError as error:
+            raise ConfigError(f"{where}: {key}={value!r}: {error}") from error
+    return config
+
+
+def _check_name(*names: str) -> None:
+    for name in names:
+        if not name or name.startswith(".") or any(c in name for c in "/\\:"):
+            raise ConfigError(
+                f"{name!r} cannot name a directory; use letters, digits, '+', '-', '.' and '_'"
+            )
+
+
+def _import(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist; name the file of a grid, as configs/paper.py")
+    folder = str(path.resolve().parents[1])
+    if folder not in sys.path:  # a grid imports the configs beside it as `configs.NAME`
+        sys.path.insert(0, folder)
+    spec = importlib.util.spec_from_file_location("nfllm_grid", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

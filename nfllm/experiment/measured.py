@@ -1,0 +1,87 @@
+"""What the runs of one group measured, by variant and seed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from nfllm.experiment.cause import Cause, read_cause
+from nfllm.experiment.grid import Entry
+from nfllm.experiment.outcome import Outcome
+from nfllm.report.runs import Run, read_runs
+from nfllm.rundir import RunError
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One run. `run` and `cause` are None where there is nothing to read."""
+
+    entry: Entry
+    outcome: Outcome
+    run: Run | None
+    cause: Cause | None
+
+    @property
+    def loss(self) -> float | None:
+        """Final evaluation loss in nats; None unless the run is finished and its loss finite."""
+        if self.run is None or self.outcome.status != "finished":
+            return None
+        loss = self.run.last("eval_loss_nats")
+        return loss if loss is not None and np.isfinite(loss) else None
+
+    @property
+    def entropy(self) -> np.ndarray | None:
+        """Head entropies `[L, H]` in nats at the last probe; None unless the run is finished."""
+        if self.run is None or self.outcome.status != "finished":
+            return None
+        return self.run.last("entropy_nats")
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupResults:
+    """The runs of one group: by variant, and within it by seed."""
+
+    name: str
+    title: str
+    variants: Mapping[str, Mapping[int, Measured]]
+
+    def __iter__(self) -> Iterator[Measured]:
+        for seeds in self.variants.values():
+            yield from seeds.values()
+
+    def losses(self, variant: str) -> dict[int, float]:
+        """Final loss by seed of the finished runs."""
+        found = {seed: run.loss for seed, run in self.variants.get(variant, {}).items()}
+        return {seed: loss for seed, loss in found.items() if loss is not None}
+
+    def entropies(self, variant: str) -> dict[int, np.ndarray]:
+        """Head entropies `[L, H]` by seed of the finished runs."""
+        found = {seed: run.entropy for seed, run in self.variants.get(variant, {}).items()}
+        return {seed: entropy for seed, entropy in found.items() if entropy is not None}
+
+    @property
+    def maximum(self) -> float | None:
+        """M: the largest head entropy observed over all finished runs of the group, in nats."""
+        found = [e for run in self if (e := run.entropy) is not None and np.isfinite(e).any()]
+        return max((float(np.nanmax(e)) for e in found), default=None)
+
+
+def read_group(
+    name: str, title: str, entries: Sequence[Entry], outcomes: Mapping[str, Outcome], out: Path
+) -> GroupResults:
+    """Reads the runs of one group; what cannot be read is left out, and its outcome says why."""
+    variants: dict[str, dict[int, Measured]] = {}
+    for entry in entries:
+        directory = out / (entry.same_as or entry.name)
+        run = read_runs([directory])[0] if directory.is_dir() else None
+        outcome = outcomes[entry.name]
+        try:
+            cause = read_cause(directory)
+        except RunError as error:
+            cause, outcome = None, Outcome("failed", str(error))
+        measured = Measured(entry, outcome, run, cause)
+        variants.setdefault(entry.variant, {})[entry.seed] = measured
+    return GroupResults(name, title, variants)

@@ -1,0 +1,87 @@
+"""Where, when and with what an experiment was run: one record for each time it was started."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from nfllm.experiment.slots import Machine
+
+PROVENANCE_FILE = "provenance.json"
+
+_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """One start of an experiment. `commit` is None outside a git checkout."""
+
+    command: str
+    scale: str
+    date: str
+    device: str
+    slots: int
+    commit: str | None
+    versions: dict[str, str]
+    seconds: float
+
+    @classmethod
+    @contextlib.contextmanager
+    def record(
+        cls, out: Path, config: Path, scale: str, machine: Machine, overrides: Sequence[str]
+    ) -> Iterator[None]:
+        """Adds a record to the file in `out` when the block ends, however it ends."""
+        start, date = time.monotonic(), time.strftime("%Y-%m-%d")
+        try:
+            yield
+        finally:
+            new = cls(
+                # Paths are the machine's own business.
+                command=" ".join(
+                    ["python -m nfllm.experiment", f"configs/{config.name}", f"--scale {scale}"]
+                    + [text.partition("=")[0] + "=…" for text in overrides]
+                ),
+                scale=scale,
+                date=date,
+                device=machine.device,
+                slots=len(machine.slots),
+                commit=_commit(),
+                versions={
+                    "Python": platform.python_version(),
+                    **{name: importlib.metadata.version(name) for name in ("nfllm", *_PACKAGES)},
+                },
+                seconds=round(time.monotonic() - start, 1),
+            )
+            records = [*read_provenance(out), new]
+            values: list[dict[str, Any]] = [dataclasses.asdict(record) for record in records]
+            (out / PROVENANCE_FILE).write_text(json.dumps(values, indent=1) + "\n")
+
+
+def read_provenance(out: Path) -> list[Provenance]:
+    """The records in `out`, oldest first; those that cannot be read are left out."""
+    try:
+        values = json.loads((out / PROVENANCE_FILE).read_bytes())
+        return [Provenance(**value) for value in values]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this code runs from, with a mark where it was changed."""
+    folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists():
+        return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    except OSError:
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,128 @@
+"""Runs the entries of a grid, several at once, each in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+from nfllm.experiment.grid import Entry
+from nfllm.experiment.outcome import Outcome, read_outcome
+from nfllm.experiment.progress import GridProgress
+from nfllm.experiment.slots import Slot
+from nfllm.experiment.worker import DIVERGED
+
+LOGS_DIR = "logs"
+
+_POLL_SECONDS = 0.2
+
+
+def run_grid(
+    entries: Sequence[Entry], out: Path, slots: Sequence[Slot]
+) -> tuple[dict[str, Outcome], bool]:
+    """Trains every entry that is not finished, in order, one in each slot at a time.
+
+    A run that fails does not stop the others, and is tried again by the next call. SIGINT and
+    SIGTERM interrupt the runs, which save first.
+
+    Returns:
+      The outcome of each entry by name, and whether all was done (False after an interruption).
+    """
+    outcomes = {entry.name: read_outcome(out, entry) for entry in entries if entry.same_as is None}
+    waiting = [e for e in entries if e.same_as is None and not outcomes[e.name].is_final]
+    free, running = list(slots), list[_Job]()
+    with _interruption() as interrupted, GridProgress(entries, out, outcomes) as progress:
+        while (waiting and not interrupted.asked) or running:
+            while waiting and free and not interrupted.asked:
+                running.append(_Job(waiting.pop(0), out, free.pop(0)))
+            if interrupted.asked:
+                for job in running:
+                    job.interrupt()
+            for job in [job for job in running if job.has_ended()]:
+                running.remove(job)
+                free.append(job.slot)
+                outcomes[job.entry.name] = job.outcome()
+                progress.ended(job.entry, outcomes[job.entry.name])
+            progress.show([job.entry for job in running], len(slots))
+            time.sleep(_POLL_SECONDS)
+    for entry in entries:
+        if entry.same_as is not None:
+            outcomes[entry.name] = outcomes[entry.same_as]
+    return outcomes, not interrupted.asked
+
+
+class _Job:
+    """A run in progress. What it prints goes into a log of its own."""
+
+    def __init__(self, entry: Entry, out: Path, slot: Slot) -> None:
+        self.entry, self.slot = entry, slot
+        self._out = out
+        self._log = out / LOGS_DIR / f"{entry.name.replace('/', '-')}.txt"
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "nfllm.experiment.worker", str(out / entry.name)]
+        if slot.cores:
+            command += ["--cores", ",".join(map(str, slot.cores))]
+        with open(self._log, "a") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **slot.environment},
+                text=True,
+                start_new_session=True,  # Ctrl-C is for the experiment, which passes it on
+            )
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
+            json.dump(entry.config.to_dict(), stdin)
+
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def interrupt(self) -> None:
+        """Lets the run save and end; repeated calls are no second interruption."""
+        if not self.has_ended():
+            self._process.send_signal(signal.SIGTERM)
+
+    def outcome(self) -> Outcome:
+        code = self._process.returncode
+        found = read_outcome(self._out, self.entry)
+        if found.is_final and code in (0, DIVERGED):
+            return found
+        if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
+            return Outcome("not run", found.message)
+        ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        return Outcome("failed", f"{ended}; {_last_line(self._log)} (whole log: {self._log})")
+
+
+class _Interruption:
+    asked = False
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self.asked = True
+
+
+@contextlib.contextmanager
+def _interruption() -> Iterator[_Interruption]:
+    interruption = _Interruption()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, interruption.note) for number in numbers}
+    try:
+        yield interruption
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    wanted = [line for line in lines if line.startswith("error: ")] or lines
+    return wanted[-1][:500] if wanted else "it printed nothing"

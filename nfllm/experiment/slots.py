@@ -1,0 +1,74 @@
+"""Where runs can go at the same time: one accelerator each, or one core of a CPU each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+
+_ASK = """
+import json, jax
+devices = jax.local_devices()
+print(json.dumps([devices[0].platform, len(devices), devices[0].device_kind]))
+"""
+
+# Large buffers come from huge pages, not from thousands of page faults a step.
+_CPU_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "JAX_PLATFORMS": "cpu"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A place for one run: environment variables, and the cores it stays on (None: any)."""
+
+    environment: Mapping[str, str]
+    cores: tuple[int, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Platform (`cpu`, `gpu`, `tpu`), kind of device in words, and the slots."""
+
+    platform: str
+    device: str
+    slots: tuple[Slot, ...]
+
+
+def find_machine(jobs: int | None = None) -> Machine:
+    """The devices of this machine, asked for in another process: this one must not hold them.
+
+    Args:
+      jobs: use at most so many slots.
+
+    Raises:
+      RuntimeError: JAX finds no device; the message is its own.
+    """
+    asked = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True)
+    if asked.returncode:
+        raise RuntimeError(f"JAX finds no device: {asked.stderr.strip().splitlines()[-1]}")
+    platform, count, device = json.loads(asked.stdout.strip().splitlines()[-1])
+    slots: list[Slot]
+    if platform == "gpu":
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        names = shown.split(",") if shown else [str(i) for i in range(count)]
+        slots = [Slot({"CUDA_VISIBLE_DEVICES": name}) for name in names]
+    elif platform == "cpu" and hasattr(os, "sched_setaffinity"):
+        # Two small runs on a core each are faster than one after the other on both.
+        environment = {key: os.environ.get(key, value) for key, value in _CPU_ENVIRONMENT.items()}
+        cores = sorted(os.sched_getaffinity(0))
+        slots = [Slot(environment, (core,)) for core in cores]
+        device = f"{len(cores)} cores, {_processor()}"
+    else:  # a TPU host is one machine for one program
+        slots = [Slot({})]
+    return Machine(platform, device, tuple(slots[:jobs]))
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            found = [line.partition(":")[2].strip() for line in file if line.startswith("model n")]
+        return found[0]
+    except (OSError, IndexError):
+        return "unknown processor"

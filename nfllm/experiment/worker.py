@@ -1,0 +1,63 @@
+"""One run of a grid, in a process of its own: training, then the test of the cause.
+
+The config comes as JSON on standard input; the exit status tells the end (`DIVERGED`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+
+DIVERGED = 3
+
+
+def main() -> None:
+    """Runs what standard input describes in the run directory that the arguments name."""
+    parser = argparse.ArgumentParser(prog="python -m nfllm.experiment.worker")
+    parser.add_argument("run", help="the run directory")
+    parser.add_argument("--cores", help="cores of a CPU to stay on, separated by commas")
+    options = parser.parse_args()
+    _end_with(os.getppid())
+    if options.cores:
+        # Before JAX counts the cores and makes its threads.
+        os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
+
+    from absl import logging
+
+    from nfllm.config import Config, ConfigError
+    from nfllm.data.records import MalformedRecordError
+    from nfllm.experiment.cause import write_cause
+    from nfllm.rundir import RunError
+    from nfllm.training.loop import NonFiniteError, fit
+
+    logging.set_verbosity(logging.WARNING)
+    try:
+        result = fit(Config.from_dict(json.load(sys.stdin)), options.run)
+    except NonFiniteError as error:
+        print(error)
+        sys.exit(DIVERGED)
+    except (ConfigError, RunError, MalformedRecordError, OSError) as error:
+        sys.exit(f"error: {error}")
+    if result.interrupted:
+        sys.exit(128 + result.interrupted)
+    write_cause(options.run)
+
+
+def _end_with(parent: int) -> None:
+    """Interrupts this process, which then saves, when the one that started it is gone."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()
