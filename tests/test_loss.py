@@ -1,9 +1,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from nfllm.config import IGNORED_LABEL
-from nfllm.training.loss import count_targets, next_token_loss, shift_labels
+from nfllm.model.head import unembed
+from nfllm.training.loss import (
+    count_targets,
+    next_token_loss,
+    next_token_loss_from_features,
+    shift_labels,
+)
 
 
 def test_uniform_logits_cost_log_vocabulary_per_target():
@@ -32,3 +39,60 @@ def test_ignored_targets_have_no_gradient():
     grad_BTV = jax.grad(next_token_loss)(jnp.ones((1, 4, 3)), labels_BT)
     np.testing.assert_array_equal(grad_BTV[0, [0, 2, 3]], 0)
     np.testing.assert_allclose(grad_BTV[0, 1], [1 / 3, -2 / 3, 1 / 3], rtol=1e-6)
+
+
+def test_the_gradient_is_softmax_minus_one_hot():
+    generator = np.random.default_rng(0)
+    logits_BTV = generator.normal(0, 3, (2, 5, 9)).astype(np.float32)
+    labels_BT = generator.integers(0, 9, (2, 5))
+    labels_BT[1, 2] = IGNORED_LABEL
+    exact = logits_BTV.astype(np.float64)
+    probs_BTV = np.exp(exact - exact.max(-1, keepdims=True))
+    probs_BTV /= probs_BTV.sum(-1, keepdims=True)
+    expected = np.zeros_like(probs_BTV)
+    for row, position in [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 2), (1, 3)]:
+        expected[row, position] = probs_BTV[row, position]
+        expected[row, position, labels_BT[row, position + 1]] -= 1
+    found = jax.grad(lambda x: 2 * next_token_loss(x, jnp.asarray(labels_BT)))(logits_BTV)
+    np.testing.assert_allclose(found, 2 * expected, rtol=1e-5, atol=1e-6)
+
+
+def _loss_of_features(x_BTD, table_VD, labels_BT, tile_rows):
+    def head(x_ND):
+        return unembed(x_ND, table_VD.astype(x_ND.dtype))
+
+    return next_token_loss_from_features(head, x_BTD, labels_BT, tile_rows)
+
+
+# 3 sequences of 8 tokens: one position a tile, tiles of 3 with one position of filler, of 4, whole.
+@pytest.mark.parametrize("tile_rows", [1, 9, 12, 24, 1000])
+def test_tiles_do_not_change_loss_or_gradients(tile_rows):
+    generator = np.random.default_rng(0)
+    x_BTD = generator.normal(size=(3, 8, 4)).astype(np.float32)
+    table_VD = generator.normal(size=(11, 4)).astype(np.float32)
+    labels_BT = jnp.asarray(generator.integers(0, 11, (3, 8))).at[1, 3].set(IGNORED_LABEL)
+
+    def of_logits(x_BTD, table_VD):
+        return next_token_loss(unembed(x_BTD, table_VD), labels_BT)
+
+    def of_tiles(x_BTD, table_VD):
+        return _loss_of_features(x_BTD, table_VD, labels_BT, tile_rows)
+
+    plain, tiled = (jax.value_and_grad(f, (0, 1))(x_BTD, table_VD) for f in (of_logits, of_tiles))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), tiled, plain)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("tile_rows", "limit"), [(None, 1.1), (32, 0.4)])
+def test_memory_is_that_of_one_copy_of_the_logits_or_of_a_tile(dtype, tile_rows, limit):
+    """XLA's temporaries of loss and gradients; 32 rows of 256 and the table are an eighth each."""
+    shape, vocab_size, width = (4, 64), 4096, 32
+    program = jax.jit(jax.value_and_grad(_loss_of_features, (0, 1)), static_argnums=3)
+    compiled = program.lower(
+        jax.ShapeDtypeStruct((*shape, width), dtype),
+        jax.ShapeDtypeStruct((vocab_size, width), jnp.float32),
+        jax.ShapeDtypeStruct(shape, jnp.int32),
+        tile_rows,
+    ).compile()
+    logits_bytes = 4 * shape[0] * shape[1] * vocab_size
+    assert compiled.memory_analysis().temp_size_in_bytes < limit * logits_bytes

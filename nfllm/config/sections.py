@@ -146,6 +146,7 @@ class TrainingConfig:
     gradient_accumulation: int | None
     seed: int
     dtype: DType
+    loss_tile_rows: int | None
     non_finite: Literal["stop", "skip", "continue"]
     max_skipped_steps: int
     log_every: int
@@ -157,6 +158,8 @@ class TrainingConfig:
             at_least(self, "training", key, 1)
         at_least(self, "training", "max_skipped_steps", 0)
         at_least(self, "training", "seed", 0)
+        if self.loss_tile_rows is not None:
+            at_least(self, "training", "loss_tile_rows", 1)
         if self.gradient_accumulation is None:
             return
         at_least(self, "training", "gradient_accumulation", 1)

@@ -72,6 +72,7 @@ _NOT_TRAINED: dict[str, dict[str, Any]] = {
         "gradient_accumulation": 1,
         "seed": 0,
         "dtype": "auto",
+        "loss_tile_rows": None,
         "non_finite": "stop",
         "max_skipped_steps": 0,
         "log_every": 1,

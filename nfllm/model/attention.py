@@ -10,6 +10,7 @@ from nfllm.model import intermediates as names
 from nfllm.model.dropout import dropout
 from nfllm.model.intermediates import record, record_health, record_statistic
 from nfllm.model.normalizations import NORMALIZATIONS
+from nfllm.model.products import einsum_to_float32
 from nfllm.model.rotary import rotate
 
 
@@ -67,8 +68,8 @@ class Attention(nn.Module):
         length = q_BTHK.shape[1]
         # In float16 the product itself is rounded, and overflows, as under torch autocast: scaling
         # comes after it in the code of arXiv 2410.09637, and its NaN counts depend on that.
-        accumulate = jnp.float16 if self.dtype == jnp.float16 else jnp.float32
-        scores = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BTHK, preferred_element_type=accumulate)
+        product = jnp.einsum if self.dtype == jnp.float16 else einsum_to_float32
+        scores = product("BTHK,BSHK->BHTS", q_BTHK, k_BTHK)
         scores = scores.astype(jnp.float32) * self.config.head_dim**-0.5
         visible_11TS = jnp.tril(jnp.ones((1, 1, length, length), dtype=bool))
         logits_BHTS = jnp.where(visible_11TS, scores, jnp.finfo(jnp.float32).min)

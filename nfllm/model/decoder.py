@@ -92,11 +92,11 @@ class Decoder(nn.Module):
         record_health(self, names.RESIDUAL, x_BTD)
         return self.final_norm(x_BTD)
 
-    def head(self, x_BTD: jax.Array) -> jax.Array:
-        """Logits [B, T, V], float32, of hidden states [B, T, D]."""
+    def head(self, x: jax.Array) -> jax.Array:
+        """Logits [..., V], float32, of hidden states [..., D]."""
         config = self.config
         table = self.token_embedding if config.ties_embeddings else self.head_embedding
-        return unembed(x_BTD, table.astype(self.dtype))
+        return unembed(x, table.astype(self.dtype))
 
 
 def _stacked_blocks(config: ModelConfig) -> type[Block]:

@@ -1,5 +1,7 @@
 """Next-token cross-entropy, as a sum and a count so that any grouping can be weighted exactly."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -20,7 +22,7 @@ def next_token_loss(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
     """Sum over targets of -log softmax(logits)[target], in nats.
 
     Position t is scored against label t + 1; labels equal to `IGNORED_LABEL` are left out. For the
-    mean, divide by `count_targets(labels_BT)`.
+    mean, divide by `count_targets(labels_BT)`. Only reverse-mode derivatives exist.
 
     Args:
       logits_BTV: float32.
@@ -29,9 +31,89 @@ def next_token_loss(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
     Returns:
       A float32 scalar.
     """
+    return _cross_entropy(_rows(logits_BTV), shift_labels(labels_BT).reshape(-1))
+
+
+def next_token_loss_from_features(
+    head: Callable[[jax.Array], jax.Array],
+    x_BTD: jax.Array,
+    labels_BT: jax.Array,
+    tile_rows: int | None = None,
+) -> jax.Array:
+    """`next_token_loss(head(x_BTD), labels_BT)` with the least memory for logits.
+
+    The head works on rows [N, D]: the gradient of the logits then takes their place, while XLA
+    makes a copy where one of the two is [N, V] and the other [B, T, V].
+
+    With `tile_rows` the logits of about so many positions exist at once, and the backward pass
+    computes them again, a third more work in the head. Tiles are cut along T, so that a batch that
+    is sharded over devices stays so: a tile has at least one position of every sequence.
+
+    Args:
+      head: hidden states [N, D] to logits [N, V], float32.
+      x_BTD: hidden states.
+      labels_BT: int32 token ids, or `IGNORED_LABEL`.
+      tile_rows: positions, over all sequences of the batch, in one tile; None: all.
+
+    Returns:
+      A float32 scalar.
+    """
     targets_BT = shift_labels(labels_BT)
-    counted_BT = targets_BT != IGNORED_LABEL
-    index_BT1 = jnp.where(counted_BT, targets_BT, 0)[..., None]
-    target_logit_BT = jnp.take_along_axis(logits_BTV, index_BT1, axis=-1)[..., 0]
-    nats_BT = jax.nn.logsumexp(logits_BTV, axis=-1) - target_logit_BT
-    return jnp.sum(jnp.where(counted_BT, nats_BT, 0.0))
+    sequences, length = targets_BT.shape
+    tile_length = length if tile_rows is None else max(1, tile_rows // sequences)
+    num_tiles = -(-length // tile_length)
+    if num_tiles == 1:
+        return _cross_entropy(head(_rows(x_BTD)), targets_BT.reshape(-1))
+    tile_length = -(-length // num_tiles)
+    filler = (0, num_tiles * tile_length - length)
+    x_BTD = jnp.pad(x_BTD, ((0, 0), filler, (0, 0)))
+    targets_BT = jnp.pad(targets_BT, ((0, 0), filler), constant_values=IGNORED_LABEL)
+
+    def tiles(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape(sequences, num_tiles, tile_length, *x.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def add_tile(nats: jax.Array, tile: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        x_BtD, targets_Bt = tile
+        return nats + _cross_entropy(head(_rows(x_BtD)), targets_Bt.reshape(-1)), None
+
+    nats, _ = jax.lax.scan(add_tile, jnp.zeros(()), (tiles(x_BTD), tiles(targets_BT)))
+    return nats
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    return x.reshape(-1, x.shape[-1])
+
+
+@jax.custom_vjp
+def _cross_entropy(logits_NV: jax.Array, targets_N: jax.Array) -> jax.Array:
+    """Sum of -log softmax(logits)[target] where there is a target.
+
+    JAX's own derivative keeps exp(logits - max) beside the logits, and scatters into a tensor of
+    their size. This one keeps the logits alone.
+    """
+    return _forward(logits_NV, targets_N)[0]
+
+
+_Residuals = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def _forward(logits_NV: jax.Array, targets_N: jax.Array) -> tuple[jax.Array, _Residuals]:
+    counted_N = targets_N != IGNORED_LABEL
+    index_N1 = jnp.where(counted_N, targets_N, 0)[:, None]
+    target_logit_N = jnp.take_along_axis(logits_NV, index_N1, axis=-1)[:, 0]
+    normalizer_N = jax.nn.logsumexp(logits_NV, axis=-1)
+    nats = jnp.sum(jnp.where(counted_N, normalizer_N - target_logit_N, 0.0))
+    return nats, (logits_NV, normalizer_N, targets_N)
+
+
+def _backward(residuals: _Residuals, nats_bar: jax.Array) -> tuple[jax.Array, None]:
+    logits_NV, normalizer_N, targets_N = residuals
+    # Not exp(logits - max) / sum: XLA would keep the exponential of the forward pass for it.
+    probs_NV = jnp.exp(logits_NV - normalizer_N[:, None])
+    is_target_NV = targets_N[:, None] == jnp.arange(logits_NV.shape[-1])[None]
+    factor_N = jnp.where(targets_N != IGNORED_LABEL, nats_bar, 0.0)
+    return (probs_NV - is_target_NV) * factor_N[:, None], None
+
+
+_cross_entropy.defvjp(_forward, _backward)

@@ -63,7 +63,9 @@ class Program:
         self.train_step = self.parallel.train_step(
             make_train_step(self.model, optimizer, schedule, config.optimizer, training)
         )
-        self._eval_step = self.parallel.eval_step(make_eval_step(self.model))
+        self._eval_step = self.parallel.eval_step(
+            make_eval_step(self.model, training.loss_tile_rows)
+        )
         self._probe = make_probe(self.model)
 
     def init_state(self) -> TrainState:

@@ -31,6 +31,7 @@ _FREE_KEYS = (
     "model.remat",
     "training.steps",
     "training.log_every",
+    "training.loss_tile_rows",
     "training.non_finite",
     "training.max_skipped_steps",
     "training.compilation_cache",

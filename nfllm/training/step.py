@@ -15,7 +15,7 @@ import optax
 
 from nfllm.config import OptimizerConfig, TrainingConfig
 from nfllm.model.decoder import Decoder
-from nfllm.training.loss import count_targets, next_token_loss
+from nfllm.training.loss import count_targets, next_token_loss_from_features
 from nfllm.training.schedules import Schedule
 from nfllm.training.state import LossScale, TrainState
 
@@ -90,8 +90,8 @@ def make_train_step(
             if uses_dropout:
                 options["rngs"] = {"dropout": dropout_key}
                 options["dropout_rows_B"] = _global_rows(index, tokens_BT.shape[0], axis_name)
-            logits_BTV: Any = model.apply({"params": params}, tokens_BT, **options)
-            loss = next_token_loss(logits_BTV, labels_BT)
+            tile_rows = training_config.loss_tile_rows
+            loss = _summed_loss(model, params, tokens_BT, labels_BT, tile_rows, **options)
             return loss * weight * scale, loss
 
         def accumulate(grads: Any, micro_batch: Any) -> tuple[Any, jax.Array]:
@@ -145,20 +145,37 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(model: Decoder) -> Callable[..., EvalSums]:
+def make_eval_step(model: Decoder, loss_tile_rows: int | None = None) -> Callable[..., EvalSums]:
     """Returns `eval_step(params, tokens_BT, labels_BT, *, axis_name=None)`, without dropout."""
 
     def eval_step(
         params: Any, tokens_BT: jax.Array, labels_BT: jax.Array, *, axis_name: str | None = None
     ) -> EvalSums:
-        logits_BTV: Any = model.apply({"params": params}, tokens_BT)
         sums = EvalSums(
-            next_token_loss(logits_BTV, labels_BT),
+            _summed_loss(model, params, tokens_BT, labels_BT, loss_tile_rows),
             count_targets(labels_BT),
         )
         return _sum_over_devices(sums, axis_name)
 
     return eval_step
+
+
+def _summed_loss(
+    model: Decoder,
+    params: Any,
+    tokens_BT: jax.Array,
+    labels_BT: jax.Array,
+    tile_rows: int | None,
+    **options: Any,
+) -> jax.Array:
+    """Summed loss in nats; `options` go to the model."""
+    variables = {"params": params}
+    x_BTD: Any = model.apply(variables, tokens_BT, method=model.features, **options)
+
+    def head(x_ND: jax.Array) -> Any:
+        return model.apply(variables, x_ND, method=model.head)
+
+    return next_token_loss_from_features(head, x_BTD, labels_BT, tile_rows)
 
 
 def _sum_over_devices(tree: Any, axis_name: str | None) -> Any:
