@@ -195,6 +195,9 @@ def test_a_full_disk_is_an_error_that_keeps_what_was_saved(parts, state, small_d
 def test_a_save_that_was_cut_off_leaves_no_checkpoint(tmp_path, parts, state):
     _save(tmp_path, state, [3, 7])
     folder = tmp_path / "checkpoints"
-    shutil.move(folder / "step_7", folder / "step_7.orbax-checkpoint-tmp")
+    cut_off = shutil.move(folder / "step_7", folder / "step_7.orbax-checkpoint-tmp")
+    assert restore_params(tmp_path)[0] == 3
+    assert cut_off.exists()  # a reader cannot know that nothing is writing it
     with Checkpoints(tmp_path, CONFIG) as checkpoints:
         _assert_equal(checkpoints.restore(_abstract(parts), "data"), _at(state, 3))
+    assert not cut_off.exists()

@@ -4,10 +4,9 @@ import json
 import signal
 import subprocess
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+from kills import assert_same_run, start_and_kill
 from tiny import make_corpus
 from trainer import Trainer, wait_for_step
 
@@ -32,23 +31,6 @@ def uninterrupted(trainer):
     code, out, err = trainer.run(run, **LONG)
     assert code == 0, err
     return run, out
-
-
-def _final_state(run):
-    manager = ocp.CheckpointManager(
-        (run / "checkpoints").resolve(), options=ocp.CheckpointManagerOptions(step_prefix="step")
-    )
-    with manager:
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore())
-        return manager.restore(STEPS, args=arguments)["state"]
-
-
-def _assert_same_run(run, expected):
-    jax.tree.map(np.testing.assert_array_equal, _final_state(run), _final_state(expected))
-    for kind, field in [("train", "loss_nats"), ("telemetry", "entropy_nats")]:
-        found, wanted = (read_metrics(path).series(kind, field) for path in (run, expected))
-        np.testing.assert_array_equal(found[0], wanted[0])
-        np.testing.assert_array_equal(found[1], wanted[1])
 
 
 def test_a_run_ends_with_its_loss_speed_entropy_and_report(uninterrupted):
@@ -87,21 +69,21 @@ def test_sigterm_saves_and_the_same_command_goes_on(trainer, uninterrupted):
     code, out, err = trainer.run(run, **LONG)
     assert code == 0, err
     assert "resumed at step" in out
-    _assert_same_run(run, uninterrupted[0])
+    assert_same_run(run, uninterrupted[0])
 
 
-def test_sigkill_loses_nothing_that_was_saved(trainer, uninterrupted):
+def test_kills_lose_nothing_that_was_saved(trainer, uninterrupted):
     run = trainer.folder / "sigkill"
-    process = trainer.start(run, **LONG)
-    wait_for_step(run, 140, process)
-    process.kill()
-    process.communicate(timeout=60)
+    often = LONG | {"checkpoint__every": 10}
+    assert start_and_kill(trainer, run, "saving", 40, 0.0, **often).cut_a_save
+    last = start_and_kill(trainer, run, "training", 140, 0.05, **often)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 141, "kind": "tra')
-    code, out, err = trainer.run(run, **LONG)
+    code, out, err = trainer.run(run, **often)
     assert code == 0, err
-    assert "resumed at step 100" in out
-    _assert_same_run(run, uninterrupted[0])
+    resumed = int(out.partition("resumed at step ")[2].split()[0])
+    assert 0 <= last.step - resumed < 20
+    assert_same_run(run, uninterrupted[0])
 
 
 def test_ctrl_c_saves_and_says_so_in_its_exit_code(trainer):

@@ -49,6 +49,7 @@ class Checkpoints:
                 keep_period=config.keep_every,
                 enable_async_checkpointing=background,
                 step_prefix=_STEP_PREFIX,
+                cleanup_tmp_directories=True,  # what saves that were cut off have left
             ),
             item_names=(_STATE, _NOTES),
         )
