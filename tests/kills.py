@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from trainer import TIMEOUT_SECONDS
+from trainer import wait_until
 
 from nfllm.rundir import read_metrics
 
@@ -32,9 +32,9 @@ def start_and_kill(trainer, run, moment, step, delay, **changes):
     process = trainer.start(run, **changes)
     try:
         if moment != "starting":
-            _wait(process, lambda: _num_starts(run) > starts and _last_step(run) >= step)
+            wait_until(lambda: _num_starts(run) > starts and _last_step(run) >= step, process)
         if moment == "saving":
-            _wait(process, lambda: unfinished_saves(run), pause=0.0005)
+            wait_until(lambda: unfinished_saves(run), process, pause=0.0005)
         time.sleep(delay)
     finally:
         process.kill()
@@ -90,10 +90,3 @@ def _num_starts(run):
 def _last_step(run):
     rows = read_metrics(run).rows["train"]
     return rows[-1]["step"] if rows else 0
-
-
-def _wait(process, condition, pause=0.02):
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not condition():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(pause)

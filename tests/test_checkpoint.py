@@ -71,6 +71,7 @@ def _save(run, state, steps, config=CONFIG):
     with Checkpoints(run, config) as checkpoints:
         for step in steps:
             checkpoints.save(_at(state, step), "data")
+        checkpoints.wait()
         return checkpoints.steps()
 
 
@@ -131,6 +132,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_saved_again(tmp_path, parts, st
         _assert_equal(checkpoints.restore(_abstract(parts), "data"), _at(state, 3))
         (message,) = checkpoints.fallbacks
         assert message.startswith("checkpoint of step 7 is damaged (")
+        assert "pybind11" not in message  # the cause, not its wrapping
         checkpoints.save(_at(state, 7), "data")
     with Checkpoints(tmp_path, CONFIG) as checkpoints:
         _assert_equal(checkpoints.restore(_abstract(parts), "data"), _at(state, 7))
@@ -176,17 +178,20 @@ def test_other_data_and_newer_formats_are_refused_by_name(tmp_path, parts, state
         checkpoints.restore(_abstract(parts), "data")
 
 
-def test_a_full_disk_is_an_error_that_keeps_what_was_saved(parts, state, small_disk):
+@pytest.mark.parametrize("background", [False, True])
+def test_a_full_disk_is_an_error_that_keeps_what_was_saved(
+    parts, state, small_disk, monkeypatch, caplog, background
+):
+    if background:  # as on an accelerator
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     run = small_disk / "run"
     _save(run, state, [3])
     with (small_disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
         while True:
             filler.write(bytes(1 << 12))
-    with (
-        Checkpoints(run, CONFIG) as checkpoints,
-        pytest.raises(RunError, match=r"step 7 could not be written .* earlier ones are kept"),
-    ):
-        checkpoints.save(_at(state, 7), "data")
+    with pytest.raises(RunError, match=r"could not be written .*No space left .* ones are kept"):
+        _save(run, state, [7])
+    assert "Traceback" not in caplog.text
     (small_disk / "filler").unlink()
     with Checkpoints(run, CONFIG) as checkpoints:
         _assert_equal(checkpoints.restore(_abstract(parts), "data"), _at(state, 3))

@@ -70,11 +70,19 @@ class Trainer:
 
 def wait_for_step(run, step, process):
     """Returns when the run has logged `step`."""
+
+    def logged():
+        rows = read_metrics(run).rows["train"]
+        return rows and rows[-1]["step"] >= step
+
+    wait_until(logged, process)
+
+
+def wait_until(condition, process, pause=0.02):
+    """Returns when `condition()` holds while `process` runs, looking every `pause` seconds."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        if (run / "metrics.jsonl").exists():
-            rows = read_metrics(run).rows["train"]
-            if rows and rows[-1]["step"] >= step:
-                return
-        time.sleep(0.02)
-    raise AssertionError(f"step {step} was not reached: {process.communicate()}")
+    while not condition():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"what was waited for did not happen: {process.communicate()}")
+        time.sleep(pause)

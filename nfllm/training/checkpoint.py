@@ -6,13 +6,16 @@ array. The state is never stacked by device, so it restores into any sharding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
+from types import TracebackType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 
 from nfllm.config import CheckpointConfig
@@ -57,8 +60,14 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._manager.close()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with contextlib.suppress(Exception) if error else self._explained("the newest checkpoint"):
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints there are, oldest first."""
@@ -67,8 +76,11 @@ class Checkpoints:
     def save(self, state: TrainState, data_fingerprint: str) -> None:
         """Writes the state; the checkpoint appears under its name only when it is whole.
 
+        On an accelerator the device goes on at once, and `wait` or the next save tells how it went.
+
         Raises:
-          RunError: it cannot be written, as on a full disk; earlier checkpoints are untouched.
+          RunError: it, or the one before, cannot be written, as on a full disk; earlier checkpoints
+            are untouched.
         """
         step = int(state.step)
         if step in self._broken:
@@ -84,13 +96,27 @@ class Checkpoints:
         arguments = ocp.args.Composite(
             **{_STATE: ocp.args.StandardSave(state), _NOTES: ocp.args.JsonSave(notes)}
         )
-        try:
+        with self._explained(f"the checkpoint of step {step}"):
             self._manager.save(step, args=arguments, force=True)
+
+    def wait(self) -> None:
+        """Returns when the last save is whole on storage.
+
+        Raises:
+          RunError: it cannot be written.
+        """
+        with self._explained("the newest checkpoint"):
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        try:
+            with _quiet():
+                yield
         except Exception as error:  # of whatever kind the storage raises
             raise RunError(
-                f"the checkpoint of step {step} could not be written into {self._directory} "
-                f"({_first_line(error)}); earlier ones are kept. Make room, and give the same "
-                "command again"
+                f"{what} could not be written into {self._directory} ({_reason(error)}); earlier "
+                "ones are kept. Make room, and give the same command again"
             ) from error
 
     def restore(self, abstract_state: TrainState, data_fingerprint: str) -> TrainState | None:
@@ -155,7 +181,7 @@ class Checkpoints:
 
     def _pass_over(self, step: int, error: Exception) -> None:
         self._broken.add(step)
-        self.fallbacks.append(f"checkpoint of step {step} is damaged ({_first_line(error)})")
+        self.fallbacks.append(f"checkpoint of step {step} is damaged ({_reason(error)})")
 
 
 def restore_params(run: epath.PathLike) -> tuple[int, Any]:
@@ -179,14 +205,29 @@ def restore_params(run: epath.PathLike) -> tuple[int, Any]:
                 )
                 return step, jax.tree.map(np.asarray, found[_STATE]["params"])
             except Exception as error:
-                faults.append(f"step {step}: {_first_line(error)}")
+                faults.append(f"step {step}: {_reason(error)}")
     raise RunError(
         f"{directory} has no checkpoint that can be read ({'; '.join(faults) or 'none'})"
     )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().partition("\n")[0] or type(error).__name__)[:200]
+def _reason(error: BaseException) -> str:
+    """The first cause in one line: where it stands and, at the end, what went wrong."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 240 else f"{text[:80]} ... {text[-155:]}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax's threads from printing tracebacks of errors that reach us as well."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @jax.jit

@@ -136,6 +136,7 @@ class _Loop:
         self._save(state)
         entropy_LH = self._probe(state, step)
         evaluation = self._evaluate(state, step)
+        self.checkpoints.wait()
         self.journal.event("finished", step, f"finished {step} steps")
         return FitResult(step, evaluation, entropy_LH, clock.tokens_per_second, None)
 
@@ -221,6 +222,7 @@ class _Loop:
         self, signal: Signals, state: TrainState, step: int, clock: Clock
     ) -> FitResult:
         self._save(state)
+        self.checkpoints.wait()
         self.journal.event("interrupted", step, f"{signal.name}: saved at step {step}")
         return FitResult(step, None, None, clock.tokens_per_second, signal)
 
