@@ -3,8 +3,8 @@
     python -m nfllm.experiment configs/paper.py --scale minute --out experiments/minute
 
     scale   model                  data               tokens a run  runs  time
-    minute  2 layers, width 32     standard library   16 k             6  a minute on 2 cores
-    cpu     8 layers, width 64     standard library   3.6 M           26  1 to 2 h on 2 cores
+    minute  2 layers, width 32     standard library   15 k             6  a minute on 2 cores
+    cpu     8 layers, width 64     standard library   4.1 M           26  1 to 2 h on 2 cores
     gpu     12 layers, width 768   a corpus of yours  65 M            26  see below
     paper   GPT-2 and Pythia-70M   CodeParrot         2.1 B           25  days of one GPU
 
@@ -42,7 +42,7 @@ def get_experiment(scale: str) -> Experiment:
 
 
 def _minute() -> Experiment:
-    base = _small_base(num_layers=2, embed_dim=32, steps=32, batch_size=8)
+    base = _small_base(num_layers=2, embed_dim=32, steps=30, batch_size=8)
     base.model.context_length = 64
     base.data.tokenizer = "bytes"
     base.optimizer.learning_rate = 3e-3
@@ -54,7 +54,7 @@ def _minute() -> Experiment:
 
 
 def _cpu() -> Experiment:
-    base = _small_base(num_layers=8, embed_dim=64, steps=7000, batch_size=4)
+    base = _small_base(num_layers=8, embed_dim=64, steps=4000, batch_size=8)
     return Experiment(
         "Small models on the standard library's source: 1 to 2 hours on 2 cores.",
         _groups(base, main_seeds=(0, 1, 2)),
@@ -114,8 +114,8 @@ def _small_base(num_layers: int, embed_dim: int, steps: int, batch_size: int) ->
     optimizer.warmup_from_zero = True
     base.training.steps = steps
     base.training.batch_size = batch_size
-    base.evaluation.every = max(1, steps // 14)
-    base.checkpoint.every = max(1, steps // 14)
+    base.evaluation.every = steps // 5
+    base.checkpoint.every = steps // 5
     base.checkpoint.keep = 1
     return base
 
