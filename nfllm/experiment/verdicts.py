@@ -23,6 +23,8 @@ from nfllm.experiment.measured import GroupResults
 LOSS_TOLERANCE = math.log(1.018)  # nats
 SHARE_TOLERANCE = 0.10
 
+_DTYPES = {"auto": "default type"}
+
 Judgement = Literal["reproduced", "not reproduced", "undecided at this scale", "not measured"]
 
 
@@ -68,9 +70,9 @@ def _perplexity_claims(group: GroupResults) -> Iterator[Verdict]:
         text = ""
         if pairs:
             text = (
-                f"{worse} is {_percent(mean)} above {better} in perplexity "
-                f"({_interval(_percent(low), _percent(high), len(pairs))}); "
-                f"{mean:+.4f} nats; tolerance 1.8%"
+                f"perplexity of {worse} against {better}: {_percent(mean)} "
+                f"({_interval(_percent(low), _percent(high), len(pairs))}), {mean:+.4f} nats; "
+                "tolerance 1.8%"
             )
         yield Verdict(claim, f"{published:+.1f}%", judgement, text)
 
@@ -147,13 +149,14 @@ def _slope_claims(group: GroupResults) -> Iterator[Verdict]:
 
 
 def _divergence_claims(group: GroupResults) -> Iterator[Verdict]:
-    for variant, seeds in group.variants.items():
+    for seeds in group.variants.values():
         for run in seeds.values():
             config = run.entry.config
             if (config.model.normalization, config.model.activation) != ("none", "identity"):
                 continue
-            claim = f"Softmax-only networks diverge ({config.training.dtype}, {variant})"
-            published = "NaN" if config.training.dtype == "float16" else ""
+            dtype = config.training.dtype
+            claim = f"The softmax-only network diverges ({_DTYPES.get(dtype, dtype)})"
+            published = "NaN" if dtype == "float16" else ""
             judgement: Judgement = "not measured"
             text = run.outcome.message
             if run.outcome.status == "diverged":

@@ -1,0 +1,126 @@
+"""From a grid to the runs of it: names, seeds, changes, and what is wrong with a grid."""
+
+from pathlib import Path
+
+import pytest
+
+from configs import paper
+from configs.default import get_config
+from nfllm.config import ConfigError
+from nfllm.experiment import Experiment, Group, Variant
+from nfllm.experiment.grid import Entry, expand, load_experiment, read_overrides
+
+PAPER = Path(paper.__file__)
+
+
+def grid(**variants: Variant) -> Experiment:
+    return Experiment("a note", {"main": Group("a title", get_config(), variants)})
+
+
+def paper_entries(scale: str) -> list[Entry]:
+    corpus = {"data.sources": "a.jsonl"} if scale == "gpu" else {}
+    return expand(load_experiment(PAPER, scale), corpus)
+
+
+def test_seeds_come_one_after_the_other_so_that_a_part_of_a_grid_compares():
+    relu = Variant({"model.activation": "relu"}, seeds=(3, 1))
+    gelu = Variant({"model.activation": "gelu"}, seeds=(1,))
+    entries = expand(grid(relu=relu, gelu=gelu))
+    assert [entry.name for entry in entries] == [
+        "main/relu/seed1",
+        "main/gelu/seed1",
+        "main/relu/seed3",
+    ]
+    assert [entry.config.training.seed for entry in entries] == [1, 1, 3]
+    assert [entry.config.model.activation for entry in entries] == ["relu", "gelu", "relu"]
+
+
+def test_a_duplicate_is_named_and_not_dropped():
+    entries = expand(grid(a=Variant({"model.activation": "relu"}), b=Variant({})))
+    assert [entry.same_as for entry in entries] == [None, "main/a/seed0"]
+
+
+def test_overrides_reach_every_run_and_the_grid_is_left_alone():
+    experiment = grid(a=Variant({}), b=Variant({"model.activation": "gelu"}))
+    overrides = read_overrides(["--config.training.steps=7", "--config.data.window=documents"])
+    entries = expand(experiment, overrides)
+    assert {entry.config.training.steps for entry in entries} == {7}
+    assert {entry.config.data.window for entry in entries} == {"documents"}
+    assert experiment.groups["main"].base.training.steps != 7
+
+
+@pytest.mark.parametrize(
+    ("experiment", "overrides", "message"),
+    [
+        (grid(a=Variant({"model.activaton": "relu"})), {}, "main/a.*did you mean 'activation'"),
+        (grid(a=Variant({"modle.activation": "relu"})), {}, "main/a.*did you mean 'model'"),
+        (grid(a=Variant({"model.num_heads": 5})), {}, "main/a.*num_heads=5"),
+        (grid(a=Variant({"training.steps": "many"})), {}, "main/a.*training.steps='many'"),
+        (grid(a=Variant({"training.steps": 3})), {"training.steps": 4}, "set by the variant"),
+        (grid(a=Variant({})), {"training.step": 4}, "group main.*did you mean 'steps'"),
+        (grid(**{"a/b": Variant({})}), {}, "'a/b' cannot name a directory"),
+    ],
+)
+def test_what_is_wrong_with_a_grid(experiment, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        expand(experiment, overrides)
+
+
+@pytest.mark.parametrize("argument", ["--out2=x", "config.training.steps=3", "--config.training"])
+def test_an_argument_that_is_no_override(argument):
+    with pytest.raises(ConfigError, match=r"--config\.SECTION\.KEY=VALUE"):
+        read_overrides([argument])
+
+
+def test_a_file_that_is_no_grid(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_experiment(tmp_path / "none.py", "cpu")
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(ConfigError, match=r"no get_experiment\(scale\)"):
+        load_experiment(tmp_path / "empty.py", "cpu")
+    with pytest.raises(ConfigError, match="did you mean 'cpu'"):
+        load_experiment(PAPER, "cpus")
+
+
+@pytest.mark.parametrize("scale", paper.SCALES)
+def test_the_paper_grid_compares_like_with_like(scale):
+    entries = paper_entries(scale)
+    main = {entry.variant: entry.config for entry in entries if entry.group == "main"}
+    assert {"sm+ln+g", "sm+ln+r", "sm+ln", "sm+g", "sm+r", "sm"} <= main.keys()
+    assert len({entry.name for entry in entries}) == len(entries)
+    assert all(entry.same_as is None for entry in entries)
+    for name, config in main.items():
+        # Only what a row is about may differ within a group.
+        assert config.data == main["sm+g"].data, name
+        assert config.model.block_init_std == main["sm+g"].model.block_init_std, name
+        assert config.optimizer.learning_rate == main["sm+g"].optimizer.learning_rate, name
+        assert config.training.steps == main["sm+g"].training.steps, name
+        assert config.model.final_normalization == "layernorm", name
+    assert (main["sm+g"].model.normalization, main["sm+g"].model.activation) == ("none", "gelu")
+
+
+def test_the_paper_grid_has_the_rows_that_were_promised():
+    for scale in ("cpu", "gpu"):
+        entries = paper_entries(scale)
+        main = [entry for entry in entries if entry.group == "main"]
+        seeds = {v: [e.seed for e in main if e.variant == v] for v in paper.FOUR}
+        assert all(len(found) >= (3 if scale == "cpu" else 2) for found in seeds.values())
+        configs = [entry.config for entry in main]
+        assert {c.model.negative_slope for c in configs if c.model.activation == "leaky_relu"} == {
+            0.1,
+            0.01,
+        }
+        learned = {
+            (c.model.slope_sharing, c.optimizer.decay_slopes)
+            for c in configs
+            if c.model.activation == "learnable_leaky_relu"
+        }
+        assert learned == {
+            (sharing, decay) for sharing in ("layer", "model") for decay in (True, False)
+        }
+        assert {c.training.dtype for c in configs if c.model.activation == "identity"} == {
+            "auto",
+            "float16",
+        }
+        literal = [e.config.model.block_init_std for e in entries if e.group == "std_0.02"]
+        assert literal == [0.02] * 4
