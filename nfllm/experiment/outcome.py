@@ -41,8 +41,8 @@ def read_outcome(out: epath.PathLike, entry: Entry) -> Outcome:
         key, (old, new) = next(iter(changed.items()))
         return Outcome(
             "failed",
-            f"{run} holds a run with {key}={old!r}, the grid has {new!r}; delete it, or choose "
-            "another --out",
+            f"its directory holds a run with {key}={old!r}, the grid has {new!r}; delete it, or "
+            "choose another --out",
         )
     events = read_metrics(run).rows["event"] if (run / METRICS_FILE).exists() else []
     last = events[-1] if events else {}

@@ -63,10 +63,11 @@ class _Job:
 
     def __init__(self, entry: Entry, out: Path, slot: Slot) -> None:
         self.entry, self.slot = entry, slot
-        self._out = out
+        self._out, self._was_interrupted = out, False
         self._log = out / LOGS_DIR / f"{entry.name.replace('/', '-')}.txt"
         self._log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "nfllm.experiment.worker", str(out / entry.name)]
+        command += ["--parent", str(os.getpid())]
         if slot.cores:
             command += ["--cores", ",".join(map(str, slot.cores))]
         with open(self._log, "a") as log:
@@ -87,19 +88,19 @@ class _Job:
         return self._process.poll() is not None
 
     def interrupt(self) -> None:
-        """Lets the run save and end; repeated calls are no second interruption."""
-        if not self.has_ended():
+        """Lets the run save and end; only the first call counts."""
+        if not self._was_interrupted and not self.has_ended():
+            self._was_interrupted = True
             self._process.send_signal(signal.SIGTERM)
 
     def outcome(self) -> Outcome:
         code = self._process.returncode
         found = read_outcome(self._out, self.entry)
-        if found.is_final and code in (0, DIVERGED):
+        if self._was_interrupted or (found.is_final and code in (0, DIVERGED)):
             return found
-        if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
-            return Outcome("not run", found.message)
         ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        return Outcome("failed", f"{ended}; {_last_line(self._log)} (whole log: {self._log})")
+        where = f"{LOGS_DIR}/{self._log.name}"
+        return Outcome("failed", f"{ended}; {_last_line(self._log)} (whole log: {where})")
 
 
 class _Interruption:

@@ -20,9 +20,10 @@ def main() -> None:
     """Runs what standard input describes in the run directory that the arguments name."""
     parser = argparse.ArgumentParser(prog="python -m nfllm.experiment.worker")
     parser.add_argument("run", help="the run directory")
+    parser.add_argument("--parent", type=int, required=True, help="process to end with")
     parser.add_argument("--cores", help="cores of a CPU to stay on, separated by commas")
     options = parser.parse_args()
-    _end_with(os.getppid())
+    _end_with(options.parent)
     if options.cores:
         # Before JAX counts the cores and makes its threads.
         os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})

@@ -30,6 +30,7 @@ from nfllm.report.training_sections import (
     nonfinite_sections,
     signal_sections,
     slope_sections,
+    spectrum_sections,
 )
 from nfllm.report.write import write_page
 
@@ -111,9 +112,15 @@ def _sections(
     if not shown:
         return
     runs = read_runs(list(dict.fromkeys(out / (e.same_as or e.name) for e in shown)))
-    for make in (entropy_sections, loss_sections, signal_sections, slope_sections):
+    for make in (
+        entropy_sections,
+        loss_sections,
+        signal_sections,
+        spectrum_sections,
+        slope_sections,
+        nonfinite_sections,
+    ):
         yield from make(runs)
-    yield from nonfinite_sections(runs)
 
 
 def _titled(group: GroupResults) -> str:
