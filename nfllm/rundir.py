@@ -134,7 +134,7 @@ def _record(path: epath.Path, values: Any) -> RunRecord:
                 f"{expected.__name__}"
             )
     try:
-        config = Config.from_dict(values["config"])
+        config = Config.from_dict(values["config"], recorded=True)
     except ConfigError as error:
         raise RunError(f"{path}, {writer}, is not a config of this nfllm: {error}") from error
     return RunRecord(

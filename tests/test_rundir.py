@@ -52,6 +52,19 @@ def test_record_has_the_keys_of_the_contract(tmp_path, record):
     assert values["undecayed_parameters"] == ["final_normalization.scale"]
 
 
+def test_record_of_before_a_key_existed(tmp_path, record):
+    write_record(tmp_path, record)
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values["config"]["training"]["loss_tile_rows"]
+    edit_record(tmp_path, values)
+    assert read_record(tmp_path) == record
+    # A key that every run ever had is not made up.
+    del values["config"]["training"]["batch_size"]
+    edit_record(tmp_path, values)
+    with pytest.raises(RunError, match="training lacks the key 'batch_size'"):
+        read_record(tmp_path)
+
+
 def test_record_is_replaced_whole(tmp_path, record):
     write_record(tmp_path, record)
     write_record(tmp_path, dataclasses.replace(record, vocab_size=512))

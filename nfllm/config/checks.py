@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 import types
@@ -22,12 +23,17 @@ def suggest(name: str, valid: Iterable[str]) -> str:
     return f"{hint}choose from {', '.join(valid)}"
 
 
-def section_values(values: Any, section: type, name: str) -> dict[str, Any]:
-    """The values of a section as its dataclass takes them; whole numbers become floats."""
+def section_values(values: Any, section: type, name: str, *, recorded: bool) -> dict[str, Any]:
+    """The values of a section as its dataclass takes them; whole numbers become floats.
+
+    Where they were `recorded`, keys that came later may be missing: their fields have defaults.
+    """
     if not isinstance(values, Mapping) and not hasattr(values, "items"):
         raise ConfigError(f"config.{name} must be a group of keys, not {values!r}")
     fields = typing.get_type_hints(section)
-    check_keys(values, fields, name)
+    later = {field.name for field in dataclasses.fields(section) if _has_default(field)}
+    optional = later - set(values) if recorded else set()
+    check_keys(values, set(fields) - optional, name)
     return {
         key: float(value) if _wants_float(fields[key]) and type(value) is int else value
         for key, value in values.items()
@@ -46,6 +52,10 @@ def check_keys(values: Mapping[str, Any], valid: Iterable[str], where: str) -> N
             f"{where} lacks the key {missing[0]!r}; start from configs/default.py, which "
             "has them all"
         )
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING
 
 
 def _wants_float(hint: Any) -> bool:

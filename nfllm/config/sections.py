@@ -146,7 +146,7 @@ class TrainingConfig:
     gradient_accumulation: int | None
     seed: int
     dtype: DType
-    loss_tile_rows: int | None
+    loss_tile_rows: int | None = None
     non_finite: Literal["stop", "skip", "continue"]
     max_skipped_steps: int
     log_every: int
@@ -243,8 +243,13 @@ class Config:
     parallel: ParallelConfig
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Config:
+    def from_dict(cls, values: Mapping[str, Any], *, recorded: bool = False) -> Config:
         """Builds and validates a config from nested mappings (a ConfigDict, or parsed JSON).
+
+        Args:
+          values: every key of every section.
+          recorded: `values` were written by a run, perhaps one of before some key existed. A field
+            with a default is such a key, and its default is what a run did before.
 
         Raises:
           ConfigError: a key is unknown or missing, or a value is of the wrong type or out of range.
@@ -253,7 +258,7 @@ class Config:
         check_keys(values, sections, "config")
         return cls(
             **{
-                name: section(**section_values(values[name], section, name))
+                name: section(**section_values(values[name], section, name, recorded=recorded))
                 for name, section in sections.items()
             }
         )
