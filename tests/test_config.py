@@ -198,6 +198,12 @@ def test_keys_that_do_not_exist_or_lack():
     del lacking["optimizer"]["beta1"]
     with pytest.raises(ConfigError, match=r"optimizer lacks the key 'beta1'; start from configs/"):
         Config.from_dict(lacking)
+    # Only a record of before a key existed may lack it, and only a key that came later.
+    later = DEFAULT.to_dict()
+    del later["training"]["loss_tile_rows"]
+    with pytest.raises(ConfigError, match="training lacks the key 'loss_tile_rows'"):
+        Config.from_dict(later)
+    assert Config.from_dict(later, recorded=True) == DEFAULT
 
 
 def test_a_config_dict_and_an_unset_placeholder():
