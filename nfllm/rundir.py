@@ -335,6 +335,14 @@ def is_local(path: epath.Path) -> bool:
     return "://" not in os.fspath(path)
 
 
+def resolve(path: epath.Path) -> epath.Path:
+    """`path` from the root, without links; an address such as `gs://bucket/run` stays as it is.
+
+    `epath.Path.resolve` takes an address for a name in the current directory.
+    """
+    return path.resolve() if is_local(path) else path
+
+
 def _plain(value: Any) -> float | Sequence[Any]:
     if hasattr(value, "__array__"):
         return np.asarray(value).tolist()

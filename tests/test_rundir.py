@@ -6,7 +6,9 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import object_storage
 import pytest
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_runs import make_record
@@ -290,45 +292,15 @@ def test_a_kill_at_any_byte_costs_at_most_one_line(tmp_path_factory, cut, losses
     assert json.dumps(after.rows["train"][:-1]) == json.dumps(before.rows["train"])
 
 
-@pytest.fixture
-def bucket(monkeypatch) -> dict[str, bytes]:
-    """An object store: objects are read and written whole, never appended to or renamed."""
-    objects: dict[str, bytes] = {}
-
-    class Object:
-        def __init__(self, name: str) -> None:
-            self.name = str(name)
-
-        def __truediv__(self, part: str) -> "Object":
-            return Object(f"{self.name}/{part}")
-
-        def __fspath__(self) -> str:
-            return self.name
-
-        def mkdir(self, parents: bool, exist_ok: bool) -> None:
-            pass
-
-        def exists(self) -> bool:
-            return any(name.startswith(self.name) for name in objects)
-
-        def read_bytes(self) -> bytes:
-            return objects[self.name]
-
-        def write_bytes(self, content: bytes) -> None:
-            objects[self.name] = content
-
-    monkeypatch.setattr(nfllm.rundir.epath, "Path", Object)
-    return objects
-
-
-def test_remote_lines_are_kept_until_flushed_and_read_back(bucket, record, monkeypatch):
-    run = "gs://bucket/run"
+def test_remote_lines_are_kept_until_flushed_and_read_back(record, monkeypatch):
+    object_storage.in_memory(monkeypatch)
+    run = epath.Path("gs://bucket/run")
     write_record(run, record)
     assert read_record(run) == record
-    bucket[f"{run}/metrics.jsonl"] = b'{"step": 1, "kind": "train", "loss_nats": 2.0}\n{"st'
+    (run / "metrics.jsonl").write_text('{"step": 1, "kind": "train", "loss_nats": 2.0}\n{"st')
     metrics = MetricsWriter(run)
     metrics.write("train", 2, loss_nats=1.0)
-    assert bucket[f"{run}/metrics.jsonl"].endswith(b'\n{"st')
+    assert (run / "metrics.jsonl").read_text().endswith('\n{"st')
     metrics.flush()
     assert [row["step"] for row in read_metrics(run).rows["train"]] == [1, 2]
 

@@ -18,9 +18,9 @@ from nfllm.rundir import (
     Metrics,
     RunError,
     RunRecord,
-    is_local,
     read_metrics,
     read_record,
+    resolve,
 )
 
 Result = TypeVar("Result")
@@ -122,7 +122,7 @@ def read_runs(paths: Sequence[epath.PathLike]) -> list[Run]:
       RunError: a path is not a directory, or is named twice.
     """
     directories = [epath.Path(path) for path in paths]
-    directories = [path.resolve() if is_local(path) else path for path in directories]
+    directories = [resolve(path) for path in directories]
     for directory in directories:
         if not directory.is_dir():
             raise RunError(f"{directory} is not a directory; name the directory of a run")

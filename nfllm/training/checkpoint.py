@@ -19,7 +19,7 @@ from absl import logging
 from etils import epath
 
 from nfllm.config import CheckpointConfig
-from nfllm.rundir import CHECKPOINTS_DIR, RunError
+from nfllm.rundir import CHECKPOINTS_DIR, RunError, resolve
 from nfllm.training.state import TrainState
 
 FORMAT_VERSION = 1
@@ -46,7 +46,7 @@ class Checkpoints:
         # that the next step has been given to reuse.
         background = jax.default_backend() != "cpu"
         self._manager = ocp.CheckpointManager(
-            self._directory.resolve(),
+            resolve(self._directory),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=config.keep,
                 keep_period=config.keep_every,
@@ -196,7 +196,7 @@ def restore_params(run: epath.PathLike) -> tuple[int, Any]:
     faults = []
     options = ocp.CheckpointManagerOptions(step_prefix=_STEP_PREFIX, create=False)
     with ocp.CheckpointManager(
-        directory.resolve(), options=options, item_names=(_STATE, _NOTES)
+        resolve(directory), options=options, item_names=(_STATE, _NOTES)
     ) as manager:
         for step in sorted(manager.all_steps(), reverse=True):
             try:
