@@ -22,6 +22,8 @@ from nfllm.data.windows import Windows
 if TYPE_CHECKING:
     import jax
 
+STALL_SECONDS = 60.0
+
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -149,6 +151,8 @@ class Prefetcher(Generic[U]):
 
     Attributes:
       waited_seconds: how long the consumer has been kept waiting so far.
+      on_stall: called with the seconds that the consumer has been kept waiting for one item, once
+        these are `STALL_SECONDS`; the wait goes on.
     """
 
     def __init__(
@@ -162,6 +166,7 @@ class Prefetcher(Generic[U]):
         if depth < 1:
             raise ValueError(f"depth={depth} must be at least 1")
         self.waited_seconds = 0.0
+        self.on_stall: Callable[[float], None] | None = None
         self._ready: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._slots = threading.Semaphore(depth)
         self._stopped = threading.Event()
@@ -182,7 +187,12 @@ class Prefetcher(Generic[U]):
         if not self.close.alive:
             raise StopIteration
         begin = time.perf_counter()
-        kind, value = self._ready.get()
+        try:
+            kind, value = self._ready.get(timeout=STALL_SECONDS)
+        except queue.Empty:
+            if self.on_stall is not None:
+                self.on_stall(time.perf_counter() - begin)
+            kind, value = self._ready.get()
         self.waited_seconds += time.perf_counter() - begin
         self._slots.release()
         if kind == "item":

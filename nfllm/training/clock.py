@@ -10,6 +10,10 @@ from collections.abc import Iterator
 class Clock:
     """Times training steps, without the first, which compiles, and without pauses.
 
+    Attributes:
+      tokens_per_step: tokens of one step.
+      trained_seconds: of all steps timed so far.
+
     Example:
       clock = Clock(tokens_per_step=2048)
       for batch in batches:
@@ -24,7 +28,8 @@ class Clock:
         self.tokens_per_step = tokens_per_step
         self._begin = time.perf_counter()
         self._last: float | None = None
-        self._steps, self._seconds = 0, 0.0
+        self.trained_seconds = 0.0
+        self._steps = 0
         self._lap_steps, self._lap_seconds = 0, 0.0
 
     @property
@@ -35,20 +40,20 @@ class Clock:
     @property
     def tokens_per_second(self) -> float:
         """Mean over all steps timed; NaN before the second."""
-        return self._speed(self._steps, self._seconds)
+        return self._speed(self._steps, self.trained_seconds)
 
     def tick(self) -> None:
         """Ends a step."""
         now = time.perf_counter()
         if self._last is not None:
             self._steps += 1
-            self._seconds += now - self._last
+            self.trained_seconds += now - self._last
         self._last = now
 
     def lap(self) -> float:
         """Tokens per second since the last lap; NaN where no step was timed."""
-        steps, seconds = self._steps - self._lap_steps, self._seconds - self._lap_seconds
-        self._lap_steps, self._lap_seconds = self._steps, self._seconds
+        steps, seconds = self._steps - self._lap_steps, self.trained_seconds - self._lap_seconds
+        self._lap_steps, self._lap_seconds = self._steps, self.trained_seconds
         return self._speed(steps, seconds)
 
     @contextlib.contextmanager

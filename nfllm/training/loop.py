@@ -16,6 +16,7 @@ from nfllm.training import hosts, interrupt, lock
 from nfllm.training.checkpoint import Checkpoints
 from nfllm.training.clock import Clock
 from nfllm.training.evaluation import Evaluation
+from nfllm.training.input_watch import InputWatch
 from nfllm.training.journal import Journal
 from nfllm.training.program import Program
 from nfllm.training.record import check_resumable, check_writable, write_run
@@ -73,8 +74,9 @@ def fit(config: Config, workdir: epath.PathLike) -> FitResult:
         if hosts.is_first():
             write_run(run, program, state.params)
         with Journal(run, config.training.steps, int(state.step)) as journal:
-            loop = _Loop(program, checkpoints, journal, signals)
-            loop.announce(resumed, int(state.step), changes)
+            step = int(state.step)
+            loop = _Loop(program, checkpoints, journal, signals, InputWatch(journal, step))
+            loop.announce(resumed, step, changes)
             return loop.run(state)
 
 
@@ -86,6 +88,7 @@ class _Loop:
     checkpoints: Checkpoints
     journal: Journal
     signals: interrupt.Interrupt
+    input: InputWatch
     skipped_in_a_row: int = 0
 
     def announce(self, resumed: bool, step: int, changes: list[str]) -> None:
@@ -110,6 +113,7 @@ class _Loop:
         if start == 0:
             self._probe(state, 0)
         with program.train_batches(start) as batches:
+            batches.on_stall = self.input.stalled
             for batch in batches:
                 state, new = program.train_step(state, batch)
                 # The metrics of the step before: the device is never kept waiting for the host.
@@ -161,6 +165,7 @@ class _Loop:
                 input_wait_seconds=round(waited, 4),
                 elapsed_seconds=round(clock.elapsed, 3),
             )
+            self.input.lap(step, waited, clock.trained_seconds)
             self.journal.update(step, float(values.loss_nats), speed)
 
     def _check_finite(self, values: StepMetrics, step: int, state: TrainState) -> None:

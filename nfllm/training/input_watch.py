@@ -1,0 +1,62 @@
+"""Tells when training waits for its data."""
+
+from __future__ import annotations
+
+import jax
+from absl import logging
+
+from nfllm.training.journal import Journal
+
+_SLOW_SECONDS = 1.0
+_SLOW_SHARE = 0.1
+
+
+class InputWatch:
+    """Events about a slow or stalled input, one per occurrence.
+
+    The journal is the first process's; another process, whose data may be the slow one, prints a
+    warning instead.
+
+    Example:
+      watch = InputWatch(journal, step=0)
+      watch.stalled(60.0)              # while the next step waits
+      watch.lap(25, waited=3.2, trained=9.0)  # with every line of metrics
+    """
+
+    def __init__(self, journal: Journal, step: int) -> None:
+        self._journal = journal
+        self._step = step
+        self._waited = self._trained = 0.0
+        self._slow = False
+
+    def lap(self, step: int, waited: float, trained: float) -> None:
+        """Takes stock after `step`: seconds waited for data, and trained, since the run's start.
+
+        Waiting is worth a word above 1 s and a tenth of the time since the lap before; it is said
+        again only after a lap without.
+        """
+        lap_waited, lap_trained = waited - self._waited, trained - self._trained
+        slow = lap_waited > max(_SLOW_SECONDS, _SLOW_SHARE * lap_trained)
+        if slow and not self._slow:
+            share = lap_waited / max(lap_waited, lap_trained)
+            self._say(
+                "slow_input",
+                step,
+                f"steps {self._step + 1} to {step} waited {lap_waited:.1f} s for data, {share:.0%} "
+                "of their time: reading is slower than training",
+            )
+        self._step, self._waited, self._trained, self._slow = step, waited, trained, slow
+
+    def stalled(self, seconds: float) -> None:
+        """Says that the next batch has been waited for so long, and has not come."""
+        self._say(
+            "stalled_input",
+            self._step,
+            f"after step {self._step} or later: no data for {seconds:.0f} s, still waiting; look "
+            "at the storage of data.data_dir",
+        )
+
+    def _say(self, event: str, step: int, message: str) -> None:
+        self._journal.event(event, step, message)
+        if jax.process_index():
+            logging.warning("process %d: %s", jax.process_index(), message)
