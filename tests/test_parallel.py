@@ -1,9 +1,17 @@
+import json
+import math
+import re
+import subprocess
+import sys
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from training_parts import make_parts, random_batch, small_config
 
 from nfllm.config import ConfigError
+from nfllm.data.batches import Batch
 from nfllm.training.parallel import Parallel
 from nfllm.training.step import make_eval_step
 
@@ -43,13 +51,65 @@ def test_fsdp_splits_parameters_and_optimizer_state():
     assert kernel.shape == (2, 16, 64)
     assert kernel.addressable_shards[0].data.shape == (2, 16, 16)
     arrays = jax.tree.leaves((state.params, state.opt_state))
-    first = jax.devices()[0]
-    held = sum(s.data.nbytes for x in arrays for s in x.addressable_shards if s.device == first)
+    held = held_by_the_first_device(arrays)
     whole = sum(x.nbytes for x in arrays)
     replicated = sum(x.nbytes for x in arrays if x.sharding.is_fully_replicated)
     assert held == (whole - replicated) // 4 + replicated
     assert replicated < whole / 100
     assert parallel.num_devices == 4
+
+
+EIGHT_DEVICES = """
+import json, sys
+import jax
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+sys.path[:0] = json.loads(sys.argv[2])
+from test_parallel import _train, held_by_the_first_device
+from training_parts import small_config
+for strategy in ("pmap", "fsdp"):
+    _, state, losses = _train(small_config(parallel={"strategy": strategy}), 8)
+    arrays = jax.tree.leaves((state.params, state.opt_state))
+    replicated = sum(x.nbytes for x in arrays if x.sharding.is_fully_replicated)
+    print(json.dumps([held_by_the_first_device(arrays), replicated, losses.tolist()]))
+"""
+
+
+def held_by_the_first_device(arrays):
+    """Bytes, as its own shards say."""
+    shards = [shard for x in arrays for shard in x.addressable_shards]
+    return sum(shard.data.nbytes for shard in shards if shard.device == jax.devices()[0])
+
+
+def test_on_eight_devices_fsdp_holds_an_eighth_and_has_the_losses_of_pmap(compilation_cache):
+    command = [sys.executable, "-c", EIGHT_DEVICES, compilation_cache, json.dumps(sys.path)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    (whole, all_of_it, pmap_losses), (held, replicated, fsdp_losses) = map(json.loads, lines)
+    # Parameters and two moments of 7,168 float32, of which all but two counters are replicated.
+    assert whole == all_of_it == 3 * 4 * 7168 + replicated
+    assert replicated == 8
+    assert held == 3 * 4 * 7168 // 8 + replicated
+    np.testing.assert_allclose(fsdp_losses, pmap_losses, rtol=2e-6)
+
+
+def test_fsdp_sends_parameters_and_never_activations():
+    sequences, length = 64, 24
+    config = small_config(
+        model={"context_length": length},
+        parallel={"strategy": "fsdp"},
+        training={"batch_size": sequences},
+    )
+    parts = make_parts(config)
+    parallel = Parallel(config)
+    state = parallel.abstract(parts.init)
+    ids = jax.ShapeDtypeStruct((1, sequences, length), jnp.int32)
+    program = parallel.train_step(parts.step).lower(state, Batch(ids, ids)).compile().as_text()
+    sent = re.findall(r" = (.*?) (?:all-|reduce-scatter|collective-permute)\S*\(", program)
+    shapes = [shape for result in sent for shape in re.findall(r"\w+\[([\d,]*)\]", result)]
+    sizes = [math.prod(int(n) for n in shape.split(",") if n) for shape in shapes]
+    # One layer's largest matrix, D x F; the residual stream of the batch is 24 times as large.
+    assert max(sizes) == 16 * 64 == sequences * length * 16 // 24
 
 
 @pytest.mark.parametrize("strategy", ["pmap", "fsdp"])

@@ -7,6 +7,7 @@ stacked by device: a checkpoint does not depend on the strategy or on the number
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -15,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
 from jax.experimental.multihost_utils import (
     global_array_to_host_local_array,
     host_local_array_to_global_array,
@@ -190,7 +192,8 @@ class Parallel:
             shardings = self._shardings(state, self._mesh)
             state = jax.lax.with_sharding_constraint(state, shardings)
             batch = jax.lax.with_sharding_constraint(batch, batch_sharding)
-            state, metrics = step(state, batch.tokens, batch.labels)
+            with self._split_by_sequence(batch.tokens.shape[1]):
+                state, metrics = step(state, batch.tokens, batch.labels)
             return jax.lax.with_sharding_constraint((state, metrics), (shardings, replicated))
 
         return sharded
@@ -206,8 +209,33 @@ class Parallel:
                 out_axes=None,
             )
             return lambda params, batch: mapped(params, batch.tokens, batch.labels)
-        jitted = jax.jit(step)
-        return lambda params, batch: jitted(params, batch.tokens, batch.labels)
+
+        @jax.jit
+        def sharded(params: Any, batch: Batch) -> EvalSums:
+            with self._split_by_sequence(batch.tokens.shape[0]):
+                return step(params, batch.tokens, batch.labels)
+
+        return sharded
+
+    def _split_by_sequence(self, rows: int) -> contextlib.AbstractContextManager[None]:
+        """Within it, what goes into and comes out of every module stays split by sequence.
+
+        Left alone, the compiler follows the parameters: it cuts the residual stream along D as the
+        embeddings are cut, has every device attend in all `rows` sequences, and sends activations
+        about where it should send parameters.
+        """
+        sharding = NamedSharding(self._mesh, PartitionSpec(AXIS))
+
+        def keep(x: Any) -> Any:
+            splits = isinstance(x, jax.Array) and x.ndim > 1 and x.shape[0] % rows == 0
+            return jax.lax.with_sharding_constraint(x, sharding) if splits else x
+
+        def interceptor(function: Any, arguments: Any, options: Any, context: Any) -> Any:
+            del context
+            arguments, options = jax.tree.map(keep, (arguments, options))
+            return jax.tree.map(keep, function(*arguments, **options))
+
+        return nn.intercept_methods(interceptor)
 
     def put_train(self, batch: Batch) -> Batch:
         """Splits this process's share [B, T] into micro-batches and places it on the devices."""
