@@ -1,11 +1,14 @@
 """Two real processes of two devices each, against one process of four."""
 
+import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from tiny import make_corpus
@@ -137,6 +140,49 @@ def test_an_unreachable_coordinator_is_an_error_in_bounded_time():
 def test_incomplete_addresses_are_named(values, message):
     with pytest.raises(ConfigError, match=message):
         hosts.join(*values)
+
+
+def _slurm():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COORDINATOR_PORT": port,
+        "SLURM_JOB_ID": "7",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+        "SLURM_STEP_NODELIST": "localhost",
+    }
+
+
+def test_the_tasks_of_slurm_find_each_other():
+    code = (
+        "from nfllm.training import hosts; hosts.join(None, None, None); import jax\n"
+        "print(jax.process_index(), jax.process_count(), jax.device_count())"
+    )
+    slurm = _slurm()
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | slurm | {"SLURM_PROCID": task, "SLURM_LOCALID": task},
+        )
+        for task in "01"
+    ]
+    ended = [task.communicate(timeout=150) for task in tasks]
+    assert [out.strip() for out, _ in ended] == ["0 2 2", "1 2 2"], ended
+
+
+def test_a_batch_script_of_slurm_is_no_task(monkeypatch):
+    for name, value in _slurm().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_STEP_NODELIST")
+    hosts.join(None, None, None)  # would look for the second task in vain
+    assert not jax.distributed.is_initialized()
 
 
 def test_the_environment_can_say_it_too(monkeypatch):

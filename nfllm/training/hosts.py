@@ -133,7 +133,9 @@ def _in_a_cluster() -> bool:
     """Whether JAX can find the other processes without being told."""
     wants_cpu = os.environ.get("JAX_PLATFORMS", "").startswith("cpu")
     tpu = importlib.util.find_spec("libtpu") is not None and not wants_cpu
-    slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
+    # A batch script has the other variables too; only what `srun` starts is one of several.
+    started_by_srun = "SLURM_STEP_NODELIST" in os.environ
+    slurm = started_by_srun and int(os.environ.get("SLURM_NTASKS", "1")) > 1
     return tpu or slurm
 
 
