@@ -13,7 +13,8 @@ Network, bytes that a chip sends in a step, P parameters on N chips, A micro-bat
   pmap  one all-reduce of the float32 gradients after the last micro-batch, as a ring:
         2 (N - 1) / N x 4 P
   fsdp  each micro-batch gathers the float32 parameters for the forward and again for the backward
-        pass, and reduce-scatters the float32 gradients: A x 3 (N - 1) / N x 4 P
+        pass, and reduce-scatters the float32 gradients: A x 3 (N - 1) / N x 4 P, at most: a
+        compiler may gather once for all (`scaling.py` sees it on a CPU) and then holds 4 P more
 Compute: 6 FLOPs a parameter and token, and causal attention, 6 L D T FLOPs a token; at half of the
 published peak, about what good programs reach.
 Memory: a chip reads or writes its share of the state six times (three arrays in, three out), and

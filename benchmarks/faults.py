@@ -1,6 +1,6 @@
 """What faults do to a run: each is really made to happen to a small one, and judged by how it ends.
 
-    python benchmarks/faults.py [--kills 20] [--seed 0] [--json FILE]
+    python benchmarks/faults.py [--kills 20] [--seed 0] [--only WORDS] [--json FILE]
 
 A model of two layers trains 300 steps undisturbed and saves every 5. The same command then meets
 kills and damage. "As undisturbed" means that parameters, optimizer moments, step and every logged
@@ -180,6 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=20, help="of the first row")
     parser.add_argument("--seed", type=int, default=0, help="of moments and delays")
+    parser.add_argument("--only", default="", help="words in the names of the rows wanted")
     parser.add_argument("--json", type=Path, help="also write the table to this file")
     options = parser.parse_args()
     table: dict[str, str] = {}
@@ -200,6 +201,8 @@ def main() -> None:
         numbers = sum(metrics.series(kind, field)[1].size for kind, field in LOGGED)
         print(f"compared: {arrays} arrays of the state, {numbers} logged numbers", flush=True)
         for name, row in rows.items():
+            if options.only not in name:
+                continue
             try:
                 table[name] = f"ok: {row()}"
             except (AssertionError, subprocess.CalledProcessError):

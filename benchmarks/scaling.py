@@ -10,9 +10,9 @@ Virtual devices share the cores, so nothing here is a speed-up. On 1, 2, 4 and 8
   sends it: 2 (N - 1) / N of an array to all-reduce it, (N - 1) / N to all-gather or exchange it,
   and N - 1 times the result to reduce-scatter it;
 - the same by formula, for P float32 parameters. pmap all-reduces the gradients once: 2 (N - 1) / N
-  x 4 P. fsdp gathers the parameters forward and backward and reduces the gradients for every
-  micro-batch: A x 4 (N - 1) / N x 4 P, for XLA has no reduce-scatter on a CPU and all-reduces; on
-  TPUs and GPUs the 4 is a 3;
+  x 4 P. fsdp gathers the parameters for the forward and for the backward pass, which the compiler
+  moves out of the loop over micro-batches, and all-reduces the gradients of each, for XLA has no
+  reduce-scatter on a CPU: (2 + 2 A) (N - 1) / N x 4 P;
 - the largest relative difference of a loss from that of one device;
 - CPU-seconds a step, relative to one device under pmap: what partitioning adds.
 """
@@ -98,7 +98,7 @@ def _num_bytes(result: str) -> float:
 
 
 def formula(strategy: str, devices: int, parameters: int) -> float:
-    passes = 2 if strategy == "pmap" else 4 * MICRO_BATCHES
+    passes = 2 if strategy == "pmap" else 2 + 2 * MICRO_BATCHES
     return passes * (devices - 1) / devices * 4 * parameters
 
 
