@@ -55,10 +55,12 @@ def load_run(path: epath.PathLike) -> Run:
     directory = epath.Path(path)
     record = rundir.read_record(directory)
     step, params = restore_params(directory)
+    # What trained it may not exist on this machine, nor in float32.
+    model = dataclasses.replace(record.config.model, attention_implementation="auto")
     return Run(
         path=directory,
         step=step,
-        model=Decoder(record.config.model, record.vocab_size),
+        model=Decoder(model, record.vocab_size),
         params=params,
         tokenizer=Tokenizer.load(directory / rundir.TOKENIZER_FILE),
         config=record.config,

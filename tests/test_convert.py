@@ -30,7 +30,7 @@ from nfllm.convert.__main__ import main
 from nfllm.convert.authors import from_authors, to_authors
 from nfllm.data.tokenizer import bytes_tokenizer
 from nfllm.model import Decoder
-from nfllm.rundir import read_record
+from nfllm.rundir import read_record, write_record
 
 RECORDINGS = Path(__file__).parent / "recordings"
 SAVED = ["gpt2", "gpt2_untied_relu", "gpt_neox", "gpt_neox_tied_unbiased"]
@@ -164,6 +164,11 @@ def test_import_and_export_through_run_directories(source, tmp_path, capsys):
         logits = run.model.apply({"params": run.params}, jnp.asarray(outputs["tokens"]))
         np.testing.assert_allclose(logits, outputs["logits"], rtol=0, atol=1e-5)
     record = read_record(tmp_path / "run")
+    # How it was trained says nothing about the machine that loads it.
+    model = dataclasses.replace(record.config.model, attention_implementation="xla")
+    config = dataclasses.replace(record.config, model=model)
+    write_record(tmp_path / "run", dataclasses.replace(record, config=config))
+    assert nfllm.load_run(tmp_path / "run").model == run.model
     assert record.num_parameters == sum(x.size for x in jax.tree.leaves(run.params))
     assert record.data_fingerprint == record.config.data.dataset == "unknown"
 

@@ -45,6 +45,7 @@ MODEL_KEYS: dict[str, tuple[dict[str, Any], Any, Any, str]] = {
     "normalization": ({}, "none", "layernorm", "shapes"),
     "final_normalization": ({}, "layernorm", "none", "shapes"),
     "qk_normalization": ({}, "none", "rmsnorm", "shapes"),
+    "attention_implementation": ({}, "explicit", "xla", "program"),
     "norm_epsilon": ({}, 1e-5, 1e-2, "logits"),
     "activation": ({}, "relu", "gelu", "logits"),
     "negative_slope": ({"activation": "leaky_relu"}, None, 0.3, "logits"),

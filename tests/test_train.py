@@ -22,7 +22,12 @@ def trainer(tmp_path_factory, compilation_cache):
     return Trainer(folder, compilation_cache)
 
 
-LONG = {"training__steps": STEPS, "checkpoint__every": 100, "telemetry__every": 100}
+LONG = {
+    "training__steps": STEPS,
+    "checkpoint__every": 100,
+    "telemetry__every": 100,
+    "telemetry__entropy_every_step": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +56,11 @@ def test_a_run_ends_with_its_loss_speed_entropy_and_report(uninterrupted):
     assert entropy_NLH.shape == (4, 2, 2)
     # At the start attention is close to uniform: log(T!)/T for T = 32.
     np.testing.assert_allclose(entropy_NLH[0], 2.5557, atol=0.05)
+    steps, of_steps_NLH = metrics.series("train", "entropy_nats")
+    assert list(steps) == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(of_steps_NLH[0], 2.5557, atol=0.05)
+    # Of other sequences, through training: close to what the probe sees, and not the same.
+    assert 0 < np.abs(of_steps_NLH[-1] - entropy_NLH[-1]).max() < 0.3
     record = read_record(run)
     assert record.vocab_size == 257
     assert "token_embedding" in record.decayed_parameters

@@ -53,7 +53,14 @@ def make_parts(config: Config) -> Parts:
     def init(key: jax.Array) -> TrainState:
         return init_state(key, model, optimizer)
 
-    step = make_train_step(model, optimizer, schedule, config.optimizer, config.training)
+    step = make_train_step(
+        model,
+        optimizer,
+        schedule,
+        config.optimizer,
+        config.training,
+        with_entropy=config.telemetry.entropy_every_step,
+    )
     return Parts(model, init, step)
 
 

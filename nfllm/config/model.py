@@ -9,6 +9,7 @@ from nfllm.config.checks import ConfigError, at_least, between, check_types, pos
 
 Architecture = Literal["gpt2", "gpt_neox"]
 Normalization = Literal["layernorm", "none", "rmsnorm", "dyt", "derf"]
+AttentionImplementation = Literal["auto", "explicit", "xla", "cudnn"]
 Activation = Literal[
     "gelu",
     "gelu_tanh",
@@ -36,6 +37,7 @@ class ModelConfig:
     normalization: Normalization
     final_normalization: Normalization
     qk_normalization: Normalization
+    attention_implementation: AttentionImplementation = "explicit"
     norm_epsilon: float
     activation: Activation
     negative_slope: float | None
@@ -108,8 +110,23 @@ class ModelConfig:
                 f"model.num_heads={self.num_heads} does not divide model.embed_dim="
                 f"{self.embed_dim}; choose a divisor of {self.embed_dim}"
             )
+        self._check_attention_implementation()
         self._check_activation()
         self._check_positions()
+
+    def _check_attention_implementation(self) -> None:
+        chosen = self.attention_implementation
+        if chosen in ("xla", "cudnn") and self.attention_dropout:
+            raise ConfigError(
+                f"model.attention_implementation={chosen!r} has no dropout, but "
+                f"model.attention_dropout={self.attention_dropout}; use 'auto' or 'explicit'"
+            )
+        if chosen == "cudnn" and (self.head_dim % 8 or self.head_dim > 256):
+            raise ConfigError(
+                "model.attention_implementation='cudnn' needs a head width that is a multiple of 8 "
+                f"and at most 256, but model.embed_dim={self.embed_dim} over model.num_heads="
+                f"{self.num_heads} gives {self.head_dim}; use 'auto', or change the heads"
+            )
 
     def _check_activation(self) -> None:
         if self.negative_slope is not None and self.activation not in (

@@ -193,6 +193,7 @@ class TelemetryConfig:
 
     every: int
     probe_windows: int
+    entropy_every_step: bool = False
 
     def __post_init__(self) -> None:
         check_types(self, "telemetry")
@@ -241,6 +242,15 @@ class Config:
     telemetry: TelemetryConfig
     checkpoint: CheckpointConfig
     parallel: ParallelConfig
+
+    def __post_init__(self) -> None:
+        chosen = self.model.attention_implementation
+        if self.telemetry.entropy_every_step and chosen in ("xla", "cudnn"):
+            raise ConfigError(
+                "telemetry.entropy_every_step=True needs attention logits, which "
+                f"model.attention_implementation={chosen!r} does not give; use 'auto' or "
+                "'explicit', or probe with telemetry.every instead"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, recorded: bool = False) -> Config:

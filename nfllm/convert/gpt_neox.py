@@ -79,6 +79,7 @@ def read_config(attributes: Attributes) -> tuple[ModelConfig, int]:
         init_std_scaling="none",
         scan_layers=False,
         remat=False,
+        attention_implementation="auto",
     )
     attributes.finish()
     return config, vocab_size

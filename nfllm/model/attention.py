@@ -7,8 +7,9 @@ from flax import linen as nn
 from nfllm.analysis.online_entropy import attention_entropy_from_logits
 from nfllm.config import ModelConfig
 from nfllm.model import intermediates as names
+from nfllm.model.attention_implementation import choose_implementation
 from nfllm.model.dropout import dropout
-from nfllm.model.intermediates import record, record_health, record_statistic
+from nfllm.model.intermediates import is_recording, record, record_health, record_statistic
 from nfllm.model.normalizations import NORMALIZATIONS
 from nfllm.model.products import einsum_to_float32
 from nfllm.model.rotary import rotate
@@ -39,14 +40,36 @@ class Attention(nn.Module):
             k_BTHK = rotate(k_BTHK, config.rotary_dim, base)
         record(self, names.QUERY, q_BTHK)
         record(self, names.KEY, k_BTHK)
+        implementation = choose_implementation(config)
+        if implementation == "explicit" or is_recording(self):
+            mixed_BTHK = self._mix(q_BTHK, k_BTHK, v_BTHK, dropout_rows_B)
+        else:
+            mixed_BTHK = jax.nn.dot_product_attention(
+                q_BTHK, k_BTHK, v_BTHK, is_causal=True, implementation=implementation
+            )
+        return self._output(mixed_BTHK)
+
+    def _mix(
+        self,
+        q_BTHK: jax.Array,
+        k_BTHK: jax.Array,
+        v_BTHK: jax.Array,
+        dropout_rows_B: jax.Array | None,
+    ) -> jax.Array:
+        """The values, mixed by probabilities that are formed and can be recorded."""
         logits_BHTS = self._logits(q_BTHK, k_BTHK)
         probs_BHTS = jax.nn.softmax(logits_BHTS)
         record(self, names.ATTENTION_PROBS, probs_BHTS)
+        record_statistic(
+            self,
+            names.ENTROPY,
+            lambda: _entropy_by_product(logits_BHTS, probs_BHTS).mean((0, 2)),
+            collection=names.BY_PRODUCTS,
+        )
         if dropout_rows_B is not None:
             key = self.make_rng("dropout")
-            probs_BHTS = dropout(probs_BHTS, config.attention_dropout, key, dropout_rows_B)
-        mixed_BTHK = jnp.einsum("BHTS,BSHK->BTHK", probs_BHTS.astype(self.dtype), v_BTHK)
-        return self._output(mixed_BTHK)
+            probs_BHTS = dropout(probs_BHTS, self.config.attention_dropout, key, dropout_rows_B)
+        return jnp.einsum("BHTS,BSHK->BTHK", probs_BHTS.astype(self.dtype), v_BTHK)
 
     def _project(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         config = self.config
@@ -103,3 +126,15 @@ class Attention(nn.Module):
         record(self, names.ATTENTION_OUT, y_BTD)
         record_health(self, names.ATTENTION_OUT, y_BTD)
         return y_BTD
+
+
+def _entropy_by_product(logits_BHTS: jax.Array, probs_BHTS: jax.Array) -> jax.Array:
+    """Entropy [B, H, T] of a softmax whose logits, sums and probabilities are there anyway.
+
+    H = log sum e^(s - m) - E_p[s - m] with the row's maximum m. The sum is that of the softmax,
+    which the compiler computes once; what is added is a pass over the two tensors, without a third.
+    """
+    logits_BHTS, probs_BHTS = jax.lax.stop_gradient((logits_BHTS, probs_BHTS))
+    distance_BHTS = logits_BHTS - jnp.max(logits_BHTS, axis=-1, keepdims=True)
+    log_sum_BHT = jnp.log(jnp.sum(jnp.exp(distance_BHTS), axis=-1))
+    return log_sum_BHT - jnp.sum(probs_BHTS * distance_BHTS, axis=-1)

@@ -14,7 +14,13 @@ from nfllm.model import intermediates as names
 from nfllm.model.block import Block
 from nfllm.model.dropout import dropout
 from nfllm.model.head import unembed
-from nfllm.model.intermediates import INTERMEDIATES, STATISTICS, record, record_health
+from nfllm.model.intermediates import (
+    BY_PRODUCTS,
+    INTERMEDIATES,
+    STATISTICS,
+    record,
+    record_health,
+)
 from nfllm.model.normalizations import NORMALIZATIONS
 
 
@@ -104,7 +110,7 @@ def _stacked_blocks(config: ModelConfig) -> type[Block]:
     block = nn.remat(Block, prevent_cse=not config.scan_layers) if config.remat else Block
     return nn.scan(
         block,
-        variable_axes={"params": 0, INTERMEDIATES: 0, STATISTICS: 0},
+        variable_axes={"params": 0, INTERMEDIATES: 0, STATISTICS: 0, BY_PRODUCTS: 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,
         length=config.num_layers,

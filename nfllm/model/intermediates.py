@@ -1,8 +1,9 @@
-"""Names of what the model can be asked to record, and the two ways to record it.
+"""Names of what the model can be asked to record, and the ways to record it.
 
-Both are `sow`: nothing is computed, or even traced, unless the caller makes the collection mutable.
+All are `sow`: nothing is computed, or even traced, unless the caller makes the collection mutable.
 `INTERMEDIATES` holds whole tensors, for analysis. `STATISTICS` holds what is left of them after a
-reduction on the device, for telemetry while training.
+reduction on the device, for telemetry while training. `BY_PRODUCTS` holds the few reductions that
+are cheap enough for the training step itself.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from nfllm.analysis.statistics import Covariance
 
 INTERMEDIATES = "intermediates"
 STATISTICS = "statistics"
+BY_PRODUCTS = "by_products"
 
 RESIDUAL = "residual"
 QUERY = "query"
@@ -39,10 +41,17 @@ def record(module: nn.Module, name: str, value: jax.Array) -> None:
     module.sow(INTERMEDIATES, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
 
 
-def record_statistic(module: nn.Module, name: str, compute: Callable[[], jax.Array]) -> None:
-    """Records `compute()` under `name` when the caller collects statistics."""
-    if module.is_mutable_collection(STATISTICS):
-        module.sow(STATISTICS, name, compute(), reduce_fn=lambda _, new: new, init_fn=lambda: None)
+def record_statistic(
+    module: nn.Module, name: str, compute: Callable[[], jax.Array], collection: str = STATISTICS
+) -> None:
+    """Records `compute()` under `name` when the caller collects statistics, or by-products."""
+    if module.is_mutable_collection(collection):
+        module.sow(collection, name, compute(), reduce_fn=lambda _, new: new, init_fn=lambda: None)
+
+
+def is_recording(module: nn.Module) -> bool:
+    """Whether the caller asks for anything that is recorded."""
+    return any(map(module.is_mutable_collection, (INTERMEDIATES, STATISTICS, BY_PRODUCTS)))
 
 
 def record_health(module: nn.Module, site: str, x: jax.Array) -> None:

@@ -154,9 +154,12 @@ class _Loop:
         self._check_finite(values, step, state)
         if step % config.log_every == 0 or step == config.steps:
             speed = clock.lap()
+            entropy_LH = values.entropy_LH
+            told = {} if entropy_LH is None else {"entropy_nats": entropy_LH}
             self.journal.write(
                 "train",
                 step,
+                **told,
                 loss_nats=float(values.loss_nats),
                 grad_norm=float(values.grad_norm),
                 learning_rate=float(values.learning_rate),

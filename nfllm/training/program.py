@@ -14,6 +14,7 @@ import numpy as np
 from nfllm import data
 from nfllm.config import Config, ConfigError
 from nfllm.data import batches
+from nfllm.model.attention_implementation import check_implementation
 from nfllm.model.decoder import Decoder
 from nfllm.training import hosts
 from nfllm.training.evaluation import Evaluation, evaluate
@@ -44,6 +45,9 @@ class Program:
         schedule = make_schedule(config.optimizer, training.steps)
         optimizer = make_optimizer(config.optimizer, schedule)
 
+        dtype = dtype_of(training.dtype)
+        check_implementation(config.model, dtype)
+
         self.dataset = data.load(
             config.data, config.model.context_length, progress=hosts.is_first()
         )
@@ -56,12 +60,17 @@ class Program:
         self._ignored_id = (
             self.dataset.tokenizer.end_of_text_id if config.data.mask_end_of_text else None
         )
-        self.model = Decoder(
-            config.model, self.dataset.tokenizer.vocab_size, dtype_of(training.dtype)
-        )
+        self.model = Decoder(config.model, self.dataset.tokenizer.vocab_size, dtype)
         self._init = functools.partial(init_state, model=self.model, optimizer=optimizer)
         self.train_step = self.parallel.train_step(
-            make_train_step(self.model, optimizer, schedule, config.optimizer, training)
+            make_train_step(
+                self.model,
+                optimizer,
+                schedule,
+                config.optimizer,
+                training,
+                with_entropy=config.telemetry.entropy_every_step,
+            )
         )
         self._eval_step = self.parallel.eval_step(
             make_eval_step(self.model, training.loss_tile_rows)

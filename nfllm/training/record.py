@@ -27,6 +27,7 @@ from nfllm.training.program import Program
 _FREE_SECTIONS = ("evaluation", "telemetry", "checkpoint", "parallel")
 _FREE_KEYS = (
     "data.data_dir",
+    "model.attention_implementation",
     "model.scan_layers",
     "model.remat",
     "training.steps",

@@ -15,6 +15,7 @@ import optax
 
 from nfllm.config import OptimizerConfig, TrainingConfig
 from nfllm.model.decoder import Decoder
+from nfllm.model.intermediates import BY_PRODUCTS, ENTROPY
 from nfllm.training.loss import count_targets, next_token_loss_from_features
 from nfllm.training.schedules import Schedule
 from nfllm.training.state import LossScale, TrainState
@@ -24,10 +25,11 @@ _LOSS_SCALE_GROWTH_STEPS = 2000
 
 
 class StepMetrics(NamedTuple):
-    """Scalars of one training step.
+    """What one training step tells.
 
     `grad_norm` is the L2 norm before clipping; `finite` is whether loss and gradients all were;
-    `micro_losses` are the mean losses of the micro-batches, in nats per target.
+    `micro_losses` are the mean losses of the micro-batches, in nats per target; `entropy_LH` is the
+    attention entropy in nats, a mean over sequences and queries, where the step was made with it.
     """
 
     loss_nats: jax.Array
@@ -36,6 +38,7 @@ class StepMetrics(NamedTuple):
     num_targets: jax.Array
     finite: jax.Array
     micro_losses: jax.Array  # [A]
+    entropy_LH: jax.Array | None
 
 
 class EvalSums(NamedTuple):
@@ -51,6 +54,8 @@ def make_train_step(
     schedule: Schedule,
     optimizer_config: OptimizerConfig,
     training_config: TrainingConfig,
+    *,
+    with_entropy: bool = False,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """Returns `train_step(state, tokens_ABT, labels_ABT, *, axis_name=None)`.
 
@@ -85,28 +90,31 @@ def make_train_step(
             labels_BT: jax.Array,
             index: jax.Array,
             weight: jax.Array,
-        ) -> tuple[jax.Array, jax.Array]:
-            options: dict[str, Any] = {}
+        ) -> tuple[jax.Array, tuple[jax.Array, jax.Array | None]]:
+            options: dict[str, Any] = {"mutable": [BY_PRODUCTS] if with_entropy else []}
             if uses_dropout:
                 options["rngs"] = {"dropout": dropout_key}
                 options["dropout_rows_B"] = _global_rows(index, tokens_BT.shape[0], axis_name)
             tile_rows = training_config.loss_tile_rows
-            loss = _summed_loss(model, params, tokens_BT, labels_BT, tile_rows, **options)
-            return loss * weight * scale, loss
+            loss, recorded = _summed_loss(model, params, tokens_BT, labels_BT, tile_rows, **options)
+            attention = recorded[BY_PRODUCTS]["blocks"]["attention"] if with_entropy else {}
+            return loss * weight * scale, (loss, attention.get(ENTROPY))
 
-        def accumulate(grads: Any, micro_batch: Any) -> tuple[Any, jax.Array]:
-            (_, loss), new = jax.value_and_grad(loss_of, has_aux=True)(state.params, *micro_batch)
-            return jax.tree.map(jnp.add, grads, new), loss
+        grad_of = jax.value_and_grad(loss_of, has_aux=True)
+
+        def accumulate(grads: Any, micro_batch: Any) -> tuple[Any, Any]:
+            (_, told), new = grad_of(state.params, *micro_batch)
+            return jax.tree.map(jnp.add, grads, new), told
 
         num_micro_batches = tokens_ABT.shape[0]
         micro_batches = (tokens_ABT, labels_ABT, jnp.arange(num_micro_batches), weights_A)
         if num_micro_batches == 1:
             first = jax.tree.map(lambda x: x[0], micro_batches)
-            (_, loss), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, *first)
-            losses_A = loss[None]
+            (_, told), grads = grad_of(state.params, *first)
+            losses_A, entropy_ALH = jax.tree.map(lambda x: x[None], told)
         else:
             zeros = jax.tree.map(jnp.zeros_like, state.params)
-            grads, losses_A = jax.lax.scan(accumulate, zeros, micro_batches)
+            grads, (losses_A, entropy_ALH) = jax.lax.scan(accumulate, zeros, micro_batches)
 
         losses_A, grads = _sum_over_devices((losses_A, grads), axis_name)
         grads = jax.tree.map(lambda g: g / scale, grads)
@@ -120,6 +128,7 @@ def make_train_step(
             num_targets=jnp.sum(targets_A),
             finite=_is_healthy(loss, updates_finite, state.loss_scale),
             micro_losses=losses_A / jnp.maximum(targets_A, 1),
+            entropy_LH=_mean_over_devices(entropy_ALH, axis_name),
         )
 
         def apply(state: TrainState) -> TrainState:
@@ -152,7 +161,7 @@ def make_eval_step(model: Decoder, loss_tile_rows: int | None = None) -> Callabl
         params: Any, tokens_BT: jax.Array, labels_BT: jax.Array, *, axis_name: str | None = None
     ) -> EvalSums:
         sums = EvalSums(
-            _summed_loss(model, params, tokens_BT, labels_BT, loss_tile_rows),
+            _summed_loss(model, params, tokens_BT, labels_BT, loss_tile_rows, mutable=[])[0],
             count_targets(labels_BT),
         )
         return _sum_over_devices(sums, axis_name)
@@ -167,19 +176,27 @@ def _summed_loss(
     labels_BT: jax.Array,
     tile_rows: int | None,
     **options: Any,
-) -> jax.Array:
-    """Summed loss in nats; `options` go to the model."""
+) -> tuple[jax.Array, Any]:
+    """Summed loss in nats, and the recorded collections; `options` go to the model."""
     variables = {"params": params}
-    x_BTD: Any = model.apply(variables, tokens_BT, method=model.features, **options)
+    x_BTD, recorded = model.apply(variables, tokens_BT, method=model.features, **options)
 
     def head(x_ND: jax.Array) -> Any:
         return model.apply(variables, x_ND, method=model.head)
 
-    return next_token_loss_from_features(head, x_BTD, labels_BT, tile_rows)
+    return next_token_loss_from_features(head, x_BTD, labels_BT, tile_rows), recorded
 
 
 def _sum_over_devices(tree: Any, axis_name: str | None) -> Any:
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def _mean_over_devices(x_ALH: jax.Array | None, axis_name: str | None) -> jax.Array | None:
+    """Mean over micro-batches and devices, all of which hold equally many sequences."""
+    if x_ALH is None:
+        return None
+    x_LH = jnp.mean(x_ALH, axis=0)
+    return x_LH if axis_name is None else jax.lax.pmean(x_LH, axis_name)
 
 
 def _micro_batch_weights(targets_A: jax.Array, weighting: str) -> jax.Array:

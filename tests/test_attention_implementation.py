@@ -1,0 +1,120 @@
+"""The formulations of attention give the same numbers, as different programs."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.cudnn import fused_attention_stablehlo as cudnn_lowering
+from lowered import lowered_step
+from random_model import random_model
+from training_parts import make_parts, random_batch, small_config
+
+from nfllm.config import ConfigError
+from nfllm.model.attention_implementation import check_implementation
+from nfllm.model.capture import capture
+from nfllm.training.loss import next_token_loss
+from nfllm.training.telemetry import make_probe
+
+TOKENS_BT = random_batch(0, sequences=2).tokens
+
+
+def _loss_and_gradients(implementation, **model):
+    decoder, params = random_model(0.3, attention_implementation=implementation, **model)
+
+    def loss(params):
+        return next_token_loss(decoder.apply({"params": params}, TOKENS_BT), TOKENS_BT)
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"attention_bias": "all", "qk_normalization": "layernorm"},
+        {"architecture": "gpt_neox", "scan_layers": True},
+        {"remat": True},
+    ],
+    ids=str,
+)
+def test_xla_gives_the_loss_and_the_gradients_of_the_explicit_form(model):
+    expected = _loss_and_gradients("explicit", **model)
+    found = _loss_and_gradients("xla", **model)
+    found, expected = (
+        np.concatenate([*map(np.ravel, jax.tree.leaves(tree))]) for tree in (found, expected)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7 * np.abs(expected).max())
+
+
+def test_the_option_changes_the_program_and_auto_is_explicit():
+    auto, explicit, xla = (
+        lowered_step(small_config(model={"attention_implementation": name}))
+        for name in ("auto", "explicit", "xla")
+    )
+    assert auto == explicit
+    assert xla != explicit
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_cudnn_keeps_no_map_of_queries_and_keys(scan_layers, monkeypatch):
+    """Lowered for a GPU that is not here: one fused call forward and one backward."""
+    monkeypatch.setattr(cudnn_lowering, "check_cudnn_version", lambda: 91_000)
+
+    def program(implementation):
+        model = {"attention_implementation": implementation, "scan_layers": scan_layers}
+        return lowered_step(small_config(model=model, training={"dtype": "bfloat16"}), "cuda")
+
+    fused, explicit = program("cudnn"), program("explicit")
+    assert fused.count("@__cudnn$fmhaSoftmax(") == 1  # in a function, or in a loop's body
+    assert fused.count("@__cudnn$fmhaSoftmaxBackward(") == 1
+    assert "x12x12x" in explicit
+    assert "x12x12x" not in fused
+
+
+def test_what_is_recorded_does_not_depend_on_it():
+    _, params = random_model(0.3)
+    models = {
+        name: make_parts(small_config(model={"attention_implementation": name})).model
+        for name in ("explicit", "cudnn")
+    }
+    for record in (
+        lambda model: make_probe(model)(params, jnp.asarray(TOKENS_BT)),
+        lambda model: capture(model, params, TOKENS_BT),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, *map(record, models.values()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention_implementation": "flash"}, r"unknown attention_implementation 'flash'"),
+        (
+            {"attention_implementation": "xla", "attention_dropout": 0.1},
+            r"'xla' has no dropout, but model.attention_dropout=0.1; use 'auto'",
+        ),
+        (
+            {"attention_implementation": "cudnn", "num_heads": 4},
+            r"multiple of 8 .*embed_dim=16 over model.num_heads=4 gives 4",
+        ),
+    ],
+)
+def test_impossible_choices_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        small_config(model=changes)
+
+
+def test_entropy_of_every_step_needs_the_explicit_form():
+    model = {"attention_implementation": "xla"}
+    with pytest.raises(ConfigError, match=r"telemetry.entropy_every_step=True needs attention lo"):
+        small_config(model=model, telemetry={"entropy_every_step": True})
+
+
+def test_cudnn_is_refused_where_there_is_none():
+    config = small_config(model={"attention_implementation": "cudnn"}).model
+    with pytest.raises(ConfigError, match=r"'cudnn' cannot run in bfloat16 on a CPU; it needs"):
+        check_implementation(config, jnp.dtype("bfloat16"))
+    for other in ("auto", "explicit", "xla"):
+        check_implementation(
+            dataclasses.replace(config, attention_implementation=other), jnp.dtype("float32")
+        )

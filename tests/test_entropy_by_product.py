@@ -1,0 +1,82 @@
+"""The attention entropy that the training step computes on the side."""
+
+import jax
+import numpy as np
+import pytest
+from lowered import lowered_step
+from random_model import random_model
+from training_parts import make_parts, random_batch, small_config
+
+from nfllm.analysis import attention_entropy
+from nfllm.model.capture import capture
+from nfllm.training.parallel import Parallel
+
+BATCH = random_batch(0)
+
+
+def _after_one_step(devices=1, **sections):
+    """State and metrics of one step from random parameters, whose attention is not uniform."""
+    config = small_config(**sections)
+    parts = make_parts(config)
+    parallel = Parallel(config, jax.devices()[:devices])
+    _, params = random_model(0.3, **sections.get("model", {}))
+    state = parallel.init(lambda key: parts.init(key).replace(params=params), jax.random.key(0))
+    return parallel.train_step(parts.step)(state, parallel.put_train(BATCH))
+
+
+@pytest.fixture(scope="module")
+def expected():
+    decoder, params = random_model(0.3)
+    probs_LBHTS = capture(decoder, params, BATCH.tokens).attention_probs
+    entropy_LH = attention_entropy(probs_LBHTS).mean((1, 3))
+    assert np.ptp(entropy_LH) > 0.01
+    return entropy_LH
+
+
+@pytest.mark.parametrize(
+    ("devices", "sections"),
+    [
+        (1, {"model": {"scan_layers": True, "remat": True}, "training": {"loss_tile_rows": 24}}),
+        (2, {"training": {"gradient_accumulation": 2}}),
+        (2, {"parallel": {"strategy": "fsdp"}, "training": {"gradient_accumulation": 2}}),
+    ],
+    ids=str,
+)
+def test_it_is_that_of_the_captured_probabilities(devices, sections, expected):
+    _, metrics = _after_one_step(devices, telemetry={"entropy_every_step": True}, **sections)
+    np.testing.assert_allclose(metrics.entropy_LH, expected, atol=2e-6)
+
+
+def test_the_training_is_the_same_bit_for_bit(expected):
+    plain, without = _after_one_step()
+    observed, metrics = _after_one_step(telemetry={"entropy_every_step": True})
+    assert without.entropy_LH is None
+    np.testing.assert_allclose(metrics.entropy_LH, expected, atol=2e-6)
+    jax.tree.map(np.testing.assert_array_equal, plain, observed)
+
+
+def test_it_is_in_the_program_only_when_asked_for():
+    off, on = (
+        lowered_step(small_config(telemetry={"entropy_every_step": on})) for on in (False, True)
+    )
+    # One logarithm in the loss, another in a function that both layers call.
+    assert (off.count("stablehlo.log "), on.count("stablehlo.log ")) == (1, 2)
+    assert "tensor<2x2xf32>" not in off
+    assert "tensor<2x2xf32>" in on
+
+
+def test_no_map_of_queries_and_keys_is_kept_for_it():
+    def temporary_bytes(on):
+        sections = {
+            "model": {"context_length": 128},
+            "training": {"gradient_accumulation": 1},
+            "telemetry": {"entropy_every_step": on},
+        }
+        parts = make_parts(small_config(**sections))
+        state = jax.eval_shape(parts.init, jax.random.key(0))
+        tokens = random_batch(0, length=128).tokens[None]
+        program = jax.jit(parts.step).lower(state, tokens, tokens).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    one_map = 4 * 8 * 2 * 128 * 128
+    assert temporary_bytes(True) < temporary_bytes(False) + one_map / 4
