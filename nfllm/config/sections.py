@@ -223,6 +223,7 @@ class ParallelConfig:
 
     strategy: Literal["pmap", "fsdp"]
     cpu_devices: int | None
+    xla_flags: str = ""
 
     def __post_init__(self) -> None:
         check_types(self, "parallel")

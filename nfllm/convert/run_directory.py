@@ -81,7 +81,7 @@ _NOT_TRAINED: dict[str, dict[str, Any]] = {
     "evaluation": {"every": 0, "batch_size": 1, "max_windows": None},
     "telemetry": {"every": 0, "probe_windows": 1, "entropy_every_step": False},
     "checkpoint": {"every": 0, "keep": 1, "keep_every": None},
-    "parallel": {"strategy": "pmap", "cpu_devices": None},
+    "parallel": {"strategy": "pmap", "cpu_devices": None, "xla_flags": ""},
 }
 
 

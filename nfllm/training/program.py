@@ -24,6 +24,7 @@ from nfllm.training.schedules import make_schedule
 from nfllm.training.state import TrainState, init_state
 from nfllm.training.step import make_eval_step, make_train_step
 from nfllm.training.telemetry import make_probe
+from nfllm.training.xla_flags import use_xla_flags
 
 
 class Program:
@@ -39,6 +40,7 @@ class Program:
     def __init__(self, config: Config) -> None:
         self.config = config
         training = config.training
+        use_xla_flags(config.parallel.xla_flags)
         configure_devices(config)
         _use_compilation_cache(training.compilation_cache)
         self.parallel = Parallel(config)
