@@ -1,14 +1,19 @@
 """From a grid to the runs of it: names, seeds, changes, and what is wrong with a grid."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
+from synthetic_runs import write_run
 
 from configs import paper
 from configs.default import get_config
-from nfllm.config import ConfigError
+from nfllm.config import Config, ConfigError
 from nfllm.experiment import Experiment, Group, Variant
+from nfllm.experiment.cause import CAUSE_FILE
 from nfllm.experiment.grid import Entry, expand, load_experiment, read_overrides
+from nfllm.experiment.outcome import Outcome, read_outcome
+from nfllm.rundir import read_record
 
 PAPER = Path(paper.__file__)
 
@@ -124,3 +129,24 @@ def test_the_paper_grid_has_the_rows_that_were_promised():
         }
         literal = [e.config.model.block_init_std for e in entries if e.group == "std_0.02"]
         assert literal == [0.02] * 4
+
+
+def test_only_what_is_trained_and_measured_makes_another_run(tmp_path):
+    (entry,) = expand(grid(a=Variant({"training.steps": 1000})))
+    write_run(tmp_path / entry.name, {"training.steps": 1000}, None, 4.0)
+    recorded = read_record(tmp_path / entry.name).config
+
+    def outcome(**changes):
+        values = recorded.to_dict()
+        for key, value in changes.items():
+            section, _, name = key.partition("__")
+            values[section][name] = value
+        return read_outcome(tmp_path, dataclasses.replace(entry, config=Config.from_dict(values)))
+
+    assert outcome(model__remat=True, parallel__cpu_devices=1).status == "not run"  # no cause.json
+    (tmp_path / entry.name / CAUSE_FILE).write_text("{}")
+    assert outcome(model__remat=True, parallel__cpu_devices=1) == Outcome("finished")
+    for change in ({"optimizer__weight_decay": 0.3}, {"evaluation__max_windows": 5}):
+        found = outcome(**change)
+        assert found.status == "failed"
+        assert "choose another --out" in found.message

@@ -7,10 +7,10 @@ from typing import Literal
 
 from etils import epath
 
-from nfllm.config import differences
 from nfllm.experiment.cause import CAUSE_FILE
 from nfllm.experiment.grid import Entry
 from nfllm.rundir import METRICS_FILE, RECORD_FILE, RunError, read_metrics, read_record
+from nfllm.training.record import measured_differently
 
 Status = Literal["finished", "diverged", "failed", "not run"]
 
@@ -34,7 +34,7 @@ def read_outcome(out: epath.PathLike, entry: Entry) -> Outcome:
     if not (run / RECORD_FILE).exists():
         return Outcome("not run", "it has not begun")
     try:
-        changed = differences(read_record(run).config, entry.config)
+        changed = measured_differently(read_record(run).config, entry.config)
     except RunError as error:
         return Outcome("failed", str(error))
     if changed:

@@ -23,19 +23,23 @@ from nfllm.rundir import (
 from nfllm.training.optimizer import split_by_decay
 from nfllm.training.program import Program
 
-# These change what is watched and kept, or how fast it goes, and not what is trained.
-_FREE_SECTIONS = ("evaluation", "telemetry", "checkpoint", "parallel")
-_FREE_KEYS = (
+# These change how fast it goes, and nothing that is in a run directory but rounding.
+_SPEED_KEYS = (
     "data.data_dir",
     "model.attention_implementation",
     "model.scan_layers",
     "model.remat",
+    "training.loss_tile_rows",
+    "training.compilation_cache",
+)
+# These change what is watched and kept, and not what is trained.
+_FREE_SECTIONS = ("evaluation", "telemetry", "checkpoint", "parallel")
+_FREE_KEYS = (
+    *_SPEED_KEYS,
     "training.steps",
     "training.log_every",
-    "training.loss_tile_rows",
     "training.non_finite",
     "training.max_skipped_steps",
-    "training.compilation_cache",
 )
 
 
@@ -76,6 +80,15 @@ def check_resumable(run: epath.Path, config: Config) -> list[str]:
             "it, or another --workdir to start anew"
         )
     return [f"{key}={new!r} (was {old!r})" for key, (old, new) in changed.items()]
+
+
+def measured_differently(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Keys that make two runs' results differ in more than rounding, as `differences` has them."""
+    return {
+        key: values
+        for key, values in differences(old, new).items()
+        if key not in _SPEED_KEYS and not key.startswith("parallel.")
+    }
 
 
 def write_run(run: epath.Path, program: Program, params: Any) -> None:
