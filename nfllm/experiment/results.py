@@ -34,14 +34,11 @@ def results_markdown(
     """The whole file: verdicts, tables, heatmaps as text, and where all of it came from."""
     lines = ["# Results", "", experiment.note, "", *_provenance(entries, outcomes, records)]
     main = groups[0]
-    lines += ["## Verdicts", ""]
-    for verdict in judge_claims(main):
-        published = f" (published: {verdict.published})" if verdict.published else ""
-        lines.append(
-            f"- **{verdict.claim}**{published}: **{verdict.judgement}**. {verdict.measured}"
-        )
+    lines += ["## Verdicts", "", *_verdicts(main), ""]
     for group in groups:
-        lines += ["", f"## {group.title}", "", *_shape(group)]
+        lines += [f"## {group.title}", "", *_shape(group)]
+        if group is not main:
+            lines += ["### Verdicts", "", *_verdicts(group), ""]
         lines += ["### Perplexity", "", *markdown_table(perplexity_table(group)), ""]
         heads = entropy_table(group)
         if heads.rows:
@@ -52,7 +49,7 @@ def results_markdown(
         if causes.rows:
             lines += ["### Rise of the loss with linear activations", ""]
             lines += [*markdown_table(causes), ""]
-    lines += ["## Head entropies", "", *_heatmaps(main)]
+    lines += [f"## Head entropies: {main.title}", "", *_heatmaps(main)]
     problems = problem_table(entries, outcomes)
     if problems.rows:
         lines += ["## Runs without a result of their own", "", *markdown_table(problems), ""]
@@ -91,6 +88,13 @@ def _provenance(
         yield f"- Versions: {versions}"
         yield f"- Commit: {', '.join(commits)}"
         yield ""
+
+
+def _verdicts(group: GroupResults) -> Iterator[str]:
+    for verdict in judge_claims(group):
+        published = f" (published: {verdict.published})" if verdict.published else ""
+        judged = f"- **{verdict.claim}**{published}: **{verdict.judgement}**."
+        yield f"{judged} {verdict.measured}".rstrip()
 
 
 def _shape(group: GroupResults) -> Iterator[str]:

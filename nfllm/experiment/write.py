@@ -36,7 +36,6 @@ from nfllm.report.write import write_page
 
 REPORT_DIR = "report"
 RESULTS_FILE = "RESULTS.md"
-MAIN = "main"
 
 
 def write_results(
@@ -73,11 +72,11 @@ def _sections(
             "A run that diverged is a result; the others are missing below.",
             [Rows("problems", "", problems)],
         )
-    main = next((group for group in groups if group.name == MAIN), groups[0])
     yield Section(
         "Verdicts",
-        "Each claim of the paper, and what these runs say of it at their scale.",
-        [Rows("verdicts", "", verdict_table(judge_claims(main)))],
+        "Each claim of the paper, and what these runs say of it at their scale. Controls of the "
+        "cause are beyond the paper.",
+        [Rows(f"verdicts_{g.name}", g.title, verdict_table(judge_claims(g))) for g in groups],
     )
     yield Section(
         "Perplexity",
@@ -108,7 +107,7 @@ def _sections(
             "are replaced by their best linear fits. A layer that loses nothing is linear.",
             causes,
         )
-    shown = [run.entry for run in shown_runs(main)]
+    shown = [run.entry for run in shown_runs(groups[0])]
     if not shown:
         return
     runs = read_runs(list(dict.fromkeys(out / (e.same_as or e.name) for e in shown)))
