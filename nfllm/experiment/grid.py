@@ -41,8 +41,8 @@ class Group:
 class Experiment:
     """Groups by name; `note` says what the scale is for, its hardware and its time.
 
-    The first group is the main one, whose runs are in the figures. Runs start in the order of the groups, and within one
-    seed by seed, so that an interrupted experiment has whole comparisons.
+    The first group is the main one, whose runs are in the figures. Runs start in the order of the
+    groups, and within one seed by seed, so that an interrupted experiment has whole comparisons.
     """
 
     note: str
