@@ -103,6 +103,7 @@ def write_run(
                 "logit_max_abs": 0.1 + 5 * share * np.ones((layers, heads)),
                 "mlp_pre_rms": np.linspace(0.05, 1.5, layers),
                 "residual_rms": np.linspace(0.03, 4.0, layers + 1),
+                "residual_max_abs": np.linspace(0.1, 8.0, layers + 1),
                 "nonfinite": {
                     site: [*count_L, count_L[-1]] if site == "residual" else count_L
                     for site in sorted(SITES)

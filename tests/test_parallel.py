@@ -120,10 +120,12 @@ def test_the_old_state_is_reused_and_the_step_is_compiled_once(strategy, caplog)
     parallel = Parallel(config)
     state = parallel.init(parts.init, jax.random.key(0))
     step = parallel.train_step(parts.step)
+    finite, force = parallel.put_flag(True), parallel.put_flag(False)
     with jax.log_compiles(), caplog.at_level("WARNING", "jax._src.interpreters.pxla"):
         for number in range(3):
             old = state
-            state, _ = step(state, parallel.put_train(random_batch(number)))
+            state, metrics = step(state, parallel.put_train(random_batch(number)), finite, force)
+            finite = metrics.finite
             assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old.params))
     compiled = [r.message for r in caplog.records if "Compiling" in r.message]
     assert len(compiled) == 1, compiled

@@ -159,9 +159,13 @@ def test_heads_are_summed_up_by_depth(paper):
 
 def test_divergence_is_located(paper):
     rows = {row["run"]: row for row in rows_of(paper, "first_nonfinite")}
-    assert list(rows["SM"].values()) == ["SM", "600", "residual", "1", "64"]
+    assert list(rows["SM"].values()) == ["SM", "600", "probe", "residual", "1", "64"]
     assert rows["SM+R"]["site"] == "none in 21 probes"
     assert (paper / "figures" / "nonfinite.png").exists()
+    before = rows_of(paper, "before_nonfinite")
+    assert [row["step"] for row in before] == ["350", "400", "450", "500", "550"]
+    assert float(before[-1]["largest |attention logit|"]) == pytest.approx(0.1 + 5 * 0.55)
+    assert float(before[-1]["largest |residual|"]) == pytest.approx(8.0)
 
 
 def test_spectra_are_told_by_layer_and_through_training(paper, mixed):

@@ -101,28 +101,6 @@ def test_differences_name_every_key_and_nothing_else():
     )
 
 
-def test_first_nonfinite_is_first_in_step_then_layer_then_site():
-    steps = np.array([0, 50, 100])
-    late = np.array([[0, 0, 0], [0, 0, 0], [9, 9, 9]])
-    counts = {
-        "residual": np.array([[0, 0, 0, 0], [0, 0, 2, 4], [1, 1, 1, 1]]),
-        "attention_logits": np.array([[0, 0, 0], [0, 0, 3], [9, 9, 9]]),
-        "mlp_pre": np.array([[0, 0, 0], [0, 7, 0], [9, 9, 9]]),
-        "mlp_out": late,
-    }
-    only_last = {"residual": np.array([[0, 0, 0, 5]] * 3), "mlp_out": np.zeros((3, 3), int)}
-    healthy = {"residual": np.zeros((3, 4), int)}
-    table = tables.first_nonfinite_table(
-        {"a": (steps, counts), "b": (steps, only_last), "c": (steps, healthy), "d": None}
-    )
-    assert table.rows == (
-        ("a", 50, "mlp_pre", 1, 7),
-        ("b", 0, "residual", 3, 5),
-        ("c", None, "none in 3 probes", None, 0),
-        ("d", None, "not recorded", None, None),
-    )
-
-
 def test_csv_keeps_full_precision_and_quotes():
     table = Table((Column("run"), Column("x", ".1f")), (('a,"b"\nc', 1 / 3), ("d", None)))
     rows = list(csv.reader(io.StringIO(table.csv())))

@@ -7,7 +7,7 @@ from training_parts import make_parts, random_batch, small_config
 from nfllm.analysis import attention_entropy
 from nfllm.model.capture import capture
 from nfllm.training.parallel import Parallel
-from nfllm.training.telemetry import SITES, first_nonfinite, make_probe
+from nfllm.training.telemetry import make_probe
 
 
 def _probed(model_changes, params_of=lambda params: params, num_devices=1):
@@ -40,6 +40,8 @@ def test_the_probe_gives_what_whole_captures_give(changes, num_devices):
         spectra_LF = [np.linalg.eigvalsh(np.cov(x, rowvar=False)) for x in vectors_LNF]
         expected = [e.sum() ** 2 / (e**2).sum() for e in spectra_LF]
         np.testing.assert_allclose(probed[f"{site}_participation"], expected, rtol=1e-5)
+    residual_max = np.abs(captured.residual).max((1, 2, 3))
+    np.testing.assert_allclose(probed["residual_max_abs"], residual_max, rtol=1e-6)
     assert probed["residual_rms"].shape == (3,)
     assert all(not counts.any() for counts in probed["nonfinite"].values())
     assert "negative_slopes" not in probed
@@ -60,7 +62,7 @@ def test_slopes_are_told_per_layer_whatever_their_sharing(sharing):
     np.testing.assert_allclose(probed["negative_slopes"], expected, rtol=1e-6)
 
 
-def test_the_first_place_that_is_not_finite_is_named_in_execution_order():
+def test_values_that_are_not_finite_are_counted_by_site_and_layer():
     def poison(params):
         kernel = params["blocks"]["mlp"]["in_kernel"]
         params["blocks"]["mlp"]["in_kernel"] = kernel.at[1, 0, 5].set(jnp.nan)
@@ -68,18 +70,13 @@ def test_the_first_place_that_is_not_finite_is_named_in_execution_order():
 
     probed, _ = _probed({}, poison)
     # One column of the second layer's hidden units, for 8 sequences of 12 tokens.
-    assert first_nonfinite(probed["nonfinite"]) == "mlp pre of layer 1 (96 entries)"
-    np.testing.assert_array_equal(probed["nonfinite"]["attention_logits"], [0, 0])
+    np.testing.assert_array_equal(probed["nonfinite"]["mlp_pre"], [0, 96])
+    np.testing.assert_array_equal(probed["nonfinite"]["mlp_post"], [0, 96])
+    for site in ("query", "key", "attention_logits", "attention_probs", "attention_out"):
+        np.testing.assert_array_equal(probed["nonfinite"][site], [0, 0])
+    np.testing.assert_array_equal(probed["nonfinite"]["mlp_out"], [0, 8 * 12 * 16])
     # Everything of the last residual stream is gone, nothing of the layers before.
     np.testing.assert_array_equal(probed["nonfinite"]["residual"], [0, 0, 8 * 12 * 16])
-
-
-def test_a_bad_end_of_the_stream_is_named_and_a_sound_one_is_not():
-    counts = {site: np.zeros(2, int) for site in SITES}
-    counts["residual"] = np.zeros(3, int)
-    assert first_nonfinite(counts) is None
-    counts["residual"][2] = 4
-    assert first_nonfinite(counts) == "residual after the last layer (4 entries)"
 
 
 def test_without_telemetry_nothing_of_it_is_computed():

@@ -134,7 +134,8 @@ def test_a_loss_that_turns_nan_stops_the_run_and_keeps_the_checkpoint(trainer):
     assert "error: loss " in err
     assert "training.non_finite to skip or continue" in err
     (event,) = [e for e in read_metrics(run).rows["event"] if e["event"] == "non_finite"]
-    assert "of layer" in event["message"]
+    assert f"first in {event['site']} of layer {event['layer']}: " in event["message"]
+    assert event["nan"] + event["positive_inf"] + event["negative_inf"] > 0
     saved = sorted(int(p.name.removeprefix("step_")) for p in (run / "checkpoints").iterdir())
     assert all(step < event["step"] for step in saved)
 

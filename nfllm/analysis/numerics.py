@@ -209,7 +209,7 @@ class Onset(NamedTuple):
     site: BadSite
     steps_before: tuple[int, ...]
     max_abs_logit: np.ndarray
-    """`[steps before]`, largest finite |attention logit| over the layers; empty if not recorded."""
+    """`[steps before]`, largest finite |attention logit| over the layers; NaN if not recorded."""
     max_abs_residual: np.ndarray
     """`[steps before]`, the same for the residual stream."""
 
@@ -232,7 +232,9 @@ def find_onset(history: Sequence[tuple[int, Ledger]]) -> Onset | None:
             before = history[:index]
 
             def growth(name: str, before: Sequence[tuple[int, Ledger]] = before) -> np.ndarray:
-                return np.array([np.max(r[name].max_abs) for _, r in before if name in r])
+                return np.array(
+                    [np.max(r[name].max_abs) if name in r else np.nan for _, r in before], float
+                )
 
             return Onset(
                 step,

@@ -23,11 +23,11 @@ from nfllm.experiment.tables import (
 )
 from nfllm.experiment.verdicts import judge_claims
 from nfllm.report.entropy_sections import entropy_sections
+from nfllm.report.nonfinite_sections import nonfinite_sections
 from nfllm.report.page import Block, Rows, Section
 from nfllm.report.runs import read_runs
 from nfllm.report.training_sections import (
     loss_sections,
-    nonfinite_sections,
     signal_sections,
     slope_sections,
     spectrum_sections,

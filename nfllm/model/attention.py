@@ -9,7 +9,7 @@ from nfllm.config import ModelConfig
 from nfllm.model import intermediates as names
 from nfllm.model.attention_implementation import choose_implementation
 from nfllm.model.dropout import dropout
-from nfllm.model.intermediates import is_recording, record, record_health, record_statistic
+from nfllm.model.intermediates import is_recording, record, record_statistic
 from nfllm.model.normalizations import NORMALIZATIONS
 from nfllm.model.products import einsum_to_float32
 from nfllm.model.rotary import rotate
@@ -96,7 +96,7 @@ class Attention(nn.Module):
         scores = scores.astype(jnp.float32) * self.config.head_dim**-0.5
         visible_11TS = jnp.tril(jnp.ones((1, 1, length, length), dtype=bool))
         logits_BHTS = jnp.where(visible_11TS, scores, jnp.finfo(jnp.float32).min)
-        record(self, names.ATTENTION_LOGITS, logits_BHTS)
+        record(self, names.ATTENTION_LOGITS, logits_BHTS, where=visible_11TS)
         record_statistic(
             self,
             names.ENTROPY,
@@ -106,11 +106,6 @@ class Attention(nn.Module):
             self,
             names.LOGIT_MAX_ABS,
             lambda: jnp.where(visible_11TS, jnp.abs(scores), 0).max((0, 2, 3)),
-        )
-        record_statistic(
-            self,
-            f"{names.NONFINITE}_{names.ATTENTION_LOGITS}",
-            lambda: jnp.sum(visible_11TS & ~jnp.isfinite(scores)),
         )
         return logits_BHTS
 
@@ -124,7 +119,6 @@ class Attention(nn.Module):
             bias = self.param("out_bias", nn.initializers.zeros, (config.embed_dim,))
             y_BTD = y_BTD + bias[None, None].astype(self.dtype)
         record(self, names.ATTENTION_OUT, y_BTD)
-        record_health(self, names.ATTENTION_OUT, y_BTD)
         return y_BTD
 
 

@@ -9,7 +9,7 @@ from nfllm.model import intermediates as names
 from nfllm.model.activations import ACTIVATIONS
 from nfllm.model.attention import Attention
 from nfllm.model.dropout import dropout
-from nfllm.model.intermediates import record, record_health, record_spectrum
+from nfllm.model.intermediates import record, record_rms, record_spectrum
 from nfllm.model.normalizations import NORMALIZATIONS
 
 
@@ -41,8 +41,7 @@ class Mlp(nn.Module):
         record(self, names.MLP_PRE, pre_BTF)
         record(self, names.MLP_POST, post_BTF)
         record(self, names.MLP_OUT, y_BTD)
-        record_health(self, names.MLP_PRE, pre_BTF)
-        record_health(self, names.MLP_OUT, y_BTD)
+        record_rms(self, names.MLP_PRE, pre_BTF)
         record_spectrum(self, names.MLP_PRE, pre_BTF)
         record_spectrum(self, names.MLP_POST, post_BTF)
         return y_BTD
@@ -77,7 +76,7 @@ class Block(nn.Module):
         mlp = Mlp(config, self.dtype, name="mlp")
 
         record(self, names.RESIDUAL, x_BTD)
-        record_health(self, names.RESIDUAL, x_BTD)
+        record_rms(self, names.RESIDUAL, x_BTD)
         attended_BTD = x_BTD + self._drop(
             attention(attention_norm(x_BTD), dropout_rows_B), dropout_rows_B
         )

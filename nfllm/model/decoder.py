@@ -19,7 +19,7 @@ from nfllm.model.intermediates import (
     INTERMEDIATES,
     STATISTICS,
     record,
-    record_health,
+    record_rms,
 )
 from nfllm.model.normalizations import NORMALIZATIONS
 
@@ -95,7 +95,7 @@ class Decoder(nn.Module):
         slope = self.slope if hasattr(self, "slope") else None
         x_BTD, _ = self.blocks(x_BTD, dropout_rows_B, slope)
         record(self, names.RESIDUAL, x_BTD)
-        record_health(self, names.RESIDUAL, x_BTD)
+        record_rms(self, names.RESIDUAL, x_BTD)
         return self.final_norm(x_BTD)
 
     def head(self, x: jax.Array) -> jax.Array:

@@ -39,6 +39,7 @@ _RANKS = {
     ("telemetry", "mlp_pre_participation"): 1,
     ("telemetry", "mlp_post_participation"): 1,
     ("telemetry", "residual_rms"): 1,
+    ("telemetry", "residual_max_abs"): 1,
     ("telemetry", "negative_slopes"): 1,
 }
 _ENDINGS = {

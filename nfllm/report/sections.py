@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nfllm.report.entropy_sections import entropy_sections
+from nfllm.report.nonfinite_sections import nonfinite_sections
 from nfllm.report.page import Block, Markup, Rows, Section, details_html, list_html, table_html
 from nfllm.report.published import BASELINE, Published, find_published
 from nfllm.report.runs import Run, notation
@@ -22,7 +23,6 @@ from nfllm.report.tables import (
 )
 from nfllm.report.training_sections import (
     loss_sections,
-    nonfinite_sections,
     signal_sections,
     slope_sections,
     spectrum_sections,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nfllm.analysis.intervals import seed_interval
+from nfllm.analysis.numerics import Onset
 from nfllm.config import Config, differences
 
 Cell = str | int | float | None
@@ -68,6 +69,18 @@ class HeadSummary(NamedTuple):
     late_overload: float
     collapse: float
     num_not_finite: int
+
+
+class NonFinite(NamedTuple):
+    """What one run recorded of values that are not finite.
+
+    `onset` is None where all were finite; `in_training` is whether a training step showed it, and
+    not a probe.
+    """
+
+    onset: Onset | None
+    in_training: bool
+    num_probes: int
 
 
 def format_cell(value: Cell, form: str) -> str:
@@ -212,39 +225,46 @@ def differences_table(configs: Mapping[str, Config]) -> Table:
     return Table((Column("key"), *map(Column, configs)), rows)
 
 
-def first_nonfinite_table(
-    counts: Mapping[str, tuple[np.ndarray, Mapping[str, np.ndarray]] | None],
-) -> Table:
-    """Where values that are not finite were first seen in each run.
-
-    Args:
-      counts: of each run, steps `[N]` and counts `[N, L]` by site in order of execution; None where
-        they were not recorded. A site may have an entry L, for what comes after the last layer.
-    """
+def first_nonfinite_table(found: Mapping[str, NonFinite | None]) -> Table:
+    """Where values that are not finite were first seen in each run; None: nothing was recorded."""
     columns = (
         Column("run"),
         Column("first at step", ",d"),
+        Column("seen in"),
         Column("site"),
         Column("layer", "d"),
         Column("values", ",d"),
     )
     rows: list[tuple[Cell, ...]] = []
-    for label, recorded in counts.items():
-        if recorded is None:
-            rows.append((label, None, "not recorded", None, None))
+    for label, item in found.items():
+        if item is None:
+            rows.append((label, None, None, "not recorded", None, None))
+        elif item.onset is None:
+            rows.append((label, None, None, f"none in {item.num_probes} probes", None, 0))
         else:
-            rows.append((label, *_first_nonfinite(*recorded)))
+            step, site = item.onset[:2]
+            place = "training" if item.in_training else "probe"
+            values = site.nan + site.positive_inf + site.negative_inf
+            rows.append((label, step, place, site.site, site.layer, values))
     return Table(columns, tuple(rows))
 
 
-def _first_nonfinite(steps: np.ndarray, counts: Mapping[str, np.ndarray]) -> tuple[Cell, ...]:
-    layers = max(values.shape[1] for values in counts.values())
-    for n, step in enumerate(steps):
-        for layer in range(layers):
-            for site, values in counts.items():
-                if layer < values.shape[1] and values[n, layer] > 0:
-                    return int(step), site, layer, int(values[n, layer])
-    return None, f"none in {len(steps)} probes", None, 0
+def growth_table(found: Mapping[str, NonFinite | None], most: int) -> Table:
+    """Sizes of logits and residual stream in each run's last `most` probes before the onset."""
+    columns = (
+        Column("run"),
+        Column("step", ",d"),
+        Column("largest |attention logit|", ".4g"),
+        Column("largest |residual|", ".4g"),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for label, item in found.items():
+        if item is not None and item.onset is not None:
+            _, _, *before = item.onset
+            for step, logit, residual in list(zip(*before, strict=True))[-most:]:
+                sizes = [None if np.isnan(size) else float(size) for size in (logit, residual)]
+                rows.append((label, step, *sizes))
+    return Table(columns, tuple(rows))
 
 
 def _setting(config: Config, key: str) -> str:

@@ -1,4 +1,4 @@
-"""The sections about training: losses, the signal and its spectra, slopes, non-finite values."""
+"""The sections about training: losses, the signal and its spectra, and learned slopes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 
 from nfllm.analysis.neurons import weight_decay_curve
 from nfllm.report import figures
-from nfllm.report.figures import Counts, Curve, LayerCurves
+from nfllm.report.figures import Curve, LayerCurves
 from nfllm.report.page import Block, Pictures, Rows, Section
 from nfllm.report.runs import Run
-from nfllm.report.tables import first_nonfinite_table, participation_table
+from nfllm.report.tables import participation_table
 from nfllm.training.schedules import make_schedule
 
 _PARTICIPATION = ("mlp_pre_participation", "mlp_post_participation")
@@ -103,29 +103,6 @@ def slope_sections(runs: Sequence[Run]) -> Iterator[Section]:
             "gradient.",
             [_through_training("negative_slopes", "", panels, "slope for x < 0")],
         )
-
-
-def nonfinite_sections(runs: Sequence[Run]) -> Iterator[Section]:
-    """Where NaN and infinities were first seen, and how many."""
-    if all(run.nonfinite is None for run in runs):
-        return
-    table = first_nonfinite_table({run.label: run.nonfinite for run in runs})
-    blocks: list[Block] = [Rows("first_nonfinite", "", table)]
-    panels = [
-        Counts(run.label, *run.nonfinite)
-        for run in runs
-        if run.nonfinite is not None and any(values.any() for values in run.nonfinite[1].values())
-    ]
-    if panels:
-        whole = figures.nonfinite_counts(panels)
-        each = [figures.nonfinite_counts([panel]) for panel in panels]
-        blocks.append(Pictures("nonfinite", "Number of entries in the probe batch.", whole, each))
-    yield Section(
-        "Values that are not finite",
-        "NaN and infinities in the probe batch, with the site that comes first in order of "
-        "execution.",
-        blocks,
-    )
 
 
 def _profile(runs: Sequence[Run], field: str, xlabel: str, ylabel: str) -> Iterator[Pictures]:

@@ -40,9 +40,9 @@ class Journal:
         if self._metrics is not None:
             self._metrics.write(kind, step, **fields)
 
-    def event(self, event: str, step: int, message: str) -> None:
+    def event(self, event: str, step: int, message: str, **fields: Any) -> None:
         """Adds an event to metrics.jsonl, and prints its message."""
-        self.write("event", step, event=event, message=message)
+        self.write("event", step, event=event, message=message, **fields)
         self.say(message)
 
     def say(self, line: str) -> None:

@@ -11,10 +11,14 @@ import jax
 import numpy as np
 from etils import epath
 
+from nfllm import analysis
+from nfllm.analysis import Ledger
 from nfllm.config import Config
+from nfllm.data.batches import Batch
 from nfllm.training import hosts, interrupt, lock
 from nfllm.training.checkpoint import Checkpoints
 from nfllm.training.clock import Clock
+from nfllm.training.diagnosis import describe
 from nfllm.training.evaluation import Evaluation
 from nfllm.training.input_watch import InputWatch
 from nfllm.training.journal import Journal
@@ -22,7 +26,6 @@ from nfllm.training.program import Program
 from nfllm.training.record import check_resumable, check_writable, write_run
 from nfllm.training.state import TrainState
 from nfllm.training.step import StepMetrics
-from nfllm.training.telemetry import first_nonfinite
 
 
 class NonFiniteError(RuntimeError):
@@ -75,21 +78,32 @@ def fit(config: Config, workdir: epath.PathLike) -> FitResult:
             write_run(run, program, state.params)
         with Journal(run, config.training.steps, int(state.step)) as journal:
             step = int(state.step)
-            loop = _Loop(program, checkpoints, journal, signals, InputWatch(journal, step))
+            clock = Clock(config.training.batch_size * config.model.context_length)
+            watch = InputWatch(journal, step)
+            loop = _Loop(program, checkpoints, journal, signals, watch, clock)
             loop.announce(resumed, step, changes)
             return loop.run(state)
 
 
+class _Taken(NamedTuple):
+    """A step that was dispatched: its batch, and whether its update is applied come what may."""
+
+    batch: Batch
+    metrics: StepMetrics
+    forced: bool
+
+
 @dataclasses.dataclass
 class _Loop:
-    """The state of the loop that is not the training state: clocks, and the step not yet read."""
+    """The state of the loop that is not the training state."""
 
     program: Program
     checkpoints: Checkpoints
     journal: Journal
     signals: interrupt.Interrupt
     input: InputWatch
-    skipped_in_a_row: int = 0
+    clock: Clock
+    non_finite_in_a_row: int = 0
 
     def announce(self, resumed: bool, step: int, changes: list[str]) -> None:
         for line in self.checkpoints.fallbacks:
@@ -107,53 +121,87 @@ class _Loop:
     def run(self, state: TrainState) -> FitResult:
         config, program = self.program.config, self.program
         start, total = int(state.step), config.training.steps
-        clock = Clock(config.training.batch_size * config.model.context_length)
-        unread: StepMetrics | None = None
+        unread: _Taken | None = None
         step = start
         if start == 0:
             self._probe(state, 0)
         with program.train_batches(start) as batches:
             batches.on_stall = self.input.stalled
             for batch in batches:
-                state, new = program.train_step(state, batch)
+                state, new = self._take(state, batch, unread)
                 # The metrics of the step before: the device is never kept waiting for the host.
                 if unread is not None:
-                    self._read(unread, step, clock, batches.waited_seconds, state)
+                    state, again = self._read(state, unread, new, step, batches.waited_seconds)
+                    new = again or new
                 step, unread = step + 1, new
                 due = _due(config, step)
                 stop = self.signals.signal or (hosts.stop_agreed(step) and Signals.SIGTERM)
                 if not (due or stop) or step == total:
                     continue
-                self._read(unread, step, clock, batches.waited_seconds, state)
+                state, _ = self._read(state, new, None, step, batches.waited_seconds)
                 unread = None
-                with clock.paused():
+                with self.clock.paused():
                     if "telemetry" in due:
                         self._probe(state, step)
                     if "evaluation" in due:
                         self._evaluate(state, step)
                     if stop:
-                        return self._interrupted(stop, state, step, clock)
+                        return self._interrupted(stop, state, step)
                     if "checkpoint" in due:
                         self._save(state)
             if unread is not None:
-                self._read(unread, step, clock, batches.waited_seconds, state)
+                state, _ = self._read(state, unread, None, step, batches.waited_seconds)
         self._save(state)
         entropy_LH = self._probe(state, step)
         evaluation = self._evaluate(state, step)
         self.checkpoints.wait()
         self.journal.event("finished", step, f"finished {step} steps")
-        return FitResult(step, evaluation, entropy_LH, clock.tokens_per_second, None)
+        return FitResult(step, evaluation, entropy_LH, self.clock.tokens_per_second, None)
+
+    def _take(
+        self, state: TrainState, batch: Batch, after: _Taken | None = None
+    ) -> tuple[TrainState, _Taken]:
+        """Dispatches a step, which does nothing where `after`, still unread, was not finite."""
+        put_flag = self.program.parallel.put_flag
+        go = put_flag(True) if after is None or after.forced else after.metrics.finite
+        forced = self._goes_on(state) and self.non_finite_in_a_row > 0
+        state, metrics = self.program.train_step(state, batch, go, put_flag(forced))
+        return state, _Taken(batch, metrics, forced)
 
     def _read(
-        self, new: StepMetrics, step: int, clock: Clock, waited: float, state: TrainState
-    ) -> None:
-        """Waits for the metrics of step number `step` and acts on them."""
+        self, state: TrainState, taken: _Taken, later: _Taken | None, step: int, waited: float
+    ) -> tuple[TrainState, _Taken | None]:
+        """Waits for the metrics of step number `step` and acts on them.
+
+        Takes again what a step that is not finite held back: `later`, the step dispatched since,
+        and the step itself where its update is to be applied. Returns the state, and `later` where
+        it was taken again.
+        """
+        values = jax.device_get(taken.metrics)
+        self.clock.tick()
+        finite = bool(values.finite)
+        self.non_finite_in_a_row = 0 if finite else self.non_finite_in_a_row + 1
+        held_back = not finite and not taken.forced
+        if held_back or self.non_finite_in_a_row == 1:
+            # The update of a forced step was applied: what it started from is gone.
+            diagnose, scale = self.program.diagnose, float(values.loss_scale)
+            record = diagnose(state, step - 1, scale) if held_back else None
+            self._tell_non_finite(record, values, step)
+        self._tell(values, step, waited)
+        if not held_back:
+            return state, None
+        if self._goes_on(state):
+            state, _ = self._take(state, taken.batch)
+        return (state, None) if later is None else self._take(state, later.batch)
+
+    def _goes_on(self, state: TrainState) -> bool:
+        """Whether updates that are not finite are applied; in float16 they never are."""
+        return self.program.config.training.non_finite == "continue" and state.loss_scale is None
+
+    def _tell(self, values: StepMetrics, step: int, waited: float) -> None:
         config = self.program.config.training
-        values = jax.device_get(new)
-        clock.tick()
-        self._check_finite(values, step, state)
         if step % config.log_every == 0 or step == config.steps:
-            speed = clock.lap()
+            speed = self.clock.lap()
             entropy_LH = values.entropy_LH
             told = {} if entropy_LH is None else {"entropy_nats": entropy_LH}
             self.journal.write(
@@ -163,31 +211,28 @@ class _Loop:
                 loss_nats=float(values.loss_nats),
                 grad_norm=float(values.grad_norm),
                 learning_rate=float(values.learning_rate),
-                tokens=step * clock.tokens_per_step,
+                tokens=step * self.clock.tokens_per_step,
                 tokens_per_second=round(speed, 1),
                 input_wait_seconds=round(waited, 4),
-                elapsed_seconds=round(clock.elapsed, 3),
+                elapsed_seconds=round(self.clock.elapsed, 3),
             )
-            self.input.lap(step, waited, clock.trained_seconds)
+            self.input.lap(step, waited, self.clock.trained_seconds)
             self.journal.update(step, float(values.loss_nats), speed)
 
-    def _check_finite(self, values: StepMetrics, step: int, state: TrainState) -> None:
-        if bool(values.finite):
-            self.skipped_in_a_row = 0
-            return
+    def _tell_non_finite(self, record: Ledger | None, values: StepMetrics, step: int) -> None:
+        """Journals a step that was not finite, and where its `record` says it began."""
         config = self.program.config.training
-        self.skipped_in_a_row += 1
-        where = first_nonfinite(self.program.probe_batch(state, step - 1)["nonfinite"])
-        found = f"first seen in the {where}" if where else "the forward pass is finite afterwards"
+        site = None if record is None else analysis.first_bad_site(record)
+        where = "after updates that were not finite" if record is None else describe(record)
         message = (
             f"loss {float(values.loss_nats)} and gradient norm {float(values.grad_norm)} at step "
-            f"{step}: {found}"
+            f"{step}: {where}"
         )
-        self.journal.event("non_finite", step, message)
+        self.journal.event("non_finite", step, message, **(site._asdict() if site else {}))
         limit = config.max_skipped_steps
-        if config.non_finite == "skip" and self.skipped_in_a_row > limit:
+        if config.non_finite == "skip" and self.non_finite_in_a_row > limit:
             message += (
-                f"; {self.skipped_in_a_row} steps in a row, training.max_skipped_steps={limit}"
+                f"; {self.non_finite_in_a_row} steps in a row, training.max_skipped_steps={limit}"
             )
         elif config.non_finite != "stop":
             return
@@ -226,13 +271,11 @@ class _Loop:
         whole = self.program.parallel.to_checkpoint(state)
         self.checkpoints.save(whole, self.program.dataset.fingerprint)
 
-    def _interrupted(
-        self, signal: Signals, state: TrainState, step: int, clock: Clock
-    ) -> FitResult:
+    def _interrupted(self, signal: Signals, state: TrainState, step: int) -> FitResult:
         self._save(state)
         self.checkpoints.wait()
         self.journal.event("interrupted", step, f"{signal.name}: saved at step {step}")
-        return FitResult(step, None, None, clock.tokens_per_second, signal)
+        return FitResult(step, None, None, self.clock.tokens_per_second, signal)
 
 
 def _due(config: Config, step: int) -> set[str]:

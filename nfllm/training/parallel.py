@@ -32,7 +32,7 @@ AXIS = "data"
 
 _CPU_MICRO_BATCH_TOKENS = 256
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+TrainStep = Callable[..., tuple[TrainState, StepMetrics]]
 EvalStep = Callable[[Any, Batch], EvalSums]
 
 
@@ -170,17 +170,22 @@ class Parallel:
         return PartitionSpec(*(AXIS if i == axis else None for i in range(len(shape))))
 
     def train_step(self, step: Callable[..., tuple[TrainState, StepMetrics]]) -> TrainStep:
-        """Compiles `step(state, tokens_ABT, labels_ABT)`; the old state's memory is reused."""
+        """Compiles `step` as a function of `(state, batch, previous_finite=True, force=True)`.
+
+        The old state's memory is reused.
+        """
         if self._strategy == "pmap":
             mapped = jax.pmap(
                 functools.partial(step, axis_name=AXIS),
                 axis_name=AXIS,
                 devices=self._devices,
-                in_axes=(None, 1, 1),
+                in_axes=(None, 1, 1, None, None),
                 out_axes=None,
                 donate_argnums=0,
             )
-            return lambda state, batch: mapped(state, batch.tokens, batch.labels)
+            return lambda state, batch, previous_finite=True, force=True: mapped(
+                state, batch.tokens, batch.labels, previous_finite, force
+            )
         return self._sharded_step(step)
 
     def _sharded_step(self, step: Callable[..., tuple[TrainState, StepMetrics]]) -> TrainStep:
@@ -188,12 +193,17 @@ class Parallel:
         replicated = NamedSharding(self._mesh, PartitionSpec())
 
         @functools.partial(jax.jit, donate_argnums=0)
-        def sharded(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        def sharded(
+            state: TrainState,
+            batch: Batch,
+            previous_finite: jax.Array | bool = True,
+            force: jax.Array | bool = True,
+        ) -> tuple[TrainState, StepMetrics]:
             shardings = self._shardings(state, self._mesh)
             state = jax.lax.with_sharding_constraint(state, shardings)
             batch = jax.lax.with_sharding_constraint(batch, batch_sharding)
-            with self._split_by_sequence(batch.tokens.shape[1]):
-                state, metrics = step(state, batch.tokens, batch.labels)
+            with self.split_by_sequence(batch.tokens.shape[1]):
+                state, metrics = step(state, batch.tokens, batch.labels, previous_finite, force)
             return jax.lax.with_sharding_constraint((state, metrics), (shardings, replicated))
 
         return sharded
@@ -212,18 +222,20 @@ class Parallel:
 
         @jax.jit
         def sharded(params: Any, batch: Batch) -> EvalSums:
-            with self._split_by_sequence(batch.tokens.shape[0]):
+            with self.split_by_sequence(batch.tokens.shape[0]):
                 return step(params, batch.tokens, batch.labels)
 
         return sharded
 
-    def _split_by_sequence(self, rows: int) -> contextlib.AbstractContextManager[None]:
+    def split_by_sequence(self, rows: int) -> contextlib.AbstractContextManager[None]:
         """Within it, what goes into and comes out of every module stays split by sequence.
 
         Left alone, the compiler follows the parameters: it cuts the residual stream along D as the
         embeddings are cut, has every device attend in all `rows` sequences, and sends activations
-        about where it should send parameters.
+        about where it should send parameters. With `pmap` nothing is cut but the batch.
         """
+        if self._strategy == "pmap":
+            return contextlib.nullcontext()
         sharding = NamedSharding(self._mesh, PartitionSpec(AXIS))
 
         def keep(x: Any) -> Any:
@@ -252,6 +264,30 @@ class Parallel:
         return jax.make_array_from_callback(
             tokens_BT.shape, sharding, lambda index: tokens_BT[index]
         )
+
+    def put_flag(self, flag: bool) -> jax.Array:
+        """Places a flag for the train step as its metrics are placed.
+
+        Placed otherwise, it would have the step compiled a second time.
+        """
+        sharding = NamedSharding(self._own_mesh, PartitionSpec())
+        return jax.make_array_from_callback((), sharding, lambda _: np.asarray(flag))
+
+    def put_parts(self, batch: Batch) -> Batch:
+        """Places a global batch [B, T] as [P, B / P, T] for a program that `jit` partitions.
+
+        Every process holds all of it. P are the micro-batches, so that a device takes as many
+        sequences at a time as in training; with `pmap`, where a process works on its own devices
+        alone, as many times that as there are processes.
+        """
+        parts = self.micro_batches * (self.num_devices // self._own_mesh.size)
+        sharding = NamedSharding(self._own_mesh, PartitionSpec(None, AXIS))
+
+        def place(x_BT: np.ndarray | jax.Array) -> jax.Array:
+            x_PBT = np.asarray(x_BT).reshape(parts, -1, x_BT.shape[-1])
+            return jax.make_array_from_callback(x_PBT.shape, sharding, lambda index: x_PBT[index])
+
+        return Batch(place(batch.tokens), place(batch.labels))
 
     def _put(self, batch: Batch, leading: tuple[int, ...]) -> Batch:
         axes = (None,) * len(leading) + (AXIS,)

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from nfllm import data
+from nfllm.analysis import Ledger
 from nfllm.config import Config, ConfigError
 from nfllm.data import batches
 from nfllm.model.attention_implementation import check_implementation
 from nfllm.model.decoder import Decoder
 from nfllm.training import hosts
+from nfllm.training.diagnosis import make_diagnosis
 from nfllm.training.evaluation import Evaluation, evaluate
 from nfllm.training.optimizer import make_optimizer
 from nfllm.training.parallel import Parallel, configure_devices
@@ -78,6 +80,9 @@ class Program:
             make_eval_step(self.model, training.loss_tile_rows)
         )
         self._probe = make_probe(self.model)
+        self._diagnose = make_diagnosis(
+            self.model, config.optimizer.accumulation_weighting, training
+        )
 
     def init_state(self) -> TrainState:
         """The state before the first step."""
@@ -122,11 +127,20 @@ class Program:
         """The telemetry fields on the fixed probe batch."""
         return self._probe(state.params, self._probe_tokens)
 
-    def probe_batch(self, state: TrainState, step: int) -> dict[str, Any]:
-        """The telemetry fields on training batch number `step`."""
+    def diagnose(self, state: TrainState, step: int, loss_scale: float) -> Ledger:
+        """Counts of what is not finite when training batch number `step` meets these parameters."""
         training = self.config.training
-        whole = batches.train_batch(self.dataset.train, training.seed, step, training.batch_size)
-        return self._probe(state.params, self.parallel.put_probe(np.asarray(whole.tokens)))
+        whole = batches.train_batch(
+            self.dataset.train,
+            training.seed,
+            step,
+            training.batch_size,
+            ignored_id=self._ignored_id,
+        )
+        parts = self.parallel.put_parts(whole)
+        micro_batches = self.parallel.micro_batches
+        with self.parallel.split_by_sequence(parts.tokens.shape[1]):
+            return self._diagnose(state.params, parts, step, loss_scale, micro_batches)
 
     @functools.cached_property
     def _probe_tokens(self) -> jax.Array:

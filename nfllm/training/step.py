@@ -6,6 +6,7 @@ the axis over which `parallel.py` mapped it, and sums over that axis.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +17,14 @@ import optax
 from nfllm.config import OptimizerConfig, TrainingConfig
 from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import BY_PRODUCTS, ENTROPY
-from nfllm.training.loss import count_targets, next_token_loss_from_features
+from nfllm.training.loss import count_targets
+from nfllm.training.objective import (
+    Forward,
+    MicroBatch,
+    make_objective,
+    micro_batch_weights,
+    run_forward,
+)
 from nfllm.training.schedules import Schedule
 from nfllm.training.state import LossScale, TrainState
 
@@ -28,8 +36,9 @@ class StepMetrics(NamedTuple):
     """What one training step tells.
 
     `grad_norm` is the L2 norm before clipping; `finite` is whether loss and gradients all were;
-    `micro_losses` are the mean losses of the micro-batches, in nats per target; `entropy_LH` is the
-    attention entropy in nats, a mean over sequences and queries, where the step was made with it.
+    `micro_losses` are the mean losses of the micro-batches, in nats per target; `loss_scale` is the
+    factor by which the loss was scaled, 1 but for float16; `entropy_LH` is the attention entropy in
+    nats, a mean over sequences and queries, where the step was made with it.
     """
 
     loss_nats: jax.Array
@@ -38,6 +47,7 @@ class StepMetrics(NamedTuple):
     num_targets: jax.Array
     finite: jax.Array
     micro_losses: jax.Array  # [A]
+    loss_scale: jax.Array
     entropy_LH: jax.Array | None
 
 
@@ -57,61 +67,49 @@ def make_train_step(
     *,
     with_entropy: bool = False,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
-    """Returns `train_step(state, tokens_ABT, labels_ABT, *, axis_name=None)`.
+    """Returns `train_step(state, tokens_ABT, labels_ABT, previous_finite, force, *, axis_name)`.
 
-    A counts micro-batches; their gradients are summed inside the step, each loss times its weight:
-    1 / (all targets of the step) by token, or 1 / (A * targets of that micro-batch). With
-    `axis_name`, B is this device's share, and sums run over all devices.
+    A counts micro-batches; their gradients are summed inside the step, each loss times its weight
+    (`micro_batch_weights`). With `axis_name`, B is this device's share, and sums run over all
+    devices.
+
+    A caller that reads metrics one step late finds the parameters of a step that was not finite as
+    they were: the step after it gets `previous_finite=False` and leaves the state unchanged, and so
+    does, with `training.non_finite=continue`, the step itself unless it gets `force=True`. By
+    default nothing is held back.
     """
-    uses_dropout = any(
-        rate > 0
-        for rate in (
-            model.config.embedding_dropout,
-            model.config.attention_dropout,
-            model.config.residual_dropout,
-        )
-    )
+    objective = make_objective(model, training_config)
 
     def train_step(
         state: TrainState,
         tokens_ABT: jax.Array,
         labels_ABT: jax.Array,
+        previous_finite: jax.Array | bool = True,
+        force: jax.Array | bool = True,
         *,
         axis_name: str | None = None,
     ) -> tuple[TrainState, StepMetrics]:
         targets_A = _sum_over_devices(jax.vmap(count_targets)(labels_ABT), axis_name)
-        weights_A = _micro_batch_weights(targets_A, optimizer_config.accumulation_weighting)
+        weights_A = micro_batch_weights(targets_A, optimizer_config.accumulation_weighting)
         scale = jnp.float32(1.0) if state.loss_scale is None else state.loss_scale.factor
-        dropout_key = jax.random.fold_in(jax.random.key(training_config.seed), state.step)
+        num_micro_batches, rows, _ = tokens_ABT.shape
+        rows_AB = _global_rows(num_micro_batches, rows, axis_name)
+        micro_batches = MicroBatch(tokens_ABT, labels_ABT, rows_AB, weights_A)
+        collect = (BY_PRODUCTS,) if with_entropy else ()
+        grad_of = jax.value_and_grad(objective, has_aux=True)
 
-        def loss_of(
-            params: Any,
-            tokens_BT: jax.Array,
-            labels_BT: jax.Array,
-            index: jax.Array,
-            weight: jax.Array,
-        ) -> tuple[jax.Array, tuple[jax.Array, jax.Array | None]]:
-            options: dict[str, Any] = {"mutable": [BY_PRODUCTS] if with_entropy else []}
-            if uses_dropout:
-                options["rngs"] = {"dropout": dropout_key}
-                options["dropout_rows_B"] = _global_rows(index, tokens_BT.shape[0], axis_name)
-            tile_rows = training_config.loss_tile_rows
-            loss, recorded = _summed_loss(model, params, tokens_BT, labels_BT, tile_rows, **options)
-            attention = recorded[BY_PRODUCTS]["blocks"]["attention"] if with_entropy else {}
-            return loss * weight * scale, (loss, attention.get(ENTROPY))
+        def told_by(forward: Forward) -> tuple[jax.Array, jax.Array | None]:
+            attention = forward.collected[BY_PRODUCTS]["blocks"]["attention"] if collect else {}
+            return forward.loss, attention.get(ENTROPY)
 
-        grad_of = jax.value_and_grad(loss_of, has_aux=True)
+        def accumulate(grads: Any, micro_batch: MicroBatch) -> tuple[Any, Any]:
+            (_, forward), new = grad_of(state.params, micro_batch, state.step, scale, collect)
+            return jax.tree.map(jnp.add, grads, new), told_by(forward)
 
-        def accumulate(grads: Any, micro_batch: Any) -> tuple[Any, Any]:
-            (_, told), new = grad_of(state.params, *micro_batch)
-            return jax.tree.map(jnp.add, grads, new), told
-
-        num_micro_batches = tokens_ABT.shape[0]
-        micro_batches = (tokens_ABT, labels_ABT, jnp.arange(num_micro_batches), weights_A)
         if num_micro_batches == 1:
             first = jax.tree.map(lambda x: x[0], micro_batches)
-            (_, told), grads = grad_of(state.params, *first)
-            losses_A, entropy_ALH = jax.tree.map(lambda x: x[None], told)
+            (_, forward), grads = grad_of(state.params, first, state.step, scale, collect)
+            losses_A, entropy_ALH = jax.tree.map(lambda x: x[None], told_by(forward))
         else:
             zeros = jax.tree.map(jnp.zeros_like, state.params)
             grads, (losses_A, entropy_ALH) = jax.lax.scan(accumulate, zeros, micro_batches)
@@ -128,6 +126,7 @@ def make_train_step(
             num_targets=jnp.sum(targets_A),
             finite=_is_healthy(loss, updates_finite, state.loss_scale),
             micro_losses=losses_A / jnp.maximum(targets_A, 1),
+            loss_scale=scale,
             entropy_LH=_mean_over_devices(entropy_ALH, axis_name),
         )
 
@@ -137,18 +136,22 @@ def make_train_step(
                 params=optax.apply_updates(state.params, updates), opt_state=opt_state
             )
 
-        def skip(state: TrainState) -> TrainState:
-            return state.replace(skipped=state.skipped + 1)
+        def keep(state: TrainState) -> TrainState:
+            return state
 
         # One non-finite gradient would make every parameter NaN through the clipping factor. The
         # state stays good unless the user asked to go on; float16 always skips, since its scale
         # overflows by design.
+        applies = updates_finite
+        taken = jnp.asarray(previous_finite)
         if training_config.non_finite == "continue" and state.loss_scale is None:
-            state = apply(state)
-        else:
-            state = jax.lax.cond(updates_finite, apply, skip, state)
+            applies |= force
+            taken &= applies
+        state = jax.lax.cond(taken & applies, apply, keep, state)
         return state.replace(
-            step=state.step + 1, loss_scale=_next_loss_scale(state.loss_scale, updates_finite)
+            step=state.step + taken,
+            skipped=state.skipped + (taken & ~applies),
+            loss_scale=_next_loss_scale(state.loss_scale, updates_finite, taken),
         ), metrics
 
     return train_step
@@ -161,30 +164,12 @@ def make_eval_step(model: Decoder, loss_tile_rows: int | None = None) -> Callabl
         params: Any, tokens_BT: jax.Array, labels_BT: jax.Array, *, axis_name: str | None = None
     ) -> EvalSums:
         sums = EvalSums(
-            _summed_loss(model, params, tokens_BT, labels_BT, loss_tile_rows, mutable=[])[0],
+            run_forward(model, params, tokens_BT, labels_BT, loss_tile_rows).loss,
             count_targets(labels_BT),
         )
         return _sum_over_devices(sums, axis_name)
 
     return eval_step
-
-
-def _summed_loss(
-    model: Decoder,
-    params: Any,
-    tokens_BT: jax.Array,
-    labels_BT: jax.Array,
-    tile_rows: int | None,
-    **options: Any,
-) -> tuple[jax.Array, Any]:
-    """Summed loss in nats, and the recorded collections; `options` go to the model."""
-    variables = {"params": params}
-    x_BTD, recorded = model.apply(variables, tokens_BT, method=model.features, **options)
-
-    def head(x_ND: jax.Array) -> Any:
-        return model.apply(variables, x_ND, method=model.head)
-
-    return next_token_loss_from_features(head, x_BTD, labels_BT, tile_rows), recorded
 
 
 def _sum_over_devices(tree: Any, axis_name: str | None) -> Any:
@@ -199,19 +184,13 @@ def _mean_over_devices(x_ALH: jax.Array | None, axis_name: str | None) -> jax.Ar
     return x_LH if axis_name is None else jax.lax.pmean(x_LH, axis_name)
 
 
-def _micro_batch_weights(targets_A: jax.Array, weighting: str) -> jax.Array:
-    """Factor of each micro-batch's summed loss, so that the factors make a mean."""
-    if weighting == "token":
-        return jnp.full(targets_A.shape, 1.0 / jnp.maximum(jnp.sum(targets_A), 1), jnp.float32)
-    return 1.0 / (targets_A.shape[0] * jnp.maximum(targets_A, 1).astype(jnp.float32))
-
-
-def _global_rows(micro_batch: jax.Array, rows: int, axis_name: str | None) -> jax.Array:
-    """Place of each local sequence in the step's global batch, [A, devices, B] flattened."""
-    if axis_name is None:
-        return micro_batch * rows + jnp.arange(rows)
-    devices, device = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name)
-    return (micro_batch * devices + device) * rows + jnp.arange(rows)
+def _global_rows(num_micro_batches: int, rows: int, axis_name: str | None) -> jax.Array:
+    """Place [A, B] of each local sequence in the step's global batch, [A, devices, B] flattened."""
+    devices, device = 1, jnp.int32(0)
+    if axis_name is not None:
+        devices, device = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name)
+    places_A1 = jnp.arange(num_micro_batches)[:, None] * devices + device
+    return places_A1 * rows + jnp.arange(rows)[None]
 
 
 def _is_healthy(loss: jax.Array, updates_finite: jax.Array, scale: LossScale | None) -> jax.Array:
@@ -221,10 +200,13 @@ def _is_healthy(loss: jax.Array, updates_finite: jax.Array, scale: LossScale | N
     return jnp.isfinite(loss) & (updates_finite | (scale.factor > 1.0))
 
 
-def _next_loss_scale(scale: LossScale | None, finite: jax.Array) -> LossScale | None:
+def _next_loss_scale(
+    scale: LossScale | None, finite: jax.Array, taken: jax.Array
+) -> LossScale | None:
     if scale is None:
         return None
     finite_steps = jnp.where(finite, scale.finite_steps + 1, 0)
     grows = finite_steps >= _LOSS_SCALE_GROWTH_STEPS
     factor = jnp.where(finite, jnp.where(grows, 2 * scale.factor, scale.factor), scale.factor / 2)
-    return LossScale(factor, jnp.where(grows, 0, finite_steps))
+    new = LossScale(factor, jnp.where(grows, 0, finite_steps))
+    return jax.tree.map(functools.partial(jnp.where, taken), new, scale)

@@ -11,20 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from nfllm.model import intermediates as names
 from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import STATISTICS
-
-# In the order of execution within a block.
-SITES = (
-    names.RESIDUAL,
-    names.ATTENTION_LOGITS,
-    names.ATTENTION_OUT,
-    names.MLP_PRE,
-    names.MLP_OUT,
-)
 
 
 def make_probe(model: Decoder) -> Callable[[Any, jax.Array], dict[str, Any]]:
@@ -35,6 +25,7 @@ def make_probe(model: Decoder) -> Callable[[Any, jax.Array], dict[str, Any]]:
     residual_rms [L + 1], mlp_pre_rms [L]: root mean squares.
     mlp_pre_participation, mlp_post_participation [L]: participation ratios of the covariance
       matrices, over all tokens, of what enters the activation and of what leaves it.
+    residual_max_abs [L + 1]: largest finite absolute value.
     nonfinite {site: [L]}: how many entries are NaN or infinite; `residual` has L + 1.
     negative_slopes [L]: of a learned leaky ReLU, one per layer also where layers share it.
     """
@@ -45,25 +36,20 @@ def make_probe(model: Decoder) -> Callable[[Any, jax.Array], dict[str, Any]]:
         _, state = model.apply(
             {"params": params}, tokens_BT, mutable=[STATISTICS], method=model.features
         )
-        last = state[STATISTICS]
-        block = last["blocks"]
+        statistics = state[STATISTICS]
+        block = statistics["blocks"]
         attention, mlp = block["attention"], block["mlp"]
-
-        def with_last(name: str) -> jax.Array:
-            return jnp.append(block[name], last[name])
-
-        nonfinite = {
-            site: {**block, **attention, **mlp}[f"{names.NONFINITE}_{site}"] for site in SITES
-        }
-        nonfinite[names.RESIDUAL] = with_last(f"{names.NONFINITE}_{names.RESIDUAL}")
+        counts = names.counts_by_site(statistics)
+        rms = f"{names.RMS}_{names.RESIDUAL}"
         fields = {
             "entropy_nats": attention[names.ENTROPY],
             "logit_max_abs": attention[names.LOGIT_MAX_ABS],
             "mlp_pre_rms": mlp[f"{names.RMS}_{names.MLP_PRE}"],
             "mlp_pre_participation": mlp[f"{names.PARTICIPATION}_{names.MLP_PRE}"],
             "mlp_post_participation": mlp[f"{names.PARTICIPATION}_{names.MLP_POST}"],
-            "residual_rms": with_last(f"{names.RMS}_{names.RESIDUAL}"),
-            "nonfinite": nonfinite,
+            "residual_rms": jnp.append(block[rms], statistics[rms]),
+            "residual_max_abs": counts[names.RESIDUAL].max_abs,
+            "nonfinite": {site: found.total() for site, found in counts.items()},
         }
         if config.activation == "learnable_leaky_relu":
             shared = config.slope_sharing == "model"
@@ -72,19 +58,3 @@ def make_probe(model: Decoder) -> Callable[[Any, jax.Array], dict[str, Any]]:
         return fields
 
     return lambda params, tokens_BT: jax.device_get(probe(params, tokens_BT))
-
-
-def first_nonfinite(nonfinite: dict[str, np.ndarray]) -> str | None:
-    """Where the first NaN or infinity stands in execution order, in words; None without one.
-
-    Args:
-      nonfinite: `{site: [L]}` counts, as `make_probe` gives them.
-    """
-    num_layers = len(nonfinite[names.MLP_PRE])
-    for layer in range(num_layers):
-        for site in SITES:
-            count = int(nonfinite[site][layer])
-            if count:
-                return f"{site.replace('_', ' ')} of layer {layer} ({count} entries)"
-    count = int(nonfinite[names.RESIDUAL][num_layers])
-    return f"residual after the last layer ({count} entries)" if count else None

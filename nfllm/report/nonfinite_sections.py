@@ -1,0 +1,112 @@
+"""The section about values that are not finite: where the first stood, and what led up to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from nfllm.analysis.numerics import (
+    GRADIENT_SITES,
+    LAYER_SITES,
+    MODEL_SITES,
+    Ledger,
+    NonfiniteCounts,
+    find_onset,
+)
+from nfllm.report import figures
+from nfllm.report.figures import Counts
+from nfllm.report.page import Block, Pictures, Rows, Section
+from nfllm.report.runs import Run
+from nfllm.report.tables import NonFinite, first_nonfinite_table, growth_table
+
+_STEPS_BEFORE = 5
+
+
+def nonfinite_sections(runs: Sequence[Run]) -> Iterator[Section]:
+    """Where NaN and infinities were first seen, how many, and how large values were before."""
+    found = {run.label: _found(run) for run in runs}
+    if all(item is None for item in found.values()):
+        return
+    blocks: list[Block] = [Rows("first_nonfinite", "", first_nonfinite_table(found))]
+    growth = growth_table(found, _STEPS_BEFORE)
+    if growth.rows:
+        caption = "Largest finite absolute values in the probes before."
+        blocks.append(Rows("before_nonfinite", caption, growth))
+    panels = [
+        Counts(run.label, *run.nonfinite)
+        for run in runs
+        if run.nonfinite is not None and any(values.any() for values in run.nonfinite[1].values())
+    ]
+    if panels:
+        whole = figures.nonfinite_counts(panels)
+        each = [figures.nonfinite_counts([panel]) for panel in panels]
+        blocks.append(Pictures("nonfinite", "Number of entries in the probe batch.", whole, each))
+    yield Section(
+        "Values that are not finite",
+        "NaN and infinities in training steps and in the probe batch, with the site that comes "
+        "first in order of execution; gradients come last, from the last layer to the first.",
+        blocks,
+    )
+
+
+def _found(run: Run) -> NonFinite | None:
+    """The onset of a run; None where nothing was recorded that could tell of it."""
+    probes, steps = _probes(run), _training_steps(run)
+    if not probes and not steps:
+        return None
+    # The training step comes first: the probe after it sees what it left.
+    onset = find_onset(sorted([*steps, *probes], key=lambda item: item[0]))
+    in_training = onset is not None and onset.step in [step for step, _ in steps]
+    return NonFinite(onset, in_training, len(probes))
+
+
+def _probes(run: Run) -> list[tuple[int, Ledger]]:
+    """The ledger of each probe. Which values were NaN was not recorded: all stand as NaN."""
+    if run.nonfinite is None:
+        return []
+    logits = _largest(run, "logit_max_abs")
+    residuals = _largest(run, "residual_max_abs")
+    ledgers = []
+    for n, step in enumerate(run.nonfinite[0].tolist()):
+        largest = {"attention_logits": logits.get(step), "residual": residuals.get(step)}
+        ledgers.append(
+            (
+                step,
+                {
+                    site: _counts(counts_NL[n], largest=largest.get(site))
+                    for site, counts_NL in run.nonfinite[1].items()
+                },
+            )
+        )
+    return ledgers
+
+
+def _largest(run: Run, field: str) -> dict[int, float]:
+    steps, values = run.series.get(field, (np.zeros(0, int), np.zeros(0)))
+    return {step: float(np.max(value)) for step, value in zip(steps.tolist(), values, strict=True)}
+
+
+def _training_steps(run: Run) -> list[tuple[int, Ledger]]:
+    """The site that the event of each non-finite training step names."""
+    ledgers = []
+    for row in run.metrics.rows["event"]:
+        site = row.get("site")
+        if row.get("event") == "non_finite" and site in LAYER_SITES + MODEL_SITES + GRADIENT_SITES:
+            kinds = [
+                np.asarray(row.get(kind, 0)) for kind in ("nan", "positive_inf", "negative_inf")
+            ]
+            layer = row.get("layer")
+            if isinstance(layer, int):
+                kinds = [np.where(np.arange(layer + 1) == layer, kind, 0) for kind in kinds]
+            ledgers.append((row["step"], {site: _counts(*kinds)}))
+    return ledgers
+
+
+def _counts(
+    nan: Any, positive: Any = 0, negative: Any = 0, *, largest: float | None = None
+) -> NonfiniteCounts:
+    zeros: Any = np.zeros(np.shape(nan), int)
+    maximum = zeros + (np.nan if largest is None else largest)
+    return NonfiniteCounts(nan, zeros + positive, zeros + negative, zeros, maximum)

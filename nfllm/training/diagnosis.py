@@ -1,0 +1,115 @@
+"""Where the NaN or infinity of a training step came from: a program that runs only then.
+
+It takes the step's own parameters, batch, dropout and loss scale through forward and backward pass
+again, and counts at every site of `nfllm.analysis.numerics`. Compiling it takes as long as
+compiling the training step. Attention is explicit here, whatever `model.attention_implementation`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nfllm import analysis
+from nfllm.analysis import Ledger, NonfiniteCounts
+from nfllm.config import TrainingConfig
+from nfllm.data.batches import Batch
+from nfllm.model.decoder import Decoder
+from nfllm.model.intermediates import STATISTICS, counts_by_site
+from nfllm.training.loss import count_targets
+from nfllm.training.objective import MicroBatch, make_objective, micro_batch_weights
+
+Diagnose = Callable[[Any, Batch, int, float, int], Ledger]
+
+
+def make_diagnosis(model: Decoder, weighting: str, training: TrainingConfig) -> Diagnose:
+    """Returns `diagnose(params, parts, step, loss_scale, num_micro_batches)`, compiled when called.
+
+    Args of the result:
+      params: as they were before the step.
+      parts: `[P, B / P, T]`, the step's global batch in parts that follow each other; each of its
+        micro-batches is one part or several.
+      step: number of the batch, from 0, which chooses the dropout.
+      loss_scale: factor of the loss, 1 but for float16. Gradients are those that the step saw:
+        computed with it, then divided by it.
+      num_micro_batches: of the step.
+
+    It returns the counts, in NumPy, at all of `LAYER_SITES`, `MODEL_SITES` and `GRADIENT_SITES`.
+    `gradients` are those of the blocks, `other_gradients` those of embeddings, head and final
+    normalization; `loss` has one entry for each part.
+    """
+    objective = make_objective(model, training)
+
+    @functools.partial(jax.jit, static_argnames="num_micro_batches")
+    def diagnose(
+        params: Any, parts: Batch, step: jax.Array, scale: jax.Array, num_micro_batches: int
+    ) -> tuple[Ledger, Ledger]:
+        tokens_PBT, labels_PBT = map(jnp.asarray, parts)
+        num_parts, rows, _ = tokens_PBT.shape
+        targets_P = jax.vmap(count_targets)(labels_PBT)
+        targets_A = targets_P.reshape(num_micro_batches, -1).sum(1)
+        weights_A = micro_batch_weights(targets_A, weighting)
+        micro_batches = MicroBatch(
+            tokens_PBT,
+            labels_PBT,
+            jnp.arange(num_parts * rows).reshape(num_parts, rows),
+            jnp.repeat(weights_A, num_parts // num_micro_batches),
+        )
+        differentiate = jax.value_and_grad(objective, has_aux=True)
+
+        def accumulate(grads: Any, part: MicroBatch) -> tuple[Any, Ledger]:
+            (_, forward), new = differentiate(params, part, step, scale, (STATISTICS,))
+            counts = counts_by_site(forward.collected[STATISTICS])
+            counts["logits"] = _count_logits(model, params, forward.features_BTD)
+            counts |= analysis.ledger({"loss": forward.loss})
+            return jax.tree.map(jnp.add, grads, new), counts
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        grads, counts_P = jax.lax.scan(accumulate, zeros, micro_batches)
+        grads = jax.tree.map(lambda g: g / scale, grads)
+        others = {name: value for name, value in grads.items() if name != "blocks"}
+        gradients = {"gradients": grads["blocks"], "other_gradients": others}
+        return counts_P, analysis.ledger(gradients)
+
+    def on_host(
+        params: Any, parts: Batch, step: int, loss_scale: float, num_micro_batches: int
+    ) -> Ledger:
+        arguments = (np.int32(step), np.float32(loss_scale), num_micro_batches)
+        # Merged on the host: in 32 bits, the attention maps of a whole batch can have too many
+        # entries to count.
+        counts_P, gradients = analysis.to_host(diagnose(params, parts, *arguments))
+        each = [jax.tree.map(lambda x: x[i], counts_P) for i in range(len(parts.tokens))]  # noqa: B023
+        return functools.reduce(analysis.merge_ledgers, each) | gradients
+
+    return on_host
+
+
+def _count_logits(model: Decoder, params: Any, x_BTD: jax.Array) -> NonfiniteCounts:
+    """Counts of the output head, one position after the other: all logits may not fit."""
+
+    def count(x_BD: jax.Array) -> NonfiniteCounts:
+        logits_BV: Any = model.apply({"params": params}, x_BD, method=model.head)
+        return analysis.count_nonfinite(logits_BV)
+
+    each_T = jax.lax.map(count, jnp.moveaxis(x_BTD, 1, 0))
+    summed = jax.tree.map(lambda x: jnp.sum(x, axis=0), each_T)
+    return summed._replace(max_abs=jnp.max(each_T.max_abs))
+
+
+def describe(record: Ledger) -> str:
+    """Where the first value that is not finite stands, in words."""
+    site = analysis.first_bad_site(record)
+    if site is not None:
+        return f"first in {site}"
+    largest_L = record["gradients"].max_abs
+    layer = int(np.argmax(largest_L))
+    return (
+        "every value and every entry of the gradient is finite, only their norm or sum is not; the "
+        f"largest |gradient| of a layer is {largest_L[layer]:.3g}, in layer {layer}, the largest "
+        f"|attention logit| {np.max(record['attention_logits'].max_abs):.3g}"
+    )

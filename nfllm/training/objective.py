@@ -1,0 +1,114 @@
+"""What a training step differentiates: the weighted, scaled loss of one micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nfllm.config import TrainingConfig
+from nfllm.model.decoder import Decoder
+from nfllm.training.loss import next_token_loss_from_features
+
+
+class MicroBatch(NamedTuple):
+    """Sequences, and what of the whole step their loss depends on.
+
+    `rows_B` is the place of each sequence in the step's global batch, which its dropout follows;
+    `weight` is the factor of their summed loss (`micro_batch_weights`).
+    """
+
+    tokens_BT: jax.Array
+    labels_BT: jax.Array
+    rows_B: jax.Array
+    weight: jax.Array
+
+
+class Forward(NamedTuple):
+    """Summed loss in nats without weight and scale, and how it came about.
+
+    `features_BTD` is what the output head reads; `collected` has the collections asked for.
+    """
+
+    loss: jax.Array
+    features_BTD: jax.Array
+    collected: Any
+
+
+Objective = Callable[..., tuple[jax.Array, Forward]]
+
+
+def make_objective(model: Decoder, training: TrainingConfig) -> Objective:
+    """Returns `objective(params, micro_batch, step, scale, collect=())`.
+
+    Its value is `loss * weight * scale`, to be differentiated; with it comes the `Forward`. `step`
+    chooses the dropout.
+    """
+    config = model.config
+    uses_dropout = any(
+        rate > 0
+        for rate in (config.embedding_dropout, config.attention_dropout, config.residual_dropout)
+    )
+
+    def objective(
+        params: Any,
+        micro_batch: MicroBatch,
+        step: jax.Array,
+        scale: jax.Array,
+        collect: Sequence[str] = (),
+    ) -> tuple[jax.Array, Forward]:
+        tokens_BT, labels_BT, rows_B, weight = micro_batch
+        options: dict[str, Any] = {}
+        if uses_dropout:
+            options["rngs"] = {"dropout": jax.random.fold_in(jax.random.key(training.seed), step)}
+            options["dropout_rows_B"] = rows_B
+        tile_rows = training.loss_tile_rows
+        forward = run_forward(model, params, tokens_BT, labels_BT, tile_rows, collect, **options)
+        return forward.loss * weight * scale, forward
+
+    return objective
+
+
+def run_forward(
+    model: Decoder,
+    params: Any,
+    tokens_BT: jax.Array,
+    labels_BT: jax.Array,
+    tile_rows: int | None,
+    collect: Sequence[str] = (),
+    **options: Any,
+) -> Forward:
+    """The summed loss of some sequences.
+
+    Args:
+      model: the decoder.
+      params: its parameters.
+      tokens_BT: token ids.
+      labels_BT: token ids, or `IGNORED_LABEL`.
+      tile_rows: as in `next_token_loss_from_features`.
+      collect: collections that the model shall record.
+      **options: go to the model.
+    """
+    variables = {"params": params}
+    found: Any = model.apply(
+        variables, tokens_BT, method=model.features, mutable=list(collect) or False, **options
+    )
+    x_BTD, collected = found if collect else (found, {})
+
+    def head(x_ND: jax.Array) -> Any:
+        return model.apply(variables, x_ND, method=model.head)
+
+    loss = next_token_loss_from_features(head, x_BTD, labels_BT, tile_rows)
+    return Forward(loss, x_BTD, collected)
+
+
+def micro_batch_weights(targets_A: jax.Array, weighting: str) -> jax.Array:
+    """Factor of each micro-batch's summed loss, so that the factors make a mean.
+
+    `token`: 1 / (all targets of the step). `micro_batch`: 1 / (A * targets of that micro-batch).
+    """
+    if weighting == "token":
+        return jnp.full(targets_A.shape, 1.0 / jnp.maximum(jnp.sum(targets_A), 1), jnp.float32)
+    return 1.0 / (targets_A.shape[0] * jnp.maximum(targets_A, 1).astype(jnp.float32))
