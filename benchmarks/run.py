@@ -1,141 +1,129 @@
-"""Speed of the training step against the machine's own limit, memory, and time to the first step.
+"""Speed of the training step against the machine's own limit and against torch.
 
-    python benchmarks/run.py [--quick] [--json FILE]
+    python benchmarks/run.py [--quick] [--workload NAME] [--no-peers] [--json FILE]
 
-Measured at 4 layers, 4 heads, width 256, vocabulary 4096, T 128, batch 32 in the default type:
-norm-free ReLU and LayerNorm GELU. Every round times one matrix product for the peak, one step of
-each variant and one telemetry probe of 16 sequences, in one process, so that a busy machine slows
-all alike: read the ratios.
+One process calls in turns: a matrix product for the peak, a memory copy, a step of each variant,
+the step with parts left out, the step with telemetry, each implementation of attention, and steps
+of Hugging Face GPT-2 where torch and transformers are installed. A busy machine slows all alike:
+read the ratios. Processes of their own measure peak memory, the input pipeline and the first step.
+
+20 warm and 100 timed rounds; --quick: 1 and 3. The workload is a small model on a CPU and GPT-2
+124M elsewhere, in the default type: float32 on a CPU, bfloat16 elsewhere.
 FLOPs are counted by formula (`step_flops`), never from the compiler, which counts a loop body once.
 """
 
 import argparse
-import dataclasses
 import json
+import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # configs/ is not part of the installed package
-
-VARIANTS = {"norm-free ReLU": ("none", "relu"), "LayerNorm GELU": ("layernorm", "gelu")}
-PEAK_SIZE = 2048
+REFERENCE = "LayerNorm GELU"  # what torch computes too
 
 
-def step_flops(model: Any, vocab_size: int, sequences: int) -> float:
-    """Floating-point operations of one training step.
-
-    Per token 6 for each weight of a matrix product, the tied head included, and for causal
-    attention 6 L D T: two products of T²/2 x D multiply-adds, forward and twice backward.
-    """
-    layer = 4 * model.embed_dim**2 + 2 * model.embed_dim * model.mlp_width
-    weights = model.num_layers * layer + vocab_size * model.embed_dim
-    attention = model.num_layers * model.embed_dim * model.context_length
-    return 6 * (weights + attention) * sequences * model.context_length
-
-
-def measure_steps(quick: bool) -> dict[str, Any]:
-    """Runs in a child: medians over interleaved rounds."""
+def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs in a child: everything that is timed in turns."""
     import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from configs.default import get_config
-    from nfllm.config import Config
-    from nfllm.data.batches import Batch
-    from nfllm.model.decoder import Decoder
-    from nfllm.training.optimizer import make_optimizer
-    from nfllm.training.parallel import Parallel, configure_devices
-    from nfllm.training.program import dtype_of
-    from nfllm.training.schedules import make_schedule
-    from nfllm.training.state import init_state
-    from nfllm.training.step import make_train_step
-    from nfllm.training.telemetry import make_probe
-
-    vocab_size, sequences = 4096, 32
-    shape = {"num_layers": 4, "num_heads": 4, "embed_dim": 256, "context_length": 128}
-    base = Config.from_dict(get_config())
-    base = dataclasses.replace(
-        base, training=dataclasses.replace(base.training, batch_size=sequences)
+    from peers import make_peers, torch_version
+    from programs import (
+        ABLATIONS,
+        VARIANTS,
+        matrix_product,
+        memory_copy,
+        use_workload,
+        variant,
     )
-    configure_devices(base)
-    dtype = dtype_of(base.training.dtype)
+    from timing import interleave, ratio
 
-    def trainer(normalization: str, activation: str) -> Any:
-        choice = {"normalization": normalization, "activation": activation}
-        config = dataclasses.replace(base, model=dataclasses.replace(base.model, **shape, **choice))
-        model = Decoder(config.model, vocab_size, dtype)
-        schedule = make_schedule(config.optimizer, config.training.steps)
-        optimizer = make_optimizer(config.optimizer, schedule)
-        parallel = Parallel(config)
-        state = parallel.init(lambda key: init_state(key, model, optimizer), jax.random.key(0))
-        step = parallel.train_step(
-            make_train_step(model, optimizer, schedule, config.optimizer, config.training)
-        )
-        tokens = np.random.RandomState(0).randint(0, vocab_size, (sequences, 128)).astype(np.int32)
-        batch = parallel.put_train(Batch(tokens, tokens))
+    from nfllm.training.program import dtype_of
 
-        probe, probe_tokens = make_probe(model), parallel.put_probe(tokens[:16])
+    workload = use_workload(options.workload)
+    jobs: dict[str, Callable[[], object]] = {}
+    jobs["matrix product"], operations = matrix_product(workload)
+    jobs["copy"], copied_bytes = memory_copy()
+    trainers = {name: variant(workload, name) for name in VARIANTS}
+    for name, trainer in trainers.items():
+        jobs[name] = trainer.step
+    jobs["probe"] = trainers[REFERENCE].probe
+    for ablation in ABLATIONS:
+        jobs[ablation] = variant(workload, REFERENCE, ablation).step
+    telemetry = {"entropy_every_step": True}
+    jobs["entropy every step"] = variant(workload, REFERENCE, telemetry=telemetry).step
+    for name in ("xla", *(("cudnn",) if jax.default_backend() == "gpu" else ())):
+        model = {"attention_implementation": name}
+        jobs[f"{name} attention"] = variant(workload, REFERENCE, model=model).step
+    peers = {} if options.no_peers else make_peers(workload, os.cpu_count() or 1)
+    timings = interleave(jobs | peers, *((1, 3) if options.quick else (20, 100)))
 
-        def one_step() -> None:
-            nonlocal state
-            state, metrics = step(state, batch)
-            jax.block_until_ready(metrics)
+    peak = operations / timings["matrix product"].quartiles()[1]
+    step = timings[REFERENCE]
+    on_cpu = jax.default_backend() == "cpu"
+    compared = "cpu_seconds" if on_cpu else "seconds"
+    # All CPU devices are parts of the machine that the matrix product ran on.
+    devices = 1 if on_cpu else jax.device_count()
 
-        def one_probe() -> None:
-            probe(state.params, probe_tokens)
+    def against_step(name: str) -> float:
+        return ratio(getattr(timings[name], compared), getattr(step, compared))
 
-        return one_step, one_probe, step_flops(config.model, vocab_size, sequences)
-
-    matrix = jax.random.normal(jax.random.key(1), (PEAK_SIZE, PEAK_SIZE)).astype(dtype)
-    product = jax.jit(jnp.matmul)
-    peak_flops = 2.0 * PEAK_SIZE**3
-    trainers = {name: trainer(*choice) for name, choice in VARIANTS.items()}
-    jobs = {name: step for name, (step, _, _) in trainers.items()}
-    jobs["probe"] = trainers["norm-free ReLU"][1]
-    jobs["peak"] = lambda: jax.block_until_ready(product(matrix, matrix))
-
-    rounds = 5 if quick else 40
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    cpu: dict[str, list[float]] = {name: [] for name in jobs}
-    for number in range(rounds + 2):
-        for name, job in jobs.items():
-            wall, used = time.perf_counter(), time.process_time()
-            job()
-            if number >= 2:
-                seconds[name].append(time.perf_counter() - wall)
-                cpu[name].append(time.process_time() - used)
-    peak_rate = peak_flops / float(np.median(seconds["peak"]))
-    probe_share = float(np.median(seconds["probe"]) / np.median(seconds["norm-free ReLU"]))
-    result: dict[str, Any] = {
-        "probe_share_of_a_step": probe_share,
-        "backend": jax.default_backend(),
-        "devices": jax.device_count(),
-        "dtype": str(dtype),
-        "jax": jax.__version__,
-        "peak_gflops": peak_rate / 1e9,
-        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+    rows = {
+        name: {
+            "ms": [1e3 * x for x in timing.quartiles()],
+            "cpu_seconds": float(sorted(timing.cpu_seconds)[len(timing.cpu_seconds) // 2]),
+            "first_call_seconds": timing.first_call_seconds,
+            "compilations": timing.compilations,
+            "against_step": against_step(name),
+            "seconds_against_step": ratio(timing.seconds, step.seconds),
+        }
+        for name, timing in timings.items()
     }
     for name in VARIANTS:
-        flops = trainers[name][2]
-        low, middle, high = np.percentile(seconds[name], [25, 50, 75])
-        result[name] = {
-            "ms": middle * 1e3,
-            "ms_quartiles": [low * 1e3, high * 1e3],
-            "tokens_per_second": sequences * 128 / middle,
-            "cpu_seconds": float(np.median(cpu[name])),
-            "share_of_peak": flops / middle / peak_rate,
-        }
-    return result
+        seconds = timings[name].quartiles()[1]
+        tokens = workload.sequences * workload.model["context_length"]
+        rows[name]["tokens_per_second"] = tokens / seconds
+        rows[name]["share_of_peak"] = trainers[name].flops / seconds / peak / devices
+    return {
+        "workload": str(workload),
+        "backend": jax.default_backend(),
+        "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
+        "dtype": str(dtype_of("auto")),
+        "jax": jax.__version__,
+        "torch": torch_version(),
+        "compared": compared,
+        "rounds": len(step.seconds),
+        "peak_size": workload.peak_size,
+        "peak_gflops": peak / 1e9,
+        "copy_gbytes_per_second": copied_bytes / timings["copy"].quartiles()[1] / 1e9,
+        "rows": rows,
+        "peers": list(peers),
+    }
 
 
-def measure_start(quick: bool) -> dict[str, float]:
+def measure_memory(options: argparse.Namespace) -> dict[str, float]:
+    """Runs in a child: peak memory of three steps of one variant, alone."""
+    from programs import VARIANTS, peak_bytes, use_workload, variant
+
+    trainer = variant(use_workload(options.workload), next(iter(VARIANTS)))
+    for _ in range(3):
+        trainer.step()
+    return {"peak_gb": peak_bytes() / 1e9}
+
+
+def measure_input(options: argparse.Namespace) -> dict[str, float]:
+    """Runs in a child: the share of a step that real input costs; see benchmarks/data.py."""
+    from data import measure_stall
+
+    with tempfile.TemporaryDirectory() as folder:
+        return measure_stall(folder, options.quick)
+
+
+def measure_start(options: argparse.Namespace) -> dict[str, float]:
     """Seconds from the command `train.py` to its first step, with an empty and a full cache."""
     with tempfile.TemporaryDirectory() as folder:
 
@@ -150,7 +138,7 @@ def measure_start(quick: bool) -> dict[str, float]:
                 f"--config.data.data_dir={folder}/data",
                 f"--config.training.compilation_cache={folder}/compiled",
             ]
-            if quick:
+            if options.quick:
                 command.append("--config.data.tokenizer=bytes")
             begin = time.time()
             subprocess.run(
@@ -167,48 +155,43 @@ def measure_start(quick: bool) -> dict[str, float]:
         }
 
 
-def in_child(function: str, quick: bool) -> Any:
-    """The result of `function(quick)`, in a process of its own."""
-    command = [sys.executable, __file__, "--child", function, *(["--quick"] if quick else [])]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+CHILDREN = {f.__name__: f for f in (measure_steps, measure_memory, measure_input)}
+
+
+def in_child(name: str, arguments: list[str]) -> Any:
+    """What a function of `CHILDREN` finds in a process of its own; what it says goes to stderr."""
+    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}  # torch is there too
+    with tempfile.NamedTemporaryFile("r", suffix=".json") as result:
+        command = [sys.executable, __file__, *arguments, "--child", name, "--json", result.name]
+        subprocess.run(command, check=True, stdout=sys.stderr, env=environment)
+        return json.load(result)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few rounds: does it run?")
+    parser.add_argument(
+        "--workload",
+        choices=["small", "small_1024", "gpt2", "gpt2_1024"],
+        help="instead of the default; 1024 tokens of context instead of 128",
+    )
+    parser.add_argument("--no-peers", action="store_true", help="leave torch out")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    parser.add_argument("--child", choices=["measure_steps"], help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=CHILDREN, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(measure_steps(options.quick)))
+        options.json.write_text(json.dumps(CHILDREN[options.child](options)))
         return
-    steps = in_child("measure_steps", options.quick)
-    start = measure_start(options.quick)
-    print(
-        f"{steps['backend']}, {steps['devices']} device(s), {steps['dtype']}, jax {steps['jax']}, "
-        f"Python {platform.python_version()}, {platform.machine()}, {time.strftime('%Y-%m-%d')}"
-    )
-    print(f"matrix product {PEAK_SIZE}^3: {steps['peak_gflops']:.0f} GFLOP/s")
-    print(
-        f"{'training step':16} {'ms (quartiles)':>22} {'tokens/s':>9} {'CPU s':>6} {'of peak':>8}"
-    )
-    for name in VARIANTS:
-        row = steps[name]
-        low, high = row["ms_quartiles"]
-        print(
-            f"{name:16} {row['ms']:>8.0f} ({low:.0f} to {high:.0f})".ljust(39)
-            + f" {row['tokens_per_second']:>9,.0f} {row['cpu_seconds']:>6.2f} "
-            f"{row['share_of_peak']:>8.1%}"
-        )
-    share = steps["probe_share_of_a_step"]
-    print(f"a probe costs {share:.0%} of a step: {share / 100:.2%} of the time at one in 100 steps")
-    print(f"peak memory: {steps['peak_memory_gb']:.2f} GB, both models in one process")
-    print(
-        f"time to the first step: {start['nothing_prepared_s']:.1f} s with nothing prepared, "
-        f"{start['data_prepared_and_compiled_s']:.1f} s after that"
-    )
+    found = {name.removeprefix("measure_"): in_child(name, sys.argv[1:]) for name in CHILDREN} | {
+        "start": measure_start(options)
+    }
+    from table import table
+
+    found["date"] = time.strftime("%Y-%m-%d")
+    found["python"], found["machine"] = platform.python_version(), platform.machine()
+    print(table(found))
     if options.json:
-        options.json.write_text(json.dumps({"steps": steps, "start": start}, indent=1) + "\n")
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,214 @@
+"""The training step, whole and with parts left out, as jobs to be timed."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # configs/ is not part of the installed package
+
+from configs.default import get_config  # noqa: E402
+from nfllm.config import Config  # noqa: E402
+from nfllm.data.batches import Batch  # noqa: E402
+from nfllm.model.attention import Attention  # noqa: E402
+from nfllm.model.decoder import Decoder  # noqa: E402
+from nfllm.training import step as training_step  # noqa: E402
+from nfllm.training.optimizer import make_optimizer  # noqa: E402
+from nfllm.training.parallel import Parallel, configure_devices  # noqa: E402
+from nfllm.training.program import dtype_of  # noqa: E402
+from nfllm.training.schedules import make_schedule  # noqa: E402
+from nfllm.training.state import init_state  # noqa: E402
+from nfllm.training.telemetry import make_probe  # noqa: E402
+
+Job = Callable[[], object]
+
+
+class Workload(NamedTuple):
+    """The shape that is trained, and the size of the matrix product that gives the peak."""
+
+    layers: int
+    heads: int
+    width: int
+    context_length: int
+    vocab_size: int
+    sequences: int
+    peak_size: int
+
+    @property
+    def model(self) -> dict[str, int]:
+        """The keys of the section `model`."""
+        return {
+            "num_layers": self.layers,
+            "num_heads": self.heads,
+            "embed_dim": self.width,
+            "context_length": self.context_length,
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"{self.layers} layers, {self.heads} heads, width {self.width}, vocabulary "
+            f"{self.vocab_size}, T {self.context_length}, batch {self.sequences}"
+        )
+
+
+SMALL = Workload(4, 4, 256, 128, 4096, sequences=32, peak_size=2048)
+GPT2_124M = Workload(12, 12, 768, 128, 50304, sequences=512, peak_size=8192)
+WORKLOADS = {
+    "small": SMALL,
+    "small_1024": SMALL._replace(context_length=1024, sequences=4),
+    "gpt2": GPT2_124M,
+    "gpt2_1024": GPT2_124M._replace(context_length=1024, sequences=64),
+}
+
+
+def use_workload(name: str | None) -> Workload:
+    """The workload of this name, or the machine's default; its devices are ready after this."""
+    # Before JAX starts, which then cannot split a CPU any more.
+    configure_devices(make_config(WORKLOADS[name or "small"]))
+    return WORKLOADS[name or ("small" if jax.default_backend() == "cpu" else "gpt2")]
+
+
+VARIANTS = {
+    "norm-free ReLU": {"normalization": "none", "activation": "relu"},
+    "LayerNorm GELU": {"normalization": "layernorm", "activation": "gelu"},
+}
+ABLATIONS = ("no head", "no attention", "no optimizer", "forward only")
+
+
+def step_flops(model: Any, vocab_size: int, sequences: int) -> float:
+    """Floating-point operations of one training step.
+
+    Per token 6 for each weight of a matrix product, the tied head included, and for causal
+    attention 6 L D T: two products of T²/2 x D multiply-adds, forward and twice backward.
+    """
+    layer = 4 * model.embed_dim**2 + 2 * model.embed_dim * model.mlp_width
+    weights = model.num_layers * layer + vocab_size * model.embed_dim
+    attention = model.num_layers * model.embed_dim * model.context_length
+    return 6 * (weights + attention) * sequences * model.context_length
+
+
+def make_config(workload: Workload, **sections: dict[str, Any]) -> Config:
+    """The default config at the workload's shape, with changed keys by section."""
+    values = get_config().to_dict()
+    values["model"] |= workload.model
+    values["training"]["batch_size"] = workload.sequences
+    for section, keys in sections.items():
+        values[section] |= keys
+    return Config.from_dict(values)
+
+
+class Trainer:
+    """A model in training, on random tokens that stay on the device."""
+
+    def __init__(self, config: Config, workload: Workload, ablation: str = "") -> None:
+        """`ablation` is one of `ABLATIONS`, or empty for the whole step."""
+        self.config = config
+        self.flops = step_flops(config.model, workload.vocab_size, workload.sequences)
+        model = Decoder(config.model, workload.vocab_size, dtype_of(config.training.dtype))
+        schedule = make_schedule(config.optimizer, config.training.steps)
+        optimizer = (
+            optax.set_to_zero()
+            if ablation == "no optimizer"
+            else make_optimizer(config.optimizer, schedule)
+        )
+        self._parallel = Parallel(config)
+        self._state = self._parallel.init(
+            lambda key: init_state(key, model, optimizer), jax.random.key(0)
+        )
+        step = training_step.make_train_step(
+            model,
+            optimizer,
+            schedule,
+            config.optimizer,
+            config.training,
+            with_entropy=config.telemetry.entropy_every_step,
+        )
+        if ablation == "forward only":
+            step = _forward(training_step.make_eval_step(model, config.training.loss_tile_rows))
+        self._step = self._parallel.train_step(step)
+        self._ablation = ablation
+        self._probe = make_probe(model)
+        shape = (workload.sequences, config.model.context_length)
+        tokens = np.random.RandomState(0).randint(0, workload.vocab_size, shape).astype(np.int32)
+        self._batch = self._parallel.put_train(Batch(tokens, tokens))
+        probe_windows = config.telemetry.probe_windows
+        self._probe_tokens = self._parallel.put_probe(tokens[:probe_windows])
+
+    def step(self) -> None:
+        """One training step, done when it returns."""
+        with _ablated(self._ablation):  # which matters while it is traced, in the first call
+            self._state, metrics = self._step(self._state, self._batch)
+        jax.block_until_ready((self._state, metrics))
+
+    def probe(self) -> None:
+        """One telemetry probe of `telemetry.probe_windows` sequences."""
+        self._probe(self._state.params, self._probe_tokens)
+
+
+def _forward(eval_step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step that only computes the loss, micro-batch by micro-batch as the training step does."""
+
+    def step(state: Any, tokens_ABT: Any, labels_ABT: Any, *, axis_name: str | None = None) -> Any:
+        losses = jax.lax.map(
+            lambda batch: eval_step(state.params, *batch, axis_name=axis_name).loss_nats,
+            (tokens_ABT, labels_ABT),
+        )
+        return state, losses.sum()
+
+    return step
+
+
+def _ablated(ablation: str) -> Any:
+    """Replaces what an ablation leaves out of the model."""
+    if ablation == "no head":
+
+        def loss(_head: object, x_BTD: jax.Array, *_: object) -> jax.Array:
+            return jnp.sum(x_BTD, dtype=jnp.float32)
+
+        return mock.patch.object(training_step, "next_token_loss_from_features", loss)
+    if ablation == "no attention":
+        # Its four matrices stay; only what lies between them goes.
+        return mock.patch.object(Attention, "_mix", lambda self, q, k, v, rows: v)
+    return mock.patch.dict({})
+
+
+def matrix_product(workload: Workload) -> tuple[Job, float]:
+    """A product of two random matrices in the type of the step, and its operations."""
+    size = workload.peak_size
+    dtype = dtype_of("auto")
+    a, b = jax.random.normal(jax.random.key(1), (2, size, size)).astype(dtype)
+    product = jax.jit(jnp.matmul)
+    return lambda: jax.block_until_ready(product(a, b)), 2.0 * size**3
+
+
+def memory_copy(num_bytes: int = 2**28) -> tuple[Job, float]:
+    """A copy of float32 numbers, and the bytes it reads and writes."""
+    x = jax.random.normal(jax.random.key(2), (num_bytes // 4,))
+    copy = jax.jit(lambda x: x + 1.0)
+    return lambda: jax.block_until_ready(copy(x)), 2.0 * num_bytes
+
+
+def variant(
+    workload: Workload, name: str, ablation: str = "", **sections: dict[str, Any]
+) -> Trainer:
+    """A trainer of one of `VARIANTS`, ablated, or with changed keys by section."""
+    sections["model"] = {**VARIANTS[name], **sections.get("model", {})}
+    return Trainer(make_config(workload, **sections), workload, ablation)
+
+
+def peak_bytes() -> float:
+    """Most memory that was in use: of the first device where it tells, else of this process."""
+    import resource
+
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return float(stats["peak_bytes_in_use"])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
