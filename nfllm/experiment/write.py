@@ -51,9 +51,7 @@ def write_results(
     ]
     records = read_provenance(out)
     sections = list(_sections(groups, entries, outcomes, out))
-    page = write_page(
-        "The paper's comparison", _lead(experiment, records), sections, out / REPORT_DIR
-    )
+    page = write_page("Experiment", _lead(experiment, records), sections, out / REPORT_DIR)
     results = out / RESULTS_FILE
     results.write_text(results_markdown(experiment, groups, entries, outcomes, records))
     return page, results
