@@ -125,6 +125,22 @@ def test_participation_does_not_depend_on_the_scale(scale: float) -> None:
     assert float(analysis.participation_ratio(covariance)) == pytest.approx(1.6, rel=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
+def test_projected_participation_is_that_of_the_projections_covariance(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 50, 3)) * [3.0, 1.0, 0.2] + 5
+    kernel = rng.normal(size=(2, 3, 7))
+    covariance = np.stack([np.cov(layer, rowvar=False) for layer in x])
+    spectra = [
+        np.linalg.eigvalsh(np.cov(a @ w, rowvar=False)) for a, w in zip(x, kernel, strict=True)
+    ]
+    expected = [e.sum() ** 2 / (e**2).sum() for e in spectra]
+    found = analysis.projected_participation_ratio(covariance * scale, kernel)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"kernel: expected shape \[..., D, F\]"):
+        analysis.projected_participation_ratio(covariance, np.zeros(3))
+
+
 def test_streamed_covariance_equals_numpy() -> None:
     x = np.random.default_rng(0).normal(size=(2, 3, 40, 6)) + 10
     merged = analysis.merge_all(Covariance.of(x[:, i]) for i in range(3))

@@ -62,6 +62,7 @@ from nfllm.analysis.specialization import ClassResponses
 from nfllm.analysis.spectra import (
     eigenvalue_shares,
     participation_ratio,
+    projected_participation_ratio,
     spectral_divergence,
     spectral_entropy,
 )
@@ -126,6 +127,7 @@ __all__ = [
     "overload_share",
     "participation_ratio",
     "previous_token_score",
+    "projected_participation_ratio",
     "reference_maximum",
     "rms",
     "seed_interval",

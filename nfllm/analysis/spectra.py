@@ -23,6 +23,31 @@ def participation_ratio(covariance: Arrays) -> jax.Array:
     return 1.0 / jnp.sum(shares**2, axis=(-2, -1))
 
 
+def projected_participation_ratio(covariance: Arrays, kernel: Arrays) -> jax.Array:
+    r"""Participation ratio of x W from the covariance of x, without that of x W.
+
+    With :math:`C = W^T \Sigma W` and :math:`A = \Sigma W W^T`,
+
+    .. math:: (\mathrm{tr}\, C)^2 / \|C\|_F^2 = (\mathrm{tr}\, A)^2 / \mathrm{tr}(A A)
+
+    Args:
+      covariance: `[..., D, D]`, of x.
+      kernel: `[..., D, F]`, the matrix W.
+
+    Returns:
+      `[...]`, float32; NaN where x W does not vary.
+    """
+    c, w = _read(covariance), as_float32(kernel)
+    check_axes("kernel", w, "... D F")
+    highest = jax.lax.Precision.HIGHEST
+    gram = jnp.einsum("...df,...ef->...de", w, w, precision=highest)
+    # Divided first, as in `participation_ratio`.
+    shares = (x / jnp.trace(x, axis1=-2, axis2=-1)[..., None, None] for x in (c, gram))
+    a = jnp.matmul(*shares, precision=highest)
+    square = jnp.sum(a * jnp.swapaxes(a, -1, -2), axis=(-2, -1))
+    return jnp.trace(a, axis1=-2, axis2=-1) ** 2 / square
+
+
 def eigenvalue_shares(covariance: Arrays) -> jax.Array:
     """Eigenvalues as shares of their sum, descending, `[..., F, F]` -> `[..., F]`."""
     eigenvalues = jnp.maximum(jnp.linalg.eigvalsh(_read(covariance)), 0.0)[..., ::-1]

@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from nfllm.analysis.spectra import participation_ratio, projected_participation_ratio
+from nfllm.analysis.statistics import Covariance
 from nfllm.config import ModelConfig
 from nfllm.model import intermediates as names
 from nfllm.model.activations import ACTIVATIONS
 from nfllm.model.attention import Attention
 from nfllm.model.dropout import dropout
-from nfllm.model.intermediates import record, record_rms, record_spectrum
+from nfllm.model.intermediates import record, record_size, record_statistic
 from nfllm.model.normalizations import NORMALIZATIONS
 
 
@@ -41,9 +43,20 @@ class Mlp(nn.Module):
         record(self, names.MLP_PRE, pre_BTF)
         record(self, names.MLP_POST, post_BTF)
         record(self, names.MLP_OUT, y_BTD)
-        record_rms(self, names.MLP_PRE, pre_BTF)
-        record_spectrum(self, names.MLP_PRE, pre_BTF)
-        record_spectrum(self, names.MLP_POST, post_BTF)
+        record_size(self, names.MLP_PRE, pre_BTF)
+        # What enters the activation is x times a matrix: D x D instead of F x F for the covariance.
+        record_statistic(
+            self,
+            f"{names.PARTICIPATION}_{names.MLP_PRE}",
+            lambda: projected_participation_ratio(
+                Covariance.of(x_BTD, keep=0).covariance(), in_kernel
+            ),
+        )
+        record_statistic(
+            self,
+            f"{names.PARTICIPATION}_{names.MLP_POST}",
+            lambda: participation_ratio(Covariance.of(post_BTF, keep=0).covariance()),
+        )
         return y_BTD
 
     def _coefficient(self, model_slope: jax.Array | None) -> jax.Array | float:
@@ -76,7 +89,7 @@ class Block(nn.Module):
         mlp = Mlp(config, self.dtype, name="mlp")
 
         record(self, names.RESIDUAL, x_BTD)
-        record_rms(self, names.RESIDUAL, x_BTD)
+        record_size(self, names.RESIDUAL, x_BTD)
         attended_BTD = x_BTD + self._drop(
             attention(attention_norm(x_BTD), dropout_rows_B), dropout_rows_B
         )

@@ -14,13 +14,7 @@ from nfllm.model import intermediates as names
 from nfllm.model.block import Block
 from nfllm.model.dropout import dropout
 from nfllm.model.head import unembed
-from nfllm.model.intermediates import (
-    BY_PRODUCTS,
-    INTERMEDIATES,
-    STATISTICS,
-    record,
-    record_rms,
-)
+from nfllm.model.intermediates import COLLECTIONS, record, record_size
 from nfllm.model.normalizations import NORMALIZATIONS
 
 
@@ -95,7 +89,7 @@ class Decoder(nn.Module):
         slope = self.slope if hasattr(self, "slope") else None
         x_BTD, _ = self.blocks(x_BTD, dropout_rows_B, slope)
         record(self, names.RESIDUAL, x_BTD)
-        record_rms(self, names.RESIDUAL, x_BTD)
+        record_size(self, names.RESIDUAL, x_BTD)
         return self.final_norm(x_BTD)
 
     def head(self, x: jax.Array) -> jax.Array:
@@ -110,7 +104,7 @@ def _stacked_blocks(config: ModelConfig) -> type[Block]:
     block = nn.remat(Block, prevent_cse=not config.scan_layers) if config.remat else Block
     return nn.scan(
         block,
-        variable_axes={"params": 0, INTERMEDIATES: 0, STATISTICS: 0, BY_PRODUCTS: 0},
+        variable_axes={"params": 0, **dict.fromkeys(COLLECTIONS, 0)},
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,
         length=config.num_layers,

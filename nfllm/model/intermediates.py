@@ -2,24 +2,25 @@
 
 All are `sow`: nothing is computed, or even traced, unless the caller makes the collection mutable.
 `INTERMEDIATES` holds whole tensors, for analysis. `STATISTICS` holds what is left of them after a
-reduction on the device, for telemetry while training. `BY_PRODUCTS` holds the few reductions that
-are cheap enough for the training step itself.
+reduction on the device, for telemetry while training; `COUNTS` what is not finite of every tensor,
+for the diagnosis of a step. `BY_PRODUCTS` holds the few reductions that are cheap enough for the
+training step itself.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from nfllm.analysis.numerics import LAYER_SITES, Ledger, count_nonfinite
-from nfllm.analysis.spectra import participation_ratio
-from nfllm.analysis.statistics import Covariance
+from nfllm.analysis.numerics import count_nonfinite
 
 INTERMEDIATES = "intermediates"
 STATISTICS = "statistics"
+COUNTS = "counts"
 BY_PRODUCTS = "by_products"
+COLLECTIONS = (INTERMEDIATES, STATISTICS, COUNTS, BY_PRODUCTS)
 
 RESIDUAL = "residual"
 QUERY = "query"
@@ -33,9 +34,14 @@ MLP_OUT = "mlp_out"
 
 ENTROPY = "entropy"
 LOGIT_MAX_ABS = "logit_max_abs"
+MAX_ABS = "max_abs"
 NONFINITE = "nonfinite"
 PARTICIPATION = "participation"
 RMS = "rms"
+
+
+WATCHED = (RESIDUAL, ATTENTION_LOGITS, ATTENTION_OUT, MLP_PRE, MLP_OUT)
+"""Where telemetry counts. What is not finite elsewhere is not finite at the next of these."""
 
 
 def record(
@@ -43,10 +49,15 @@ def record(
 ) -> None:
     """Records the tensor `value` under `name` when the caller captures intermediates.
 
-    When the caller collects statistics, counts its entries that are not finite, of those `where`.
+    When the caller collects counts, counts its entries by kind, of those `where`; when it collects
+    statistics, how many of those that telemetry watches are not finite. What `where` leaves out
+    must be finite.
     """
     _sow(module, INTERMEDIATES, name, value)
-    record_statistic(module, f"{NONFINITE}_{name}", lambda: count_nonfinite(value, where=where))
+    key = f"{NONFINITE}_{name}"
+    record_statistic(module, key, lambda: count_nonfinite(value, where=where), COUNTS)
+    if name in WATCHED:
+        record_statistic(module, key, lambda: jnp.sum(~jnp.isfinite(value)))
 
 
 def record_statistic(
@@ -59,36 +70,28 @@ def record_statistic(
 
 def is_recording(module: nn.Module) -> bool:
     """Whether the caller asks for anything that is recorded."""
-    return any(map(module.is_mutable_collection, (INTERMEDIATES, STATISTICS, BY_PRODUCTS)))
+    return any(map(module.is_mutable_collection, COLLECTIONS))
 
 
-def record_rms(module: nn.Module, site: str, x: jax.Array) -> None:
-    """Records the root mean square of x."""
+def record_size(module: nn.Module, site: str, x: jax.Array) -> None:
+    """Records the root mean square of x, and its largest absolute value."""
     record_statistic(
         module,
         f"{RMS}_{site}",
         lambda: jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)))),
     )
+    record_statistic(module, f"{MAX_ABS}_{site}", lambda: jnp.max(jnp.abs(x)).astype(jnp.float32))
 
 
-def record_spectrum(module: nn.Module, site: str, x: jax.Array) -> None:
-    """Records the participation ratio of the covariance of the vectors x [..., F]."""
-    record_statistic(
-        module,
-        f"{PARTICIPATION}_{site}",
-        lambda: participation_ratio(Covariance.of(x, keep=0).covariance()),
-    )
-
-
-def counts_by_site(statistics: Mapping[str, Any]) -> Ledger:
-    """Counts at each of `LAYER_SITES` in the collected statistics of a decoder, `[L]`.
+def nonfinite_by_site(collected: Mapping[str, Any], sites: Sequence[str]) -> dict[str, Any]:
+    """What `record` counted in a decoder at each of `sites`, `[L]`: numbers, or counts by kind.
 
     `residual` has L + 1: the last is what leaves the last layer.
     """
-    block = statistics["blocks"]
+    block = collected["blocks"]
     found = {**block, **block["attention"], **block["mlp"]}
-    counts = {site: found[f"{NONFINITE}_{site}"] for site in LAYER_SITES}
-    last = statistics[f"{NONFINITE}_{RESIDUAL}"]
+    counts = {site: found[f"{NONFINITE}_{site}"] for site in sites}
+    last = collected[f"{NONFINITE}_{RESIDUAL}"]
     return counts | {RESIDUAL: jax.tree.map(jnp.append, counts[RESIDUAL], last)}
 
 

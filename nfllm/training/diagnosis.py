@@ -17,10 +17,11 @@ import numpy as np
 
 from nfllm import analysis
 from nfllm.analysis import Ledger, NonfiniteCounts
+from nfllm.analysis.numerics import LAYER_SITES
 from nfllm.config import TrainingConfig
 from nfllm.data.batches import Batch
 from nfllm.model.decoder import Decoder
-from nfllm.model.intermediates import STATISTICS, counts_by_site
+from nfllm.model.intermediates import COUNTS, nonfinite_by_site
 from nfllm.training.loss import count_targets
 from nfllm.training.objective import MicroBatch, make_objective, micro_batch_weights
 
@@ -63,8 +64,8 @@ def make_diagnosis(model: Decoder, weighting: str, training: TrainingConfig) -> 
         differentiate = jax.value_and_grad(objective, has_aux=True)
 
         def accumulate(grads: Any, part: MicroBatch) -> tuple[Any, Ledger]:
-            (_, forward), new = differentiate(params, part, step, scale, (STATISTICS,))
-            counts = counts_by_site(forward.collected[STATISTICS])
+            (_, forward), new = differentiate(params, part, step, scale, (COUNTS,))
+            counts: Ledger = nonfinite_by_site(forward.collected[COUNTS], LAYER_SITES)
             counts["logits"] = _count_logits(model, params, forward.features_BTD)
             counts |= analysis.ledger({"loss": forward.loss})
             return jax.tree.map(jnp.add, grads, new), counts
@@ -109,7 +110,7 @@ def describe(record: Ledger) -> str:
     largest_L = record["gradients"].max_abs
     layer = int(np.argmax(largest_L))
     return (
-        "every value and every entry of the gradient is finite, only their norm or sum is not; the "
-        f"largest |gradient| of a layer is {largest_L[layer]:.3g}, in layer {layer}, the largest "
-        f"|attention logit| {np.max(record['attention_logits'].max_abs):.3g}"
+        "computed again, every value and every entry of the gradient is finite, as their norm and "
+        f"sum need not be; the largest |gradient| of a layer is {largest_L[layer]:.3g}, in layer "
+        f"{layer}, the largest |attention logit| {np.max(record['attention_logits'].max_abs):.3g}"
     )

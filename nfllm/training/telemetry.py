@@ -25,7 +25,7 @@ def make_probe(model: Decoder) -> Callable[[Any, jax.Array], dict[str, Any]]:
     residual_rms [L + 1], mlp_pre_rms [L]: root mean squares.
     mlp_pre_participation, mlp_post_participation [L]: participation ratios of the covariance
       matrices, over all tokens, of what enters the activation and of what leaves it.
-    residual_max_abs [L + 1]: largest finite absolute value.
+    residual_max_abs [L + 1]: largest absolute value.
     nonfinite {site: [L]}: how many entries are NaN or infinite; `residual` has L + 1.
     negative_slopes [L]: of a learned leaky ReLU, one per layer also where layers share it.
     """
@@ -39,17 +39,20 @@ def make_probe(model: Decoder) -> Callable[[Any, jax.Array], dict[str, Any]]:
         statistics = state[STATISTICS]
         block = statistics["blocks"]
         attention, mlp = block["attention"], block["mlp"]
-        counts = names.counts_by_site(statistics)
-        rms = f"{names.RMS}_{names.RESIDUAL}"
+
+        def residual(statistic: str) -> jax.Array:
+            name = f"{statistic}_{names.RESIDUAL}"
+            return jnp.append(block[name], statistics[name])
+
         fields = {
             "entropy_nats": attention[names.ENTROPY],
             "logit_max_abs": attention[names.LOGIT_MAX_ABS],
             "mlp_pre_rms": mlp[f"{names.RMS}_{names.MLP_PRE}"],
             "mlp_pre_participation": mlp[f"{names.PARTICIPATION}_{names.MLP_PRE}"],
             "mlp_post_participation": mlp[f"{names.PARTICIPATION}_{names.MLP_POST}"],
-            "residual_rms": jnp.append(block[rms], statistics[rms]),
-            "residual_max_abs": counts[names.RESIDUAL].max_abs,
-            "nonfinite": {site: found.total() for site, found in counts.items()},
+            "residual_rms": residual(names.RMS),
+            "residual_max_abs": residual(names.MAX_ABS),
+            "nonfinite": names.nonfinite_by_site(statistics, names.WATCHED),
         }
         if config.activation == "learnable_leaky_relu":
             shared = config.slope_sharing == "model"
