@@ -121,7 +121,7 @@ def test_killed_and_gone_on_with_it_ends_in_the_same_table(experimenter, minute)
     assert problems["main/too_big/seed0"]["status"] == "failed"
     assert "training.batch_size=100000000" in problems["main/too_big/seed0"]["why"]
     assert problems["main/wild/seed0"]["status"] == "diverged"
-    assert "first seen in" in problems["main/wild/seed0"]["why"]
+    assert "at step 3: first in residual of layer 0: " in problems["main/wild/seed0"]["why"]
     assert problems["main/again/seed0"]["why"].startswith("has the same config as main/sm+g/seed0")
     assert found["again"]["eval loss (nats)"] == found["sm+g"]["eval loss (nats)"]
     for name in ("too_big", "wild", "again"):
