@@ -97,6 +97,7 @@ def test_perplexity_claims(tmp_path):
     assert "+10.5%" in relu.measured
     assert "+0.1000 nats" in relu.measured
     assert "over 3 seeds" in relu.measured
+    assert relu.published == "+8.9%"  # 3.197 / 2.936
     # Pairs 0.01, -0.01, 0: mean 0, half-width 0.0248, which reaches above the tolerance.
     assert found["With LayerNorm, GELU is better than ReLU"].judgement == "undecided at this scale"
     assert found["Taking out LayerNorm costs perplexity, with GELU"].judgement == "reproduced"
@@ -130,6 +131,7 @@ def test_entropy_claims_share_one_maximum(tmp_path):
     more = found["Early layers of norm-free GELU are more overloaded than ReLU's"]
     assert more.judgement == "reproduced"
     assert "100% of the heads to 50%: +50 points" in more.measured
+    assert (early.published, more.published) == ("88%", "88% to 44%")
     overall = found["Over all layers, norm-free GELU is more overloaded"]
     assert overall.judgement == "not reproduced"
     rows = {row[0]: row for row in entropy_table(group).rows}

@@ -50,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, RunError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # a second one; the runs save and end by themselves
+        return 130
     print(results.read_text())
     print(f"report   {page}\nresults  {results}")
     if not is_done:

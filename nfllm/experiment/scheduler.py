@@ -9,15 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from nfllm.experiment.grid import Entry
 from nfllm.experiment.outcome import Outcome, read_outcome
 from nfllm.experiment.progress import GridProgress
 from nfllm.experiment.slots import Slot
 from nfllm.experiment.worker import DIVERGED
+from nfllm.training import interrupt
 
 LOGS_DIR = "logs"
 
@@ -30,7 +30,7 @@ def run_grid(
     """Trains every entry that is not finished, in order, one in each slot at a time.
 
     A run that fails does not stop the others, and is tried again by the next call. SIGINT and
-    SIGTERM interrupt the runs, which save first.
+    SIGTERM interrupt the runs, which save first; a second Ctrl-C does not wait for them.
 
     Returns:
       The outcome of each entry by name, and whether all was done (False after an interruption).
@@ -38,11 +38,11 @@ def run_grid(
     outcomes = {entry.name: read_outcome(out, entry) for entry in entries if entry.same_as is None}
     waiting = [e for e in entries if e.same_as is None and not outcomes[e.name].is_final]
     free, running = list(slots), list[_Job]()
-    with _interruption() as interrupted, GridProgress(entries, out, outcomes) as progress:
-        while (waiting and not interrupted.asked) or running:
-            while waiting and free and not interrupted.asked:
+    with interrupt.watch() as signals, GridProgress(entries, out, outcomes) as progress:
+        while (waiting and signals.signal is None) or running:
+            while waiting and free and signals.signal is None:
                 running.append(_Job(waiting.pop(0), out, free.pop(0)))
-            if interrupted.asked:
+            if signals.signal is not None:
                 for job in running:
                     job.interrupt()
             for job in [job for job in running if job.has_ended()]:
@@ -55,7 +55,7 @@ def run_grid(
     for entry in entries:
         if entry.same_as is not None:
             outcomes[entry.name] = outcomes[entry.same_as]
-    return outcomes, not interrupted.asked
+    return outcomes, signals.signal is None
 
 
 class _Job:
@@ -101,26 +101,6 @@ class _Job:
         ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         where = f"{LOGS_DIR}/{self._log.name}"
         return Outcome("failed", f"{ended}; {_last_line(self._log)} (whole log: {where})")
-
-
-class _Interruption:
-    asked = False
-
-    def note(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self.asked = True
-
-
-@contextlib.contextmanager
-def _interruption() -> Iterator[_Interruption]:
-    interruption = _Interruption()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, interruption.note) for number in numbers}
-    try:
-        yield interruption
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _last_line(log: Path) -> str:

@@ -19,6 +19,9 @@ import numpy as np
 
 from nfllm.analysis import compare_seeds, overload_share
 from nfllm.experiment.measured import GroupResults
+from nfllm.report.published import Published, find_published
+from nfllm.report.runs import notation
+from nfllm.report.tables import percent_change
 
 LOSS_TOLERANCE = math.log(1.018)  # nats
 SHARE_TOLERANCE = 0.10
@@ -58,11 +61,11 @@ def judge_claims(group: GroupResults) -> list[Verdict]:
 
 
 def _perplexity_claims(group: GroupResults) -> Iterator[Verdict]:
-    for claim, published, worse, better in (
-        ("Without LayerNorm, ReLU is better than GELU", 8.16, "sm+g", "sm+r"),
-        ("With LayerNorm, GELU is better than ReLU", 2.57, "sm+ln+r", "sm+ln+g"),
-        ("Taking out LayerNorm costs perplexity, with ReLU", 6.49, "sm+r", "sm+ln+r"),
-        ("Taking out LayerNorm costs perplexity, with GELU", 18.94, "sm+g", "sm+ln+g"),
+    for claim, worse, better in (
+        ("Without LayerNorm, ReLU is better than GELU", "sm+g", "sm+r"),
+        ("With LayerNorm, GELU is better than ReLU", "sm+ln+r", "sm+ln+g"),
+        ("Taking out LayerNorm costs perplexity, with ReLU", "sm+r", "sm+ln+r"),
+        ("Taking out LayerNorm costs perplexity, with GELU", "sm+g", "sm+ln+g"),
     ):
         a, b = group.losses(worse), group.losses(better)
         pairs = {seed: a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())}
@@ -74,7 +77,10 @@ def _perplexity_claims(group: GroupResults) -> Iterator[Verdict]:
                 f"({_interval(_percent(low), _percent(high), len(pairs))}), {mean:+.4f} nats; "
                 "tolerance 1.8%"
             )
-        yield Verdict(claim, f"{published:+.1f}%", judgement, text)
+        there, here = (_published(group, variant) for variant in (worse, better))
+        change = percent_change(there and there.perplexity, here and here.perplexity)
+        published = "" if change is None else f"{change:+.1f}%"
+        yield Verdict(claim, published, judgement, text)
 
 
 def _entropy_claims(group: GroupResults) -> Iterator[Verdict]:
@@ -102,10 +108,15 @@ def _entropy_claims(group: GroupResults) -> Iterator[Verdict]:
         f"more than half of them; M = {maximum:.3f} nats"
     )
     claim = "Early layers of norm-free GELU are overloaded"
-    yield Verdict(claim, "88%", judgement, text if gelu else "")
-    for claim, published, part in (
-        ("Early layers of norm-free GELU are more overloaded than ReLU's", "88% to 44%", early),
-        ("Over all layers, norm-free GELU is more overloaded", "58% to 24%", everywhere),
+    published = _published_overload(group, "early_overload", "sm+g")
+    yield Verdict(claim, published, judgement, text if gelu else "")
+    for claim, field, part in (
+        (
+            "Early layers of norm-free GELU are more overloaded than ReLU's",
+            "early_overload",
+            early,
+        ),
+        ("Over all layers, norm-free GELU is more overloaded", "overload", everywhere),
     ):
         gelu, relu = shares("sm+g", part), shares("sm+r", part)
         seeds = sorted(gelu.keys() & relu.keys())
@@ -117,6 +128,7 @@ def _entropy_claims(group: GroupResults) -> Iterator[Verdict]:
             if seeds
             else ""
         )
+        published = _published_overload(group, field, "sm+g", "sm+r")
         yield Verdict(claim, published, judgement, text)
 
 
@@ -231,6 +243,18 @@ _CLAIMS: tuple[Callable[[GroupResults], Iterator[Verdict]], ...] = (
     _divergence_claims,
     _cause_claims,
 )
+
+
+def _published(group: GroupResults, variant: str) -> Published | None:
+    runs = group.variants.get(variant, {})
+    model = next((run.entry.config.model for run in runs.values()), None)
+    return None if model is None else find_published(model, notation(model))
+
+
+def _published_overload(group: GroupResults, field: str, *variants: str) -> str:
+    """Published percent of heads, "88% to 44%" for two variants; empty where one is missing."""
+    shares = [getattr(_published(group, variant), field, None) for variant in variants]
+    return "" if None in shares else " to ".join(f"{share:.0f}%" for share in shares)
 
 
 def _percent(nats: float) -> str:

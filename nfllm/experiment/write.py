@@ -22,16 +22,9 @@ from nfllm.experiment.tables import (
     verdict_table,
 )
 from nfllm.experiment.verdicts import judge_claims
-from nfllm.report.entropy_sections import entropy_sections
-from nfllm.report.nonfinite_sections import nonfinite_sections
 from nfllm.report.page import Block, Rows, Section
 from nfllm.report.runs import read_runs
-from nfllm.report.training_sections import (
-    loss_sections,
-    signal_sections,
-    slope_sections,
-    spectrum_sections,
-)
+from nfllm.report.sections import figure_sections
 from nfllm.report.write import write_page
 
 REPORT_DIR = "report"
@@ -109,15 +102,7 @@ def _sections(
     if not shown:
         return
     runs = read_runs(list(dict.fromkeys(out / (e.same_as or e.name) for e in shown)))
-    for make in (
-        entropy_sections,
-        loss_sections,
-        signal_sections,
-        spectrum_sections,
-        slope_sections,
-        nonfinite_sections,
-    ):
-        yield from make(runs)
+    yield from figure_sections(runs)
 
 
 def _titled(group: GroupResults) -> str:

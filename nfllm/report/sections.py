@@ -37,15 +37,23 @@ def build_sections(runs: Sequence[Run]) -> list[Section]:
         _warning_sections,
         _result_sections,
         _difference_sections,
+        figure_sections,
+        _record_sections,
+    )
+    return [section for make in makers for section in make(runs)]
+
+
+def figure_sections(runs: Sequence[Run]) -> Iterator[Section]:
+    """Entropy, losses, signal, spectra, slopes and non-finite values, as far as recorded."""
+    for make in (
         entropy_sections,
         loss_sections,
         signal_sections,
         spectrum_sections,
         slope_sections,
         nonfinite_sections,
-        _record_sections,
-    )
-    return [section for make in makers for section in make(runs)]
+    ):
+        yield from make(runs)
 
 
 def _warning_sections(runs: Sequence[Run]) -> Iterator[Section]:
