@@ -1,5 +1,7 @@
 """Which matrix products the training step consists of, and in which types they are computed."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +40,7 @@ def test_tiles_never_form_whole_logits():
         for rows in (None, 24)
     )
     rows_of = {
-        name: {p.result.shape[0] for p in found if p.result.shape[-1] == VOCAB_SIZE}
+        name: {math.prod(p.result.shape[:-1]) for p in found if p.result.shape[-1] == VOCAB_SIZE}
         for name, found in (("whole", whole), ("tiled", tiled))
     }
     # 8 sequences of 12 tokens.
