@@ -19,6 +19,7 @@ from nfllm.config import Config  # noqa: E402
 from nfllm.data.batches import Batch  # noqa: E402
 from nfllm.model.attention import Attention  # noqa: E402
 from nfllm.model.decoder import Decoder  # noqa: E402
+from nfllm.training import objective  # noqa: E402
 from nfllm.training import step as training_step  # noqa: E402
 from nfllm.training.optimizer import make_optimizer  # noqa: E402
 from nfllm.training.parallel import Parallel, configure_devices  # noqa: E402
@@ -172,7 +173,7 @@ def _ablated(ablation: str) -> Any:
         def loss(_head: object, x_BTD: jax.Array, *_: object) -> jax.Array:
             return jnp.sum(x_BTD, dtype=jnp.float32)
 
-        return mock.patch.object(training_step, "next_token_loss_from_features", loss)
+        return mock.patch.object(objective, "next_token_loss_from_features", loss)
     if ablation == "no attention":
         # Its four matrices stay; only what lies between them goes.
         return mock.patch.object(Attention, "_mix", lambda self, q, k, v, rows: v)
