@@ -43,7 +43,10 @@ class Trainer:
     def run(self, run, *options, **changes):
         """Exit code, standard output and standard error."""
         process = self.start(run, *options, **changes)
-        out, err = process.communicate(timeout=TIMEOUT_SECONDS)
+        try:
+            out, err = process.communicate(timeout=TIMEOUT_SECONDS)
+        finally:
+            process.kill()  # of a run that took too long
         return process.returncode, out, err
 
     def start_pair(self, run, of_second=None, **changes):
@@ -64,7 +67,11 @@ class Trainer:
     def run_pair(self, run, of_second=None, **changes):
         """Exit code, standard output and standard error of each."""
         pair = self.start_pair(run, of_second, **changes)
-        ended = [process.communicate(timeout=TIMEOUT_SECONDS) for process in pair]
+        try:
+            ended = [process.communicate(timeout=TIMEOUT_SECONDS) for process in pair]
+        finally:
+            for process in pair:
+                process.kill()
         return [(p.returncode, *texts) for p, texts in zip(pair, ended, strict=True)]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from logging import WARNING, LogRecord
 from types import TracebackType
 from typing import Any
 
@@ -58,6 +59,8 @@ class Checkpoints:
         )
 
     def __enter__(self) -> Checkpoints:
+        # At all times: a thread may fail after `save` has returned and before anybody waits.
+        logging.get_absl_logger().addFilter(_is_not_from_orbax)
         return self
 
     def __exit__(
@@ -66,8 +69,12 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with contextlib.suppress(Exception) if error else self._explained("the newest checkpoint"):
-            self._manager.close()
+        told = contextlib.suppress(Exception) if error else self._explained("the newest checkpoint")
+        try:
+            with told:
+                self._manager.close()
+        finally:
+            logging.get_absl_logger().removeFilter(_is_not_from_orbax)
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints there are, oldest first."""
@@ -111,8 +118,7 @@ class Checkpoints:
     @contextlib.contextmanager
     def _explained(self, what: str) -> Iterator[None]:
         try:
-            with _quiet():
-                yield
+            yield
         except Exception as error:  # of whatever kind the storage raises
             raise RunError(
                 f"{what} could not be written into {self._directory} ({_reason(error)}); earlier "
@@ -219,15 +225,9 @@ def _reason(error: BaseException) -> str:
     return text if len(text) <= 240 else f"{text[:80]} ... {text[-155:]}"
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Orbax's threads from printing tracebacks of errors that reach us as well."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.FATAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
+def _is_not_from_orbax(record: LogRecord) -> bool:
+    """Leaves out what Orbax and its threads log of errors that reach us as well."""
+    return record.levelno < WARNING or "orbax" not in record.pathname
 
 
 @jax.jit
