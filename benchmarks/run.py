@@ -1,13 +1,13 @@
 """Speed of the training step against the machine's own limit and against torch.
 
-    python benchmarks/run.py [--quick] [--workload NAME] [--no-peers] [--json FILE]
+    python benchmarks/run.py [--rounds N | --quick] [--workload NAME] [--no-peers] [--json FILE]
 
 One process calls in turns: a matrix product for the peak, a memory copy, a step of each variant,
 the step with parts left out, the step with telemetry, each implementation of attention, and steps
 of Hugging Face GPT-2 where torch and transformers are installed. A busy machine slows all alike:
 read the ratios. Processes of their own measure peak memory, the input pipeline and the first step.
 
-20 warm and 100 timed rounds; --quick: 1 and 3. The workload is a small model on a CPU and GPT-2
+100 timed rounds after 20 to warm up, or --rounds N after N / 5; --quick: 3 after 1. The workload is a small model on a CPU and GPT-2
 124M elsewhere, in the default type: float32 on a CPU, bfloat16 elsewhere.
 FLOPs are counted by formula (`step_flops`), never from the compiler, which counts a loop body once.
 """
@@ -60,7 +60,8 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
         model = {"attention_implementation": name}
         jobs[f"{name} attention"] = variant(workload, REFERENCE, model=model).step
     peers = {} if options.no_peers else make_peers(workload, os.cpu_count() or 1)
-    timings = interleave(jobs | peers, *((1, 3) if options.quick else (20, 100)))
+    rounds = 3 if options.quick else options.rounds
+    timings = interleave(jobs | peers, warm=max(1, rounds // 5), timed=rounds)
 
     peak = operations / timings["matrix product"].quartiles()[1]
     step = timings[REFERENCE]
@@ -170,6 +171,7 @@ def in_child(name: str, arguments: list[str]) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few rounds: does it run?")
+    parser.add_argument("--rounds", type=int, default=100, help="how often each job is timed")
     parser.add_argument(
         "--workload",
         choices=["small", "small_1024", "gpt2", "gpt2_1024"],
