@@ -7,8 +7,9 @@ the step with parts left out, the step with telemetry, each implementation of at
 of Hugging Face GPT-2 where torch and transformers are installed. A busy machine slows all alike:
 read the ratios. Processes of their own measure peak memory, the input pipeline and the first step.
 
-100 timed rounds after 20 to warm up, or --rounds N after N / 5; --quick: 3 after 1. The workload is a small model on a CPU and GPT-2
-124M elsewhere, in the default type: float32 on a CPU, bfloat16 elsewhere.
+100 timed rounds after 20 to warm up, or --rounds N after N / 5; --quick: 3 after 1. The workload is
+a small model on a CPU and GPT-2 124M elsewhere, in the default type: float32 on a CPU, bfloat16
+elsewhere.
 FLOPs are counted by formula (`step_flops`), never from the compiler, which counts a loop body once.
 """
 
