@@ -156,7 +156,9 @@ class Trainer:
 def _forward(eval_step: Callable[..., Any]) -> Callable[..., Any]:
     """A step that only computes the loss, micro-batch by micro-batch as the training step does."""
 
-    def step(state: Any, tokens_ABT: Any, labels_ABT: Any, *, axis_name: str | None = None) -> Any:
+    def step(
+        state: Any, tokens_ABT: Any, labels_ABT: Any, *_: Any, axis_name: str | None = None
+    ) -> Any:
         losses = jax.lax.map(
             lambda batch: eval_step(state.params, *batch, axis_name=axis_name).loss_nats,
             (tokens_ABT, labels_ABT),
