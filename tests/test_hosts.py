@@ -54,9 +54,10 @@ def _assert_same_numbers(run, expected):
         np.testing.assert_allclose(found[1], wanted[1], rtol=3e-6, err_msg=field)
 
 
-def test_two_processes_train_as_one(trainer, one_process):
-    run = trainer.folder / "two"
-    (first, second) = trainer.run_pair(run, **RUN)
+@pytest.mark.parametrize("strategy", ["pmap", "fsdp"])
+def test_two_processes_train_as_one(trainer, one_process, strategy):
+    run = trainer.folder / f"two_{strategy}"
+    (first, second) = trainer.run_pair(run, parallel__strategy=strategy, **RUN)
     assert (first[0], second[0]) == (0, 0), (first, second)
     _assert_same_numbers(run, one_process)
     # Only the first process tells anything, and writes the report.
@@ -65,7 +66,7 @@ def test_two_processes_train_as_one(trainer, one_process):
     assert len(read_metrics(run).rows["event"]) == 2
 
 
-def test_a_checkpoint_of_one_process_goes_on_in_two_that_share_the_parameters(trainer, one_process):
+def test_a_checkpoint_of_one_process_goes_on_in_two(trainer, one_process):
     run = trainer.folder / "elastic_two"
     _copy_at_step_6(one_process, run)
     (first, second) = trainer.run_pair(run, parallel__strategy="fsdp", **RUN)
