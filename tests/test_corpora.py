@@ -317,9 +317,9 @@ def test_codeparrot_reads_both_repositories_and_prepares_each_once(tmp_path, mon
     assert not (tmp_path / "huggingface_course__codeparrot_ds_train").exists()
 
 
-def test_default_directory_is_in_the_users_cache(monkeypatch):
+def test_default_directory_is_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "/scratch/cache")
     assert str(corpora.default_data_dir()) == "/scratch/cache/nfllm"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert str(corpora.default_data_dir()) == "/home/somebody/.cache/nfllm"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert str(corpora.default_data_dir()) == str(tmp_path / ".cache" / "nfllm")
