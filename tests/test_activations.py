@@ -104,3 +104,14 @@ def test_type_is_kept(name, dtype):
     x = jnp.asarray([-1.0, 0.5], dtype)
     for coefficient in (0.1, jnp.float32(0.1)):
         assert ACTIVATIONS[name](x, coefficient).dtype == dtype
+
+
+def test_gelu_is_computed_in_float32_and_keeps_its_input_alone():
+    x = jnp.asarray(np.linspace(-4.0, 4.0, 161), jnp.bfloat16)
+    y, backward = jax.vjp(lambda x: ACTIVATIONS["gelu"](x, 0.0), x)
+    exact = np.asarray(x, np.float64)
+    # Half a unit in the last place of bfloat16. The sum 1 + erf in bfloat16 is off by half at -3.
+    np.testing.assert_allclose(
+        y.astype(jnp.float32), exact * normal_cdf(exact), rtol=2**-8, atol=1e-6
+    )
+    assert [(kept.shape, kept.dtype) for kept in jax.tree.leaves(backward)] == [(x.shape, x.dtype)]

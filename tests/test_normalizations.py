@@ -102,3 +102,11 @@ def test_sixteen_bit_inputs_are_normalized_in_float32(name):
     assert y.dtype == jnp.float16
     expected = formula(name, *jax.tree.map(np.float64, (x, params)), 1e-5)
     np.testing.assert_allclose(y, expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["layernorm", "rmsnorm"])
+def test_input_and_scale_are_all_that_is_kept_for_the_derivative(name):
+    x = jnp.ones((2, 3, WIDTH))
+    params = {"params": random_parameters(name)}
+    _, backward = jax.vjp(module(name).apply, params, x)
+    assert sum(kept.size for kept in jax.tree.leaves(backward)) == x.size + WIDTH

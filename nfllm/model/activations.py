@@ -1,6 +1,7 @@
 """The registry of activations: each a function of the pre-activation and one coefficient."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,19 @@ Coefficient = jax.Array | float
 
 
 def gelu(x: jax.Array, _: Coefficient) -> jax.Array:
-    """X Φ(x), with the exact error function (arXiv 1606.08415, section 2)."""
-    return jax.nn.gelu(x, approximate=False)
+    """X Φ(x) = x/2 (1 + erf(x / sqrt(2))), the exact GELU (arXiv 1606.08415, section 2).
+
+    Computed in float32, within 1.1e-6 of the true value, as in PyTorch.
+    """
+    return _gelu(x)
+
+
+# Not `jax.nn.gelu`, whose erfc is closer where x is large but twice as slow on a CPU. Of its
+# intermediates only x, in its own type, needs to be kept for the derivative.
+@partial(jax.checkpoint, prevent_cse=False)
+def _gelu(x: jax.Array) -> jax.Array:
+    x32 = x.astype(jnp.float32)
+    return (0.5 * x32 * (1.0 + jax.lax.erf(x32 * 0.5**0.5))).astype(x.dtype)
 
 
 def gelu_tanh(x: jax.Array, _: Coefficient) -> jax.Array:
