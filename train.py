@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "runs/default", "The run directory.")
+_REPORT = flags.DEFINE_bool("report", True, "Whether to write the report when training has ended.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 of several.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
@@ -73,7 +74,8 @@ def _summarize(config: Config, workdir: str, result: FitResult) -> None:
         ceiling = causal_entropy_ceiling(config.model.context_length)
         shades = UNICODE_SHADES if "utf" in sys.stdout.encoding.lower() else ASCII_SHADES
         print(entropy_text(result.entropy_LH, ceiling, shades=shades))
-    print(f"report      {write_report([workdir], epath.Path(workdir) / REPORT_DIR)}")
+    if _REPORT.value:
+        print(f"report      {write_report([workdir], epath.Path(workdir) / REPORT_DIR)}")
 
 
 if __name__ == "__main__":

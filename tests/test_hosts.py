@@ -60,7 +60,7 @@ def test_two_processes_train_as_one(trainer, one_process, strategy):
     (first, second) = trainer.run_pair(run, parallel__strategy=strategy, **RUN)
     assert (first[0], second[0]) == (0, 0), (first, second)
     _assert_same_numbers(run, one_process)
-    # Only the first process tells anything, and writes the report.
+    # Only the first process tells anything.
     assert "evaluation  loss" in first[1]
     assert "loss" not in second[1]
     assert len(read_metrics(run).rows["event"]) == 2

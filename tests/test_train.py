@@ -33,7 +33,7 @@ LONG = {
 @pytest.fixture(scope="module")
 def uninterrupted(trainer):
     run = trainer.folder / "uninterrupted"
-    code, out, err = trainer.run(run, **LONG)
+    code, out, err = trainer.run(run, "--report", **LONG)
     assert code == 0, err
     return run, out
 
@@ -79,6 +79,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(trainer, uninterrupted):
     code, out, err = trainer.run(run, **LONG)
     assert code == 0, err
     assert "resumed at step" in out
+    assert "report" not in out and not (run / "report").exists()
     assert_same_run(run, uninterrupted[0])
 
 

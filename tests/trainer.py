@@ -18,7 +18,10 @@ TIMEOUT_SECONDS = 300
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """Commands that share a corpus, its prepared data and compiled programs."""
+    """Commands that share a corpus, its prepared data and compiled programs.
+
+    They write no report, which takes as long as their training, unless `--report` is an option.
+    """
 
     folder: Path
     cache: Path
@@ -27,7 +30,8 @@ class Trainer:
         flags = {"parallel__cpu_devices": 2, "training__compilation_cache": str(self.cache)}
         config = tiny_flags(self.folder / "corpus", self.folder / "data", **(flags | changes))
         changed = [f"--config.{key}={value}" for key, value in config.items()]
-        return [sys.executable, str(ROOT / "train.py"), "--workdir", str(run), *changed, *options]
+        command = [sys.executable, str(ROOT / "train.py"), "--noreport", "--workdir", str(run)]
+        return [*command, *changed, *options]
 
     def start(self, run, *options, **changes):
         environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}

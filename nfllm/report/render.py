@@ -81,7 +81,8 @@ def _save(figure: Figure, form: str, **options: Any) -> bytes:
 
 def _settle(figure: Figure) -> None:
     """Lays the figure out for good: once for all formats, and with a second pass that it needs."""
-    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
-        figure.draw_without_rendering()
-        figure.draw_without_rendering()
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
+        engine.execute(figure)
+        engine.execute(figure)
         figure.set_layout_engine("none")
