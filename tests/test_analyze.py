@@ -56,7 +56,8 @@ def test_streaming_equals_one_pass(
     batches = [SEQUENCES[:4], SEQUENCES[4:]]
     streamed = analyze(*model_and_params, batches, [*METRICS, CLASSES])
     assert set(streamed) == {*METRICS, "class_responses"}
-    # Within a batch sums are float32, and matrix products depend on the number of rows.
+    # Within a batch sums are float32, and matrix products depend on the number of rows; small
+    # differences of eigenvalues show it most.
     spectra = {"effective_rank", "spectra", "head_diversity"}
     for name in streamed:
         # The moments of a statistic that varies little hold differences of rounded numbers.
@@ -64,7 +65,7 @@ def test_streaming_equals_one_pass(
         if isinstance(whole, analysis.Moments):
             result = (result.mean, result.std(), result.minimum, result.maximum)
             whole = (whole.mean, whole.std(), whole.minimum, whole.maximum)
-        assert_close({name: result}, {name: whole}, 1e-5 if name in spectra else 1e-6)
+        assert_close({name: result}, {name: whole}, 5e-5 if name in spectra else 1e-6)
 
 
 def test_results_are_those_of_the_captured_arrays(

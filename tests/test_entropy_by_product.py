@@ -7,7 +7,8 @@ from lowered import lowered_step
 from random_model import random_model
 from training_parts import make_parts, random_batch, small_config
 
-from nfllm.analysis import attention_entropy
+from nfllm.analysis import attention_entropy, attention_entropy_from_logits
+from nfllm.model.attention import _entropy_by_product
 from nfllm.model.capture import capture
 from nfllm.training.parallel import Parallel
 
@@ -80,3 +81,12 @@ def test_no_map_of_queries_and_keys_is_kept_for_it():
 
     one_map = 4 * 8 * 2 * 128 * 128
     assert temporary_bytes(True) < temporary_bytes(False) + one_map / 4
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 1e5])
+def test_masked_and_infinite_logits_count_for_nothing(scale):
+    logits = scale * np.random.default_rng(0).normal(size=(2, 3, 9, 9)).astype(np.float32)
+    logits[..., 4, 3] = -np.inf  # as float16 gives
+    logits = np.where(np.tril(np.ones((9, 9), bool)), logits, np.finfo(np.float32).min)
+    entropy = _entropy_by_product(jax.numpy.asarray(logits), jax.nn.softmax(logits))
+    np.testing.assert_allclose(entropy, attention_entropy_from_logits(logits), atol=2e-6)

@@ -50,6 +50,7 @@ def with_architecture(config: ModelConfig, architecture: str) -> ModelConfig:
     return dataclasses.replace(config, architecture=architecture, rotary_fraction=fraction)
 
 
+@functools.cache
 def shapes_of(config: ModelConfig, vocab_size: int = VOCAB_SIZE) -> dict:
     model = Decoder(config, vocab_size)
     tokens_BT = jnp.zeros((1, 1), jnp.int32)
@@ -58,6 +59,8 @@ def shapes_of(config: ModelConfig, vocab_size: int = VOCAB_SIZE) -> dict:
 
 def random_params(config: ModelConfig, seed: int = 0) -> dict:
     """Far from the initial values, which would hide most mistakes."""
+    if config.activation != "learnable_leaky_relu":
+        config = dataclasses.replace(config, activation="relu")  # the others have no parameter
     generator = np.random.default_rng(seed)
     return jax.tree.map(
         lambda leaf: generator.normal(0.0, 0.5, leaf.shape).astype(np.float32), shapes_of(config)

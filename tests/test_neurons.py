@@ -91,6 +91,15 @@ def test_weight_decay_curve_of_several_slopes() -> None:
         analysis.weight_decay_curve(1.0, [[0.1]], 0.1)
 
 
+@pytest.mark.parametrize("width", [3, 256, 515])
+def test_covariances_of_any_width(width: int) -> None:
+    x = np.random.default_rng(0).normal(2.0, 1.0, (2, 40, width)).astype(np.float32)
+    covariance = Covariance.of(x).covariance()
+    expected = [np.cov(layer, rowvar=False, bias=True, dtype=np.float64) for layer in x]
+    np.testing.assert_allclose(covariance, expected, atol=2e-6)
+    np.testing.assert_array_equal(covariance, np.swapaxes(covariance, -1, -2))
+
+
 def test_spectra_of_diagonal_covariances() -> None:
     covariance = np.stack([np.eye(4), np.diag([1.0, 0, 0, 0]), np.diag([3.0, 1, 0, 0])])
     np.testing.assert_allclose(analysis.participation_ratio(covariance), [4, 1, 1.6], rtol=1e-6)

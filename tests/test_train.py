@@ -79,7 +79,8 @@ def test_sigterm_saves_and_the_same_command_goes_on(trainer, uninterrupted):
     code, out, err = trainer.run(run, **LONG)
     assert code == 0, err
     assert "resumed at step" in out
-    assert "report" not in out and not (run / "report").exists()
+    assert "report" not in out
+    assert not (run / "report").exists()
     assert_same_run(run, uninterrupted[0])
 
 

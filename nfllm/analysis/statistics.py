@@ -35,6 +35,10 @@ from nfllm.analysis.arrays import (
 )
 
 
+# Narrower products are too small to be fast.
+_SMALLEST_BLOCK = 128
+
+
 class Mergeable(Protocol):
     """What all states share."""
 
@@ -276,10 +280,8 @@ class Covariance(NamedTuple):
         x = x.reshape(*x.shape[:keep], -1, x.shape[-1])
         mean = jnp.mean(x, axis=-2)
         deviation = x - mean[..., None, :]
-        scatter = jnp.einsum(
-            "...nf,...ng->...fg", deviation, deviation, precision=jax.lax.Precision.HIGHEST
-        )
-        return cls(jnp.full(x.shape[:keep], x.shape[-2], jnp.float32), mean, scatter)
+        size = jnp.full(x.shape[:keep], x.shape[-2], jnp.float32)
+        return cls(size, mean, _sum_of_outer_products(deviation))
 
     def merge(self, other: Covariance) -> Covariance:
         """The state of both."""
@@ -296,3 +298,22 @@ class Covariance(NamedTuple):
     def covariance(self) -> jax.Array:
         """`[..., F, F]`, the scatter divided by the number of vectors."""
         return self.scatter / self.size[..., None, None]
+
+
+def _sum_of_outer_products(x: jax.Array) -> jax.Array:
+    """X.T @ x, `[..., N, F]` -> `[..., F, F]`, of which what the symmetry gives is not computed."""
+    width = x.shape[-1]
+    if width <= 2 * _SMALLEST_BLOCK:
+        return _product(x, x)
+    left, right = x[..., : width // 2], x[..., width // 2 :]
+    corner = _product(left, right)
+    return jnp.block(
+        [
+            [_sum_of_outer_products(left), corner],
+            [jnp.swapaxes(corner, -1, -2), _sum_of_outer_products(right)],
+        ]
+    )
+
+
+def _product(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.einsum("...nf,...ng->...fg", x, y, precision=jax.lax.Precision.HIGHEST)

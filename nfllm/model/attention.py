@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from nfllm.analysis.online_entropy import attention_entropy_from_logits
 from nfllm.config import ModelConfig
 from nfllm.model import intermediates as names
 from nfllm.model.attention_implementation import choose_implementation
@@ -60,12 +59,13 @@ class Attention(nn.Module):
         logits_BHTS = self._logits(q_BTHK, k_BTHK)
         probs_BHTS = jax.nn.softmax(logits_BHTS)
         record(self, names.ATTENTION_PROBS, probs_BHTS)
-        record_statistic(
-            self,
-            names.ENTROPY,
-            lambda: _entropy_by_product(logits_BHTS, probs_BHTS).mean((0, 2)),
-            collection=names.BY_PRODUCTS,
-        )
+        for collection in (names.STATISTICS, names.BY_PRODUCTS):
+            record_statistic(
+                self,
+                names.ENTROPY,
+                lambda: _entropy_by_product(logits_BHTS, probs_BHTS).mean((0, 2)),
+                collection,
+            )
         if dropout_rows_B is not None:
             key = self.make_rng("dropout")
             probs_BHTS = dropout(probs_BHTS, self.config.attention_dropout, key, dropout_rows_B)
@@ -99,11 +99,6 @@ class Attention(nn.Module):
         record(self, names.ATTENTION_LOGITS, logits_BHTS, where=visible_11TS)
         record_statistic(
             self,
-            names.ENTROPY,
-            lambda: attention_entropy_from_logits(logits_BHTS, block_size=length).mean((0, 2)),
-        )
-        record_statistic(
-            self,
             names.LOGIT_MAX_ABS,
             lambda: jnp.where(visible_11TS, jnp.abs(scores), 0).max((0, 2, 3)),
         )
@@ -131,4 +126,6 @@ def _entropy_by_product(logits_BHTS: jax.Array, probs_BHTS: jax.Array) -> jax.Ar
     logits_BHTS, probs_BHTS = jax.lax.stop_gradient((logits_BHTS, probs_BHTS))
     distance_BHTS = logits_BHTS - jnp.max(logits_BHTS, axis=-1, keepdims=True)
     log_sum_BHT = jnp.log(jnp.sum(jnp.exp(distance_BHTS), axis=-1))
-    return log_sum_BHT - jnp.sum(probs_BHTS * distance_BHTS, axis=-1)
+    # A logit of -Inf, as float16 can give, has probability 0 and an infinite distance.
+    weighted_BHTS = jnp.where(probs_BHTS == 0, 0.0, probs_BHTS * distance_BHTS)
+    return log_sum_BHT - jnp.sum(weighted_BHTS, axis=-1)
