@@ -34,7 +34,6 @@ from nfllm.analysis.arrays import (
     is_concrete,
 )
 
-
 # Narrower products are too small to be fast.
 _SMALLEST_BLOCK = 128
 
