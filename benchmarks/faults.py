@@ -46,7 +46,7 @@ class Faults:
         make_corpus(folder / "corpus")
         self.folder = folder
         self.random = random.Random(seed)
-        self.trainer = Trainer(folder, folder / "compiled")
+        self.trainer = Trainer(folder, folder / "compiled", optimized=True)
         self.undisturbed = folder / "undisturbed"
         self.end(self.undisturbed)
 

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 # `configs/` is not part of the installed package: a script in the root finds it, and so do tests.
 sys.path.insert(0, str(ROOT))
 
-# Programs of tests run for milliseconds and are optimised for seconds. Those of tests that start
-# `train.py`, and where `.ci/run` compares with what others computed, are compiled as users' are.
+# Programs of tests run for milliseconds and are optimised for seconds. Those of `test_train.py` are
+# compiled as users' are, and all where `.ci/run` compares with what others computed.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 jax.config.update("jax_platforms", "cpu")

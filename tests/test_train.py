@@ -19,7 +19,7 @@ STEPS = 300
 def trainer(tmp_path_factory, compilation_cache):
     folder = tmp_path_factory.mktemp("train")
     make_corpus(folder / "corpus")
-    return Trainer(folder, compilation_cache)
+    return Trainer(folder, compilation_cache, optimized=True)
 
 
 LONG = {

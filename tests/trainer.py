@@ -21,10 +21,12 @@ class Trainer:
     """Commands that share a corpus, its prepared data and compiled programs.
 
     They write no report, which takes as long as their training, unless `--report` is an option.
+    Where `optimized`, programs are compiled as users' are, else as those of other tests.
     """
 
     folder: Path
     cache: Path
+    optimized: bool = False
 
     def command(self, run, *options, **changes):
         flags = {"parallel__cpu_devices": 2, "training__compilation_cache": str(self.cache)}
@@ -34,7 +36,7 @@ class Trainer:
         return [*command, *changed, *options]
 
     def start(self, run, *options, **changes):
-        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+        environment = os.environ | ({"XLA_FLAGS": ""} if self.optimized else {})
         return subprocess.Popen(
             self.command(run, *options, **changes),
             stdout=subprocess.PIPE,
