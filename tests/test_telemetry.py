@@ -6,6 +6,7 @@ from training_parts import make_parts, random_batch, small_config
 
 from nfllm.analysis import attention_entropy
 from nfllm.model.capture import capture
+from nfllm.model.intermediates import BY_PRODUCTS, STATISTICS
 from nfllm.training.parallel import Parallel
 from nfllm.training.telemetry import make_probe
 
@@ -93,14 +94,10 @@ def test_without_telemetry_nothing_of_it_is_computed():
 
     assert "stablehlo.log " not in lowered(False)
     assert "tensor<64x64xf32>" not in lowered(False)
-    forward = (
-        jax.jit(
-            lambda params: parts.model.apply({"params": params}, tokens_BT, mutable=["statistics"])[
-                1
-            ]
-        )
-        .lower(params)
-        .as_text()
-    )
+
+    def collected(params):
+        return parts.model.apply({"params": params}, tokens_BT, mutable=[STATISTICS, BY_PRODUCTS])[1]
+
+    forward = jax.jit(collected).lower(params).as_text()
     assert "stablehlo.log " in forward
     assert "tensor<64x64xf32>" in forward

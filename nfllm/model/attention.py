@@ -59,13 +59,12 @@ class Attention(nn.Module):
         logits_BHTS = self._logits(q_BTHK, k_BTHK)
         probs_BHTS = jax.nn.softmax(logits_BHTS)
         record(self, names.ATTENTION_PROBS, probs_BHTS)
-        for collection in (names.STATISTICS, names.BY_PRODUCTS):
-            record_statistic(
-                self,
-                names.ENTROPY,
-                lambda: _entropy_by_product(logits_BHTS, probs_BHTS).mean((0, 2)),
-                collection,
-            )
+        record_statistic(
+            self,
+            names.ENTROPY,
+            lambda: _entropy_by_product(logits_BHTS, probs_BHTS).mean((0, 2)),
+            collection=names.BY_PRODUCTS,
+        )
         if dropout_rows_B is not None:
             key = self.make_rng("dropout")
             probs_BHTS = dropout(probs_BHTS, self.config.attention_dropout, key, dropout_rows_B)

@@ -4,7 +4,7 @@ All are `sow`: nothing is computed, or even traced, unless the caller makes the 
 `INTERMEDIATES` holds whole tensors, for analysis. `STATISTICS` holds what is left of them after a
 reduction on the device, for telemetry while training; `COUNTS` what is not finite of every tensor,
 for the diagnosis of a step. `BY_PRODUCTS` holds the few reductions that are cheap enough for the
-training step itself.
+training step itself; telemetry reads them too.
 """
 
 from collections.abc import Callable, Mapping, Sequence

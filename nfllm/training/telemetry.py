@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from nfllm.model import intermediates as names
 from nfllm.model.decoder import Decoder
-from nfllm.model.intermediates import STATISTICS
+from nfllm.model.intermediates import BY_PRODUCTS, STATISTICS
 
 
 def make_probe(model: Decoder) -> Callable[[Any, jax.Array], dict[str, Any]]:
@@ -34,7 +34,10 @@ def make_probe(model: Decoder) -> Callable[[Any, jax.Array], dict[str, Any]]:
     @jax.jit
     def probe(params: Any, tokens_BT: jax.Array) -> dict[str, Any]:
         _, state = model.apply(
-            {"params": params}, tokens_BT, mutable=[STATISTICS], method=model.features
+            {"params": params},
+            tokens_BT,
+            mutable=[STATISTICS, BY_PRODUCTS],
+            method=model.features,
         )
         statistics = state[STATISTICS]
         block = statistics["blocks"]
@@ -45,7 +48,7 @@ def make_probe(model: Decoder) -> Callable[[Any, jax.Array], dict[str, Any]]:
             return jnp.append(block[name], statistics[name])
 
         fields = {
-            "entropy_nats": attention[names.ENTROPY],
+            "entropy_nats": state[BY_PRODUCTS]["blocks"]["attention"][names.ENTROPY],
             "logit_max_abs": attention[names.LOGIT_MAX_ABS],
             "mlp_pre_rms": mlp[f"{names.RMS}_{names.MLP_PRE}"],
             "mlp_pre_participation": mlp[f"{names.PARTICIPATION}_{names.MLP_PRE}"],
