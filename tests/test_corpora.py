@@ -283,14 +283,11 @@ def test_codeparrot_reads_both_repositories_and_prepares_each_once(tmp_path, mon
 
             def _split_generators(self, dl_manager):
                 valid = hf_repo_id.endswith("valid")
-                return {
-                    "validation" if valid else "train": (
-                        (i, {"content": f"{hf_repo_id} {i}", "license": "mit"}) for i in range(3)
-                    )
-                }
+                return {"validation" if valid else "train": self._generate_examples()}
 
             def _generate_examples(self):
-                raise NotImplementedError
+                for i in range(3):
+                    yield i, {"content": f"{hf_repo_id} {i}", "license": "mit"}
 
         return Hub(data_dir=data_dir, file_format=file_format)
 
