@@ -96,7 +96,8 @@ def test_without_telemetry_nothing_of_it_is_computed():
     assert "tensor<64x64xf32>" not in lowered(False)
 
     def collected(params):
-        return parts.model.apply({"params": params}, tokens_BT, mutable=[STATISTICS, BY_PRODUCTS])[1]
+        mutable = [STATISTICS, BY_PRODUCTS]
+        return parts.model.apply({"params": params}, tokens_BT, mutable=mutable)[1]
 
     forward = jax.jit(collected).lower(params).as_text()
     assert "stablehlo.log " in forward
