@@ -15,9 +15,13 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # configs/ is not part of the installed package
 
 from configs.default import get_config  # noqa: E402
-from nfllm.config import Config  # noqa: E402
+from nfllm.config import Config, ModelConfig  # noqa: E402
 from nfllm.data.batches import Batch  # noqa: E402
 from nfllm.model.attention import Attention  # noqa: E402
+from nfllm.model.attention_implementation import (  # noqa: E402
+    choose_implementation,
+    queries_per_block,
+)
 from nfllm.model.decoder import Decoder  # noqa: E402
 from nfllm.training import objective  # noqa: E402
 from nfllm.training import step as training_step  # noqa: E402
@@ -178,8 +182,16 @@ def _ablated(ablation: str) -> Any:
         return mock.patch.object(objective, "next_token_loss_from_features", loss)
     if ablation == "no attention":
         # Its four matrices stay; only what lies between them goes.
-        return mock.patch.object(Attention, "_mix", lambda self, q, k, v, rows: v)
+        return mock.patch.object(Attention, "_mix", lambda self, q, k, v, *_: v)
     return mock.patch.dict({})
+
+
+def other_attention(model: ModelConfig) -> list[str]:
+    """The implementations of attention that run here, and are not what `auto` is."""
+    names = ["xla"] + ["cudnn"] * (jax.default_backend() == "gpu")
+    if queries_per_block(model.context_length) < model.context_length:
+        names += ["explicit", "blocks"]
+    return [name for name in names if name != choose_implementation(model)]
 
 
 def matrix_product(workload: Workload) -> tuple[Job, float]:

@@ -49,9 +49,10 @@ def get_config() -> ConfigDict:
     model.init_std = 0.02  # standard deviation of embeddings and matrices at the start
     # width: block matrices start at init_std * sqrt(768 / embed_dim); none: at init_std
     model.init_std_scaling = "width"
-    # explicit: the only one with float16 products that overflow as in the paper's code. xla, cudnn:
-    # jax.nn.dot_product_attention; cudnn is for 16-bit types on an NVIDIA GPU, and keeps no [T, T]
-    # map. Analysis and telemetry always take explicit. auto: what measured fastest (README, Speed)
+    # explicit: whole [T, T] maps. blocks: the same for some queries at a time, with the keys they
+    # see. xla, cudnn: jax.nn.dot_product_attention, whose float16 does not overflow as that of the
+    # paper's code; cudnn, for 16-bit types on an NVIDIA GPU, keeps no [T, T] map. Analysis and
+    # telemetry always take explicit. auto: what measured fastest (README, Speed)
     model.attention_implementation = "auto"
     model.scan_layers = (
         False  # compile one block and loop over it: fast compilation for many layers

@@ -8,6 +8,8 @@ import hypothesis
 import jax
 import pytest
 
+from nfllm.model import attention_implementation
+
 ROOT = Path(__file__).parents[1]
 # `configs/` is not part of the installed package: a script in the root finds it, and so do tests.
 sys.path.insert(0, str(ROOT))
@@ -42,3 +44,9 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return directory
+
+
+@pytest.fixture
+def blocks_of_five_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention in blocks: of twelve positions, two whole ones and a shorter one."""
+    monkeypatch.setattr(attention_implementation, "_FEWEST_QUERIES", 5)

@@ -1,6 +1,7 @@
 """The formulations of attention give the same numbers, as different programs."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,11 @@ from random_model import random_model
 from training_parts import make_parts, random_batch, small_config
 
 from nfllm.config import ConfigError
-from nfllm.model.attention_implementation import check_implementation
+from nfllm.model.attention_implementation import (
+    check_implementation,
+    choose_implementation,
+    queries_per_block,
+)
 from nfllm.model.capture import capture
 from nfllm.training.loss import next_token_loss
 from nfllm.training.telemetry import make_probe
@@ -29,6 +34,8 @@ def _loss_and_gradients(implementation, **model):
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
+@pytest.mark.usefixtures("blocks_of_five_queries")
+@pytest.mark.parametrize("implementation", ["blocks", "xla"])
 @pytest.mark.parametrize(
     "model",
     [
@@ -38,22 +45,47 @@ def _loss_and_gradients(implementation, **model):
     ],
     ids=str,
 )
-def test_xla_gives_the_loss_and_the_gradients_of_the_explicit_form(model):
+def test_loss_and_gradients_are_those_of_the_explicit_form(implementation, model):
     expected = _loss_and_gradients("explicit", **model)
-    found = _loss_and_gradients("xla", **model)
+    found = _loss_and_gradients(implementation, **model)
     found, expected = (
         np.concatenate([*map(np.ravel, jax.tree.leaves(tree))]) for tree in (found, expected)
     )
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7 * np.abs(expected).max())
 
 
-def test_the_option_changes_the_program_and_auto_is_explicit():
-    auto, explicit, xla = (
-        lowered_step(small_config(model={"attention_implementation": name}))
-        for name in ("auto", "explicit", "xla")
-    )
-    assert auto == explicit
-    assert xla != explicit
+def _lowered(implementation, **model):
+    return lowered_step(small_config(model={"attention_implementation": implementation, **model}))
+
+
+@pytest.mark.usefixtures("blocks_of_five_queries")
+def test_every_choice_is_a_program_of_its_own():
+    assert len({_lowered(name) for name in ("explicit", "blocks", "xla")}) == 3
+
+
+@pytest.mark.usefixtures("blocks_of_five_queries")
+def test_blocks_hold_no_whole_map_and_no_key_that_none_of_their_queries_sees():
+    program = _lowered("blocks")
+    for shape, count in {"5x5": 1, "5x10": 1, "2x12": 1, "12x12": 0}.items():
+        assert bool(re.search(rf"x{shape}xf32>", program)) == count, shape
+
+
+@pytest.mark.parametrize(
+    ("backend", "dropout", "chosen"),
+    [("cpu", 0.0, "blocks"), ("cpu", 0.1, "explicit"), ("gpu", 0.0, "explicit")],
+)
+def test_auto_is_what_measured_fastest(backend, dropout, chosen, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    config = small_config(model={"attention_dropout": dropout}).model
+    assert config.attention_implementation == "auto"
+    assert choose_implementation(config) == chosen
+
+
+@pytest.mark.parametrize(
+    ("length", "block"), [(12, 128), (128, 128), (1024, 128), (1025, 129), (4096, 512)]
+)
+def test_there_are_at_most_eight_blocks(length, block):
+    assert queries_per_block(length) == block
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
@@ -72,11 +104,12 @@ def test_cudnn_keeps_no_map_of_queries_and_keys(scan_layers, monkeypatch):
     assert "x12x12x" not in fused
 
 
+@pytest.mark.usefixtures("blocks_of_five_queries")
 def test_what_is_recorded_does_not_depend_on_it():
     _, params = random_model(0.3)
     models = {
         name: make_parts(small_config(model={"attention_implementation": name})).model
-        for name in ("explicit", "cudnn")
+        for name in ("explicit", "blocks", "cudnn")
     }
     for record in (
         lambda model: make_probe(model)(params, jnp.asarray(TOKENS_BT)),
@@ -92,6 +125,10 @@ def test_what_is_recorded_does_not_depend_on_it():
         (
             {"attention_implementation": "xla", "attention_dropout": 0.1},
             r"'xla' has no dropout, but model.attention_dropout=0.1; use 'auto'",
+        ),
+        (
+            {"attention_implementation": "blocks", "attention_dropout": 0.1},
+            r"'blocks' has no dropout, but model.attention_dropout=0.1; use 'auto'",
         ),
         (
             {"attention_implementation": "cudnn", "num_heads": 4},
@@ -114,7 +151,7 @@ def test_cudnn_is_refused_where_there_is_none():
     config = small_config(model={"attention_implementation": "cudnn"}).model
     with pytest.raises(ConfigError, match=r"'cudnn' cannot run in bfloat16 on a CPU; it needs"):
         check_implementation(config, jnp.dtype("bfloat16"))
-    for other in ("auto", "explicit", "xla"):
+    for other in ("auto", "explicit", "blocks", "xla"):
         check_implementation(
             dataclasses.replace(config, attention_implementation=other), jnp.dtype("float32")
         )

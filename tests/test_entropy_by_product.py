@@ -34,10 +34,12 @@ def expected():
     return entropy_LH
 
 
+@pytest.mark.usefixtures("blocks_of_five_queries")
 @pytest.mark.parametrize(
     ("devices", "sections"),
     [
         (1, {"model": {"scan_layers": True, "remat": True}, "training": {"loss_tile_rows": 24}}),
+        (2, {"model": {"attention_implementation": "explicit"}}),
         (2, {"training": {"gradient_accumulation": 2}}),
         (2, {"parallel": {"strategy": "fsdp"}, "training": {"gradient_accumulation": 2}}),
     ],
@@ -48,6 +50,7 @@ def test_it_is_that_of_the_captured_probabilities(devices, sections, expected):
     np.testing.assert_allclose(metrics.entropy_LH, expected, atol=2e-6)
 
 
+@pytest.mark.usefixtures("blocks_of_five_queries")
 def test_the_training_is_the_same_bit_for_bit(expected):
     plain, without = _after_one_step()
     observed, metrics = _after_one_step(telemetry={"entropy_every_step": True})

@@ -54,17 +54,19 @@ def plain_losses():
 
 
 TILES = {"loss_tile_rows": 24}
+BLOCKS = {"attention_implementation": "blocks"}
 XLA = {"attention_implementation": "xla"}
 
 
+@pytest.mark.usefixtures("blocks_of_five_queries")
 @pytest.mark.parametrize(
     ("devices", "tolerance", "sections"),
     [
-        (1, 1e-5, {"training": {**TILES, "gradient_accumulation": 2}}),
+        (1, 1e-5, {"model": BLOCKS, "training": {**TILES, "gradient_accumulation": 2}}),
         (4, 1e-5, {"model": {**XLA, "scan_layers": True, "remat": True}}),
         (2, 1e-5, {"parallel": {"strategy": "fsdp"}, "training": {**TILES}}),
-        (1, 1e-5, {"telemetry": {"entropy_every_step": True}}),
-        (1, 1e-2, {"training": {"dtype": "bfloat16"}}),
+        (1, 1e-5, {"model": BLOCKS, "telemetry": {"entropy_every_step": True}}),
+        (1, 1e-2, {"model": BLOCKS, "training": {"dtype": "bfloat16"}}),
         (2, 1e-2, {"model": XLA, "training": {**TILES, "dtype": "bfloat16"}}),
     ],
     ids=str,

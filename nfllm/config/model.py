@@ -9,7 +9,7 @@ from nfllm.config.checks import ConfigError, at_least, between, check_types, pos
 
 Architecture = Literal["gpt2", "gpt_neox"]
 Normalization = Literal["layernorm", "none", "rmsnorm", "dyt", "derf"]
-AttentionImplementation = Literal["auto", "explicit", "xla", "cudnn"]
+AttentionImplementation = Literal["auto", "explicit", "blocks", "xla", "cudnn"]
 Activation = Literal[
     "gelu",
     "gelu_tanh",
@@ -116,7 +116,7 @@ class ModelConfig:
 
     def _check_attention_implementation(self) -> None:
         chosen = self.attention_implementation
-        if chosen in ("xla", "cudnn") and self.attention_dropout:
+        if chosen not in ("auto", "explicit") and self.attention_dropout:
             raise ConfigError(
                 f"model.attention_implementation={chosen!r} has no dropout, but "
                 f"model.attention_dropout={self.attention_dropout}; use 'auto' or 'explicit'"

@@ -1,14 +1,17 @@
 """Causal multi-head self-attention, and where its intermediates are recorded."""
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from nfllm.config import ModelConfig
 from nfllm.model import intermediates as names
-from nfllm.model.attention_implementation import choose_implementation
+from nfllm.model.attention_implementation import choose_implementation, queries_per_block
 from nfllm.model.dropout import dropout
-from nfllm.model.intermediates import is_recording, record, record_statistic
+from nfllm.model.intermediates import asked_for, record, record_statistic
 from nfllm.model.normalizations import NORMALIZATIONS
 from nfllm.model.products import einsum_to_float32
 from nfllm.model.rotary import rotate
@@ -40,12 +43,16 @@ class Attention(nn.Module):
         record(self, names.QUERY, q_BTHK)
         record(self, names.KEY, k_BTHK)
         implementation = choose_implementation(config)
-        if implementation == "explicit" or is_recording(self):
-            mixed_BTHK = self._mix(q_BTHK, k_BTHK, v_BTHK, dropout_rows_B)
-        else:
+        collections = asked_for(self)
+        if implementation in ("xla", "cudnn") and not collections:
             mixed_BTHK = jax.nn.dot_product_attention(
                 q_BTHK, k_BTHK, v_BTHK, is_causal=True, implementation=implementation
             )
+        else:
+            length = x_BTD.shape[1]
+            by_blocks = implementation == "blocks" and collections <= {names.BY_PRODUCTS}
+            block = queries_per_block(length) if by_blocks else length
+            mixed_BTHK = self._mix(q_BTHK, k_BTHK, v_BTHK, dropout_rows_B, block)
         return self._output(mixed_BTHK)
 
     def _mix(
@@ -54,21 +61,46 @@ class Attention(nn.Module):
         k_BTHK: jax.Array,
         v_BTHK: jax.Array,
         dropout_rows_B: jax.Array | None,
+        block: int,
     ) -> jax.Array:
-        """The values, mixed by probabilities that are formed and can be recorded."""
-        logits_BHTS = self._logits(q_BTHK, k_BTHK)
-        probs_BHTS = jax.nn.softmax(logits_BHTS)
-        record(self, names.ATTENTION_PROBS, probs_BHTS)
+        """Mixes the values for `block` queries at a time, by the keys that one of them sees."""
+        mixed, entropies = [], []
+        for start in range(0, q_BTHK.shape[1], block):
+            stop = start + block
+            mixed_BTHK, entropy_of_block = self._attend(
+                q_BTHK[:, start:stop], k_BTHK[:, :stop], v_BTHK[:, :stop], dropout_rows_B
+            )
+            mixed.append(mixed_BTHK)
+            entropies.append(entropy_of_block)
         record_statistic(
             self,
             names.ENTROPY,
-            lambda: _entropy_by_product(logits_BHTS, probs_BHTS).mean((0, 2)),
+            lambda: jnp.concatenate([entropy() for entropy in entropies], axis=-1).mean((0, 2)),
             collection=names.BY_PRODUCTS,
         )
+        return jnp.concatenate(mixed, axis=1)
+
+    def _attend(
+        self,
+        q_BTHK: jax.Array,
+        k_BSHK: jax.Array,
+        v_BSHK: jax.Array,
+        dropout_rows_B: jax.Array | None,
+    ) -> tuple[jax.Array, Callable[[], jax.Array]]:
+        """Mixes the values for the queries of the last T of S positions.
+
+        Probabilities are formed, and can be recorded where T = S. The function that is also
+        returned computes their entropy [B, H, T].
+        """
+        logits_BHTS = self._logits(q_BTHK, k_BSHK)
+        probs_BHTS = jax.nn.softmax(logits_BHTS)
+        record(self, names.ATTENTION_PROBS, probs_BHTS)
+        entropy = partial(_entropy_by_product, logits_BHTS, probs_BHTS)
         if dropout_rows_B is not None:
             key = self.make_rng("dropout")
             probs_BHTS = dropout(probs_BHTS, self.config.attention_dropout, key, dropout_rows_B)
-        return jnp.einsum("BHTS,BSHK->BTHK", probs_BHTS.astype(self.dtype), v_BTHK)
+        mixed_BTHK = jnp.einsum("BHTS,BSHK->BTHK", probs_BHTS.astype(self.dtype), v_BSHK)
+        return mixed_BTHK, entropy
 
     def _project(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         config = self.config
@@ -85,15 +117,15 @@ class Attention(nn.Module):
             q, k = q + bias[0, None, None], k + bias[1, None, None]
         return q, k, v
 
-    def _logits(self, q_BTHK: jax.Array, k_BTHK: jax.Array) -> jax.Array:
+    def _logits(self, q_BTHK: jax.Array, k_BSHK: jax.Array) -> jax.Array:
         """Scaled scores, float32, with the most negative finite number where key > query."""
-        length = q_BTHK.shape[1]
         # In float16 the product itself is rounded, and overflows, as under torch autocast: scaling
         # comes after it in the code of arXiv 2410.09637, and its NaN counts depend on that.
         product = jnp.einsum if self.dtype == jnp.float16 else einsum_to_float32
-        scores = product("BTHK,BSHK->BHTS", q_BTHK, k_BTHK)
+        scores = product("BTHK,BSHK->BHTS", q_BTHK, k_BSHK)
         scores = scores.astype(jnp.float32) * self.config.head_dim**-0.5
-        visible_11TS = jnp.tril(jnp.ones((1, 1, length, length), dtype=bool))
+        queries, keys = scores.shape[-2:]
+        visible_11TS = jnp.tril(jnp.ones((1, 1, queries, keys), dtype=bool), k=keys - queries)
         logits_BHTS = jnp.where(visible_11TS, scores, jnp.finfo(jnp.float32).min)
         record(self, names.ATTENTION_LOGITS, logits_BHTS, where=visible_11TS)
         record_statistic(

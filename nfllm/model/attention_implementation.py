@@ -7,15 +7,30 @@ import jax.numpy as jnp
 
 from nfllm.config import ConfigError, ModelConfig
 
+_FEWEST_QUERIES = 128
+_MOST_BLOCKS = 8
 
-def choose_implementation(config: ModelConfig) -> Literal["explicit", "xla", "cudnn"]:
-    """`explicit`, `xla` or `cudnn`, for a program that records nothing.
 
-    `auto` is `explicit`: on a CPU the two that exist there are equally fast, and on GPUs none was
-    measured; see the README's Speed section.
+def choose_implementation(config: ModelConfig) -> Literal["explicit", "blocks", "xla", "cudnn"]:
+    """The formulation, for a program that records nothing but by-products of attention.
+
+    `auto` is `blocks` on a CPU, where it was the fastest, and `explicit` with attention dropout and
+    on other devices, where nothing was measured; see the README's Speed section.
     """
     chosen = config.attention_implementation
-    return "explicit" if chosen == "auto" else chosen
+    if chosen != "auto":
+        return chosen
+    on_cpu = jax.default_backend() == "cpu"
+    return "blocks" if on_cpu and not config.attention_dropout else "explicit"
+
+
+def queries_per_block(length: int) -> int:
+    """How many of `length` queries `blocks` takes at a time.
+
+    128 were the fastest on a CPU, or as fast as any, at 256, 512 and 1024. More than eight blocks
+    would save little and take long to compile.
+    """
+    return max(_FEWEST_QUERIES, -(-length // _MOST_BLOCKS))
 
 
 def check_implementation(config: ModelConfig, dtype: jnp.dtype) -> None:

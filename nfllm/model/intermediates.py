@@ -68,9 +68,9 @@ def record_statistic(
         _sow(module, collection, name, compute())
 
 
-def is_recording(module: nn.Module) -> bool:
-    """Whether the caller asks for anything that is recorded."""
-    return any(map(module.is_mutable_collection, COLLECTIONS))
+def asked_for(module: nn.Module) -> frozenset[str]:
+    """Those of `COLLECTIONS` that the caller asks for."""
+    return frozenset(filter(module.is_mutable_collection, COLLECTIONS))
 
 
 def record_size(module: nn.Module, site: str, x: jax.Array) -> None:
