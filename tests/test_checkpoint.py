@@ -2,8 +2,10 @@ import contextlib
 import dataclasses
 import gc
 import json
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -100,6 +102,28 @@ def test_what_was_saved_comes_back_into_any_sharding(tmp_path, parts, state):
     _assert_equal(params, _at(state, 7).params)
 
 
+def test_parameters_are_read_without_the_devices_that_trained_them(tmp_path, parts, state):
+    """As a notebook does, on one device, after training on several."""
+    for strategy in ("pmap", "fsdp"):
+        abstract = _abstract(parts, strategy, devices=4)
+        placed = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), state, abstract)
+        _save(tmp_path / strategy, placed, [3])
+        script = (
+            "import sys, jax, numpy as np\n"
+            "from nfllm.training.checkpoint import restore_params\n"
+            "assert jax.device_count() == 1\n"
+            "step, params = restore_params(sys.argv[1])\n"
+            "np.savez(sys.argv[2], step, *jax.tree.leaves(params))\n"
+        )
+        result = tmp_path / f"{strategy}.npz"
+        command = [sys.executable, "-c", script, tmp_path / strategy, result]
+        subprocess.run(command, check=True, env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"})
+        with np.load(result) as found:
+            step, *leaves = found.values()
+        assert step == 3
+        _assert_equal(leaves, jax.tree.leaves(_at(state, 3).params))
+
+
 def test_an_empty_run_has_no_checkpoint(tmp_path, parts):
     with Checkpoints(tmp_path, CONFIG) as checkpoints:
         assert checkpoints.restore(_abstract(parts), "data") is None
@@ -125,9 +149,15 @@ def _flip_a_bit(path):
 
 
 @pytest.mark.parametrize("damage", [_truncate, _flip_a_bit, Path.unlink])
-def test_a_damaged_checkpoint_is_passed_over_and_saved_again(tmp_path, parts, state, damage):
+def test_a_damaged_checkpoint_is_passed_over_and_saved_again(
+    tmp_path, parts, state, damage, caplog
+):
     _save(tmp_path, state, [3, 7])
     damage(_largest_file(tmp_path, 7))
+    step, params = restore_params(tmp_path)
+    assert step == 3
+    _assert_equal(params, _at(state, 3).params)
+    assert "checkpoint of step 7 is damaged (" in caplog.text
     with Checkpoints(tmp_path, CONFIG) as checkpoints:
         _assert_equal(checkpoints.restore(_abstract(parts), "data"), _at(state, 3))
         (message,) = checkpoints.fallbacks
@@ -143,9 +173,10 @@ def test_wrong_values_in_a_readable_checkpoint_are_found_by_their_checksum(tmp_p
     _save(tmp_path, state, [3, 7])
     notes = next((tmp_path / "checkpoints" / "step_7" / "notes").rglob("metadata"))
     content = json.loads(notes.read_text())
-    name = next(iter(content["checksums"]))
+    name = ".params['token_embedding']"
     content["checksums"][name] ^= 1
     notes.write_text(json.dumps(content))
+    assert restore_params(tmp_path)[0] == 3
     with Checkpoints(tmp_path, CONFIG) as checkpoints:
         _assert_equal(checkpoints.restore(_abstract(parts), "data"), _at(state, 3))
         assert "checksum" in checkpoints.fallbacks[0]
@@ -176,6 +207,20 @@ def test_other_data_and_newer_formats_are_refused_by_name(tmp_path, parts, state
         pytest.raises(RunError, match="format_version 99; this nfllm reads up to 1"),
     ):
         checkpoints.restore(_abstract(parts), "data")
+    with pytest.raises(RunError, match="format_version 99; this nfllm reads up to 1"):
+        restore_params(tmp_path)
+
+
+def test_the_step_of_a_damaged_checkpoint_that_is_gone_by_then_is_saved(tmp_path, parts, state):
+    """More frequent checkpoints than before push it out before its step comes again."""
+    _save(tmp_path, state, [3, 7])
+    _truncate(_largest_file(tmp_path, 7))
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        checkpoints.restore(_abstract(parts), "data")
+        for step in (4, 5, 6, 7):
+            checkpoints.save(_at(state, step), "data")
+        assert checkpoints.steps() == [6, 7]
+        _assert_equal(checkpoints.restore(_abstract(parts), "data"), _at(state, 7))
 
 
 @pytest.mark.parametrize("background", [False, True])

@@ -20,7 +20,7 @@ def test_the_notebook_runs_top_to_bottom(tmp_path, compilation_cache):
         training__steps=30,
         training__compilation_cache=str(compilation_cache),
         telemetry__every=10,
-        parallel__cpu_devices=1,
+        parallel__cpu_devices=2,  # the notebook has one
     )
     options = [f"--config.{key}={value}" for key, value in flags.items()]
     notebook = nbformat.read(NOTEBOOK, as_version=4)

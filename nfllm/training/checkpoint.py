@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -90,11 +89,11 @@ class Checkpoints:
             are untouched.
         """
         step = int(state.step)
-        if step in self._broken:
+        if step in self._manager.all_steps():
+            if step not in self._broken:
+                return
             self._manager.delete(step)
-            self._broken.remove(step)
-        elif step in self._manager.all_steps():
-            return
+        self._broken.discard(step)
         notes = {
             "format_version": FORMAT_VERSION,
             "data_fingerprint": data_fingerprint,
@@ -141,80 +140,89 @@ class Checkpoints:
         """
         steps = self.steps()
         for step in reversed(steps):
-            notes = self._notes(step)
-            if notes is None:
+            # Whatever a damaged file makes Orbax raise, an older checkpoint may still be whole.
+            try:
+                notes = _read_notes(self._manager, step)
+            except Exception as error:
+                self._pass_over(step, error)
                 continue
-            _check_notes(self._directory, step, notes, data_fingerprint)
-            state = self._state(step, abstract_state, notes["checksums"])
-            if state is not None:
+            _check_format(self._directory, step, notes)
+            _check_data(self._directory, step, notes, data_fingerprint)
+            try:
+                arguments = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(abstract_state)})
+                state = self._manager.restore(step, args=arguments)[_STATE]
+                _check_sums(_named_checksums(state), notes)
                 return state
+            except Exception as error:
+                self._pass_over(step, error)
         if steps:
             raise RunError(
                 f"no checkpoint in {self._directory} can be read: " + "; ".join(self.fallbacks)
             )
         return None
 
-    def _notes(self, step: int) -> Mapping[str, Any] | None:
-        try:
-            found = self._manager.restore(
-                step, args=ocp.args.Composite(**{_NOTES: ocp.args.JsonRestore()})
-            )[_NOTES]
-        # Whatever a damaged file makes Orbax raise, an older checkpoint may still be whole.
-        except Exception as error:
-            self._pass_over(step, error)
-            return None
-        if not isinstance(found, dict) or "format_version" not in found:
-            self._pass_over(step, ValueError("its notes are empty"))
-            return None
-        return found
-
-    def _state(
-        self, step: int, abstract_state: TrainState, checksums: Mapping[str, int]
-    ) -> TrainState | None:
-        try:
-            state = self._manager.restore(
-                step, args=ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(abstract_state)})
-            )[_STATE]
-        except Exception as error:
-            self._pass_over(step, error)
-            return None
-        actual = _named_checksums(state)
-        wrong = [name for name, value in checksums.items() if actual.get(name) != value]
-        if wrong:
-            self._pass_over(step, ValueError(f"the checksum of {wrong[0]} does not match"))
-            return None
-        return state
-
     def _pass_over(self, step: int, error: Exception) -> None:
         self._broken.add(step)
-        self.fallbacks.append(f"checkpoint of step {step} is damaged ({_reason(error)})")
+        self.fallbacks.append(_damage(step, error))
 
 
 def restore_params(run: epath.PathLike) -> tuple[int, Any]:
     """Step and parameters of the newest whole checkpoint of a run, as numpy arrays.
 
+    The devices that trained the run need not be there. A damaged checkpoint is passed over with a
+    warning.
+
     Raises:
-      RunError: the run has no checkpoint that can be read.
+      RunError: the run has no checkpoint that can be read, or one is newer than this nfllm reads.
     """
     directory = epath.Path(run) / CHECKPOINTS_DIR
     if not directory.exists():
         raise RunError(f"{directory} does not exist; train the run until its first checkpoint")
-    faults = []
+    faults: list[str] = []
     options = ocp.CheckpointManagerOptions(step_prefix=_STEP_PREFIX, create=False)
+    handlers = {_STATE: ocp.PyTreeCheckpointHandler(), _NOTES: ocp.JsonCheckpointHandler()}
     with ocp.CheckpointManager(
-        resolve(directory), options=options, item_names=(_STATE, _NOTES)
+        resolve(directory), options=options, item_handlers=handlers
     ) as manager:
         for step in sorted(manager.all_steps(), reverse=True):
             try:
-                found = manager.restore(
-                    step, args=ocp.args.Composite(**{_STATE: ocp.args.StandardRestore()})
-                )
-                return step, jax.tree.map(np.asarray, found[_STATE]["params"])
+                notes = _read_notes(manager, step)
+                _check_format(directory, step, notes)
+                params = _read_params(manager, step)
+                _check_sums(_named_checksums(params, ".params"), notes)
+                return step, params
+            except RunError:
+                raise
             except Exception as error:
-                faults.append(f"step {step}: {_reason(error)}")
+                faults.append(_damage(step, error))
+                logging.warning("%s: %s", directory, faults[-1])
     raise RunError(
         f"{directory} has no checkpoint that can be read ({'; '.join(faults) or 'none'})"
     )
+
+
+def _read_notes(manager: ocp.CheckpointManager, step: int) -> Mapping[str, Any]:
+    arguments = ocp.args.Composite(**{_NOTES: ocp.args.JsonRestore()})
+    notes = manager.restore(step, args=arguments)[_NOTES]
+    if not isinstance(notes, dict) or "format_version" not in notes:
+        raise ValueError("its notes are empty")
+    return notes
+
+
+def _read_params(manager: ocp.CheckpointManager, step: int) -> Any:
+    """The parameters alone, as numpy arrays, wherever they lay when they were saved."""
+    saved = manager.item_metadata(step)[_STATE].tree["params"]
+    target = {"params": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)}
+    arguments = ocp.args.PyTreeRestore(
+        target,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+        partial_restore=True,
+    )
+    return manager.restore(step, args=ocp.args.Composite(**{_STATE: arguments}))[_STATE]["params"]
+
+
+def _damage(step: int, error: Exception) -> str:
+    return f"checkpoint of step {step} is damaged ({_reason(error)})"
 
 
 def _reason(error: BaseException) -> str:
@@ -243,20 +251,29 @@ def _checksums(tree: Any) -> Any:
     return jax.tree.map(checksum, tree)
 
 
-def _named_checksums(state: TrainState) -> dict[str, int]:
-    leaves = jax.tree_util.tree_leaves_with_path(_checksums(state))
-    return {jax.tree_util.keystr(path): int(value) for path, value in leaves}
+def _named_checksums(tree: Any, prefix: str = "") -> dict[str, int]:
+    leaves = jax.tree_util.tree_leaves_with_path(_checksums(tree))
+    return {prefix + jax.tree_util.keystr(path): int(value) for path, value in leaves}
 
 
-def _check_notes(
-    directory: epath.Path, step: int, notes: Mapping[str, Any], data_fingerprint: str
-) -> None:
+def _check_sums(actual: Mapping[str, int], notes: Mapping[str, Any]) -> None:
+    wrong = [name for name, value in actual.items() if notes["checksums"].get(name) != value]
+    if wrong:
+        raise ValueError(f"the checksum of {wrong[0]} does not match")
+
+
+def _check_format(directory: epath.Path, step: int, notes: Mapping[str, Any]) -> None:
     if notes["format_version"] > FORMAT_VERSION:
         raise RunError(
             f"the checkpoint of step {step} in {directory} has format_version "
-            f"{notes['format_version']}; this nfllm reads up to {FORMAT_VERSION}, so continue the "
-            "run with the newer one that wrote it"
+            f"{notes['format_version']}; this nfllm reads up to {FORMAT_VERSION}, so use the newer "
+            "one that wrote it"
         )
+
+
+def _check_data(
+    directory: epath.Path, step: int, notes: Mapping[str, Any], data_fingerprint: str
+) -> None:
     if notes["data_fingerprint"] != data_fingerprint:
         raise RunError(
             f"the checkpoint of step {step} in {directory} was trained on data with fingerprint "
