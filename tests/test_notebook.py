@@ -1,5 +1,7 @@
 """The notebook runs from top to bottom, as a Colab user runs it."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import nbclient
@@ -7,7 +9,28 @@ import nbformat
 import pytest
 from tiny import make_corpus, tiny_flags
 
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "analysis_colab.ipynb"
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "notebooks" / "analysis_colab.ipynb"
+IN_COLAB = """
+import builtins, shutil, subprocess, sys, types
+from pathlib import Path
+
+def run(command, check):
+    if command[0] == "git":
+        for name in ("nfllm", "configs"):
+            shutil.copytree(Path(command[2]) / name, Path(command[3]) / name)
+        shutil.copy(Path(command[2]) / "train.py", command[3])
+    else:
+        assert command[1:4] == ["-m", "pip", "install"] and Path(command[-1]).is_dir()
+
+sys.modules["google.colab"] = types.ModuleType("google.colab")
+builtins.input = lambda _: sys.argv[1]
+subprocess.run = run
+exec(sys.argv[2])
+del sys.modules["google.colab"]  # for JAX, which would look into it
+import nfllm.analysis
+print(nfllm.__file__)
+"""
 
 
 # Of the kernel's own machinery.
@@ -38,3 +61,12 @@ def test_the_notebook_runs_top_to_bottom(tmp_path, compilation_cache):
         if "image/png" in output.get("data", {})
     ]
     assert len(shown) == 2
+
+
+def test_in_a_colab_the_clone_is_imported_by_the_kernel_that_made_it(tmp_path):
+    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    cell = next(cell.source for cell in cells if "google.colab" in cell.source)
+    command = [sys.executable, "-c", IN_COLAB, str(ROOT), cell]
+    done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True)
+    imported = Path(done.stdout.strip())
+    assert imported.is_relative_to(tmp_path)
