@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # configs/ is not part of the installed package
 
 from configs.default import get_config  # noqa: E402
-from nfllm.config import Config, ModelConfig  # noqa: E402
+from nfllm.config import Config  # noqa: E402
 from nfllm.data.batches import Batch  # noqa: E402
 from nfllm.model.attention import Attention  # noqa: E402
 from nfllm.model.attention_implementation import (  # noqa: E402
@@ -186,12 +186,14 @@ def _ablated(ablation: str) -> Any:
     return mock.patch.dict({})
 
 
-def other_attention(model: ModelConfig) -> list[str]:
+def other_attention(config: Config) -> list[str]:
     """The implementations of attention that run here, and are not what `auto` is."""
     names = ["xla"] + ["cudnn"] * (jax.default_backend() == "gpu")
-    if queries_per_block(model.context_length) < model.context_length:
+    length = config.model.context_length
+    if queries_per_block(length) < length:
         names += ["explicit", "blocks"]
-    return [name for name in names if name != choose_implementation(model)]
+    chosen = choose_implementation(config.model, dtype_of(config.training.dtype))
+    return [name for name in names if name != chosen]
 
 
 def matrix_product(workload: Workload) -> tuple[Job, float]:

@@ -58,7 +58,7 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
         jobs[ablation] = variant(workload, REFERENCE, ablation).step
     telemetry = {"entropy_every_step": True}
     jobs["entropy every step"] = variant(workload, REFERENCE, telemetry=telemetry).step
-    for name in other_attention(trainers[REFERENCE].config.model):
+    for name in other_attention(trainers[REFERENCE].config):
         model = {"attention_implementation": name}
         jobs[f"{name} attention"] = variant(workload, REFERENCE, model=model).step
     peers = {} if options.no_peers else make_peers(workload, os.cpu_count() or 1)

@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
     # explicit: whole [T, T] maps. blocks: the same for some queries at a time, with the keys they
     # see. xla, cudnn: jax.nn.dot_product_attention, whose float16 does not overflow as that of the
     # paper's code; cudnn, for 16-bit types on an NVIDIA GPU, keeps no [T, T] map. Analysis and
-    # telemetry always take explicit. auto: what measured fastest (README, Speed)
+    # probes always take explicit. auto: what measured fastest (README, Speed)
     model.attention_implementation = "auto"
     model.scan_layers = (
         False  # compile one block and loop over it: fast compilation for many layers
@@ -89,7 +89,7 @@ def get_config() -> ConfigDict:
     # added to the uncorrected second moment, and decay acts on the updated parameter
     optimizer.variant = "adamw"
     optimizer.learning_rate = 1e-3  # at the end of warmup
-    optimizer.final_learning_rate = 1e-5  # at the last step
+    optimizer.final_learning_rate = 1e-5  # where the decay would be after the last step
     optimizer.schedule = "cosine"  # after warmup: polynomial, cosine, constant
     optimizer.schedule_power = 1.0  # of polynomial
     optimizer.warmup_steps = placeholder(int)  # None: warmup_fraction of training.steps, rounded up

@@ -252,9 +252,10 @@ def read_metrics(run: epath.PathLike) -> Metrics:
     """Reads what is whole in `metrics.jsonl` of the run directory `run`.
 
     A resumed run repeats steps. Its `resumed` event discards what was measured after the checkpoint
-    that it goes on from, and of several lines of one kind and step the last one counts. Events are
-    all kept. A torn last line and lines that are no record are left out, and `Metrics.warnings`
-    names them; a missing file is an empty one with a warning.
+    that it goes on from, a `started` event all that was measured before it, and of several lines of
+    one kind and step the last one counts. Events are all kept. A torn last line and lines that are
+    no record are left out, and `Metrics.warnings` names them; a missing file is an empty one with a
+    warning.
     """
     path = epath.Path(run) / METRICS_FILE
     measured: dict[str, dict[int, dict[str, Any]]] = {kind: {} for kind in KINDS}
@@ -266,7 +267,9 @@ def read_metrics(run: epath.PathLike) -> Metrics:
         kind, step = row["kind"], row["step"]
         if kind == "event":
             events.append(row)
-            if row.get("event") == "resumed":
+            if row.get("event") == "started":
+                measured = {kind: {} for kind in KINDS}
+            elif row.get("event") == "resumed":
                 measured = {
                     name: {s: line for s, line in lines.items() if s <= step}
                     for name, lines in measured.items()

@@ -71,14 +71,20 @@ def test_blocks_hold_no_whole_map_and_no_key_that_none_of_their_queries_sees():
 
 
 @pytest.mark.parametrize(
-    ("backend", "dropout", "chosen"),
-    [("cpu", 0.0, "blocks"), ("cpu", 0.1, "explicit"), ("gpu", 0.0, "explicit")],
+    ("backend", "dtype", "dropout", "chosen"),
+    [
+        ("cpu", "float32", 0.0, "blocks"),
+        ("cpu", "bfloat16", 0.0, "blocks"),
+        ("cpu", "float16", 0.0, "explicit"),
+        ("cpu", "float32", 0.1, "explicit"),
+        ("gpu", "float32", 0.0, "explicit"),
+    ],
 )
-def test_auto_is_what_measured_fastest(backend, dropout, chosen, monkeypatch):
+def test_auto_is_what_measured_fastest(backend, dtype, dropout, chosen, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     config = small_config(model={"attention_dropout": dropout}).model
     assert config.attention_implementation == "auto"
-    assert choose_implementation(config) == chosen
+    assert choose_implementation(config, jnp.dtype(dtype)) == chosen
 
 
 @pytest.mark.parametrize(
@@ -141,7 +147,7 @@ def test_impossible_choices_are_refused(changes, message):
         small_config(model=changes)
 
 
-def test_entropy_of_every_step_needs_the_explicit_form():
+def test_entropy_of_every_step_needs_logits():
     model = {"attention_implementation": "xla"}
     with pytest.raises(ConfigError, match=r"telemetry.entropy_every_step=True needs attention lo"):
         small_config(model=model, telemetry={"entropy_every_step": True})

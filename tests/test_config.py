@@ -95,13 +95,21 @@ def test_sizes_that_do_not_fit():
         r"model\.num_heads=5 does not divide model\.embed_dim=64; choose a divisor of 64",
         model__num_heads=5,
     )
-    refuse(r"model\.context_length=0 must be at least 1", model__context_length=0)
+    refuse(r"model\.context_length=1 must be at least 2", model__context_length=1)
     refuse(
         r"training\.gradient_accumulation=3 does not divide training\.batch_size=8",
         training__gradient_accumulation=3,
     )
     values = {"model__architecture": "gpt_neox", "model__rotary_fraction": 0.2}
     refuse(r"rotary width of 3 of head width 16; rotation works on pairs", **values)
+
+
+def test_a_policy_that_float16_cannot_have():
+    refuse(
+        r"training\.non_finite='continue' cannot be had with training\.dtype='float16'",
+        training__non_finite="continue",
+        training__dtype="float16",
+    )
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "helu", "identity"])

@@ -18,7 +18,14 @@ from nfllm.config import ConfigError
 from nfllm.rundir import read_metrics
 from nfllm.training import hosts
 
-RUN = {"training__steps": 12, "checkpoint__every": 6, "telemetry__every": 6}
+RUN = {
+    "training__steps": 12,
+    "checkpoint__every": 6,
+    "telemetry__every": 6,
+    # With four layers fsdp has a slope on each of the four devices.
+    "model__activation": "learnable_leaky_relu",
+    "model__num_layers": 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +55,7 @@ def _assert_same_numbers(run, expected):
         ("train", "grad_norm"),
         ("eval", "eval_loss_nats"),
         ("telemetry", "entropy_nats"),
+        ("telemetry", "negative_slopes"),
     ]:
         found, wanted = (read_metrics(path).series(kind, field) for path in (run, expected))
         np.testing.assert_array_equal(found[0], wanted[0])
@@ -84,11 +92,12 @@ def test_a_checkpoint_of_four_devices_goes_on_on_one(trainer, one_process):
     _assert_same_numbers(run, one_process)
 
 
-def test_sigterm_to_one_process_saves_and_stops_both_at_one_step(trainer):
-    run = trainer.folder / "sigterm"
+def test_ctrl_c_in_one_process_saves_and_stops_both_at_one_step(trainer):
+    """It becomes the SIGTERM that JAX tells the other process of."""
+    run = trainer.folder / "interrupted"
     pair = trainer.start_pair(run, training__steps=100_000)
     wait_for_step(run, 3, pair[0])
-    pair[1].send_signal(signal.SIGTERM)
+    pair[1].send_signal(signal.SIGINT)
     texts = [process.communicate(timeout=120) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], texts
     saved = [out.rpartition("is at step ")[2].strip() for out, _ in texts]

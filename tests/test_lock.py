@@ -1,10 +1,15 @@
 """Two real runs on one run directory."""
 
+import errno
+import fcntl
+
 import pytest
+from etils import epath
 from tiny import make_corpus
 from trainer import Trainer, wait_for_step
 
 from nfllm.rundir import read_metrics
+from nfllm.training import lock
 
 LONG = {"training__steps": 100_000, "checkpoint__every": 20}
 
@@ -41,3 +46,14 @@ def test_a_second_run_is_refused_until_the_first_is_gone(trainer):
     finally:
         first.kill()
         first.communicate()
+
+
+def test_a_file_system_without_locks_is_no_error(tmp_path, monkeypatch, caplog):
+    """As Lustre without its option, or NFS without its daemon."""
+
+    def refuse(file, flags):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with lock.hold(epath.Path(tmp_path)):
+        assert "cannot be locked ([Errno 37] No locks available): start no second" in caplog.text

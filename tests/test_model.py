@@ -228,7 +228,7 @@ def test_parameter_count_is_the_formula(data):
         num_heads=heads,
         embed_dim=4 * draw(st.integers(1, 3)) * heads,
         mlp_dim=draw(st.none() | st.integers(1, 9)),
-        context_length=draw(st.integers(1, 9)),
+        context_length=draw(st.integers(2, 9)),
         normalization=draw(norms),
         final_normalization=draw(norms),
         qk_normalization=draw(norms),
@@ -308,6 +308,12 @@ def test_layers_start_different_and_alike_in_both_loops():
     jax.tree.map(np.testing.assert_array_equal, unrolled, scanned)
     first, second = unrolled["blocks"]["mlp"]["in_kernel"]
     assert not np.any(first == second)
+
+
+def test_tokens_without_a_token_are_refused():
+    model, params = Decoder(TINY, VOCAB_SIZE), shapes_of(TINY)
+    with pytest.raises(ConfigError, match=r"tokens of shape \(1, 0\) hold no token"):
+        jax.eval_shape(lambda params: capture(model, params, np.zeros((1, 0), np.int32)), params)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

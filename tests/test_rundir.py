@@ -224,6 +224,18 @@ def test_resuming_discards_what_came_after_the_checkpoint(tmp_path):
     assert [row["event"] for row in read.rows["event"]] == ["started", "resumed"]
 
 
+def test_starting_anew_discards_all_that_came_before(tmp_path):
+    """As after a kill before the first checkpoint, when the same command starts from step 0."""
+    with MetricsWriter(tmp_path) as metrics:
+        metrics.write("event", 0, event="started", message="")
+        for step in (10, 20, 30):
+            metrics.write("train", step, loss_nats=float(step))
+        metrics.write("event", 0, event="started", message="")
+        metrics.write("train", 20, loss_nats=0.5)
+    steps, losses = read_metrics(tmp_path).series("train", "loss_nats")
+    np.testing.assert_array_equal((steps, losses), ([20], [0.5]))
+
+
 def test_events_of_one_step_are_all_kept(tmp_path):
     with MetricsWriter(tmp_path) as metrics:
         metrics.write("event", 50, event="checkpoint", message="saved")

@@ -300,7 +300,7 @@ class Covariance(NamedTuple):
 
 
 def _sum_of_outer_products(x: jax.Array) -> jax.Array:
-    """X.T @ x, `[..., N, F]` -> `[..., F, F]`, of which what the symmetry gives is not computed."""
+    """x.T @ x, `[..., N, F]` -> `[..., F, F]`, of which what the symmetry gives is not computed."""
     width = x.shape[-1]
     if width <= 2 * _SMALLEST_BLOCK:
         return _product(x, x)

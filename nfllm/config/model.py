@@ -97,8 +97,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "model")
-        for key in ("num_layers", "num_heads", "embed_dim", "context_length"):
+        for key in ("num_layers", "num_heads", "embed_dim"):
             at_least(self, "model", key, 1)
+        at_least(self, "model", "context_length", 2)  # a token, and the next
         if self.mlp_dim is not None:
             at_least(self, "model", "mlp_dim", 1)
         for key in ("embedding_dropout", "attention_dropout", "residual_dropout"):

@@ -132,8 +132,8 @@ class OptimizerConfig:
         if self.final_learning_rate > self.learning_rate:
             raise ConfigError(
                 f"optimizer.final_learning_rate={self.final_learning_rate} exceeds "
-                f"optimizer.learning_rate={self.learning_rate}; the schedule ends at the former, "
-                "so lower it"
+                f"optimizer.learning_rate={self.learning_rate}; the schedule decays to the "
+                "former, so lower it"
             )
 
 
@@ -154,6 +154,12 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "training")
+        if self.dtype == "float16" and self.non_finite == "continue":
+            raise ConfigError(
+                "training.non_finite='continue' cannot be had with training.dtype='float16', whose "
+                "loss scale is found by leaving out updates that are not finite; use 'skip', or "
+                "another type"
+            )
         for key in ("steps", "batch_size", "log_every"):
             at_least(self, "training", key, 1)
         at_least(self, "training", "max_skipped_steps", 0)
@@ -249,8 +255,8 @@ class Config:
         if self.telemetry.entropy_every_step and chosen in ("xla", "cudnn"):
             raise ConfigError(
                 "telemetry.entropy_every_step=True needs attention logits, which "
-                f"model.attention_implementation={chosen!r} does not give; use 'auto' or "
-                "'explicit', or probe with telemetry.every instead"
+                f"model.attention_implementation={chosen!r} does not give; use 'auto', "
+                "'explicit' or 'blocks', or probe with telemetry.every instead"
             )
 
     @classmethod

@@ -21,7 +21,7 @@ _FROZEN_BIASES = ("attn.v_attn.bias", "attn.c_proj.bias", "mlp.c_fc.bias", "mlp.
 
 
 def from_authors(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, Any]:
-    """Nfllm's parameters from the released code's, both float32.
+    """nfllm's parameters from the released code's, both float32.
 
     Also maps gradients, and optimizer moments, which have the parameters' names.
 

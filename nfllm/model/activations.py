@@ -12,7 +12,7 @@ Coefficient = jax.Array | float
 
 
 def gelu(x: jax.Array, _: Coefficient) -> jax.Array:
-    """X Φ(x) = x/2 (1 + erf(x / sqrt(2))), the exact GELU (arXiv 1606.08415, section 2).
+    """x Φ(x) = x/2 (1 + erf(x / sqrt(2))), the exact GELU (arXiv 1606.08415, section 2).
 
     Computed in float32, within 1.1e-6 of the true value, as in PyTorch.
     """
@@ -38,12 +38,12 @@ def relu(x: jax.Array, _: Coefficient) -> jax.Array:
 
 
 def leaky_relu(x: jax.Array, slope: Coefficient) -> jax.Array:
-    """X where x >= 0, else slope * x, with derivative 1 at 0; `slope` may be a learned scalar."""
+    """x where x >= 0, else slope * x, with derivative 1 at 0; `slope` may be a learned scalar."""
     return jnp.where(x >= 0, x, jnp.asarray(slope, x.dtype) * x)
 
 
 def silu(x: jax.Array, _: Coefficient) -> jax.Array:
-    """X / (1 + exp(-x)) (arXiv 1702.03118, equation 3)."""
+    """x / (1 + exp(-x)) (arXiv 1702.03118, equation 3)."""
     return jax.nn.silu(x)
 
 
@@ -68,12 +68,12 @@ def _helu_jvp(
 
 
 def identity(x: jax.Array, _: Coefficient) -> jax.Array:
-    """X: the MLP becomes one linear map (the rows SM+LN and SM of arXiv 2410.09637)."""
+    """x: the MLP becomes one linear map (the rows SM+LN and SM of arXiv 2410.09637)."""
     return x
 
 
 def half_identity(x: jax.Array, _: Coefficient) -> jax.Array:
-    """X/2: what GELU tends to as its inputs get small, and so the control for a linear GELU MLP."""
+    """x/2: what GELU tends to as its inputs get small, and so the control for a linear GELU MLP."""
     return x / 2
 
 

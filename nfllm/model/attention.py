@@ -42,7 +42,7 @@ class Attention(nn.Module):
             k_BTHK = rotate(k_BTHK, config.rotary_dim, base)
         record(self, names.QUERY, q_BTHK)
         record(self, names.KEY, k_BTHK)
-        implementation = choose_implementation(config)
+        implementation = choose_implementation(config, self.dtype)
         collections = asked_for(self)
         if implementation in ("xla", "cudnn") and not collections:
             mixed_BTHK = jax.nn.dot_product_attention(

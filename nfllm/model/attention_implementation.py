@@ -11,17 +11,21 @@ _FEWEST_QUERIES = 128
 _MOST_BLOCKS = 8
 
 
-def choose_implementation(config: ModelConfig) -> Literal["explicit", "blocks", "xla", "cudnn"]:
+def choose_implementation(
+    config: ModelConfig, dtype: jnp.dtype
+) -> Literal["explicit", "blocks", "xla", "cudnn"]:
     """The formulation, for a program that records nothing but by-products of attention.
 
-    `auto` is `blocks` on a CPU, where it was the fastest, and `explicit` with attention dropout and
-    on other devices, where nothing was measured; see the README's Speed section.
+    `auto` is `blocks` on a CPU, where it was the fastest; see the README's Speed section. It is
+    `explicit` on other devices, where nothing was measured, with attention dropout, which `blocks`
+    lacks, and in float16, where a query may see nothing but scores of -Inf: there `explicit`
+    attends to all later keys, as the code of arXiv 2410.09637 does, and `blocks` to some.
     """
     chosen = config.attention_implementation
     if chosen != "auto":
         return chosen
-    on_cpu = jax.default_backend() == "cpu"
-    return "blocks" if on_cpu and not config.attention_dropout else "explicit"
+    fits = not config.attention_dropout and dtype != jnp.float16
+    return "blocks" if fits and jax.default_backend() == "cpu" else "explicit"
 
 
 def queries_per_block(length: int) -> int:

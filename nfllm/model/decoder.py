@@ -66,6 +66,9 @@ class Decoder(nn.Module):
           tokens_BT: token ids, int32, T at most `config.context_length`.
           dropout_rows_B: place of each sequence in the global batch. With it dropout is on, and the
             caller passes `rngs={"dropout": key}`; without it there is none.
+
+        Raises:
+          ConfigError: there is no token, or T exceeds `config.context_length`.
         """
         return self.head(self.features(tokens_BT, dropout_rows_B=dropout_rows_B))
 
@@ -75,6 +78,8 @@ class Decoder(nn.Module):
         """The last residual stream after the final normalization, [B, T, D]."""
         config = self.config
         length = tokens_BT.shape[-1]
+        if not tokens_BT.size:
+            raise ConfigError(f"tokens of shape {tokens_BT.shape} hold no token; give at least one")
         if length > config.context_length:
             raise ConfigError(
                 f"a sequence of {length} tokens exceeds model.context_length="

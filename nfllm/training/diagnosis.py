@@ -28,7 +28,12 @@ from nfllm.training.objective import MicroBatch, make_objective, micro_batch_wei
 Diagnose = Callable[[Any, Batch, int, float, int], Ledger]
 
 
-def make_diagnosis(model: Decoder, weighting: str, training: TrainingConfig) -> Diagnose:
+def make_diagnosis(
+    model: Decoder,
+    weighting: str,
+    training: TrainingConfig,
+    result_sharding: jax.sharding.Sharding | None = None,
+) -> Diagnose:
     """Returns `diagnose(params, parts, step, loss_scale, num_micro_batches)`, compiled when called.
 
     Args of the result:
@@ -40,13 +45,15 @@ def make_diagnosis(model: Decoder, weighting: str, training: TrainingConfig) -> 
         computed with it, then divided by it.
       num_micro_batches: of the step.
 
+    `result_sharding` is as for `telemetry.make_probe`.
+
     It returns the counts, in NumPy, at all of `LAYER_SITES`, `MODEL_SITES` and `GRADIENT_SITES`.
     `gradients` are those of the blocks, `other_gradients` those of embeddings, head and final
     normalization; `loss` has one entry for each part.
     """
     objective = make_objective(model, training)
 
-    @functools.partial(jax.jit, static_argnames="num_micro_batches")
+    @functools.partial(jax.jit, static_argnames="num_micro_batches", out_shardings=result_sharding)
     def diagnose(
         params: Any, parts: Batch, step: jax.Array, scale: jax.Array, num_micro_batches: int
     ) -> tuple[Ledger, Ledger]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import jax
@@ -24,21 +25,30 @@ class Interrupt:
         self.signal = signal.Signals(number)
 
 
+def _to_sigterm(number: int, frame: FrameType | None) -> None:
+    del frame
+    signal.signal(number, signal.default_int_handler)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 @contextlib.contextmanager
 def watch() -> Iterator[Interrupt]:
     """Notes SIGINT and SIGTERM instead of dying of them; a second Ctrl-C stops at once.
 
-    Nothing is noted outside the main thread, where Python cannot handle signals, nor with several
-    processes, which must stop after the same step: there JAX handles SIGTERM
-    (`hosts.stop_agreed`).
+    Nothing is noted outside the main thread, where Python cannot handle signals. Several processes
+    must stop after the same step: there JAX handles SIGTERM (`hosts.stop_agreed`), which a Ctrl-C
+    becomes.
     """
     interrupt = Interrupt()
-    alone = jax.process_count() == 1
-    if not alone or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, interrupt._note) for number in numbers}
+    handlers: dict[int, Callable[[int, FrameType | None], None]]
+    if jax.process_count() == 1:
+        handlers = {signal.SIGINT: interrupt._note, signal.SIGTERM: interrupt._note}
+    else:
+        handlers = {signal.SIGINT: _to_sigterm}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield interrupt
     finally:

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from absl import logging
 from etils import epath
 
 from nfllm.rundir import RunError
@@ -20,7 +21,8 @@ except ImportError:  # Windows
 def hold(run: epath.Path) -> Iterator[None]:
     """Holds the run directory for this process; the kernel lets go of it when the process ends.
 
-    A remote directory (`gs://`) cannot be held, and is not.
+    A remote directory (`gs://`) cannot be held, and is not; nor, with a warning, can one on a file
+    system without locks, as networks have them.
 
     Raises:
       RunError: another process holds it.
@@ -31,12 +33,14 @@ def hold(run: epath.Path) -> Iterator[None]:
     with open(os.fspath(run / ".lock"), "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             file.seek(0)
             raise RunError(
                 f"{run} is in use by process {file.read() or '?'}; wait for it, stop it, or give "
                 "another --workdir"
             ) from error
+        except OSError as error:
+            logging.warning("%s cannot be locked (%s): start no second run in it", run, error)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -135,16 +135,22 @@ class _Loop:
                     new = again or new
                 step, unread = step + 1, new
                 due = _due(config, step)
-                stop = self.signals.signal or (hosts.stop_agreed(step) and Signals.SIGTERM)
+                stop = self.signals.signal
+                if hosts.stop_agreed(step):
+                    stop = Signals.SIGTERM
                 if not (due or stop) or step == total:
                     continue
                 state, _ = self._read(state, new, None, step, batches.waited_seconds)
                 unread = None
                 with self.clock.paused():
+                    if stop:  # whoever asked for it may not wait for an evaluation
+                        self._save(state)
+                        self.checkpoints.wait()
                     if "telemetry" in due:
                         self._probe(state, step)
                     if "evaluation" in due:
                         self._evaluate(state, step)
+                    stop = stop or self.signals.signal
                     if stop:
                         return self._interrupted(stop, state, step)
                     if "checkpoint" in due:
@@ -164,7 +170,7 @@ class _Loop:
         """Dispatches a step, which does nothing where `after`, still unread, was not finite."""
         put_flag = self.program.parallel.put_flag
         go = put_flag(True) if after is None or after.forced else after.metrics.finite
-        forced = self._goes_on(state) and self.non_finite_in_a_row > 0
+        forced = self._goes_on and self.non_finite_in_a_row > 0
         state, metrics = self.program.train_step(state, batch, go, put_flag(forced))
         return state, _Taken(batch, metrics, forced)
 
@@ -190,13 +196,14 @@ class _Loop:
         self._tell(values, step, waited)
         if not held_back:
             return state, None
-        if self._goes_on(state):
+        if self._goes_on:
             state, _ = self._take(state, taken.batch)
         return (state, None) if later is None else self._take(state, later.batch)
 
-    def _goes_on(self, state: TrainState) -> bool:
-        """Whether updates that are not finite are applied; in float16 they never are."""
-        return self.program.config.training.non_finite == "continue" and state.loss_scale is None
+    @property
+    def _goes_on(self) -> bool:
+        """Whether updates that are not finite are applied."""
+        return self.program.config.training.non_finite == "continue"
 
     def _tell(self, values: StepMetrics, step: int, waited: float) -> None:
         config = self.program.config.training

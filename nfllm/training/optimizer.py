@@ -58,7 +58,7 @@ def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.Gradien
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """G * min(1, max_norm / (‖g‖ + 1e-6)), ‖g‖ the L2 norm over all parameters."""
+    """g * min(1, max_norm / (‖g‖ + 1e-6)), ‖g‖ the L2 norm over all parameters."""
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, Any]:
         del params

@@ -109,6 +109,11 @@ class Parallel:
       state = parallel.init(init_fn, key)
       step = parallel.train_step(train_step)
       state, metrics = step(state, parallel.put_train(batch))
+
+    Attributes:
+      num_devices: how many devices there are, of all processes.
+      micro_batches: into how many a step splits the batch.
+      replicated: the sharding of what every device holds a copy of.
     """
 
     def __init__(self, config: Config, devices: Sequence[jax.Device] | None = None) -> None:
@@ -126,6 +131,7 @@ class Parallel:
             Mesh(np.asarray(own), (AXIS,)) if config.parallel.strategy == "pmap" else self._mesh
         )
         self.num_devices = len(self._devices)
+        self.replicated = NamedSharding(self._own_mesh, PartitionSpec())
         self.micro_batches = _micro_batches(config, self.num_devices)
         _check_batch_size(
             "training.batch_size", config.training.batch_size, self.num_devices, self.micro_batches
@@ -270,8 +276,7 @@ class Parallel:
 
         Placed otherwise, it would have the step compiled a second time.
         """
-        sharding = NamedSharding(self._own_mesh, PartitionSpec())
-        return jax.make_array_from_callback((), sharding, lambda _: np.asarray(flag))
+        return jax.make_array_from_callback((), self.replicated, lambda _: np.asarray(flag))
 
     def put_parts(self, batch: Batch) -> Batch:
         """Places a global batch [B, T] as [P, B / P, T] for a program that `jit` partitions.

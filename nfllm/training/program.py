@@ -79,9 +79,12 @@ class Program:
         self._eval_step = self.parallel.eval_step(
             make_eval_step(self.model, training.loss_tile_rows)
         )
-        self._probe = make_probe(self.model)
+        self._probe = make_probe(self.model, self.parallel.replicated)
         self._diagnose = make_diagnosis(
-            self.model, config.optimizer.accumulation_weighting, training
+            self.model,
+            config.optimizer.accumulation_weighting,
+            training,
+            self.parallel.replicated,
         )
 
     def init_state(self) -> TrainState:

@@ -32,7 +32,8 @@ _SPEED_KEYS = (
     "training.loss_tile_rows",
     "training.compilation_cache",
 )
-# These change what is watched and kept, and not what is trained.
+# These change what is watched and kept, and how the run goes on: `training.steps` stretches what is
+# left of the learning-rate schedule. The event `resumed` names each change.
 _FREE_SECTIONS = ("evaluation", "telemetry", "checkpoint", "parallel")
 _FREE_KEYS = (
     *_SPEED_KEYS,

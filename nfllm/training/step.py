@@ -144,7 +144,7 @@ def make_train_step(
         # overflows by design.
         applies = updates_finite
         taken = jnp.asarray(previous_finite)
-        if training_config.non_finite == "continue" and state.loss_scale is None:
+        if training_config.non_finite == "continue":
             applies |= force
             taken &= applies
         state = jax.lax.cond(taken & applies, apply, keep, state)

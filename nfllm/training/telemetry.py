@@ -6,6 +6,7 @@ is the same with telemetry as without.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,13 @@ from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import BY_PRODUCTS, STATISTICS
 
 
-def make_probe(model: Decoder) -> Callable[[Any, jax.Array], dict[str, Any]]:
+def make_probe(
+    model: Decoder, result_sharding: jax.sharding.Sharding | None = None
+) -> Callable[[Any, jax.Array], dict[str, Any]]:
     """Compiles `probe(params, tokens_BT)`, whose result is the fields of a telemetry line.
+
+    With several processes, `result_sharding` must put a copy of the result on each: parameters that
+    are sharded over all of them would leave it sharded.
 
     entropy_nats [L, H]: attention entropy, mean over sequences and queries.
     logit_max_abs [L, H]: largest |attention logit| among visible keys.
@@ -31,7 +37,7 @@ def make_probe(model: Decoder) -> Callable[[Any, jax.Array], dict[str, Any]]:
     """
     config = model.config
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=result_sharding)
     def probe(params: Any, tokens_BT: jax.Array) -> dict[str, Any]:
         _, state = model.apply(
             {"params": params},

@@ -1,0 +1,44 @@
+"""Signals that come when a step also asks for an evaluation."""
+
+import os
+import signal
+
+import pytest
+from tiny import make_corpus, tiny_config
+
+from nfllm.training import loop
+from nfllm.training.program import Program
+
+
+@pytest.mark.parametrize(
+    ("every", "stops_at", "saved_before_evaluation"),
+    [
+        (1, 3, False),  # the signal comes when step 3, whose evaluation follows, is read
+        (2, 4, True),  # it comes when step 3 is read, one step late
+    ],
+)
+def test_nobody_waits_for_an_evaluation(
+    tmp_path, monkeypatch, every, stops_at, saved_before_evaluation
+):
+    evaluated = []
+    evaluate, tell = Program.evaluate, loop._Loop._tell
+
+    def evaluate_and_note(self, state):
+        step = int(state.step)
+        evaluated.append((step, (run / "checkpoints" / f"step_{step}").is_dir()))
+        return evaluate(self, state)
+
+    def tell_and_interrupt(self, values, step, waited):
+        tell(self, values, step, waited)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Program, "evaluate", evaluate_and_note)
+    monkeypatch.setattr(loop._Loop, "_tell", tell_and_interrupt)
+    run = tmp_path / "run"
+    corpus = make_corpus(tmp_path / "corpus")
+    config = tiny_config(corpus, tmp_path / "data", evaluation__every=every)
+    result = loop.fit(config, run)
+    assert (result.interrupted, result.step) == (signal.SIGTERM, stops_at)
+    assert evaluated[-1] == (stops_at, saved_before_evaluation)
+    assert (run / "checkpoints" / f"step_{stops_at}").is_dir()
