@@ -6,6 +6,7 @@ entropy_LBHT = nfllm.analysis.attention_entropy(captured.attention_probs)
 """
 
 import importlib
+import importlib.metadata
 from typing import Any
 
 # Loaded on first use: reading a config or a run's metrics needs no JAX.
@@ -16,14 +17,32 @@ _EXPORTS = {
     "analysis": "nfllm.analysis",
     "analyze": "nfllm.streaming",
     "capture": "nfllm.model.capture",
+    "convert": "nfllm.convert",
+    "data": "nfllm.data",
     "load_run": "nfllm.run",
 }
 
-__all__ = ["Captured", "Decoder", "Run", "analysis", "analyze", "capture", "load_run"]
+__all__ = [
+    "Captured",
+    "Decoder",
+    "Run",
+    "analysis",
+    "analyze",
+    "capture",
+    "convert",
+    "data",
+    "load_run",
+]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("nfllm")
     if name not in _EXPORTS:
         raise AttributeError(f"module 'nfllm' has no attribute {name!r}")
     module = importlib.import_module(_EXPORTS[name])
-    return module if name == "analysis" else getattr(module, name)
+    return module if _EXPORTS[name] == f"nfllm.{name}" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

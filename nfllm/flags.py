@@ -19,6 +19,11 @@ _PREFIX = "config."
 
 def define_config() -> Any:
     """Defines --config FILE and --config.SECTION.KEY=VALUE; its value is a ConfigDict."""
+    if not _DEFAULT.exists():
+        sys.exit(
+            f"error: {_DEFAULT} is missing, since configs/ is not part of the installed package; "
+            "clone the repository, and install it by `pip install -e .`"
+        )
     # Defining the flag applies the changes; an unknown key would then end in a traceback.
     unknown = unknown_key(sys.argv[1:])
     if unknown:

@@ -54,7 +54,8 @@ def replace_by_linear(
     Args:
       model: the model.
       params: its parameters.
-      batches: token ids and labels, each [B, T]. With several processes, each passes its share.
+      batches: token ids and labels, each [B, T]; they are gone through twice, so no generator. With
+        several processes, each passes its share.
       fit: slope and intercept of each layer, [L]: `analyze(...)["linear_fit"]`.
       put: places arrays on devices.
 
@@ -65,6 +66,8 @@ def replace_by_linear(
       ValueError: the fit has not one line a layer, or there is no target.
 
     Example:
+      batches = run.validation_batches()
+      model, params = run.model, run.params
       fit = nfllm.analyze(model, params, batches, ["linear_fit"])["linear_fit"]
       cost_L = (r := replace_by_linear(model, params, batches, fit)).layer_loss - r.loss
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
@@ -10,9 +11,10 @@ from etils import epath
 from nfllm import rundir
 from nfllm.config import Config
 from nfllm.data.tokenizer import Tokenizer
-from nfllm.rundir import Metrics
+from nfllm.rundir import Metrics, RunError
 
 if TYPE_CHECKING:
+    from nfllm.data.batches import Batch
     from nfllm.model.decoder import Decoder
 
 
@@ -25,7 +27,6 @@ class Run:
       step: optimizer steps behind `params`.
       model: the decoder, computing in float32.
       params: its parameters, a nested dictionary of float32 arrays; blocks are stacked, [L, ...].
-      tokenizer: text to token ids and back.
       config: what was run.
       metrics: the lines of metrics.jsonl.
     """
@@ -34,9 +35,58 @@ class Run:
     step: int
     model: Decoder
     params: Any
-    tokenizer: Tokenizer
     config: Config
     metrics: Metrics
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Text to token ids and back.
+
+        Raises:
+          RunError: the run has none that can be read, as a checkpoint imported without its
+            `tokenizer.json`.
+        """
+        path = self.path / rundir.TOKENIZER_FILE
+        try:
+            return Tokenizer.load(path)
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{path} cannot be read ({error}); give token ids, or put there the tokenizer.json "
+                "that the model was trained with"
+            ) from error
+
+    def validation_batches(
+        self, batch_size: int = 32, *, max_windows: int | None = None
+    ) -> list[Batch]:
+        """The validation split that the run was trained beside, for `nfllm.analyze`.
+
+        Prepares the data again where that was on another machine, from the run's own sources.
+
+        Args:
+          batch_size: windows in a batch; the last is filled up with rows without a label.
+          max_windows: so many windows, evenly spread over the split; None: all.
+
+        Raises:
+          RunError: the data is no longer what the run was trained on.
+          ConfigError: its sources are not there.
+        """
+        from nfllm import data
+        from nfllm.data.batches import evaluation_batches
+
+        dataset = data.load(self.config.data, self.config.model.context_length)
+        expected = rundir.read_record(self.path).data_fingerprint
+        if dataset.fingerprint != expected:
+            raise RunError(
+                f"{self.path} was trained on data with fingerprint {expected[:12]}, but what is "
+                f"there now has {dataset.fingerprint[:12]}; restore the corpus, or make batches of "
+                "your own"
+            )
+        ignored = dataset.tokenizer.end_of_text_id if self.config.data.mask_end_of_text else None
+        return list(
+            evaluation_batches(
+                dataset.validation, batch_size, ignored_id=ignored, max_windows=max_windows
+            )
+        )
 
 
 def load_run(path: epath.PathLike) -> Run:
@@ -62,7 +112,6 @@ def load_run(path: epath.PathLike) -> Run:
         step=step,
         model=Decoder(model, record.vocab_size),
         params=params,
-        tokenizer=Tokenizer.load(directory / rundir.TOKENIZER_FILE),
         config=record.config,
         metrics=rundir.read_metrics(directory),
     )

@@ -37,6 +37,8 @@ def analyze(
     """Measures a model over all sequences of `batches`.
 
     Example:
+      run = nfllm.load_run("runs/default")
+      batches = run.validation_batches()
       results = nfllm.analyze(run.model, run.params, batches, ["head_entropy", "linear_fit"])
       results["head_entropy"].mean               # [L, H] nats, over sequences
       results["head_entropy"].standard_error()   # [L, H]

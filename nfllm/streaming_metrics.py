@@ -6,7 +6,6 @@ Statistics per sequence become `Moments` over sequences: `mean`, `std()`, `stand
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from nfllm import analysis
 from nfllm.analysis import Comoments, Covariance, Moments, UnitActivity
+from nfllm.config import suggest
 from nfllm.model.capture import Captured
 
 TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -91,11 +91,7 @@ def find_metrics(metrics: Sequence[str | Metric]) -> dict[str, Metric]:
     for metric in metrics:
         if isinstance(metric, str):
             if metric not in METRICS:
-                close = difflib.get_close_matches(metric, METRICS, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else ";"
-                raise ValueError(
-                    f"unknown metric {metric!r}{hint} choose from {', '.join(METRICS)}"
-                )
+                raise ValueError(f"unknown metric {metric!r}; {suggest(metric, METRICS)}")
             metric = METRICS[metric]
         chosen[metric.name] = metric
     return chosen

@@ -43,14 +43,13 @@ def is_concrete(*arrays: jax.Array) -> bool:
 
 
 def check_axes(name: str, x: jax.Array, axes: str) -> None:
-    """Checks the number of axes against a legend such as `"... H T S"` or `"L H"`.
+    """Checks the number of axes against a legend such as `"... H T S"`, `"L ... F"` or `"L H"`.
 
     Raises:
-      ValueError: The rank differs (or is too low, where the legend starts with `...`), or an axis
-        is empty.
+      ValueError: The rank differs (or is too low, where the legend has `...`), or an axis is empty.
     """
     names = axes.split()
-    open_ended = names[0] == "..."
+    open_ended = "..." in names
     needed = len(names) - open_ended
     expected = f"[{', '.join(names)}]"
     if x.ndim < needed or (x.ndim > needed and not open_ended):

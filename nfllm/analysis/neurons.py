@@ -34,7 +34,7 @@ def activation_moments(pre: Arrays, post: Arrays) -> Comoments:
       ValueError: The shapes differ.
     """
     pre, post = as_float32(pre), as_float32(post)
-    check_axes("pre", pre, "... L F")
+    check_axes("pre", pre, "L ... F")
     check_same_shape("pre and post", pre, post)
     return Comoments.of(pre, post, axis=tuple(range(1, pre.ndim)))
 
@@ -63,7 +63,7 @@ class UnitActivity(NamedTuple):
         if threshold < 0:
             raise ValueError(f"threshold must not be negative, got {threshold}")
         pre, post = as_float32(pre), as_float32(post)
-        check_axes("pre", pre, "... L F")
+        check_axes("pre", pre, "L ... F")
         check_same_shape("pre and post", pre, post)
         tokens = tuple(range(1, pre.ndim - 1))
         count = pre.size // (pre.shape[0] * pre.shape[-1])

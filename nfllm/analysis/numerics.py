@@ -111,23 +111,22 @@ def ledger(sites: Mapping[str, Any], *, where: Mapping[str, ArrayLike] | None = 
     """Counts of non-finite values at each site: by layer, where the site has layers.
 
     Args:
-      sites: From site (`LAYER_SITES`, `MODEL_SITES`, `GRADIENT_SITES`) to its array, or to its
-      tree of
-        gradients. Any subset.
+      sites: From site (`LAYER_SITES`, `MODEL_SITES`, `GRADIENT_SITES`) to its array, or to its tree
+        of gradients. Any subset.
       where: Entries to look at, for some of the sites.
 
     Returns:
       Counts `[L]` for layer sites and `gradients`, scalars for the others.
 
     Raises:
-      ValueError: An unknown site, or a mask without its site.
+      ValueError: An unknown site, a mask without its site, or a tree without a gradient.
     """
     known = (*LAYER_SITES, *MODEL_SITES, *GRADIENT_SITES)
     for name in sites:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"unknown site {name!r}{hint} choose from {', '.join(known)}")
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ValueError(f"unknown site {name!r}; {hint}choose from {', '.join(known)}")
     where = where or {}
     for name in where:
         if name not in sites:
@@ -137,6 +136,8 @@ def ledger(sites: Mapping[str, Any], *, where: Mapping[str, ArrayLike] | None = 
         keep = int(name in LAYER_SITES or name == "gradients")
         if name in GRADIENT_SITES:
             leaves = [count_nonfinite(leaf, keep=keep) for leaf in jax.tree.leaves(value)]
+            if not leaves:
+                raise ValueError(f"{name}: the tree has no array")
             result[name] = leaves[0]
             for leaf in leaves[1:]:
                 result[name] = result[name].merge(leaf)

@@ -52,7 +52,7 @@ class ClassResponses(NamedTuple):
           ValueError: The shapes do not belong together.
         """
         post, classes = as_float32(post), as_array(classes)
-        check_axes("post", post, "... L F")
+        check_axes("post", post, "L ... F")
         if post.shape[1:-1] != classes.shape:
             raise ValueError(
                 f"post and classes: expected [L, ..., F] and [...], got {post.shape} and "

@@ -16,6 +16,7 @@ from etils import epath
 from nfllm.config import ConfigError, DataConfig, suggest
 from nfllm.data import cache
 from nfllm.data.corpora import Corpus
+from nfllm.data.records import MalformedRecordError
 from nfllm.data.splits import Assignment, Side, Survey, digest, uniform
 from nfllm.data.tokenizer import Tokenizer, bytes_tokenizer, train_bpe
 from nfllm.data.tokens import TokenWriter, token_dtype
@@ -147,7 +148,7 @@ def _batches(
     size = 0
     for index, (record, _) in enumerate(documents):
         if digest(record.text.encode()) != assignment.digest(index):
-            raise RuntimeError(f"document {index} changed while the corpus was being read")
+            raise MalformedRecordError(f"document {index} changed while the corpus was being read")
         side = Side(assignment.sides[index])
         if side not in _SPLITS:
             continue

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from etils import epath
 
 from nfllm.config import ConfigError, suggest
+from nfllm.data.records import MalformedRecordError
 
 _BATCH = 256
 DATASET_INFO = "dataset_info.json"
@@ -105,7 +106,7 @@ def read_tfrecord(file: BinaryIO) -> Iterator[bytes]:
     """Records of a TFRecord file: length, its checksum, data, checksum of the data.
 
     Raises:
-      ValueError: the file is truncated, or a length does not match its checksum.
+      MalformedRecordError: the file is truncated, or a length does not match its checksum.
     """
     for number in itertools.count():
         header = file.read(12)
@@ -114,14 +115,14 @@ def read_tfrecord(file: BinaryIO) -> Iterator[bytes]:
         if len(header) == 12:
             length, checksum = struct.unpack("<QI", header)
             if masked_crc32c(header[:8]) != checksum:
-                raise ValueError(
+                raise MalformedRecordError(
                     f"{file.name}: record {number} is damaged (checksum of its length)"
                 )
             data = file.read(length)
             if len(data) == length and len(file.read(4)) == 4:
                 yield data
                 continue
-        raise ValueError(f"{file.name}: truncated in record {number}")
+        raise MalformedRecordError(f"{file.name}: truncated in record {number}")
 
 
 def masked_crc32c(data: bytes) -> int:

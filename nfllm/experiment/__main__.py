@@ -31,7 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("config", type=Path, help="the file of a grid, such as configs/paper.py")
     parser.add_argument("--scale", required=True, help="one of the grid's SCALES")
     parser.add_argument("--out", type=Path, required=True, help="directory of runs and report")
-    parser.add_argument("--jobs", type=int, help="runs at the same time; default: one a device")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help="most runs at the same time; never more than a device each, a core each on a CPU",
+    )
     options, rest = parser.parse_known_args(arguments)
     if options.jobs is not None and options.jobs < 1:
         parser.error(f"--jobs {options.jobs} must be at least 1")

@@ -14,8 +14,6 @@ from typing import Any
 from etils import epath
 
 import nfllm
-from nfllm import data
-from nfllm.data.batches import evaluation_batches
 from nfllm.linear_replacement import replace_by_linear
 from nfllm.rundir import RunError
 
@@ -57,11 +55,7 @@ class Cause:
 def write_cause(path: epath.PathLike) -> Cause:
     """Measures the newest checkpoint of the run in `path` and writes `cause.json` beside it."""
     run = nfllm.load_run(path)
-    windows = data.load(run.config.data, run.config.model.context_length).validation
-    ignored_id = run.tokenizer.end_of_text_id if run.config.data.mask_end_of_text else None
-    batches = list(
-        evaluation_batches(windows, _BATCH_SIZE, ignored_id=ignored_id, max_windows=_WINDOWS)
-    )
+    batches = run.validation_batches(_BATCH_SIZE, max_windows=_WINDOWS)
     found = nfllm.analyze(run.model, run.params, batches, ["linear_fit", "mlp_pre_rms"])
     fit = found["linear_fit"]
     replaced = replace_by_linear(run.model, run.params, batches, fit)

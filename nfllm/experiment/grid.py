@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 
 from nfllm.config import Config, ConfigError, suggest
 
+_BOOLEANS = {"true": "True", "false": "False"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
@@ -130,7 +132,9 @@ def expand(experiment: Experiment, overrides: Mapping[str, Any] | None = None) -
 
 
 def read_overrides(arguments: Iterable[str]) -> dict[str, Any]:
-    """`--config.SECTION.KEY=VALUE` arguments as `{"section.key": value}`; numbers as in Python.
+    """`--config.SECTION.KEY=VALUE` arguments as `{"section.key": value}`.
+
+    Values are read as Python's; `true` and `false` are booleans too.
 
     Raises:
       ConfigError: an argument is not of that form.
@@ -144,7 +148,7 @@ def read_overrides(arguments: Iterable[str]) -> dict[str, Any]:
                 "--config.SECTION.KEY=VALUE"
             )
         try:
-            overrides[key] = ast.literal_eval(text)
+            overrides[key] = ast.literal_eval(_BOOLEANS.get(text, text))
         except (SyntaxError, ValueError):
             overrides[key] = text
     return overrides

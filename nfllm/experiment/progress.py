@@ -60,7 +60,7 @@ class GridProgress:
         detail = f": {outcome.message}" if outcome.message else ""
         self._say(f"{entry.name} {outcome.status}{detail}")
 
-    def show(self, running: Sequence[Entry], slots: int) -> None:
+    def show(self, running: Sequence[Entry]) -> None:
         """Shows the state, at most once a second; without a terminal, once a minute."""
         interval = _PLAIN_INTERVAL_SECONDS if self._bar is None else _BAR_INTERVAL_SECONDS
         now = time.monotonic()

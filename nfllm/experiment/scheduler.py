@@ -50,7 +50,7 @@ def run_grid(
                 free.append(job.slot)
                 outcomes[job.entry.name] = job.outcome()
                 progress.ended(job.entry, outcomes[job.entry.name])
-            progress.show([job.entry for job in running], len(slots))
+            progress.show([job.entry for job in running])
             time.sleep(_POLL_SECONDS)
     for entry in entries:
         if entry.same_as is not None:

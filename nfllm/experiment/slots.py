@@ -29,9 +29,8 @@ class Slot:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Platform (`cpu`, `gpu`, `tpu`), kind of device in words, and the slots."""
+    """The kind of device in words, and the slots."""
 
-    platform: str
     device: str
     slots: tuple[Slot, ...]
 
@@ -62,7 +61,7 @@ def find_machine(jobs: int | None = None) -> Machine:
         device = f"{len(cores)} cores, {_processor()}"
     else:  # a TPU host is one machine for one program
         slots = [Slot({})]
-    return Machine(platform, device, tuple(slots[:jobs]))
+    return Machine(device, tuple(slots[:jobs]))
 
 
 def _processor() -> str:

@@ -100,7 +100,7 @@ def _entropy_claims(group: GroupResults) -> Iterator[Verdict]:
     def everywhere(entropy_LH: np.ndarray) -> np.ndarray:
         return entropy_LH
 
-    gelu, relu = shares("sm+g", early), shares("sm+r", early)
+    gelu = shares("sm+g", early)
     judgement, mean, low, high = judge([s - 0.5 for s in gelu.values()], SHARE_TOLERANCE)
     text = (
         f"{100 * (mean + 0.5):.0f}% of the heads in the first half of the layers have 3/4 M or "

@@ -12,8 +12,6 @@ import os
 import subprocess
 import sys
 
-from jax._src import xla_bridge  # JAX does not say elsewhere whether it has started
-
 from nfllm.config import ConfigError
 
 _TRIAL = "import jax; jax.jit(lambda x: x + 1)(1.0).block_until_ready()"
@@ -33,6 +31,8 @@ def use_xla_flags(flags: str) -> None:
     new = [flag for flag in flags.split() if flag not in present]
     if not new:
         return
+    from jax._src import xla_bridge  # JAX does not say elsewhere whether it has started
+
     if xla_bridge.backends_are_initialized():
         raise ConfigError(
             f"parallel.xla_flags={flags!r}, but this process has already used JAX, which reads "
