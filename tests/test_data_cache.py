@@ -17,6 +17,7 @@ import nfllm.data
 from nfllm.config import ConfigError
 from nfllm.data import cache, prepare
 from nfllm.data.python_files import standard_library
+from nfllm.data.records import MalformedRecordError
 from nfllm.data.tokenizer import bytes_tokenizer
 
 
@@ -206,7 +207,9 @@ def test_text_that_changes_between_readings_is_noticed(source, tmp_path, monkeyp
         return write(*arguments)
 
     monkeypatch.setattr(prepare, "_write_tokens", write_other)
-    with pytest.raises(RuntimeError, match="document 5 changed while the corpus was being read"):
+    with pytest.raises(
+        MalformedRecordError, match="document 5 changed while the corpus was being read"
+    ):
         nfllm.data.load(config_of(source, tmp_path), 16)
 
 

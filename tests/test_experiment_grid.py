@@ -47,8 +47,15 @@ def test_a_duplicate_is_named_and_not_dropped():
 
 def test_overrides_reach_every_run_and_the_grid_is_left_alone():
     experiment = grid(a=Variant({}), b=Variant({"model.activation": "gelu"}))
-    overrides = read_overrides(["--config.training.steps=7", "--config.data.window=documents"])
+    overrides = read_overrides(
+        [
+            "--config.training.steps=7",
+            "--config.data.window=documents",
+            "--config.model.mlp_bias=true",
+        ]
+    )
     entries = expand(experiment, overrides)
+    assert {entry.config.model.mlp_bias for entry in entries} == {True}
     assert {entry.config.training.steps for entry in entries} == {7}
     assert {entry.config.data.window for entry in entries} == {"documents"}
     assert experiment.groups["main"].base.training.steps != 7

@@ -43,6 +43,14 @@ def one_process(trainer):
     return run
 
 
+@pytest.fixture(scope="module")
+def two_by_fsdp(trainer):
+    run = trainer.folder / "two_by_fsdp"
+    pair = trainer.run_pair(run, parallel__strategy="fsdp", **RUN)
+    assert [code for code, _, _ in pair] == [0, 0], pair
+    return run, pair
+
+
 def _copy_at_step_6(one_process, run):
     """A run that was killed after its first checkpoint."""
     shutil.copytree(one_process, run)
@@ -62,16 +70,37 @@ def _assert_same_numbers(run, expected):
         np.testing.assert_allclose(found[1], wanted[1], rtol=3e-6, err_msg=field)
 
 
-@pytest.mark.parametrize("strategy", ["pmap", "fsdp"])
-def test_two_processes_train_as_one(trainer, one_process, strategy):
-    run = trainer.folder / f"two_{strategy}"
-    (first, second) = trainer.run_pair(run, parallel__strategy=strategy, **RUN)
+def test_two_processes_train_as_one(trainer, one_process):
+    run = trainer.folder / "two_by_pmap"
+    (first, second) = trainer.run_pair(run, **RUN)
     assert (first[0], second[0]) == (0, 0), (first, second)
     _assert_same_numbers(run, one_process)
     # Only the first process tells anything.
     assert "evaluation  loss" in first[1]
     assert "loss" not in second[1]
     assert len(read_metrics(run).rows["event"]) == 2
+
+
+def test_two_processes_train_as_one_by_fsdp(one_process, two_by_fsdp):
+    run, (first, second) = two_by_fsdp
+    _assert_same_numbers(run, one_process)
+    assert "evaluation  loss" in first[1]
+    assert "loss" not in second[1]
+
+
+def test_what_one_process_cannot_read_both_pass_over(trainer, two_by_fsdp):
+    """The shards of the second process are damaged, which the first has no reason to read."""
+    run = trainer.folder / "damaged"
+    shutil.copytree(two_by_fsdp[0], run)
+    folders = (run / "checkpoints" / "step_12" / "state").glob("ocdbt.process_1/d")
+    files = [file for folder in folders for file in folder.iterdir()]
+    largest = max(files, key=lambda file: file.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    (first, second) = trainer.run_pair(run, parallel__strategy="fsdp", **RUN)
+    assert (first[0], second[0]) == (0, 0), (first, second)
+    assert "checkpoint of step 12 is damaged (" in first[1]
+    assert "going on from step 6" in first[1]
+    _assert_same_numbers(run, two_by_fsdp[0])
 
 
 def test_a_checkpoint_of_one_process_goes_on_in_two(trainer, one_process):

@@ -1,16 +1,20 @@
 """The command `python train.py`, as a user runs it: real processes, real signals."""
 
 import json
+import shutil
 import signal
 import subprocess
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from kills import assert_same_run, start_and_kill
 from tiny import make_corpus
 from trainer import Trainer, wait_for_step
 
-from nfllm.rundir import read_metrics, read_record
+import nfllm
+from nfllm.rundir import RunError, read_metrics, read_record
+from nfllm.training.loss import count_targets, next_token_loss
 
 STEPS = 300
 
@@ -171,6 +175,27 @@ def test_a_corpus_without_python_files_is_named(trainer, tmp_path):
     assert code == 1
     assert str(tmp_path / "empty") in err
     assert "Traceback" not in err
+
+
+def test_a_loaded_run_gives_the_split_that_it_was_evaluated_on(uninterrupted, tmp_path):
+    run, _ = uninterrupted
+    loaded = nfllm.load_run(run)
+    batches = loaded.validation_batches(8, max_windows=20)
+    nats = targets = 0
+    for tokens_BT, labels_BT in batches:
+        logits_BTV = loaded.model.apply({"params": loaded.params}, tokens_BT)
+        nats += float(next_token_loss(logits_BTV, jnp.asarray(labels_BT)))
+        targets += int(count_targets(labels_BT))
+    (last,) = loaded.metrics.rows["eval"]
+    assert targets == last["eval_tokens"]
+    assert nats / targets == pytest.approx(last["eval_loss_nats"], rel=1e-5)
+
+    shutil.copytree(run, tmp_path / "other")
+    record = json.loads((run / "config.json").read_text())
+    record["data_fingerprint"] = "of another corpus"
+    (tmp_path / "other" / "config.json").write_text(json.dumps(record))
+    with pytest.raises(RunError, match="data with fingerprint of another c, but what is there now"):
+        nfllm.load_run(tmp_path / "other").validation_batches()
 
 
 def test_metrics_lines_are_plain_json(uninterrupted):

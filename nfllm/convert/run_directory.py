@@ -140,7 +140,7 @@ def _import(source: Path, destination: Path) -> str:
             nfllm_version=importlib.metadata.version("nfllm"),
         ),
     )
-    note = "" if has_tokenizer else f"; it has no {TOKENIZER_FILE}, which nfllm.load_run needs"
+    note = "" if has_tokenizer else f"; there was no {TOKENIZER_FILE}: give it token ids"
     return f"imported {num_parameters:,} parameters into the run directory {destination}{note}"
 
 

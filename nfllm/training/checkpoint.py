@@ -7,7 +7,7 @@ array. The state is never stacked by device, so it restores into any sharding.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from logging import WARNING, LogRecord
 from types import TracebackType
 from typing import Any
@@ -20,6 +20,7 @@ from etils import epath
 
 from nfllm.config import CheckpointConfig
 from nfllm.rundir import CHECKPOINTS_DIR, RunError, resolve
+from nfllm.training import hosts
 from nfllm.training.state import TrainState
 
 FORMAT_VERSION = 1
@@ -139,31 +140,48 @@ class Checkpoints:
             changed.
         """
         steps = self.steps()
-        for step in reversed(steps):
-            # Whatever a damaged file makes Orbax raise, an older checkpoint may still be whole.
-            try:
-                notes = _read_notes(self._manager, step)
-            except Exception as error:
-                self._pass_over(step, error)
-                continue
-            _check_format(self._directory, step, notes)
-            _check_data(self._directory, step, notes, data_fingerprint)
-            try:
-                arguments = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(abstract_state)})
-                state = self._manager.restore(step, args=arguments)[_STATE]
-                _check_sums(_named_checksums(state), notes)
-                return state
-            except Exception as error:
-                self._pass_over(step, error)
+        with _reader(self._directory, ocp.StandardCheckpointHandler) as reader:
+            for step in reversed(steps):
+                state = self._read(reader, step, abstract_state, data_fingerprint)
+                if state is not None:
+                    return state
         if steps:
             raise RunError(
                 f"no checkpoint in {self._directory} can be read: " + "; ".join(self.fallbacks)
             )
         return None
 
-    def _pass_over(self, step: int, error: Exception) -> None:
+    def _read(
+        self,
+        reader: ocp.CheckpointManager,
+        step: int,
+        abstract_state: TrainState,
+        data_fingerprint: str,
+    ) -> TrainState | None:
+        """The state of a checkpoint, or None where it is damaged for any process."""
+        # Whatever a damaged file makes Orbax raise, an older checkpoint may still be whole.
+        fault: Exception | None = None
+        try:
+            notes = _read_notes(reader, step)
+            _check_format(self._directory, step, notes)
+            _check_data(self._directory, step, notes, data_fingerprint)
+            arguments = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(abstract_state)})
+            state = reader.restore(step, args=arguments)[_STATE]
+        except RunError:
+            raise
+        except Exception as error:
+            fault = error
+        if hosts.all_can(fault is None):
+            try:
+                _check_sums(_named_checksums(state), notes)
+            except ValueError as error:
+                fault = error
+            else:
+                return state
+        fault = fault or RuntimeError("another process cannot read it")
         self._broken.add(step)
-        self.fallbacks.append(_damage(step, error))
+        self.fallbacks.append(_damage(step, fault))
+        return None
 
 
 def restore_params(run: epath.PathLike) -> tuple[int, Any]:
@@ -179,11 +197,7 @@ def restore_params(run: epath.PathLike) -> tuple[int, Any]:
     if not directory.exists():
         raise RunError(f"{directory} does not exist; train the run until its first checkpoint")
     faults: list[str] = []
-    options = ocp.CheckpointManagerOptions(step_prefix=_STEP_PREFIX, create=False)
-    handlers = {_STATE: ocp.PyTreeCheckpointHandler(), _NOTES: ocp.JsonCheckpointHandler()}
-    with ocp.CheckpointManager(
-        resolve(directory), options=options, item_handlers=handlers
-    ) as manager:
+    with _reader(directory, ocp.PyTreeCheckpointHandler) as manager:
         for step in sorted(manager.all_steps(), reverse=True):
             try:
                 notes = _read_notes(manager, step)
@@ -198,6 +212,26 @@ def restore_params(run: epath.PathLike) -> tuple[int, Any]:
                 logging.warning("%s: %s", directory, faults[-1])
     raise RunError(
         f"{directory} has no checkpoint that can be read ({'; '.join(faults) or 'none'})"
+    )
+
+
+def _reader(
+    directory: epath.Path, handler: Callable[..., ocp.CheckpointHandler]
+) -> ocp.CheckpointManager:
+    """Reads without a word to other processes: one that fails leaves none of them waiting."""
+    this = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"reader_{this}"
+    )
+    return ocp.CheckpointManager(
+        resolve(directory),
+        options=ocp.CheckpointManagerOptions(
+            step_prefix=_STEP_PREFIX, create=False, multiprocessing_options=alone
+        ),
+        item_handlers={
+            _STATE: handler(multiprocessing_options=alone),
+            _NOTES: ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+        },
     )
 
 

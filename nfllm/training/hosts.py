@@ -76,6 +76,13 @@ def check_agreement(config: Config, data_fingerprint: str) -> None:
             )
 
 
+def all_can(this_can: bool) -> bool:
+    """Whether all processes can do what this one says of itself; every one must ask."""
+    if jax.process_count() == 1:
+        return this_can
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(this_can))))
+
+
 def stop_agreed(step: int) -> bool:
     """Whether all processes stop after `step`, since one of them got SIGTERM; call it each step."""
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
