@@ -1,19 +1,17 @@
 """Checkpoints of the training state through Orbax: atomic, verified, on any number of devices.
 
-A checkpoint holds the state and a small JSON beside it: what the data was, and a checksum of every
-array. The state is never stacked by device, so it restores into any sharding.
+The state is never stacked by device, so it restores into any sharding.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from logging import WARNING, LogRecord
 from types import TracebackType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -21,13 +19,21 @@ from etils import epath
 from nfllm.config import CheckpointConfig
 from nfllm.rundir import CHECKPOINTS_DIR, RunError, resolve
 from nfllm.training import hosts
+from nfllm.training.checkpoint_files import (
+    FORMAT_VERSION,
+    NOTES,
+    STATE,
+    STEP_PREFIX,
+    check_format,
+    check_sums,
+    describe_damage,
+    named_checksums,
+    open_reader,
+    read_notes,
+    read_params,
+    reason,
+)
 from nfllm.training.state import TrainState
-
-FORMAT_VERSION = 1
-
-_STATE = "state"
-_NOTES = "notes"
-_STEP_PREFIX = "step"
 
 
 class Checkpoints:
@@ -52,10 +58,10 @@ class Checkpoints:
                 max_to_keep=config.keep,
                 keep_period=config.keep_every,
                 enable_async_checkpointing=background,
-                step_prefix=_STEP_PREFIX,
+                step_prefix=STEP_PREFIX,
                 cleanup_tmp_directories=True,  # what saves that were cut off have left
             ),
-            item_names=(_STATE, _NOTES),
+            item_names=(STATE, NOTES),
         )
 
     def __enter__(self) -> Checkpoints:
@@ -98,10 +104,10 @@ class Checkpoints:
         notes = {
             "format_version": FORMAT_VERSION,
             "data_fingerprint": data_fingerprint,
-            "checksums": _named_checksums(state),
+            "checksums": named_checksums(state),
         }
         arguments = ocp.args.Composite(
-            **{_STATE: ocp.args.StandardSave(state), _NOTES: ocp.args.JsonSave(notes)}
+            **{STATE: ocp.args.StandardSave(state), NOTES: ocp.args.JsonSave(notes)}
         )
         with self._explained(f"the checkpoint of step {step}"):
             self._manager.save(step, args=arguments, force=True)
@@ -121,7 +127,7 @@ class Checkpoints:
             yield
         except Exception as error:  # of whatever kind the storage raises
             raise RunError(
-                f"{what} could not be written into {self._directory} ({_reason(error)}); earlier "
+                f"{what} could not be written into {self._directory} ({reason(error)}); earlier "
                 "ones are kept. Make room, and give the same command again"
             ) from error
 
@@ -140,7 +146,7 @@ class Checkpoints:
             changed.
         """
         steps = self.steps()
-        with _reader(self._directory, ocp.StandardCheckpointHandler) as reader:
+        with open_reader(self._directory, ocp.StandardCheckpointHandler) as reader:
             for step in reversed(steps):
                 state = self._read(reader, step, abstract_state, data_fingerprint)
                 if state is not None:
@@ -162,25 +168,25 @@ class Checkpoints:
         # Whatever a damaged file makes Orbax raise, an older checkpoint may still be whole.
         fault: Exception | None = None
         try:
-            notes = _read_notes(reader, step)
-            _check_format(self._directory, step, notes)
+            notes = read_notes(reader, step)
+            check_format(self._directory, step, notes)
             _check_data(self._directory, step, notes, data_fingerprint)
-            arguments = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(abstract_state)})
-            state = reader.restore(step, args=arguments)[_STATE]
+            arguments = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(abstract_state)})
+            state = reader.restore(step, args=arguments)[STATE]
         except RunError:
             raise
         except Exception as error:
             fault = error
         if hosts.all_can(fault is None):
             try:
-                _check_sums(_named_checksums(state), notes)
+                check_sums(named_checksums(state), notes)
             except ValueError as error:
                 fault = error
             else:
                 return state
         fault = fault or RuntimeError("another process cannot read it")
         self._broken.add(step)
-        self.fallbacks.append(_damage(step, fault))
+        self.fallbacks.append(describe_damage(step, fault))
         return None
 
 
@@ -197,112 +203,27 @@ def restore_params(run: epath.PathLike) -> tuple[int, Any]:
     if not directory.exists():
         raise RunError(f"{directory} does not exist; train the run until its first checkpoint")
     faults: list[str] = []
-    with _reader(directory, ocp.PyTreeCheckpointHandler) as manager:
+    with open_reader(directory, ocp.PyTreeCheckpointHandler) as manager:
         for step in sorted(manager.all_steps(), reverse=True):
             try:
-                notes = _read_notes(manager, step)
-                _check_format(directory, step, notes)
-                params = _read_params(manager, step)
-                _check_sums(_named_checksums(params, ".params"), notes)
+                notes = read_notes(manager, step)
+                check_format(directory, step, notes)
+                params = read_params(manager, step)
+                check_sums(named_checksums(params, ".params"), notes)
                 return step, params
             except RunError:
                 raise
             except Exception as error:
-                faults.append(_damage(step, error))
+                faults.append(describe_damage(step, error))
                 logging.warning("%s: %s", directory, faults[-1])
     raise RunError(
         f"{directory} has no checkpoint that can be read ({'; '.join(faults) or 'none'})"
     )
 
 
-def _reader(
-    directory: epath.Path, handler: Callable[..., ocp.CheckpointHandler]
-) -> ocp.CheckpointManager:
-    """Reads without a word to other processes: one that fails leaves none of them waiting."""
-    this = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"reader_{this}"
-    )
-    return ocp.CheckpointManager(
-        resolve(directory),
-        options=ocp.CheckpointManagerOptions(
-            step_prefix=_STEP_PREFIX, create=False, multiprocessing_options=alone
-        ),
-        item_handlers={
-            _STATE: handler(multiprocessing_options=alone),
-            _NOTES: ocp.JsonCheckpointHandler(multiprocessing_options=alone),
-        },
-    )
-
-
-def _read_notes(manager: ocp.CheckpointManager, step: int) -> Mapping[str, Any]:
-    arguments = ocp.args.Composite(**{_NOTES: ocp.args.JsonRestore()})
-    notes = manager.restore(step, args=arguments)[_NOTES]
-    if not isinstance(notes, dict) or "format_version" not in notes:
-        raise ValueError("its notes are empty")
-    return notes
-
-
-def _read_params(manager: ocp.CheckpointManager, step: int) -> Any:
-    """The parameters alone, as numpy arrays, wherever they lay when they were saved."""
-    saved = manager.item_metadata(step)[_STATE].tree["params"]
-    target = {"params": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)}
-    arguments = ocp.args.PyTreeRestore(
-        target,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-        partial_restore=True,
-    )
-    return manager.restore(step, args=ocp.args.Composite(**{_STATE: arguments}))[_STATE]["params"]
-
-
-def _damage(step: int, error: Exception) -> str:
-    return f"checkpoint of step {step} is damaged ({_reason(error)})"
-
-
-def _reason(error: BaseException) -> str:
-    """The first cause in one line: where it stands and, at the end, what went wrong."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 240 else f"{text[:80]} ... {text[-155:]}"
-
-
 def _is_not_from_orbax(record: LogRecord) -> bool:
     """Leaves out what Orbax and its threads log of errors that reach us as well."""
     return record.levelno < WARNING or "orbax" not in record.pathname
-
-
-@jax.jit
-def _checksums(tree: Any) -> Any:
-    """A 32-bit sum over each array's bits, mixed with their position: exact in any order."""
-
-    def checksum(x: jax.Array) -> jax.Array:
-        words = jax.lax.bitcast_convert_type(x, jnp.uint32).reshape(-1)
-        place = jax.lax.iota(jnp.uint32, words.size)
-        mixed = (words ^ (place * jnp.uint32(2654435761))) * jnp.uint32(2246822519)
-        return jnp.sum(mixed ^ (mixed >> 15), dtype=jnp.uint32)
-
-    return jax.tree.map(checksum, tree)
-
-
-def _named_checksums(tree: Any, prefix: str = "") -> dict[str, int]:
-    leaves = jax.tree_util.tree_leaves_with_path(_checksums(tree))
-    return {prefix + jax.tree_util.keystr(path): int(value) for path, value in leaves}
-
-
-def _check_sums(actual: Mapping[str, int], notes: Mapping[str, Any]) -> None:
-    wrong = [name for name, value in actual.items() if notes["checksums"].get(name) != value]
-    if wrong:
-        raise ValueError(f"the checksum of {wrong[0]} does not match")
-
-
-def _check_format(directory: epath.Path, step: int, notes: Mapping[str, Any]) -> None:
-    if notes["format_version"] > FORMAT_VERSION:
-        raise RunError(
-            f"the checkpoint of step {step} in {directory} has format_version "
-            f"{notes['format_version']}; this nfllm reads up to {FORMAT_VERSION}, so use the newer "
-            "one that wrote it"
-        )
 
 
 def _check_data(
