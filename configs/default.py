@@ -114,8 +114,8 @@ def get_config() -> ConfigDict:
     # Of matrix products; parameters, softmax and loss stay float32. auto: float32 on a CPU,
     # bfloat16 elsewhere. float16 scales the loss dynamically
     training.dtype = "auto"
-    # Positions, over all sequences of a micro-batch, whose logits exist at once, say 8192: less
-    # memory, more time. None: all
+    # Positions, over all sequences of a micro-batch, whose logits exist at once, say 8192, which
+    # takes less memory. None: all
     training.loss_tile_rows = placeholder(int)
     # A loss or gradient that is not finite. stop; skip: leave out the update; continue: apply it
     training.non_finite = "stop"

@@ -18,7 +18,7 @@ from nfllm.model.products import einsum_to_float32
     [
         ("training", {}, 3),
         ("training", {"gradient_accumulation": 2}, 3),
-        ("training", {"loss_tile_rows": 24}, 4),  # the logits once more in the backward pass
+        ("training", {"loss_tile_rows": 24}, 3),  # no logits twice
         ("model", {"tie_embeddings": False, "scan_layers": True}, 3),
         ("model", {"remat": True}, 3),
     ],

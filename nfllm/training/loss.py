@@ -1,5 +1,6 @@
 """Next-token cross-entropy, as a sum and a count so that any grouping can be weighted exactly."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -48,9 +49,9 @@ def next_token_loss_from_features(
 
     Logits of at most `CACHED_LOGITS_BYTES` take JAX's own derivative, which is faster there.
 
-    With `tile_rows` the logits of about so many positions exist at once, and the backward pass
-    computes them again, a third more work in the head. Tiles are cut along T, so that a batch that
-    is sharded over devices stays so: a tile has at least one position of every sequence.
+    With `tile_rows` the logits of about so many positions exist at once: the gradients of a tile
+    are computed with its loss, while its logits are there. Tiles are cut along T, so that a batch
+    that is sharded over devices stays so: a tile has at least one position of every sequence.
 
     Args:
       head: hidden states [..., D] to logits [..., V], float32.
@@ -75,13 +76,13 @@ def next_token_loss_from_features(
     def tiles(x: jax.Array) -> jax.Array:
         return jnp.moveaxis(x.reshape(sequences, num_tiles, tile_length, *x.shape[2:]), 1, 0)
 
-    @jax.checkpoint
-    def add_tile(nats: jax.Array, tile: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        x_BtD, targets_Bt = tile
-        return nats + _loss_of_head(head, x_BtD, targets_Bt), None
+    x_IBtD = tiles(x_BTD)
+    head_of_rows, parameters = jax.closure_convert(head, _rows(x_IBtD[0]))
 
-    nats, _ = jax.lax.scan(add_tile, jnp.zeros(()), (tiles(x_BTD), tiles(targets_BT)))
-    return nats
+    def pure_head(x: jax.Array, parameters: list[jax.Array]) -> jax.Array:
+        return head_of_rows(_rows(x), *parameters).reshape(*x.shape[:-1], -1)
+
+    return _loss_of_tiles(pure_head, x_IBtD, tiles(targets_BT), parameters)
 
 
 def _loss_of_head(
@@ -92,6 +93,58 @@ def _loss_of_head(
     # On rows the gradient of the logits takes their place, while XLA makes a copy where one of the
     # two is [N, V] and the other [B, T, V].
     return _cross_entropy(head(_rows(x_BTD)), targets_BT.reshape(-1))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss_of_tiles(
+    head: Callable[..., jax.Array],
+    x_IBtD: jax.Array,
+    targets_IBt: jax.Array,
+    parameters: list[jax.Array],
+) -> jax.Array:
+    """Sum over the tiles I of the loss of `head(x_BtD, parameters)`."""
+
+    def add(nats: jax.Array, tile: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return nats + _loss_of_head(lambda x: head(x, parameters), *tile), None
+
+    return jax.lax.scan(add, jnp.zeros(()), (x_IBtD, targets_IBt))[0]
+
+
+_Gradients = tuple[jax.Array, list[jax.Array]]
+
+
+def _forward_of_tiles(
+    head: Callable[..., jax.Array],
+    x_IBtD: jax.Array,
+    targets_IBt: jax.Array,
+    parameters: list[jax.Array],
+) -> tuple[jax.Array, _Gradients]:
+    """The loss, and already its gradients: the loss is linear in its own cotangent."""
+
+    def add(
+        sums: tuple[jax.Array, list[jax.Array]], tile: tuple[jax.Array, jax.Array]
+    ) -> tuple[tuple[jax.Array, list[jax.Array]], jax.Array]:
+        x_BtD, targets_Bt = tile
+
+        def loss(x_BtD: jax.Array, parameters: list[jax.Array]) -> jax.Array:
+            return _loss_of_head(lambda x: head(x, parameters), x_BtD, targets_Bt)
+
+        nats, (x_bar_BtD, new) = jax.value_and_grad(loss, (0, 1))(x_BtD, parameters)
+        return jax.tree.map(jnp.add, sums, (nats, new)), x_bar_BtD
+
+    zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, parameters)
+    (nats, parameters_bar), x_bar_IBtD = jax.lax.scan(add, zeros, (x_IBtD, targets_IBt))
+    return nats, (x_bar_IBtD, parameters_bar)
+
+
+def _backward_of_tiles(
+    _head: Callable[..., jax.Array], gradients: _Gradients, nats_bar: jax.Array
+) -> tuple[jax.Array, None, list[jax.Array]]:
+    x_bar_IBtD, parameters_bar = jax.tree.map(lambda g: (g * nats_bar).astype(g.dtype), gradients)
+    return x_bar_IBtD, None, parameters_bar
+
+
+_loss_of_tiles.defvjp(_forward_of_tiles, _backward_of_tiles)
 
 
 def _rows(x: jax.Array) -> jax.Array:
