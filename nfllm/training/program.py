@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ from nfllm import data
 from nfllm.analysis import Ledger
 from nfllm.config import Config, ConfigError
 from nfllm.data import batches
+from nfllm.data.corpora import default_data_dir
 from nfllm.model.attention_implementation import check_implementation
 from nfllm.model.decoder import Decoder
 from nfllm.training import hosts
@@ -163,8 +163,7 @@ def dtype_of(name: str) -> jnp.dtype:
 
 def _use_compilation_cache(directory: str | None) -> None:
     if directory is None:
-        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        directory = str(Path(root) / "nfllm" / "compiled")
+        directory = os.fspath(default_data_dir() / "compiled")
     if not directory:
         return
     jax.config.update("jax_compilation_cache_dir", directory)
