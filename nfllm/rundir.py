@@ -234,7 +234,8 @@ class MetricsWriter:
 class Metrics:
     """The lines of `metrics.jsonl`.
 
-    `rows` has every one of `KINDS` as a key, and lists of lines in order of their step.
+    `rows` has every one of `KINDS` as a key, and lists of lines in order of their step; of events,
+    in the order in which they happened.
     `warnings` says what could not be read.
     """
 
@@ -277,7 +278,7 @@ def read_metrics(run: epath.PathLike) -> Metrics:
         else:
             measured.setdefault(kind, {})[step] = row
     rows = {kind: [lines[step] for step in sorted(lines)] for kind, lines in measured.items()}
-    rows["event"] = sorted(events, key=lambda row: row["step"])
+    rows["event"] = events
     return Metrics(rows=rows, warnings=warnings)
 
 

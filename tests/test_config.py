@@ -104,6 +104,10 @@ def test_sizes_that_do_not_fit():
     refuse(r"rotary width of 3 of head width 16; rotation works on pairs", **values)
 
 
+def test_a_seed_that_no_key_can_hold():
+    refuse(r"training\.seed=9223372036854775808 must be below 2\*\*63", training__seed=2**63)
+
+
 def test_a_policy_that_float16_cannot_have():
     refuse(
         r"training\.non_finite='continue' cannot be had with training\.dtype='float16'",

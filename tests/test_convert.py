@@ -249,9 +249,23 @@ def test_shards_are_joined(source):
     jax.tree.map(np.testing.assert_array_equal, load_checkpoint(folder).params, expected)
 
 
+def test_files_that_cannot_be_read_are_refused_by_name(source):
+    folder = source("gpt2")
+    tensors = load_file(folder / "model.safetensors")
+    eighths = {name: tensor.astype(ml_dtypes.float8_e4m3fn) for name, tensor in tensors.items()}
+    (folder / "model.safetensors").write_bytes(safetensors_of(eighths, "F8_E4M3"))
+    with pytest.raises(ConversionError, match=r"of a type that cannot be read .* convert a quant"):
+        load_checkpoint(folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ConversionError, match=r"index\.json has no weight_map"):
+        load_checkpoint(folder)
+
+
 @pytest.mark.parametrize(
     ("case", "attributes", "message"),
     [
+        ("gpt2", {"model_type": ["gpt2"]}, r"model_type=\['gpt2'\] cannot be converted"),
         ("gpt2", {"rope_theta": 1e4}, r"attribute rope_theta=10000\.0 is not understood"),
         ("gpt2", {"n_head_": 3}, "n_head_=3 is not understood.* did you mean 'n_head'"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "only what .*_idx=False does"),
@@ -290,6 +304,18 @@ def test_impossible_sizes_of_a_foreign_config(source):
     folder = source("gpt_neox", rope_parameters=rope)
     with pytest.raises(ConfigError, match="rotary width of 3 of head width 8"):
         load_checkpoint(folder)
+
+
+def safetensors_of(tensors: dict[str, np.ndarray], dtype: str) -> bytes:
+    """A safetensors file with a type that the library may not know how to write."""
+    header, data = {}, b""
+    for name, tensor in tensors.items():
+        content = tensor.tobytes()
+        offsets = [len(data), len(data) + len(content)]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": offsets}
+        data += content
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
 
 
 def change_tensors(folder: Path, change) -> None:

@@ -1,6 +1,7 @@
 """From a grid to the runs of it: names, seeds, changes, and what is wrong with a grid."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from nfllm.config import Config, ConfigError
 from nfllm.experiment import Experiment, Group, Variant
 from nfllm.experiment.cause import CAUSE_FILE
 from nfllm.experiment.grid import Entry, expand, load_experiment, read_overrides
-from nfllm.experiment.outcome import Outcome, read_outcome
+from nfllm.experiment.outcome import Outcome, read_outcome, refuse_other_data
 from nfllm.rundir import read_record
 
 PAPER = Path(paper.__file__)
@@ -154,7 +155,31 @@ def test_only_what_is_trained_and_measured_makes_another_run(tmp_path):
     assert outcome(model__remat=True, parallel__cpu_devices=1).status == "not run"  # no cause.json
     (tmp_path / entry.name / CAUSE_FILE).write_text("{}")
     assert outcome(model__remat=True, parallel__cpu_devices=1) == Outcome("finished")
-    for change in ({"optimizer__weight_decay": 0.3}, {"evaluation__max_windows": 5}):
+    for change in (
+        {"optimizer__weight_decay": 0.3},
+        {"evaluation__max_windows": 5},
+        {"training__steps": 1001},
+    ):
         found = outcome(**change)
         assert found.status == "failed"
         assert "choose another --out" in found.message
+        assert found.is_final  # training would go on with the other run's model
+
+
+def test_runs_of_data_that_changed_are_not_compared_with_those_of_what_it_became(tmp_path):
+    variants = {
+        "old": Variant({}),
+        "new": Variant({"model.activation": "gelu"}),
+        "documents": Variant({"data.window": "documents"}),
+    }
+    entries = expand(grid(**variants))
+    fingerprints = {"old": "aaaa", "new": "bbbb", "documents": "cccc"}
+    for age, entry in enumerate(entries):
+        run = tmp_path / entry.name
+        write_run(run, {}, None, 4.0, data_fingerprint=fingerprints[entry.variant])
+        os.utime(run / "config.json", (1000 + age, 1000 + age))
+    outcomes = dict.fromkeys((entry.name for entry in entries), Outcome("finished"))
+    found = refuse_other_data(entries, outcomes, tmp_path)
+    old, new, documents = (found[f"main/{variant}/seed0"] for variant in variants)
+    assert (old.status, new.status, documents.status) == ("failed", "finished", "finished")
+    assert "data with fingerprint aaaa, which has become bbbb since; delete it" in old.message

@@ -17,7 +17,7 @@ import nfllm.report
 from nfllm.report import write_report
 from nfllm.report.__main__ import main
 from nfllm.report.runs import notation, read_runs
-from nfllm.rundir import RunError
+from nfllm.rundir import MetricsWriter, RunError
 
 PUBLISHED = json.loads(Path(nfllm.report.__file__).with_name("published.json").read_text())
 HEATMAPS = {
@@ -262,6 +262,9 @@ def test_slopes_are_held_against_decay_alone(tmp_path):
 def test_seeds_of_one_variant_are_averaged(tmp_path):
     for seed, loss in enumerate((3.0, 3.1, 3.5)):
         write_run(tmp_path / f"seed{seed}", {"training.seed": seed}, None, loss)
+    unfinished = write_run(tmp_path / "seed3", {"training.seed": 3}, None, 9.0)
+    with MetricsWriter(unfinished) as metrics:
+        metrics.write("event", 1000, event="resumed", message="")
     write_run(tmp_path / "gelu", {"model.activation": "gelu"}, None, 3.3)
     write_report(sorted(tmp_path.iterdir()), tmp_path / "report")
     rows = {row["variant"]: row for row in rows_of(tmp_path / "report", "seeds")}
@@ -304,8 +307,12 @@ def test_status_is_how_the_run_ended(tmp_path):
     assert status((0, "started"), (9, "finished")) == "finished"
     assert status((0, "started"), (9, "finished"), (9, "resumed")) == "unfinished"
     assert status((0, "started"), (5, "interrupted")) == "interrupted"
-    assert status((0, "started"), (5, "non_finite")) == "stopped by a non-finite value"
+    stopped = (5, "non_finite"), (5, "stopped")
+    assert status((0, "started"), *stopped) == "stopped by a non-finite value"
+    assert status((0, "started"), *stopped, policy="skip") == "stopped by a non-finite value"
     assert status((0, "started"), (5, "non_finite"), policy="skip") == "unfinished"
+    # What happened last counts, and not what has the largest step.
+    assert status((0, "started"), (9, "finished"), (5, "resumed")) == "unfinished"
     assert status((0, "started"), (5, "checkpoint")) == "unfinished"
 
 

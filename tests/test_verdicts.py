@@ -187,6 +187,17 @@ def test_slope_claims(tmp_path, final, expected):
     assert verdicts(group)[claim].judgement == expected
 
 
+@pytest.mark.parametrize("probed", [True, False])
+def test_a_network_that_does_not_diverge_need_not_be_probed(tmp_path, probed):
+    changes = {"model.normalization": "none", "model.activation": "identity"}
+    group = group_of(tmp_path, {"sm": [4.0]}, extra={"sm": changes})
+    if not probed:
+        del group.variants["sm"][0].run.series["logit_max_abs"]
+    found = verdicts(group)["The softmax-only network diverges (default type)"]
+    assert found.judgement == "not reproduced"
+    assert ("; largest |attention logit| ever probed" in found.measured) == probed
+
+
 def test_divergence_says_where(tmp_path):
     changes = {"model.normalization": "none", "model.activation": "identity"}
     extra = {"sm": changes}

@@ -164,6 +164,8 @@ class TrainingConfig:
             at_least(self, "training", key, 1)
         at_least(self, "training", "max_skipped_steps", 0)
         at_least(self, "training", "seed", 0)
+        if self.seed >= 2**63:
+            raise ConfigError(f"training.seed={self.seed} must be below 2**63")
         if self.loss_tile_rows is not None:
             at_least(self, "training", "loss_tile_rows", 1)
         if self.gradient_accumulation is None:

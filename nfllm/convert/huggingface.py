@@ -57,7 +57,7 @@ def load_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
     folder = Path(directory)
     values = read_json(folder / CONFIG_FILE)
     kind = values.get("model_type")
-    if kind not in _FORMATS:
+    if not isinstance(kind, str) or kind not in _FORMATS:
         raise ConversionError(
             f"{folder / CONFIG_FILE}: model_type={kind!r} cannot be converted; "
             f"{suggest(str(kind), _FORMATS)}"
@@ -136,6 +136,11 @@ def _read_tensors(folder: Path, form: ModuleType, config: ModelConfig) -> Tensor
             tensors |= safetensors.numpy.load_file(path)
         except (safetensors.SafetensorError, OSError) as error:
             raise ConversionError(f"{path} is not a whole safetensors file ({error})") from error
+        except AttributeError as error:  # of a type that NumPy does not know
+            raise ConversionError(
+                f"{path} has tensors of a type that cannot be read ({error}); convert a quantized "
+                "model back first"
+            ) from error
     # Files of the bare model, as the hub's gpt2, leave out the prefix.
     tensors = {
         name if name.startswith((form.PREFIX, form.HEAD)) else form.PREFIX + name: tensor
@@ -156,8 +161,10 @@ def _tensor_files(folder: Path) -> list[Path]:
     if (folder / TENSORS_FILE).exists():
         return [folder / TENSORS_FILE]
     if (folder / _INDEX_FILE).exists():
-        names = set(read_json(folder / _INDEX_FILE)["weight_map"].values())
-        return [folder / name for name in sorted(names)]
+        names = read_json(folder / _INDEX_FILE).get("weight_map")
+        if not isinstance(names, dict):
+            raise ConversionError(f"{folder / _INDEX_FILE} has no weight_map")
+        return [folder / name for name in sorted(set(names.values()))]
     raise ConversionError(
         f"{folder} has no {TENSORS_FILE}; pickled weights (pytorch_model.bin) are not read, since "
         "loading them runs code: save the model with transformers' save_pretrained first"

@@ -10,6 +10,7 @@ import jax
 
 from nfllm.config import ConfigError
 from nfllm.experiment.grid import expand, load_experiment, read_overrides
+from nfllm.experiment.outcome import refuse_other_data
 from nfllm.experiment.provenance import Provenance
 from nfllm.experiment.scheduler import run_grid
 from nfllm.experiment.slots import find_machine
@@ -50,13 +51,15 @@ def main(arguments: list[str] | None = None) -> int:
             print(experiment.note)
             with Provenance.record(options.out, options.config, options.scale, machine, rest):
                 outcomes, is_done = run_grid(entries, options.out, machine.slots)
+            outcomes = refuse_other_data(entries, outcomes, options.out)
             page, results = write_results(experiment, entries, outcomes, options.out)
     except (ConfigError, RunError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # a second one; the runs save and end by themselves
         return 130
-    print(results.read_text())
+    text = results.read_text(encoding="utf-8")
+    print(text.encode(sys.stdout.encoding, "replace").decode(sys.stdout.encoding))
     print(f"report   {page}\nresults  {results}")
     if not is_done:
         print("interrupted; the same command goes on")

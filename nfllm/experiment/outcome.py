@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from etils import epath
 
@@ -17,15 +18,20 @@ Status = Literal["finished", "diverged", "failed", "not run"]
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """`finished` and `diverged` are final; `message` says more about the other two."""
+    """`finished` and `diverged` are final, and `failed` where the directory holds another run.
+
+    `message` says more about those that are not finished; `blocked` is whether the directory holds
+    what another attempt would damage or be refused for.
+    """
 
     status: Status
     message: str = ""
+    blocked: bool = False
 
     @property
     def is_final(self) -> bool:
         """Whether running the entry again could not change anything."""
-        return self.status in ("finished", "diverged")
+        return self.blocked or self.status in ("finished", "diverged")
 
 
 def read_outcome(out: epath.PathLike, entry: Entry) -> Outcome:
@@ -36,18 +42,51 @@ def read_outcome(out: epath.PathLike, entry: Entry) -> Outcome:
     try:
         changed = measured_differently(read_record(run).config, entry.config)
     except RunError as error:
-        return Outcome("failed", str(error))
+        return Outcome("failed", str(error), blocked=True)
     if changed:
         key, (old, new) = next(iter(changed.items()))
         return Outcome(
             "failed",
             f"its directory holds a run with {key}={old!r}, the grid has {new!r}; delete it, or "
             "choose another --out",
+            blocked=True,
         )
     events = read_metrics(run).rows["event"] if (run / METRICS_FILE).exists() else []
     last = events[-1] if events else {}
-    if last.get("event") == "non_finite" and entry.config.training.non_finite == "stop":
-        return Outcome("diverged", str(last.get("message", "")))
+    if last.get("event") == "stopped":
+        faults = [event["message"] for event in events if event["event"] == "non_finite"]
+        return Outcome("diverged", str(faults[-1]))
     if last.get("event") == "finished" and (run / CAUSE_FILE).exists():
         return Outcome("finished")
     return Outcome("not run", f"it stopped at step {last.get('step', 0)}")
+
+
+def refuse_other_data(
+    entries: Sequence[Entry], outcomes: Mapping[str, Outcome], out: epath.PathLike
+) -> dict[str, Outcome]:
+    """The outcomes, but that what was trained on data that changed since has failed.
+
+    Runs whose configs name the same data must have found the same; the newest says what it is now.
+    """
+    checked = dict(outcomes)
+    newest: dict[Any, str] = {}
+    own = [entry for entry in entries if entry.same_as is None and outcomes[entry.name].is_final]
+    own = [entry for entry in own if not outcomes[entry.name].blocked]
+
+    def started(entry: Entry) -> float:
+        return (epath.Path(out) / entry.name / RECORD_FILE).stat().mtime
+
+    for entry in sorted(own, key=started, reverse=True):
+        fingerprint = read_record(epath.Path(out) / entry.name).data_fingerprint
+        named = (entry.config.data, entry.config.model.context_length)
+        if newest.setdefault(named, fingerprint) != fingerprint:
+            checked[entry.name] = Outcome(
+                "failed",
+                f"it was trained on data with fingerprint {fingerprint[:12]}, which has become "
+                f"{newest[named][:12]} since; delete it, and give the same command again",
+                blocked=True,
+            )
+    for entry in entries:
+        if entry.same_as is not None:
+            checked[entry.name] = checked[entry.same_as]
+    return checked

@@ -175,11 +175,10 @@ def _divergence_claims(group: GroupResults) -> Iterator[Verdict]:
                 judgement = "reproduced"
             elif run.loss is not None and run.run is not None:
                 judgement = "not reproduced"
-                largest = run.run.series["logit_max_abs"][1].max()
-                text = (
-                    f"finished at {run.loss:.4f} nats; largest |attention logit| ever probed "
-                    f"{largest:.3g}"
-                )
+                text = f"finished at {run.loss:.4f} nats"
+                if "logit_max_abs" in run.run.series:
+                    largest = run.run.series["logit_max_abs"][1].max()
+                    text += f"; largest |attention logit| ever probed {largest:.3g}"
             yield Verdict(claim, published, judgement, text)
 
 

@@ -46,7 +46,8 @@ def write_results(
     sections = list(_sections(groups, entries, outcomes, out))
     page = write_page("Experiment", _lead(experiment, records), sections, out / REPORT_DIR)
     results = out / RESULTS_FILE
-    results.write_text(results_markdown(experiment, groups, entries, outcomes, records))
+    text = results_markdown(experiment, groups, entries, outcomes, records)
+    results.write_text(text, encoding="utf-8")
     return page, results
 
 

@@ -46,7 +46,7 @@ _ENDINGS = {
     "started": "unfinished",
     "resumed": "unfinished",
     "interrupted": "interrupted",
-    "non_finite": "stopped by a non-finite value",
+    "stopped": "stopped by a non-finite value",
     "finished": "finished",
 }
 _ACTIVATION_LETTERS = {"gelu": "+G", "relu": "+R", "identity": ""}
@@ -85,14 +85,7 @@ class Run:
     def status(self) -> str:
         """How the run ended, in words, by the last event that tells."""
         events = [row.get("event") for row in self.metrics.rows["event"]]
-        last = next((event for event in reversed(events) if event in _ENDINGS), "started")
-        if (
-            last == "non_finite"
-            and self.record
-            and self.record.config.training.non_finite != "stop"
-        ):
-            return "unfinished"
-        return _ENDINGS[last]
+        return _ENDINGS[next((e for e in reversed(events) if e in _ENDINGS), "started")]
 
     def last(self, field: str) -> Any:
         """The newest value of a quantity; None where it was never recorded."""

@@ -119,10 +119,11 @@ def _result(run: Run, published_baseline: str) -> Result:
 
 
 def _seed_blocks(runs: Sequence[Run]) -> Iterator[Rows]:
-    """The mean over seeds, where runs differ in nothing but their seed."""
+    """The mean over seeds, where finished runs differ in nothing but their seed."""
     variants: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        if run.record is not None and run.last("eval_loss_nats") is not None:
+        has_ended = run.status == "finished" and run.last("eval_loss_nats") is not None
+        if run.record is not None and has_ended:
             training = dataclasses.replace(run.record.config.training, seed=0)
             config = dataclasses.replace(run.record.config, training=training)
             variants.setdefault((config, *_data(run)), []).append(run)

@@ -245,6 +245,7 @@ class _Loop:
             return
         saved = self.checkpoints.steps()
         kept = f"the checkpoint of step {saved[-1]} is kept" if saved else "none was saved before"
+        self.journal.event("stopped", step, f"stopped: {kept}")
         raise NonFiniteError(
             f"{message}; {kept}. Lower optimizer.learning_rate, or set training.non_finite to skip "
             "or continue"
