@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import app
 from ml_collections import config_flags
 
-from nfllm.config import Config, suggest
+from nfllm.config import Config, ConfigError, suggest
 
 _DEFAULT = Path(__file__).parents[1] / "configs" / "default.py"
 _PREFIX = "config."
@@ -25,9 +26,9 @@ def define_config() -> Any:
             "clone the repository, and install it by `pip install -e .`"
         )
     # Defining the flag applies the changes; an unknown key would then end in a traceback.
-    unknown = unknown_key(sys.argv[1:])
-    if unknown:
-        sys.exit(f"error: {unknown}")
+    fault = unknown_key(sys.argv[1:]) or unusable_file(sys.argv[1:])
+    if fault:
+        sys.exit(f"error: {fault}")
     return config_flags.DEFINE_config_file(
         "config",
         str(_DEFAULT),
@@ -48,6 +49,25 @@ def unknown_key(arguments: Iterable[str]) -> str | None:
         keys = typing.get_type_hints(sections[section])
         if key not in keys:
             return f"unknown key {key!r} in --{flag}; {suggest(key, keys)}"
+    return None
+
+
+def unusable_file(arguments: Sequence[str]) -> str | None:
+    """What is wrong with the file of the last `--config FILE[:ARGUMENT]`; None if nothing is."""
+    value = None
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, separator, text = argument.partition("=")
+        if flag in ("--config", "-config"):
+            value = text if separator else following
+    if value is None:
+        return None
+    path, separator, choice = value.partition(":")
+    if not Path(path).is_file():
+        return f"--config {path} does not exist; give a file such as configs/default.py"
+    try:
+        runpy.run_path(path)["get_config"](*([choice] if separator else []))
+    except ConfigError as error:
+        return f"--config {value}: {error}"
     return None
 
 
