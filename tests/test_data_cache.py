@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -181,6 +183,22 @@ def test_a_split_without_a_window_is_an_error(source, tmp_path):
         nfllm.data.load(config_of(source, tmp_path, window="documents"), 5000)
 
 
+@pytest.mark.parametrize("key", ["split", "validation_source"])
+def test_a_slice_without_a_document_is_an_error(tmp_path, key):
+    shutil.copytree(Path(__file__).parent / "tfds" / "tfrecord", tmp_path, dirs_exist_ok=True)
+    changes = {"validation_source": "validation", key: "train[:0]"}
+    config = data_config(
+        tmp_path, dataset="tiny_notes", validation_split="separate", tokenizer="bytes", **changes
+    )
+    with pytest.raises(ConfigError, match=rf"'train\[:0\]' holds no document; set .*data\.{key}\b"):
+        nfllm.data.load(config, 1)
+
+
+def test_a_slice_of_local_files_without_a_document_is_an_error(source, tmp_path):
+    with pytest.raises(ConfigError, match=r"'train\[:0\]' holds no document; set data\.split"):
+        nfllm.data.load(config_of(source, tmp_path, split="train[:0]"), 16)
+
+
 def test_what_fails_half_way_leaves_nothing(source, tmp_path, monkeypatch):
     config = config_of(source, tmp_path)
 
@@ -288,6 +306,16 @@ def test_a_directory_that_another_process_completes_first_is_kept(source, tmp_pa
         cache.write_manifest(staging, {})
     assert (marker.stat().st_mtime_ns, marker.stat().st_ino) == before
     assert len(list((tmp_path / "tokens").iterdir())) == 1
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o755), (0o007, 0o770)])
+def test_other_users_can_read_tokens_as_far_as_the_umask_lets_them(source, tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        dataset = nfllm.data.load(config_of(source, tmp_path), 16)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(Path(dataset.directory).stat().st_mode) == mode
 
 
 @pytest.fixture

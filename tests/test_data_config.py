@@ -15,6 +15,19 @@ from nfllm.config import ConfigError
         ({"validation_fraction": 1.0}, r"data\.validation_fraction=1\.0 must lie between 0 and 1"),
         ({"dataset": "text_files"}, r"'text_files' needs data\.sources"),
         ({"dataset": "python_source"}, r"'python_source' needs data\.sources"),
+        (
+            {"dataset": "text_files", "sources": " , ,"},
+            r"'text_files' needs data\.sources: paths or globs, by commas, not ' , ,'",
+        ),
+        (
+            {
+                "dataset": "python_source",
+                "sources": "a",
+                "validation_split": "separate",
+                "validation_source": ",",
+            },
+            r"'python_source' needs data\.validation_source: paths or globs, by commas, not ','",
+        ),
         ({"sources": "a"}, r"data\.sources='a' has no effect on data\.dataset='python_stdlib'"),
         ({"text_field": "a"}, r"data\.text_field='a' has no effect on data\.dataset='python_std"),
         ({"validation_field": "a"}, r"data\.validation_field='a' goes together with .*'field'"),

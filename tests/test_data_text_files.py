@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfllm.config import ConfigError
-from nfllm.data import text_files
+from nfllm.data import text_files, xz
 from nfllm.data.records import MalformedPolicy, MalformedRecordError, Record
 from nfllm.data.text_files import find_files, read_file
 
@@ -45,8 +45,11 @@ def jsonl(records) -> bytes:
 
 
 def parquet(records, **columns) -> bytes:
+    table = pyarrow.Table.from_pylist(records)
+    for name, values in columns.items():
+        table = table.append_column(name, values)
     sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), sink)
+    pyarrow.parquet.write_table(table, sink)
     return sink.getvalue().to_pybytes()
 
 
@@ -67,6 +70,38 @@ def test_streams_of_several_members_are_read_to_the_end(tmp_path, suffix):
     path = tmp_path / f"data.jsonl{suffix}"
     path.write_bytes(compress(jsonl(RECORDS[:1]), suffix) + compress(jsonl(RECORDS[1:]), suffix))
     assert read(path) == EXPECTED
+
+
+@pytest.mark.parametrize("padding", [0, 4, 200_000])
+@pytest.mark.parametrize("packed", [2, 3, xz._PACKED_BYTES])
+def test_padding_of_xz_streams_is_passed_over(tmp_path, monkeypatch, padding, packed):
+    monkeypatch.setattr(xz, "_PACKED_BYTES", packed)
+    path = tmp_path / "data.jsonl.xz"
+    *lines, last = (jsonl([record]) for record in RECORDS)
+    streams = [compress(line, ".xz") for line in (*lines, last.rstrip())]
+    path.write_bytes(b"".join(stream + bytes(padding) for stream in streams))
+    assert read(path) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"X" + compress(jsonl(RECORDS[1:]), ".xz")[1:],
+        bytes(4) + b"X" + compress(jsonl(RECORDS[1:]), ".xz")[1:],
+        bytes(3) + compress(jsonl(RECORDS[1:]), ".xz"),
+        bytes(3),
+        b"rest",
+        compress(jsonl(RECORDS[1:]), ".xz")[:4],
+    ],
+)
+def test_what_follows_an_xz_stream_and_is_none_is_damage(tmp_path, rest):
+    path = tmp_path / "data.jsonl.xz"
+    path.write_bytes(compress(jsonl(RECORDS[:1]), ".xz") + rest)
+    with pytest.raises(MalformedRecordError, match=r"data\.jsonl\.xz: damaged or truncated"):
+        read(path)
+    policy = MalformedPolicy("skip")
+    assert list(read_file(path, None, policy)) == EXPECTED[:1]
+    assert policy.skipped == 1
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
@@ -102,6 +137,7 @@ def test_what_is_not_compressed_at_all_is_named(tmp_path, suffix):
     ("line", "message"),
     [
         (b'{"text": "a", }', r"line 3: malformed JSON: .*double quotes.*column 15"),
+        (b'{"text": "a", "id": ' + b"1" * 5000 + b"}", r"line 3: malformed JSON: .*5000 digits"),
         (b"{" * 100_000, r"line 3: malformed JSON"),
         (b"[" * 100_000, r"line 3: malformed JSON"),
         (b'["text"]', r"line 3: a JSON object was expected, not list"),
@@ -153,6 +189,81 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
     path.write_bytes(parquet(RECORDS)[:-20])
     with pytest.raises(MalformedRecordError, match=r"data\.parquet: damaged or truncated"):
         read(path)
+    path.write_bytes(parquet(RECORDS).replace(b"stars", b"\xfftars"))
+    with pytest.raises(MalformedRecordError, match=r"data\.parquet: damaged or truncated"):
+        read(path)
+
+
+@pytest.mark.parametrize("malformed", ["error", "skip"])
+def test_parquet_columns_that_python_cannot_hold_are_left_out(tmp_path, malformed):
+    """Fields are kept where their type is plain, also in a dictionary or an extension type."""
+    path = tmp_path / "data.parquet"
+    plain = {
+        "large": pyarrow.array(["a", None, "c"], pyarrow.large_string()),
+        "view": pyarrow.array(["a", "b", "c"], pyarrow.string_view()),
+        "category": pyarrow.array(["a", "b", "a"]).dictionary_encode(),
+        "json": pyarrow.ExtensionArray.from_storage(
+            pyarrow.json_(pyarrow.string()), pyarrow.array(["1", "2", "3"])
+        ),
+        "half": pyarrow.array([0.5, 1.5, 2.5], pyarrow.float16()),
+        "flag": pyarrow.array([True, None, False]),
+    }
+    others = {
+        "nanoseconds": pyarrow.array([1, 2, 3], pyarrow.timestamp("ns")),
+        "far": pyarrow.array([10**8] * 3, pyarrow.int32()).cast(pyarrow.date32()),
+        "raw": pyarrow.array([b"\xff"] * 3),
+        "text.far": pyarrow.array([10**8] * 3, pyarrow.int32()).cast(pyarrow.date32()),
+    }
+    path.write_bytes(parquet(RECORDS, **plain, **others))
+    kept = [{name: values[row].as_py() for name, values in plain.items()} for row in range(3)]
+    assert read(path, malformed=malformed) == [
+        Record(
+            record.text,
+            record.fields | {name: str(value) for name, value in row.items() if value is not None},
+        )
+        for record, row in zip(EXPECTED, kept, strict=True)
+    ]
+
+
+def test_a_parquet_column_that_holds_no_text_is_named(tmp_path):
+    path = tmp_path / "data.parquet"
+    nanoseconds = pyarrow.array([1, 2, 3], pyarrow.timestamp("ns"))
+    path.write_bytes(parquet(RECORDS, time=nanoseconds))
+    with pytest.raises(
+        MalformedRecordError,
+        match=r"data\.parquet, row 0: field 'time' is of type timestamp\[ns\], expected text",
+    ):
+        read(path, "time")
+    policy = MalformedPolicy("skip")
+    assert list(read_file(path, "time", policy)) == []
+    assert policy.skipped == 3
+    path.write_bytes(parquet([], text=pyarrow.nulls(0)))
+    assert read(path) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "damage"),
+    [(0.5, b"\xff" * 100), (0.0, bytes(100)), (0.75, b"\xff")],
+    ids=["second page", "first page", "a character"],
+)
+def test_damaged_parquet_pages_are_named_and_what_precedes_is_kept(tmp_path, place, damage):
+    path = tmp_path / "data.parquet"
+    records = [{"text": f"{i} " + "0123456789abcdef" * 50} for i in range(3000)]
+    table = pyarrow.Table.from_pylist(records)
+    pyarrow.parquet.write_table(
+        table, path, row_group_size=1000, compression="none", use_dictionary=False
+    )
+    raw = bytearray(path.read_bytes())
+    start = 4 + int(len(raw) * place)
+    raw[start : start + len(damage)] = damage
+    path.write_bytes(raw)
+    with pytest.raises(MalformedRecordError, match=r"data\.parquet: damaged or truncated"):
+        read(path)
+    policy = MalformedPolicy("skip")
+    found = [record.text for record in read_file(path, None, policy)]
+    assert policy.skipped == 1
+    assert found == [record["text"] for record in records[: len(found)]]
+    assert len(found) >= 1000 * int(3 * place)
 
 
 def test_a_line_that_no_record_can_hold_is_passed_over(tmp_path, monkeypatch):
@@ -233,6 +344,10 @@ def test_sources_are_paths_directories_and_globs(tmp_path):
     assert names(str(tmp_path)) == everything
     assert names(f"{tmp_path}/sub/*, {tmp_path}/b.*,{tmp_path}/*.gz") == everything
     assert names(f"{tmp_path}/**/*.xz") == ["sub/d.json.xz"]
+    for name in ("c[1].jsonl", "c1.jsonl", "c2.jsonl"):
+        (tmp_path / name).write_bytes(b"")
+    assert names(f"{tmp_path}/c[1].jsonl") == ["c[1].jsonl"]
+    assert names(f"{tmp_path}/c[12].jsonl") == ["c1.jsonl", "c2.jsonl"]
     with pytest.raises(ConfigError, match=r"names '.*nothing', but there is no such file"):
         find_files(f"{tmp_path}/nothing")
     with pytest.raises(ConfigError, match=r"notes\.md cannot be read; files must end in \.jsonl"):
@@ -240,3 +355,12 @@ def test_sources_are_paths_directories_and_globs(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="empty holds no file that ends in"):
         find_files(f"{tmp_path}/empty")
+
+
+def test_builders_without_a_file_are_an_error(tmp_path):
+    from nfllm.data import builders
+
+    with pytest.raises(ConfigError, match=r"no file to read; .* in data\.sources"):
+        builders.TextFiles(sources=" , ,", data_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"no file to read; .* in data\.sources"):
+        builders.PythonSource(roots=[], data_dir=str(tmp_path))

@@ -61,10 +61,13 @@ class DataConfig:
 
     def _check_sources(self) -> None:
         local = self.dataset in ("python_source", "text_files")
-        if local and not self.sources:
-            raise ConfigError(
-                f"data.dataset={self.dataset!r} needs data.sources: paths or globs, by commas"
-            )
+        for key in ("sources", "validation_source"):
+            named = getattr(self, key)
+            if local and named is not None and not named.replace(",", "").strip():
+                raise ConfigError(
+                    f"data.dataset={self.dataset!r} needs data.{key}: paths or globs, by commas, "
+                    f"not {named!r}"
+                )
         if self.sources and not local:
             raise ConfigError(
                 f"data.sources={self.sources!r} has no effect on data.dataset={self.dataset!r}; "

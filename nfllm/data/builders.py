@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal
 
 import tensorflow_datasets as tfds
 
+from nfllm.config import ConfigError
 from nfllm.data.python_files import python_files, standard_library, standard_library_files
 from nfllm.data.records import MalformedPolicy, MalformedRecordError, Record
 from nfllm.data.text_files import find_files, read_file
@@ -51,7 +52,11 @@ class FilesConfig(tfds.core.BuilderConfig):
 
 
 class FilesBuilder(tfds.core.GeneratorBasedBuilder):
-    """Documents with their fields as JSON; split `train` only, in the order of the files."""
+    """Documents with their fields as JSON; split `train` only, in the order of the files.
+
+    Raises:
+      ConfigError: there are no files.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "text and metadata, in file order"}
@@ -59,6 +64,8 @@ class FilesBuilder(tfds.core.GeneratorBasedBuilder):
     LICENSE: ClassVar[str | None] = None
 
     def __init__(self, *, config: FilesConfig, data_dir: str) -> None:
+        if not config.files:
+            raise ConfigError("no file to read; name at least one path or glob in data.sources")
         super().__init__(config=config, data_dir=data_dir, file_format="array_record")
 
     def _create_builder_config(self, builder_config: FilesConfig, version: Any) -> FilesConfig:
@@ -106,7 +113,7 @@ class PythonSource(FilesBuilder):
     are relative to the root, or to its parent where the root itself is a package.
 
     Raises:
-      ConfigError: a root is no directory, or has no Python file.
+      ConfigError: there is no root, or one is no directory or has no Python file.
     """
 
     DESCRIPTION = "Python source files of local directories."
@@ -145,7 +152,7 @@ class TextFiles(FilesBuilder):
     """jsonl, txt and parquet files, also compressed; one document a record.
 
     Raises:
-      ConfigError: a source names no file, or one of a format that cannot be read.
+      ConfigError: there is no source, or one names no file or a format that cannot be read.
     """
 
     DESCRIPTION = "Documents of local jsonl, txt and parquet files."

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,7 @@ def staged(directory: epath.Path) -> Iterator[Path]:
     remote = "://" in os.fspath(directory)
     if not remote:
         directory.parent.mkdir(parents=True, exist_ok=True)
-    parent = None if remote else directory.parent
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=parent))
+    staging = Path(tempfile.mkdtemp()) if remote else _sibling(Path(directory))
     try:
         yield staging
         if remote:
@@ -107,6 +107,13 @@ def _describe(path: epath.Path) -> dict[str, Any]:
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
+def _sibling(directory: Path) -> Path:
+    """A new directory beside `directory`, for other users too, which those of mkdtemp are not."""
+    sibling = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
+    sibling.mkdir()
+    return sibling
+
+
 def _rename(staging: Path, directory: Path) -> None:
     for _ in range(3):
         try:
@@ -116,7 +123,7 @@ def _rename(staging: Path, directory: Path) -> None:
             if read_manifest(epath.Path(directory)) is not None:
                 return
             with contextlib.suppress(FileNotFoundError):
-                stale = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+                stale = _sibling(directory)
                 directory.rename(stale / "stale")
                 shutil.rmtree(stale)
     raise OSError(f"{directory} could not be replaced; remove it and start again")

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from nfllm.config import ConfigError
 from nfllm.data.records import MalformedPolicy, Record, no_text, plain_fields, text_name
+from nfllm.data.xz import XzStreams
 
 # A .txt file becomes blocks of this size, cut at line ends: there must be something to hold out.
 TEXT_BLOCK_BYTES = 16 << 10
@@ -38,7 +39,9 @@ def find_files(sources: str) -> list[Path]:
     suffixes = tuple(kind + packed for kind in _FORMATS for packed in ("", *_COMPRESSIONS))
     found: set[Path] = set()
     for source in filter(None, map(str.strip, sources.split(","))):
-        paths = [Path(path) for path in glob.glob(os.path.expanduser(source), recursive=True)]
+        name = os.path.expanduser(source)
+        literal = os.path.exists(name)  # a name may hold characters of a glob
+        paths = [Path(path) for path in ([name] if literal else glob.glob(name, recursive=True))]
         if not paths:
             raise ConfigError(f"data.sources names {source!r}, but there is no such file")
         for path in paths:
@@ -85,7 +88,7 @@ def _read_jsonl(
         except UnicodeDecodeError as error:
             policy.report(f"{where}: not UTF-8: byte 0x{line[error.start]:02x} at {error.start}")
             continue
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also an integer too long
             policy.report(f"{where}: malformed JSON: {error}")
             continue
         if not isinstance(values, dict):
@@ -126,22 +129,46 @@ def _read_parquet(
             while chunk := _read(file.read, 1 << 20):
                 whole.write(chunk)
             file = whole
-        try:
+        with _damage(pyarrow.ArrowException, UnicodeDecodeError):
             table = pyarrow.parquet.ParquetFile(file)
-            names = table.schema_arrow.names
-        except (pyarrow.ArrowInvalid, OSError) as error:
-            raise _DamagedError(str(error)) from error
-        name = text_name(names, text_field)
+            schema = table.schema_arrow
+        name = text_name(schema.names, text_field)
         if name is None:
-            policy.report(f"{path}: {no_text(names, text_field)}")
+            policy.report(f"{path}: {no_text(schema.names, text_field)}")
             return
-        row = 0
-        for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
-            for values in batch.to_pylist():
-                text = _checked(values[name], f"{path}, row {row}", name, policy)
-                row += 1
-                if text is not None:
-                    yield Record(text, plain_fields(values, name))
+        columns = [field.name for field in schema if _is_plain(field.type)]
+        if name not in columns:
+            kind = schema.field(name).type
+            for row in range(table.metadata.num_rows):
+                policy.report(f"{path}, row {row}: field {name!r} is of type {kind}, expected text")
+            return
+        for row, values in enumerate(_parquet_rows(table, columns)):
+            text = _checked(values[name], f"{path}, row {row}", name, policy)
+            if text is not None:
+                yield Record(text, plain_fields(values, name))
+
+
+def _parquet_rows(table: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
+    import pyarrow
+
+    # Arrow does not check that strings are UTF-8.
+    with _damage(pyarrow.ArrowException, UnicodeDecodeError):
+        for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
+            yield from batch.to_pylist()
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether `plain_fields` keeps the values of an Arrow type; Python cannot hold all others."""
+    import pyarrow
+    from pyarrow import types
+
+    if isinstance(kind, pyarrow.BaseExtensionType):
+        return _is_plain(kind.storage_type)
+    if types.is_dictionary(kind):
+        return _is_plain(kind.value_type)
+    strings = (types.is_string, types.is_large_string, types.is_string_view)
+    numbers = (types.is_integer, types.is_floating, types.is_boolean)
+    return any(matches(kind) for matches in (*strings, *numbers))
 
 
 _Reader = Callable[[BinaryIO, Path, str | None, MalformedPolicy], Iterator[Record]]
@@ -160,9 +187,13 @@ def _open_zstd(path: Path) -> BinaryIO:
     return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
 
 
+def _open_xz(path: Path) -> BinaryIO:
+    return io.BufferedReader(XzStreams(path))
+
+
 _COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.GzipFile,
-    ".xz": lzma.LZMAFile,
+    ".xz": _open_xz,
     ".zst": _open_zstd,
 }
 
@@ -184,12 +215,19 @@ def _opened(path: Path) -> BinaryIO:
 
 def _read(read: Callable[[int], bytes], size: int) -> bytes:
     """`read(size)`, with the decompressors' many errors as one."""
-    try:
+    with _damage(EOFError, zlib.error, lzma.LZMAError):
         return read(size)
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+
+
+@contextlib.contextmanager
+def _damage(*errors: type[Exception]) -> Iterator[None]:
+    """Makes one error of `errors` and of an OSError that is not the disk's."""
+    try:
+        yield
+    except errors as error:
         raise _DamagedError(str(error)) from error
     except OSError as error:
-        if error.errno is None:  # Arrow's; an error of the disk has a number
+        if error.errno is None:  # Arrow's or gzip's; an error of the disk has a number
             raise _DamagedError(str(error)) from error
         raise
 

@@ -69,19 +69,30 @@ def split_info(builder: Any, split: str) -> Any:
     """What TFDS knows of a split or a slice of one.
 
     Raises:
-      ConfigError: the dataset has no such split.
+      ConfigError: the dataset has no such split, or the slice is empty.
     """
     try:
-        return builder.info.splits[split]
+        info = builder.info.splits[split]
     except (KeyError, ValueError) as error:
         raise ConfigError(
             f"{builder.info.full_name} has no split {split!r}: "
             f"{suggest(split, builder.info.splits)}"
         ) from error
+    if not info.num_examples:
+        raise ConfigError(
+            f"{builder.info.full_name}: the split {split!r} holds no document; set data.split (or "
+            "data.validation_source, where that names it) to one that does"
+        )
+    return info
 
 
 def read_split(builder: Any, split: str) -> Iterator[dict[str, Any]]:
-    """Examples of a split or slice in order, as NumPy values."""
+    """Examples of a split or slice in order, as NumPy values.
+
+    Raises:
+      ConfigError: there is no such split, it is empty, or its format cannot be read.
+    """
+    info = split_info(builder, split)
     if builder.info.file_format.value == "array_record":
         source = builder.as_data_source(split)
         for start in range(0, len(source), _BATCH):
@@ -94,7 +105,7 @@ def read_split(builder: Any, split: str) -> Iterator[dict[str, Any]]:
             f"{builder.info.full_name} is stored as {kind}; array_record, {', '.join(readers)} "
             "can be read; convert it with `tfds convert_format`"
         )
-    for instruction in split_info(builder, split).file_instructions:
+    for instruction in info.file_instructions:
         with epath.Path(instruction.filename).open("rb") as file:
             records = readers[kind](file)
             stop = instruction.skip + instruction.take
