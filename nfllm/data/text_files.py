@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from nfllm.config import ConfigError
 from nfllm.data.records import MalformedPolicy, Record, no_text, plain_fields, text_name
-from nfllm.data.xz import XzStreams
+from nfllm.data.xz import open_xz
 
 # A .txt file becomes blocks of this size, cut at line ends: there must be something to hold out.
 TEXT_BLOCK_BYTES = 16 << 10
@@ -187,13 +187,9 @@ def _open_zstd(path: Path) -> BinaryIO:
     return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
 
 
-def _open_xz(path: Path) -> BinaryIO:
-    return io.BufferedReader(XzStreams(path))
-
-
 _COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.GzipFile,
-    ".xz": _open_xz,
+    ".xz": open_xz,
     ".zst": _open_zstd,
 }
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import io
 import lzma
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 _PACKED_BYTES = 64 << 10
 
 
-class XzStreams(io.RawIOBase):
-    """All streams of an xz file, and the padding between them.
+def open_xz(path: Path) -> BinaryIO:
+    """All streams of an xz file one after the other, without the padding between them.
 
-    lzma.LZMAFile takes padding, and a stream whose header is damaged, for the end of the file.
+    Reading raises EOFError where the last stream has no end, and lzma.LZMAError where what follows
+    a stream is none.
     """
+    return io.BufferedReader(_XzStreams(path))
+
+
+class _XzStreams(io.RawIOBase):
+    # lzma.LZMAFile takes padding, and a stream whose header is damaged, for the end of the file.
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")
