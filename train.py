@@ -33,6 +33,13 @@ def main(arguments: list[str]) -> None:
     """Runs the configured training and prints how it ended."""
     check_no_arguments(arguments)
     try:
+        _train()
+    except KeyboardInterrupt:  # before the first step, or a second one while saving
+        sys.exit(130)
+
+
+def _train() -> None:
+    try:
         config = Config.from_dict(_CONFIG.value)
     except ConfigError as error:
         sys.exit(f"error: {error}")
@@ -49,8 +56,6 @@ def main(arguments: list[str]) -> None:
         result = fit(config, _WORKDIR.value)
     except (ConfigError, RunError, NonFiniteError, MalformedRecordError, OSError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:  # before the first step, or a second one while saving
-        sys.exit(130)
     if result.interrupted:
         print(f"continue with the same command; {_WORKDIR.value} is at step {result.step}")
         sys.exit(130 if result.interrupted == SIGINT else 0)
@@ -69,7 +74,8 @@ def _summarize(config: Config, workdir: str, result: FitResult) -> None:
         f"\nevaluation  loss {evaluation.loss_nats:.4f} nats per token, perplexity "
         f"{evaluation.perplexity:.2f}, over {evaluation.num_targets:,} targets"
     )
-    print(f"speed       {result.tokens_per_second:,.0f} tokens/s")
+    if result.tokens_per_second > 0:  # NaN where nothing was left to train
+        print(f"speed       {result.tokens_per_second:,.0f} tokens/s")
     if result.entropy_LH is not None:
         ceiling = causal_entropy_ceiling(config.model.context_length)
         shades = UNICODE_SHADES if "utf" in sys.stdout.encoding.lower() else ASCII_SHADES

@@ -34,9 +34,9 @@ class Run:
     path: epath.Path
     step: int
     model: Decoder
-    params: Any
+    params: Any = dataclasses.field(repr=False)
     config: Config
-    metrics: Metrics
+    metrics: Metrics = dataclasses.field(repr=False)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -67,12 +67,18 @@ class Run:
           max_windows: so many windows, evenly spread over the split; None: all.
 
         Raises:
-          RunError: the data is no longer what the run was trained on.
+          RunError: the data is no longer what the run was trained on, or is not known, as that of
+            an imported checkpoint.
           ConfigError: its sources are not there.
         """
         from nfllm import data
         from nfllm.data.batches import evaluation_batches
 
+        if self.config.data.dataset == rundir.UNKNOWN_DATA:
+            raise RunError(
+                f"{self.path} holds an imported checkpoint, whose data is not known; make batches "
+                "of your own: token ids [B, T]"
+            )
         dataset = data.load(self.config.data, self.config.model.context_length)
         expected = rundir.read_record(self.path).data_fingerprint
         if dataset.fingerprint != expected:

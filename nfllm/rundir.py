@@ -30,6 +30,8 @@ RECORD_FILE = "config.json"
 CORPUS_FILE = "corpus.json"
 METRICS_FILE = "metrics.jsonl"
 TOKENIZER_FILE = "tokenizer.json"
+UNKNOWN_DATA = "unknown"
+"""Dataset and fingerprint of a run that was imported."""
 CHECKPOINTS_DIR = "checkpoints"
 REPORT_DIR = "report"
 

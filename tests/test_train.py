@@ -4,13 +4,14 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from kills import assert_same_run, start_and_kill
 from tiny import make_corpus
-from trainer import Trainer, wait_for_step
+from trainer import ROOT, Trainer, wait_for_step
 
 import nfllm
 from nfllm.rundir import RunError, read_metrics, read_record
@@ -196,6 +197,17 @@ def test_a_loaded_run_gives_the_split_that_it_was_evaluated_on(uninterrupted, tm
     (tmp_path / "other" / "config.json").write_text(json.dumps(record))
     with pytest.raises(RunError, match="data with fingerprint of another c, but what is there now"):
         nfllm.load_run(tmp_path / "other").validation_batches()
+
+
+def test_ctrl_c_before_training_has_begun_ends_without_a_traceback():
+    code = (
+        "import train\n"
+        "def interrupted(): raise KeyboardInterrupt\n"
+        "train._train = interrupted\n"
+        "train.main(['train.py'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 def test_metrics_lines_are_plain_json(uninterrupted):

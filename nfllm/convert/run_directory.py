@@ -22,18 +22,16 @@ from nfllm.convert.huggingface import (
     save_checkpoint,
 )
 from nfllm.data.tokenizer import Tokenizer
-from nfllm.rundir import TOKENIZER_FILE, RunRecord, read_record, write_record
+from nfllm.rundir import TOKENIZER_FILE, UNKNOWN_DATA, RunRecord, read_record, write_record
 from nfllm.training.checkpoint import Checkpoints, restore_params
 from nfllm.training.optimizer import split_by_decay
 from nfllm.training.state import TrainState
-
-_UNKNOWN_DATA = "unknown"
 
 # A run's record has a whole config. Of an imported model only `model` is known: these values say
 # that nfllm did not train it.
 _NOT_TRAINED: dict[str, dict[str, Any]] = {
     "data": {
-        "dataset": _UNKNOWN_DATA,
+        "dataset": UNKNOWN_DATA,
         "split": "train",
         "sources": "",
         "data_dir": None,
@@ -134,7 +132,7 @@ def _import(source: Path, destination: Path) -> str:
             config=config,
             vocab_size=checkpoint.vocab_size,
             num_parameters=num_parameters,
-            data_fingerprint=_UNKNOWN_DATA,
+            data_fingerprint=UNKNOWN_DATA,
             decayed_parameters=decayed,
             undecayed_parameters=undecayed,
             nfllm_version=importlib.metadata.version("nfllm"),
@@ -158,7 +156,7 @@ def _write_parameters(run: Path, config: Config, params: Any) -> None:
         loss_scale=None,
     )
     with Checkpoints(run, config.checkpoint) as checkpoints:
-        checkpoints.save(state, _UNKNOWN_DATA)
+        checkpoints.save(state, UNKNOWN_DATA)
 
 
 def _export(source: Path, destination: Path) -> str:

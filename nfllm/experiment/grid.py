@@ -43,12 +43,15 @@ class Group:
 class Experiment:
     """Groups by name; `note` says what the scale is for, its hardware and its time.
 
+    `conclusive` is whether the runs are long enough for verdicts to mean anything.
+
     The first group is the main one, whose runs are in the figures. Runs start in the order of the
     groups, and within one seed by seed, so that an interrupted experiment has whole comparisons.
     """
 
     note: str
     groups: Mapping[str, Group]
+    conclusive: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

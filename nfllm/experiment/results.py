@@ -17,7 +17,7 @@ from nfllm.experiment.tables import (
     perplexity_table,
     problem_table,
 )
-from nfllm.experiment.verdicts import judge_claims
+from nfllm.experiment.verdicts import INCONCLUSIVE, judge_claims
 from nfllm.report.tables import Table, format_cell
 from nfllm.report.text import entropy_text
 
@@ -34,7 +34,10 @@ def results_markdown(
     """The whole file: verdicts, tables, heatmaps as text, and where all of it came from."""
     lines = ["# Results", "", experiment.note, "", *_provenance(entries, outcomes, records)]
     main = groups[0]
-    lines += ["## Verdicts", "", *_verdicts(main), ""]
+    lines += ["## Verdicts", ""]
+    if not experiment.conclusive:
+        lines += [INCONCLUSIVE, ""]
+    lines += [*_verdicts(main), ""]
     for group in groups:
         lines += [f"## {group.title}", "", *_shape(group)]
         if group is not main:
@@ -69,7 +72,7 @@ def _provenance(
     entries: Sequence[Entry], outcomes: Mapping[str, Outcome], records: Sequence[Provenance]
 ) -> Iterator[str]:
     own = [entry for entry in entries if entry.same_as is None]
-    ended = [entry for entry in own if outcomes[entry.name].is_final]
+    ended = [e for e in own if outcomes[e.name].status in ("finished", "diverged")]
     tokens = sum(entry.tokens for entry in own if outcomes[entry.name].status == "finished")
     yield (
         f"{len(ended)} of {len(own)} runs have ended; the finished ones trained on "

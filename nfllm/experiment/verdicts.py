@@ -55,6 +55,9 @@ def judge(effects: list[float], tolerance: float) -> tuple[Judgement, float, flo
     return "undecided at this scale", mean, low, high
 
 
+INCONCLUSIVE = "These runs are too short for verdicts, which show only that each can be computed."
+
+
 def judge_claims(group: GroupResults) -> list[Verdict]:
     """All claims that the variants of the group can speak to."""
     return [verdict for claims in _CLAIMS for verdict in claims(group)]

@@ -21,7 +21,7 @@ from nfllm.experiment.tables import (
     shown_runs,
     verdict_table,
 )
-from nfllm.experiment.verdicts import judge_claims
+from nfllm.experiment.verdicts import INCONCLUSIVE, judge_claims
 from nfllm.report.page import Block, Rows, Section
 from nfllm.report.runs import read_runs
 from nfllm.report.sections import figure_sections
@@ -43,7 +43,7 @@ def write_results(
         for name, group in experiment.groups.items()
     ]
     records = read_provenance(out)
-    sections = list(_sections(groups, entries, outcomes, out))
+    sections = list(_sections(experiment, groups, entries, outcomes, out))
     page = write_page("Experiment", _lead(experiment, records), sections, out / REPORT_DIR)
     results = out / RESULTS_FILE
     text = results_markdown(experiment, groups, entries, outcomes, records)
@@ -52,6 +52,7 @@ def write_results(
 
 
 def _sections(
+    experiment: Experiment,
     groups: Sequence[GroupResults],
     entries: Sequence[Entry],
     outcomes: Mapping[str, Outcome],
@@ -67,7 +68,7 @@ def _sections(
     yield Section(
         "Verdicts",
         "Each claim of the paper, and what these runs say of it at their scale. Controls of the "
-        "cause are beyond the paper.",
+        "cause are beyond the paper." + ("" if experiment.conclusive else f" {INCONCLUSIVE}"),
         [Rows(f"verdicts_{g.name}", g.title, verdict_table(judge_claims(g))) for g in groups],
     )
     yield Section(

@@ -85,8 +85,9 @@ def entropy_sections(runs: Sequence[Run]) -> Iterator[Section]:
     yield Section(
         "Head entropy by quarters",
         "Share of heads in each quarter of M, the largest head entropy observed in the runs of one "
-        "context length (the paper's reference). Heads in the top quarter are overloaded, heads in "
-        "the bottom one collapsed. Published rows refer to their own M of 3.87 nats.",
+        "context length (the paper's reference). Heads in the top quarter are overloaded, as all "
+        "are before they have learned anything, since attention starts out uniform; heads in the "
+        "bottom one are collapsed. Published rows refer to their own M of 3.87 nats.",
         [block for group in groups for block in _histogram_blocks(group)],
     )
     yield Section(

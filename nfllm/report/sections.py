@@ -75,13 +75,16 @@ def _result_sections(runs: Sequence[Run]) -> Iterator[Section]:
         baseline = next(iter(named), None)
     published_baseline = BASELINE if baseline is None else named[baseline]
     results = [_result(run, published_baseline) for run in runs]
-    lead = "Perplexity is exp(mean loss) over the validation split."
+    lead = (
+        "Perplexity is exp(mean loss) over the validation split. SM is softmax attention, LN "
+        "LayerNorm in every block, G GELU, R ReLU; what a name lacks, the model lacks."
+    )
     if len(runs) == 1:
         baseline = None
     else:
         lead += (
-            " Runs on other data, with another tokenizer or context length than the baseline have "
-            "no change against it, since their perplexities are not comparable."
+            " Runs on other data, or more or less of it, with another tokenizer or context length "
+            "than the baseline have no change against it, since perplexities do not compare there."
         )
     models = [_published(run) for run in runs]
     names = dict.fromkeys(found.model for found in models if found is not None)
@@ -112,7 +115,7 @@ def _result(run: Run, published_baseline: str) -> Result:
         tokens=None if tokens is None else int(tokens),
         eval_loss=run.last("eval_loss_nats"),
         perplexity=run.last("eval_perplexity"),
-        comparable=_data(run),
+        comparable=(*_data(run), tokens),
         published_perplexity=perplexity,
         published_change=percent_change(perplexity, reference and reference.perplexity),
     )

@@ -41,7 +41,7 @@ class Table(NamedTuple):
 
 class Result(NamedTuple):
     """How one run ended. Losses are in nats; `comparable` names its data: the hash of the corpus,
-    the tokenizer and the split, and the context length.
+    the tokenizer and the split, the context length, and how many tokens it trained on.
     """
 
     label: str
@@ -108,8 +108,8 @@ def perplexity_table(
 
     Args:
       results: one per run. The published columns appear where one has a published counterpart.
-      baseline: label of the run that changes refer to; None for no changes. Only runs on its data
-        and context length have one: other perplexities are not comparable with it.
+      baseline: label of the run that changes refer to; None for no changes. Only runs on its data,
+        context length and number of tokens have one: other perplexities are not comparable with it.
       published_baseline: the paper's name of the model that published changes refer to.
     """
     reference = next((result for result in results if result.label == baseline), None)
