@@ -55,7 +55,7 @@ def unknown_key(arguments: Iterable[str]) -> str | None:
 def unusable_file(arguments: Sequence[str]) -> str | None:
     """What is wrong with the file of the last `--config FILE[:ARGUMENT]`; None if nothing is."""
     value = None
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         flag, separator, text = argument.partition("=")
         if flag in ("--config", "-config"):
             value = text if separator else following

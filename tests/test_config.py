@@ -277,3 +277,4 @@ def test_the_file_of_a_config_is_checked_before_flags_are_read(value, message):
         found = unusable_file(["--noreport", *arguments])
         assert found is None if message is None else found.startswith(message)
     assert unusable_file(["--config.model.activation=gelu"]) is None
+    assert unusable_file([]) is None
