@@ -11,7 +11,8 @@ from etils import epath
 from nfllm import rundir
 from nfllm.config import Config
 from nfllm.data.tokenizer import Tokenizer
-from nfllm.rundir import Metrics, RunError
+from nfllm.metrics import Metrics, read_metrics
+from nfllm.rundir import RunError
 
 if TYPE_CHECKING:
     from nfllm.data.batches import Batch
@@ -119,5 +120,5 @@ def load_run(path: epath.PathLike) -> Run:
         model=Decoder(model, record.vocab_size),
         params=params,
         config=record.config,
-        metrics=rundir.read_metrics(directory),
+        metrics=read_metrics(directory),
     )

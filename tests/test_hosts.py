@@ -15,7 +15,7 @@ from tiny import make_corpus
 from trainer import Trainer, wait_for_step
 
 from nfllm.config import ConfigError
-from nfllm.rundir import read_metrics
+from nfllm.metrics import read_metrics
 from nfllm.training import hosts
 
 RUN = {

@@ -7,7 +7,7 @@ import time
 from tiny import make_corpus, tiny_config
 
 from nfllm.data import batches
-from nfllm.rundir import read_metrics
+from nfllm.metrics import read_metrics
 from nfllm.training.input_watch import InputWatch
 from nfllm.training.loop import fit
 from nfllm.training.program import Program

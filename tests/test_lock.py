@@ -8,7 +8,7 @@ from etils import epath
 from tiny import make_corpus
 from trainer import Trainer, wait_for_step
 
-from nfllm.rundir import read_metrics
+from nfllm.metrics import read_metrics
 from nfllm.training import lock
 
 LONG = {"training__steps": 100_000, "checkpoint__every": 20}

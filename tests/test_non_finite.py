@@ -8,9 +8,9 @@ from tiny import make_corpus, tiny_config
 import nfllm
 from nfllm.analysis import first_bad_site
 from nfllm.data import batches
+from nfllm.metrics import read_metrics
 from nfllm.report.nonfinite_sections import nonfinite_sections
 from nfllm.report.runs import read_runs
-from nfllm.rundir import read_metrics
 from nfllm.training.loop import NonFiniteError, fit
 from nfllm.training.program import Program
 

@@ -10,7 +10,6 @@ import jax
 
 from nfllm.config import ConfigError
 from nfllm.experiment.grid import expand, load_experiment, read_overrides
-from nfllm.experiment.outcome import refuse_other_data
 from nfllm.experiment.provenance import Provenance
 from nfllm.experiment.scheduler import run_grid
 from nfllm.experiment.slots import find_machine
@@ -51,7 +50,6 @@ def main(arguments: list[str] | None = None) -> int:
             print(experiment.note)
             with Provenance.record(options.out, options.config, options.scale, machine, rest):
                 outcomes, is_done = run_grid(entries, options.out, machine.slots)
-            outcomes = refuse_other_data(entries, outcomes, options.out)
             page, results = write_results(experiment, entries, outcomes, options.out)
     except (ConfigError, RunError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -10,7 +10,8 @@ from etils import epath
 
 from nfllm.experiment.cause import CAUSE_FILE
 from nfllm.experiment.grid import Entry
-from nfllm.rundir import METRICS_FILE, RECORD_FILE, RunError, read_metrics, read_record
+from nfllm.metrics import read_metrics
+from nfllm.rundir import METRICS_FILE, RECORD_FILE, RunError, read_record
 from nfllm.training.record import measured_differently
 
 Status = Literal["finished", "diverged", "failed", "not run"]
@@ -70,13 +71,16 @@ def refuse_other_data(
     """
     checked = dict(outcomes)
     newest: dict[Any, str] = {}
-    own = [entry for entry in entries if entry.same_as is None and outcomes[entry.name].is_final]
-    own = [entry for entry in own if not outcomes[entry.name].blocked]
+    ended = [
+        entry
+        for entry in entries
+        if entry.same_as is None and outcomes[entry.name].status in ("finished", "diverged")
+    ]
 
     def started(entry: Entry) -> float:
         return (epath.Path(out) / entry.name / RECORD_FILE).stat().mtime
 
-    for entry in sorted(own, key=started, reverse=True):
+    for entry in sorted(ended, key=started, reverse=True):
         fingerprint = read_record(epath.Path(out) / entry.name).data_fingerprint
         named = (entry.config.data, entry.config.model.context_length)
         if newest.setdefault(named, fingerprint) != fingerprint:
@@ -86,7 +90,4 @@ def refuse_other_data(
                 f"{newest[named][:12]} since; delete it, and give the same command again",
                 blocked=True,
             )
-    for entry in entries:
-        if entry.same_as is not None:
-            checked[entry.name] = checked[entry.same_as]
     return checked

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nfllm.experiment.grid import Entry
-from nfllm.experiment.outcome import Outcome, read_outcome
+from nfllm.experiment.outcome import Outcome, read_outcome, refuse_other_data
 from nfllm.experiment.progress import GridProgress
 from nfllm.experiment.slots import Slot
 from nfllm.experiment.worker import DIVERGED
@@ -52,6 +52,7 @@ def run_grid(
                 progress.ended(job.entry, outcomes[job.entry.name])
             progress.show([job.entry for job in running])
             time.sleep(_POLL_SECONDS)
+    outcomes = refuse_other_data(entries, outcomes, out)
     for entry in entries:
         if entry.same_as is not None:
             outcomes[entry.name] = outcomes[entry.same_as]

@@ -13,15 +13,8 @@ from etils import epath
 
 from nfllm.analysis.numerics import LAYER_SITES
 from nfllm.config import ModelConfig
-from nfllm.rundir import (
-    CORPUS_FILE,
-    Metrics,
-    RunError,
-    RunRecord,
-    read_metrics,
-    read_record,
-    resolve,
-)
+from nfllm.metrics import Metrics, read_metrics
+from nfllm.rundir import CORPUS_FILE, RunError, RunRecord, read_record, resolve
 
 Result = TypeVar("Result")
 

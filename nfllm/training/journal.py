@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from nfllm.rundir import MetricsWriter
+from nfllm.metrics import MetricsWriter
 from nfllm.training.hosts import is_first
 from nfllm.training.progress import Progress
 

@@ -1,0 +1,198 @@
+"""`metrics.jsonl` of a run directory: what happened, one JSON object a line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+from etils import epath
+
+from nfllm.rundir import METRICS_FILE, is_local
+
+KINDS = ("train", "eval", "telemetry", "event")
+_REMOTE_INTERVAL_SECONDS = 30.0
+
+
+class MetricsWriter:
+    """Adds lines to `metrics.jsonl` of the run directory `run`.
+
+    A line torn by a kill is dropped on opening; what was whole stays. On a local file system every
+    line is handed to the operating system at once. Elsewhere (`gs://`) nothing can be appended, so
+    the whole object is written again, at most every 30 seconds and by `flush` and `close`.
+
+    Example:
+      >>> with MetricsWriter("runs/relu") as metrics:
+      ...     metrics.write("eval", step=250, eval_loss_nats=4.03, eval_perplexity=56.3)
+    """
+
+    def __init__(self, run: epath.PathLike) -> None:
+        directory = epath.Path(run)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._path = directory / METRICS_FILE
+        self._file: BinaryIO | None = None
+        self._object: bytearray | None = None
+        self._written_at = time.monotonic()
+        if is_local(self._path):
+            _repair(os.fspath(self._path))
+            self._file = open(os.fspath(self._path), "ab")  # noqa: SIM115 (closed by close)
+        else:
+            whole = self._path.read_bytes() if self._path.exists() else b""
+            self._object = bytearray(_without_torn_line(whole))
+
+    def write(self, kind: str, step: int, **fields: Any) -> None:
+        """Adds one line.
+
+        Args:
+          kind: one of `KINDS`.
+          step: optimizer steps completed.
+          **fields: numbers, strings, lists, dicts, and arrays of numpy or JAX, also nested. Values
+            that are not finite are kept, as `NaN`, `Infinity` and `-Infinity`.
+
+        Raises:
+          ValueError: an unknown kind, or a closed writer.
+          TypeError: a field that JSON cannot hold.
+        """
+        if kind not in KINDS:
+            raise ValueError(
+                f"unknown kind of metrics line {kind!r}; choose from {', '.join(KINDS)}"
+            )
+        line = json.dumps({"step": int(step), "kind": kind, **fields}, default=_plain) + "\n"
+        if self._file is not None:
+            self._file.write(line.encode())
+            self._file.flush()
+        elif self._object is not None:
+            self._object += line.encode()
+            if time.monotonic() - self._written_at >= _REMOTE_INTERVAL_SECONDS:
+                self.flush()
+        else:
+            raise ValueError(f"{self._path} is closed; open it again with MetricsWriter(run)")
+
+    def flush(self) -> None:
+        """Returns when every line is on storage, not only in the operating system's memory."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        elif self._object is not None:
+            self._path.write_bytes(bytes(self._object))
+            self._written_at = time.monotonic()
+
+    def close(self) -> None:
+        """Flushes and closes; a second call does nothing."""
+        self.flush()
+        if self._file is not None:
+            self._file.close()
+        self._file = self._object = None
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """The lines of `metrics.jsonl`.
+
+    `rows` has every one of `KINDS` as a key, and lists of lines in order of their step; of events,
+    in the order in which they happened.
+    `warnings` says what could not be read.
+    """
+
+    rows: dict[str, list[dict[str, Any]]]
+    warnings: list[str]
+
+    def series(self, kind: str, field: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps `[N]` and values `[N, ...]` of `field` over the lines of `kind` that have it."""
+        lines = [row for row in self.rows[kind] if field in row]
+        steps = np.asarray([row["step"] for row in lines], np.int64)
+        return steps, np.asarray([row[field] for row in lines], np.float64)
+
+
+def read_metrics(run: epath.PathLike) -> Metrics:
+    """Reads what is whole in `metrics.jsonl` of the run directory `run`.
+
+    A resumed run repeats steps. Its `resumed` event discards what was measured after the checkpoint
+    that it goes on from, a `started` event all that was measured before it, and of several lines of
+    one kind and step the last one counts. Events are all kept. A torn last line and lines that are
+    no record are left out, and `Metrics.warnings` names them; a missing file is an empty one with a
+    warning.
+    """
+    path = epath.Path(run) / METRICS_FILE
+    measured: dict[str, dict[int, dict[str, Any]]] = {kind: {} for kind in KINDS}
+    events: list[dict[str, Any]] = []
+    warnings: list[str] = []
+    if not path.exists():
+        warnings.append(f"{METRICS_FILE} is missing")
+    for row in _lines(path.read_bytes() if path.exists() else b"", warnings):
+        kind, step = row["kind"], row["step"]
+        if kind == "event":
+            events.append(row)
+            if row.get("event") == "started":
+                measured = {kind: {} for kind in KINDS}
+            elif row.get("event") == "resumed":
+                measured = {
+                    name: {s: line for s, line in lines.items() if s <= step}
+                    for name, lines in measured.items()
+                }
+        else:
+            measured.setdefault(kind, {})[step] = row
+    rows = {kind: [lines[step] for step in sorted(lines)] for kind, lines in measured.items()}
+    rows["event"] = events
+    return Metrics(rows=rows, warnings=warnings)
+
+
+def _lines(whole: bytes, warnings: list[str]) -> Iterator[dict[str, Any]]:
+    """The records in `whole`; appends to `warnings` what is none."""
+    *lines, last = whole.split(b"\n")
+    for number, line in enumerate([*lines, last] if last else lines, start=1):
+        row = _parse(line)
+        if row is None:
+            fault = "is torn" if number > len(lines) else "is not a record with a step and a kind"
+            warnings.append(f"{METRICS_FILE} line {number} {fault}; left out")
+        else:
+            yield row
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:  # also what UnicodeDecodeError is
+        return None
+    whole = isinstance(row, dict) and type(row.get("step")) is int and type(row.get("kind")) is str
+    return row if whole else None
+
+
+def _without_torn_line(whole: bytes) -> bytes:
+    """Ends `whole` with a line break: completes the last line if it is a record, else drops it."""
+    start = whole.rfind(b"\n") + 1
+    if start == len(whole):
+        return whole
+    return whole[:start] if _parse(whole[start:]) is None else whole + b"\n"
+
+
+def _repair(path: str) -> None:
+    if not os.path.exists(path):
+        return
+    with open(path, "r+b") as file:
+        whole = file.read()
+        repaired = _without_torn_line(whole)
+        file.truncate(min(len(whole), len(repaired)))
+        file.write(repaired[len(whole) :])
+
+
+def _plain(value: Any) -> float | Sequence[Any]:
+    if hasattr(value, "__array__"):
+        return np.asarray(value).tolist()
+    raise TypeError(f"a metrics line cannot hold {value!r} of type {type(value).__name__}")
