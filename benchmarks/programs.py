@@ -182,7 +182,7 @@ def _ablated(ablation: str) -> Any:
         return mock.patch.object(objective, "next_token_loss_from_features", loss)
     if ablation == "no attention":
         # Its four matrices stay; only what lies between them goes.
-        return mock.patch.object(Attention, "_mix", lambda self, q, k, v, *_: v)
+        return mock.patch.object(Attention, "mix", lambda self, q, k, v, *_: v)
     return mock.patch.dict({})
 
 

@@ -54,9 +54,9 @@ def get_config() -> ConfigDict:
     # paper's code; cudnn, for 16-bit types on an NVIDIA GPU, keeps no [T, T] map. Analysis and
     # probes always take explicit. auto: what measured fastest (README, Speed)
     model.attention_implementation = "auto"
-    model.scan_layers = (
-        False  # compile one block and loop over it: fast compilation for many layers
-    )
+    # Compile one block and loop over it: fast compilation for many layers. None: what is fastest
+    # here (nfllm/model/tuning.py)
+    model.scan_layers = placeholder(bool)
     model.remat = False  # recompute block activations in the backward pass: less memory, more time
 
     config.data = data = ConfigDict()
@@ -115,7 +115,7 @@ def get_config() -> ConfigDict:
     # bfloat16 elsewhere. float16 scales the loss dynamically
     training.dtype = "auto"
     # Positions, over all sequences of a micro-batch, whose logits exist at once, say 8192, which
-    # takes less memory. None: all
+    # takes less memory. None: what is fastest here (nfllm/model/tuning.py)
     training.loss_tile_rows = placeholder(int)
     # A loss or gradient that is not finite. stop; skip: leave out the update; continue: apply it
     training.non_finite = "stop"

@@ -13,9 +13,11 @@ from random_model import random_model
 from training_parts import make_parts, random_batch, small_config
 
 from nfllm.config import ConfigError
+from nfllm.model import attention_implementation
 from nfllm.model.attention_implementation import (
     check_implementation,
     choose_implementation,
+    implementation_of_step,
     queries_per_block,
 )
 from nfllm.model.capture import capture
@@ -71,20 +73,38 @@ def test_blocks_hold_no_whole_map_and_no_key_that_none_of_their_queries_sees():
 
 
 @pytest.mark.parametrize(
-    ("backend", "dtype", "dropout", "chosen"),
+    ("backend", "dtype", "changes", "chosen"),
     [
-        ("cpu", "float32", 0.0, "blocks"),
-        ("cpu", "bfloat16", 0.0, "blocks"),
-        ("cpu", "float16", 0.0, "explicit"),
-        ("cpu", "float32", 0.1, "explicit"),
-        ("gpu", "float32", 0.0, "explicit"),
+        ("cpu", "float32", {}, "blocks"),
+        ("cpu", "bfloat16", {}, "blocks"),
+        ("cpu", "float16", {}, "explicit"),
+        ("cpu", "float32", {"attention_dropout": 0.1}, "explicit"),
+        ("gpu", "bfloat16", {"context_length": 1024}, "cudnn"),
+        ("gpu", "bfloat16", {"context_length": 8}, "explicit"),
+        ("gpu", "float32", {"context_length": 1024}, "explicit"),
+        ("gpu", "float16", {"context_length": 1024}, "explicit"),
+        ("gpu", "bfloat16", {"context_length": 1024, "num_heads": 4}, "explicit"),
+        ("gpu", "bfloat16", {"context_length": 1024, "attention_dropout": 0.1}, "explicit"),
+        ("tpu", "bfloat16", {"context_length": 1024}, "explicit"),
     ],
+    ids=str,
 )
-def test_auto_is_what_measured_fastest(backend, dtype, dropout, chosen, monkeypatch):
+def test_auto_is_what_measured_fastest(backend, dtype, changes, chosen, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    config = small_config(model={"attention_dropout": dropout}).model
+    monkeypatch.setattr(attention_implementation, "_on_nvidia", lambda: backend == "gpu")
+    config = small_config(model=changes).model
     assert config.attention_implementation == "auto"
     assert choose_implementation(config, jnp.dtype(dtype)) == chosen
+
+
+@pytest.mark.parametrize(
+    ("chosen", "with_entropy", "runs"),
+    [("cudnn", True, "explicit"), ("cudnn", False, "cudnn"), ("blocks", True, "blocks")],
+)
+def test_a_step_with_entropy_runs_an_attention_that_has_logits(chosen, with_entropy, runs):
+    config = small_config(model={"attention_implementation": chosen}).model
+    dtype = jnp.dtype("bfloat16")
+    assert implementation_of_step(config, dtype, with_entropy=with_entropy) == runs
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Fifty steps by every fast path lead to the losses of a plain float32 step, on one device."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from training_parts import VOCAB_SIZE, make_parts, random_batch, small_config
 
 from nfllm.model.decoder import Decoder
-from nfllm.training import loss
+from nfllm.model.tuning import TUNINGS, tuning
 from nfllm.training.optimizer import make_optimizer
 from nfllm.training.parallel import Parallel
 from nfllm.training.schedules import make_schedule
@@ -73,7 +75,8 @@ XLA = {"attention_implementation": "xla"}
 )
 def test_losses_of_fifty_steps(devices, tolerance, sections, plain_losses, monkeypatch):
     if "loss_tile_rows" in sections.get("training", {}):
-        monkeypatch.setattr(loss, "CACHED_LOGITS_BYTES", 0)
+        tuned = dataclasses.replace(tuning(), plain_loss_bytes=0)
+        monkeypatch.setitem(TUNINGS, "cpu", tuned)
     config = _config(**sections)
     parts, parallel = make_parts(config), Parallel(config, jax.devices()[:devices])
     state, step = parallel.init(parts.init, jax.random.key(0)), parallel.train_step(parts.step)

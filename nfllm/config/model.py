@@ -53,7 +53,7 @@ class ModelConfig:
     residual_dropout: float
     init_std: float
     init_std_scaling: Literal["none", "width"]
-    scan_layers: bool
+    scan_layers: bool | None
     remat: bool
 
     @property

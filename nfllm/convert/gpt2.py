@@ -79,7 +79,7 @@ def read_config(attributes: Attributes) -> tuple[ModelConfig, int]:
         residual_dropout=attributes.take("resid_pdrop", float, 0.1),
         init_std=attributes.take("initializer_range", float, 0.02),
         init_std_scaling="none",
-        scan_layers=False,
+        scan_layers=None,
         remat=False,
         attention_implementation="auto",
     )

@@ -1,12 +1,12 @@
 """The registry of activations: each a function of the pre-activation and one coefficient."""
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from nfllm.config import Activation
+from nfllm.model.tuning import tuning
 
 Coefficient = jax.Array | float
 
@@ -16,15 +16,17 @@ def gelu(x: jax.Array, _: Coefficient) -> jax.Array:
 
     Computed in float32, within 1.1e-6 of the true value, as in PyTorch.
     """
-    return _gelu(x)
+    return (_recomputed_gelu if tuning().recompute_gelu else _gelu)(x)
 
 
-# Not `jax.nn.gelu`, whose erfc is closer where x is large but twice as slow on a CPU. Of its
-# intermediates only x, in its own type, needs to be kept for the derivative.
-@partial(jax.checkpoint, prevent_cse=False)
+# Not `jax.nn.gelu`, whose erfc is closer where x is large but twice as slow on a CPU.
 def _gelu(x: jax.Array) -> jax.Array:
     x32 = x.astype(jnp.float32)
     return (0.5 * x32 * (1.0 + jax.lax.erf(x32 * 0.5**0.5))).astype(x.dtype)
+
+
+# Of its intermediates only x, in its own type, needs to be kept for the derivative.
+_recomputed_gelu = jax.checkpoint(_gelu, prevent_cse=False)
 
 
 def gelu_tanh(x: jax.Array, _: Coefficient) -> jax.Array:

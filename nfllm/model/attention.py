@@ -42,20 +42,28 @@ class Attention(nn.Module):
             k_BTHK = rotate(k_BTHK, config.rotary_dim, base)
         record(self, names.QUERY, q_BTHK)
         record(self, names.KEY, k_BTHK)
-        implementation = choose_implementation(config, self.dtype)
+        return self._output(self.mix(q_BTHK, k_BTHK, v_BTHK, dropout_rows_B))
+
+    def mix(
+        self,
+        q_BTHK: jax.Array,
+        k_BTHK: jax.Array,
+        v_BTHK: jax.Array,
+        dropout_rows_B: jax.Array | None = None,
+    ) -> jax.Array:
+        """softmax(q kᵀ / sqrt(K) + causal mask) v, [B, T, H, K], by the chosen implementation."""
+        implementation = choose_implementation(self.config, self.dtype)
         collections = asked_for(self)
         if implementation in ("xla", "cudnn") and not collections:
-            mixed_BTHK = jax.nn.dot_product_attention(
+            return jax.nn.dot_product_attention(
                 q_BTHK, k_BTHK, v_BTHK, is_causal=True, implementation=implementation
             )
-        else:
-            length = x_BTD.shape[1]
-            by_blocks = implementation == "blocks" and collections <= {names.BY_PRODUCTS}
-            block = queries_per_block(length) if by_blocks else length
-            mixed_BTHK = self._mix(q_BTHK, k_BTHK, v_BTHK, dropout_rows_B, block)
-        return self._output(mixed_BTHK)
+        length = q_BTHK.shape[1]
+        by_blocks = implementation == "blocks" and collections <= {names.BY_PRODUCTS}
+        block = queries_per_block(length) if by_blocks else length
+        return self._mix_by_blocks(q_BTHK, k_BTHK, v_BTHK, dropout_rows_B, block)
 
-    def _mix(
+    def _mix_by_blocks(
         self,
         q_BTHK: jax.Array,
         k_BTHK: jax.Array,

@@ -6,26 +6,39 @@ import jax
 import jax.numpy as jnp
 
 from nfllm.config import ConfigError, ModelConfig
+from nfllm.model.tuning import tuning
+
+Implementation = Literal["explicit", "blocks", "xla", "cudnn"]
 
 _FEWEST_QUERIES = 128
 _MOST_BLOCKS = 8
+_WIDEST_CUDNN_HEAD = 128  # wider ones have no derivative on most GPUs
 
 
-def choose_implementation(
-    config: ModelConfig, dtype: jnp.dtype
-) -> Literal["explicit", "blocks", "xla", "cudnn"]:
+def choose_implementation(config: ModelConfig, dtype: jnp.dtype) -> Implementation:
     """The formulation, for a program that records nothing but by-products of attention.
 
-    `auto` is `blocks` on a CPU, where it was the fastest; see the README's Speed section. It is
-    `explicit` on other devices, where nothing was measured, with attention dropout, which `blocks`
-    lacks, and in float16, where a query may see nothing but scores of -Inf: there `explicit`
-    attends to all later keys, as the code of arXiv 2410.09637 does, and `blocks` to some.
+    `auto` is what `tuning` says for this backend, where it can run, and `explicit` elsewhere. In
+    float16 it is always `explicit`: a query may see nothing but scores of -Inf there, and
+    `explicit` then attends to all later keys, as the code of arXiv 2410.09637 does.
     """
     chosen = config.attention_implementation
     if chosen != "auto":
         return chosen
+    fastest = tuning().attention
     fits = not config.attention_dropout and dtype != jnp.float16
-    return "blocks" if fits and jax.default_backend() == "cpu" else "explicit"
+    if fastest == "cudnn":
+        fits &= dtype == jnp.bfloat16 and _on_nvidia()
+        fits &= config.head_dim % 8 == 0 and config.head_dim <= _WIDEST_CUDNN_HEAD
+    return fastest if fits and config.context_length >= tuning().attention_from else "explicit"
+
+
+def implementation_of_step(
+    config: ModelConfig, dtype: jnp.dtype, *, with_entropy: bool
+) -> Implementation:
+    """The formulation in a training step, which needs logits where it gives entropies too."""
+    chosen = choose_implementation(config, dtype)
+    return "explicit" if with_entropy and chosen in ("xla", "cudnn") else chosen
 
 
 def queries_per_block(length: int) -> int:
@@ -41,8 +54,7 @@ def check_implementation(config: ModelConfig, dtype: jnp.dtype) -> None:
     """Raises ConfigError where this machine or this type cannot run the attention asked for."""
     if config.attention_implementation != "cudnn":
         return
-    # ROCm is also called gpu, and has no cuDNN.
-    on_nvidia = "cuda" in jax.devices()[0].client.platform_version
+    on_nvidia = _on_nvidia()
     if on_nvidia and dtype.itemsize == 2:
         return
     device = "this GPU" if on_nvidia else f"a {jax.default_backend().upper()}"
@@ -50,3 +62,8 @@ def check_implementation(config: ModelConfig, dtype: jnp.dtype) -> None:
         f"model.attention_implementation='cudnn' cannot run in {dtype} on {device}; it needs an "
         "NVIDIA GPU and training.dtype='bfloat16' or 'float16', so use 'auto' instead"
     )
+
+
+def _on_nvidia() -> bool:
+    """Whether there is cuDNN: ROCm is also called gpu, and has none."""
+    return "cuda" in jax.devices()[0].client.platform_version

@@ -16,6 +16,7 @@ from nfllm.model.dropout import dropout
 from nfllm.model.head import unembed
 from nfllm.model.intermediates import COLLECTIONS, record, record_size
 from nfllm.model.normalizations import NORMALIZATIONS
+from nfllm.model.tuning import tuning
 
 
 class Decoder(nn.Module):
@@ -106,12 +107,13 @@ class Decoder(nn.Module):
 
 def _stacked_blocks(config: ModelConfig) -> type[Block]:
     """`Block` over the layers: one compiled body that loops, or all layers unrolled."""
-    block = nn.remat(Block, prevent_cse=not config.scan_layers) if config.remat else Block
+    scan = tuning().scan_layers if config.scan_layers is None else config.scan_layers
+    block = nn.remat(Block, prevent_cse=not scan) if config.remat else Block
     return nn.scan(
         block,
         variable_axes={"params": 0, **dict.fromkeys(COLLECTIONS, 0)},
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,
         length=config.num_layers,
-        unroll=1 if config.scan_layers else config.num_layers,
+        unroll=1 if scan else config.num_layers,
     )

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from nfllm.config import Normalization
+from nfllm.model.tuning import tuning
 
 
 class NoNorm(nn.Module):
@@ -47,13 +49,19 @@ class Pointwise(nn.Module):
         return (scale[leading] * self.function(y) + bias[leading]).astype(self.dtype)
 
 
-# A derivative that computes the statistics again from x is faster, on a CPU, than one that reads
-# what the forward pass kept, and needs less memory.
-_keeping_only_inputs = partial(nn.remat, prevent_cse=False)
+_RECOMPUTED: dict[type[nn.Module], type[nn.Module]] = {
+    norm: nn.remat(norm, prevent_cse=False) for norm in (nn.LayerNorm, nn.RMSNorm)
+}
+
+
+def _statistical(norm: type[nn.Module], **options: Any) -> nn.Module:
+    """A LayerNorm or RMSNorm whose derivative keeps its statistics, or computes them again."""
+    return (_RECOMPUTED[norm] if tuning().recompute_norms else norm)(**options)
+
 
 # The fast variance E[x²] - E[x]² cancels where the mean is large, as it is in norm-free residuals.
-LayerNorm = partial(_keeping_only_inputs(nn.LayerNorm), use_fast_variance=False)
-RMSNorm = _keeping_only_inputs(nn.RMSNorm)
+LayerNorm = partial(_statistical, nn.LayerNorm, use_fast_variance=False)
+RMSNorm = partial(_statistical, nn.RMSNorm)
 
 NORMALIZATIONS: dict[Normalization, Callable[..., nn.Module]] = {
     "layernorm": LayerNorm,

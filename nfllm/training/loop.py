@@ -15,6 +15,7 @@ from nfllm import analysis
 from nfllm.analysis import Ledger
 from nfllm.config import Config
 from nfllm.data.batches import Batch
+from nfllm.model.attention_implementation import implementation_of_step
 from nfllm.training import hosts, interrupt, lock
 from nfllm.training.checkpoint import Checkpoints
 from nfllm.training.clock import Clock
@@ -113,9 +114,16 @@ class _Loop:
             self.journal.event("resumed", step, f"resumed at step {step}{note}")
         else:
             model = self.program.model
-            what = f"{model.config.architecture}, {jax.device_count()} {jax.default_backend()}"
+            attention = implementation_of_step(
+                model.config,
+                model.dtype,
+                with_entropy=self.program.config.telemetry.entropy_every_step,
+            )
             self.journal.event(
-                "started", step, f"started: {what} device(s), {model.dtype} products"
+                "started",
+                step,
+                f"started: {model.config.architecture}, {jax.device_count()} "
+                f"{jax.default_backend()} device(s), {model.dtype} products, {attention} attention",
             )
 
     def run(self, state: TrainState) -> FitResult:

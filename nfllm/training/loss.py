@@ -7,10 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from nfllm.config import IGNORED_LABEL
-
-# Up to it JAX's own derivative is taken: with the 2 MiB of the default model a step takes 9% less
-# CPU time than by `_cross_entropy` on rows, and a copy of so few logits does not count.
-CACHED_LOGITS_BYTES = 8 * 2**20
+from nfllm.model.tuning import tuning
 
 
 def shift_labels(labels_BT: jax.Array) -> jax.Array:
@@ -47,7 +44,7 @@ def next_token_loss_from_features(
 ) -> jax.Array:
     """`next_token_loss(head(x_BTD), labels_BT)`, keeping one copy of the logits.
 
-    Logits of at most `CACHED_LOGITS_BYTES` take JAX's own derivative, which is faster there.
+    Few logits (`Tuning.plain_loss_bytes`) take JAX's own derivative, which is faster there.
 
     With `tile_rows` the logits of about so many positions exist at once: the gradients of a tile
     are computed with its loss, while its logits are there. Tiles are cut along T, so that a batch
@@ -57,11 +54,13 @@ def next_token_loss_from_features(
       head: hidden states [..., D] to logits [..., V], float32.
       x_BTD: hidden states.
       labels_BT: int32 token ids, or `IGNORED_LABEL`.
-      tile_rows: positions, over all sequences of the batch, in one tile; None: all.
+      tile_rows: positions, over all sequences of the batch, in one tile; None: that of
+        `Tuning`.
 
     Returns:
       A float32 scalar.
     """
+    tile_rows = tuning().loss_tile_rows if tile_rows is None else tile_rows
     targets_BT = shift_labels(labels_BT)
     sequences, length = targets_BT.shape
     tile_length = length if tile_rows is None else max(1, tile_rows // sequences)
@@ -88,7 +87,7 @@ def next_token_loss_from_features(
 def _loss_of_head(
     head: Callable[[jax.Array], jax.Array], x_BTD: jax.Array, targets_BT: jax.Array
 ) -> jax.Array:
-    if 4 * jax.eval_shape(head, x_BTD).size <= CACHED_LOGITS_BYTES:
+    if 4 * jax.eval_shape(head, x_BTD).size <= tuning().plain_loss_bytes:
         return _summed_nats(head(x_BTD), targets_BT)[0]
     # On rows the gradient of the logits takes their place, while XLA makes a copy where one of the
     # two is [N, V] and the other [B, T, V].

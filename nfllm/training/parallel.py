@@ -25,12 +25,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nfllm.config import Config, ConfigError
 from nfllm.data.batches import Batch
+from nfllm.model.tuning import tuning
 from nfllm.training.state import TrainState
 from nfllm.training.step import EvalSums, StepMetrics
 
 AXIS = "data"
-
-_CPU_MICRO_BATCH_TOKENS = 256
 
 TrainStep = Callable[..., tuple[TrainState, StepMetrics]]
 EvalStep = Callable[[Any, Batch], EvalSums]
@@ -41,10 +40,10 @@ def _micro_batches(config: Config, devices: int) -> int:
     training = config.training
     if training.gradient_accumulation is not None:
         return training.gradient_accumulation
-    if jax.default_backend() != "cpu" or config.optimizer.accumulation_weighting != "token":
+    tokens = tuning().micro_batch_tokens
+    if tokens is None or config.optimizer.accumulation_weighting != "token":
         return 1
-    # The head's logits of a small micro-batch stay in the cache: 15 to 30% less time was measured.
-    rows = max(1, _CPU_MICRO_BATCH_TOKENS // config.model.context_length)
+    rows = max(1, tokens // config.model.context_length)
     per_device = max(1, training.batch_size // devices)
     return next(
         n for n in range(1, per_device + 1) if per_device % n == 0 and per_device // n <= rows
