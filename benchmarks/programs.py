@@ -1,6 +1,10 @@
 """The training step, whole and with parts left out, as jobs to be timed."""
 
+import contextlib
+import functools
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +37,10 @@ from nfllm.training.state import init_state  # noqa: E402
 from nfllm.training.telemetry import make_probe  # noqa: E402
 
 Job = Callable[[], object]
+Tracing = Callable[[], contextlib.AbstractContextManager[None]]
+
+# An ablation patches the model while it is traced: one trace at a time.
+_TRACING = threading.Lock()
 
 
 class Workload(NamedTuple):
@@ -110,12 +118,21 @@ def make_config(workload: Workload, **sections: dict[str, Any]) -> Config:
 
 
 class Trainer:
-    """A model in training, on random tokens that stay on the device."""
+    """A model in training, on random tokens that stay on the device.
+
+    Making it costs nothing; `compile` makes its program, and the first `step` its state.
+
+    Attributes:
+      config: what is trained.
+      flops: operations of a step, by formula.
+      compile_seconds: what tracing and compiling took; None before.
+    """
 
     def __init__(self, config: Config, workload: Workload, ablation: str = "") -> None:
         """`ablation` is one of `ABLATIONS`, or empty for the whole step."""
         self.config = config
         self.flops = step_flops(config.model, workload.vocab_size, workload.sequences)
+        self.compile_seconds: float | None = None
         model = Decoder(config.model, workload.vocab_size, dtype_of(config.training.dtype))
         schedule = make_schedule(config.optimizer, config.training.steps)
         optimizer = (
@@ -124,9 +141,7 @@ class Trainer:
             else make_optimizer(config.optimizer, schedule)
         )
         self._parallel = Parallel(config)
-        self._state = self._parallel.init(
-            lambda key: init_state(key, model, optimizer), jax.random.key(0)
-        )
+        self._init = functools.partial(init_state, model=model, optimizer=optimizer)
         step = training_step.make_train_step(
             model,
             optimizer,
@@ -137,24 +152,66 @@ class Trainer:
         )
         if ablation == "forward only":
             step = _forward(training_step.make_eval_step(model, config.training.loss_tile_rows))
-        self._step = self._parallel.train_step(step)
+        self._step = self._parallel.placed_train_step(step)
         self._ablation = ablation
         self._probe = make_probe(model)
         shape = (workload.sequences, config.model.context_length)
         tokens = np.random.RandomState(0).randint(0, workload.vocab_size, shape).astype(np.int32)
-        self._batch = self._parallel.put_train(Batch(tokens, tokens))
-        probe_windows = config.telemetry.probe_windows
-        self._probe_tokens = self._parallel.put_probe(tokens[:probe_windows])
+        self._host_batch = Batch(tokens, tokens)
+        self._program: Any = None
+        self._state: Any = None
+
+    def compile(self, while_tracing: Tracing = contextlib.nullcontext) -> None:
+        """Makes the step's program; several trainers may do so in threads at a time.
+
+        `while_tracing` makes the context in which the step is traced.
+        """
+        begin = time.perf_counter()
+        with _TRACING, while_tracing(), _ablated(self._ablation):
+            state = self._parallel.abstract(self._init)
+            lowered = self._step.lower(state, self._batch, True, True)
+        self._program = lowered.compile()
+        self.compile_seconds = time.perf_counter() - begin
+
+    @functools.cached_property
+    def _compiled(self) -> jax.stages.Compiled:
+        if self._program is None:
+            self.compile()
+        return self._program
+
+    @functools.cached_property
+    def _batch(self) -> Batch:
+        return self._parallel.put_train(self._host_batch)
 
     def step(self) -> None:
         """One training step, done when it returns."""
-        with _ablated(self._ablation):  # which matters while it is traced, in the first call
-            self._state, metrics = self._step(self._state, self._batch)
+        if self._state is None:
+            self._state = self._parallel.init(self._init, jax.random.key(0))
+        self._state, metrics = self._compiled(self._state, self._batch, True, True)
         jax.block_until_ready((self._state, metrics))
+
+    def free(self) -> None:
+        """Lets go of the state, and of the batch."""
+        self._state = None
+        self.__dict__.pop("_batch", None)
+
+    def peak_bytes(self) -> int:
+        """Most device memory that the program needs, by the compiler's own account."""
+        memory = self._compiled.memory_analysis()
+        return (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            + memory.temp_size_in_bytes
+            - memory.alias_size_in_bytes
+        )
 
     def probe(self) -> None:
         """One telemetry probe of `telemetry.probe_windows` sequences."""
-        self._probe(self._state.params, self._probe_tokens)
+        if self._state is None:
+            self.step()
+        windows = self.config.telemetry.probe_windows
+        tokens = self._parallel.put_probe(self._host_batch.tokens[:windows])
+        self._probe(self._state.params, tokens)
 
 
 def _forward(eval_step: Callable[..., Any]) -> Callable[..., Any]:

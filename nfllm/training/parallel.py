@@ -179,30 +179,38 @@ class Parallel:
 
         The old state's memory is reused.
         """
-        if self._strategy == "pmap":
-            mapped = jax.pmap(
-                functools.partial(step, axis_name=AXIS),
-                axis_name=AXIS,
-                devices=self._devices,
-                in_axes=(None, 1, 1, None, None),
-                out_axes=None,
-                donate_argnums=0,
-            )
-            return lambda state, batch, previous_finite=True, force=True: mapped(
-                state, batch.tokens, batch.labels, previous_finite, force
-            )
-        return self._sharded_step(step)
+        placed = self.placed_train_step(step)
+        return lambda state, batch, previous_finite=True, force=True: placed(
+            state, batch, previous_finite, force
+        )
 
-    def _sharded_step(self, step: Callable[..., tuple[TrainState, StepMetrics]]) -> TrainStep:
+    def placed_train_step(self, step: Callable[..., tuple[TrainState, StepMetrics]]) -> Any:
+        """`step` as JAX's own transformation of it, with `lower`; all four arguments are needed."""
+        if self._strategy != "pmap":
+            return self._sharded_step(step)
+
+        def on_one_device(
+            state: TrainState, batch: Batch, previous_finite: jax.Array, force: jax.Array
+        ) -> tuple[TrainState, StepMetrics]:
+            arguments = (state, batch.tokens, batch.labels, previous_finite, force)
+            return step(*arguments, axis_name=AXIS)
+
+        return jax.pmap(
+            on_one_device,
+            axis_name=AXIS,
+            devices=self._devices,
+            in_axes=(None, 1, None, None),
+            out_axes=None,
+            donate_argnums=0,
+        )
+
+    def _sharded_step(self, step: Callable[..., tuple[TrainState, StepMetrics]]) -> Any:
         batch_sharding = NamedSharding(self._mesh, PartitionSpec(None, AXIS))
         replicated = NamedSharding(self._mesh, PartitionSpec())
 
         @functools.partial(jax.jit, donate_argnums=0)
         def sharded(
-            state: TrainState,
-            batch: Batch,
-            previous_finite: jax.Array | bool = True,
-            force: jax.Array | bool = True,
+            state: TrainState, batch: Batch, previous_finite: jax.Array, force: jax.Array
         ) -> tuple[TrainState, StepMetrics]:
             shardings = self._shardings(state, self._mesh)
             state = jax.lax.with_sharding_constraint(state, shardings)

@@ -1,0 +1,26 @@
+"""The parts of benchmarks/accelerator.py, in the order in which they run.
+
+Each is a module here with `run(rows, rehearse)`, which adds rows of numbers to `rows`.
+"""
+
+from typing import NamedTuple
+
+
+class Part(NamedTuple):
+    """Most seconds that a part may take, and the environment variables that it needs."""
+
+    limit_seconds: float
+    environment: dict[str, str]
+
+
+PARTS = {
+    "facts": Part(40, {}),
+    "numbers": Part(110, {}),
+    "attention": Part(75, {}),
+    "step": Part(215, {}),
+    # JAX and torch share the device's memory.
+    "peers": Part(190, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}),
+    "job": Part(130, {}),
+    # Its runs hold the device; the part itself must not.
+    "paper": Part(600, {"JAX_PLATFORMS": "cpu"}),
+}

@@ -1,0 +1,74 @@
+"""Text to train on that is on every machine: the Python source of installed packages."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from programs import GPT2_124M, SMALL, Workload, make_config
+
+from nfllm.config import Config
+from parts.rows import Row
+
+ROOT = Path(__file__).parents[2]
+
+_PACKAGES = ("torch", "transformers")
+_WITHOUT_THEM = ("jax", "flax", "numpy")
+
+
+def folders(rehearse: bool) -> str:
+    """`data.sources`: folders of packages, separated by commas."""
+    if rehearse:
+        return str(Path(json.__file__).parent.parent / "asyncio")
+    found = [folder for name in _PACKAGES if (folder := _folder(name))]
+    found = found or [folder for name in _WITHOUT_THEM if (folder := _folder(name))]
+    return ",".join(found)
+
+
+def workload(rehearse: bool, sequences: int) -> Workload:
+    """GPT-2 124M at T 128, or a toy."""
+    if rehearse:
+        return SMALL._replace(layers=2, width=32, context_length=32, sequences=8)
+    return GPT2_124M._replace(sequences=sequences)
+
+
+def data_keys(scratch: Path, rehearse: bool) -> dict[str, Any]:
+    """The section `data` of the runs of all parts."""
+    return {
+        "dataset": "python_source",
+        "sources": folders(rehearse),
+        "data_dir": str(scratch / "data"),
+        "vocab_size": 512 if rehearse else 50304,
+    }
+
+
+def prepare(scratch: Path, rehearse: bool) -> Row:
+    """Documents, tokenizer and tokens, once for all parts; what that took."""
+    keys = data_keys(scratch, rehearse)
+    command = [sys.executable, "-m", "nfllm.data"]
+    command += [f"--config.data.{key}={value}" for key, value in keys.items()]
+    length = workload(rehearse, 1).context_length
+    command.append(f"--config.model.context_length={length}")
+    begin = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    print(done.stdout, done.stderr[-2000:], flush=True)
+    done.check_returncode()
+    lines = dict(line.split(None, 1) for line in done.stdout.splitlines() if " " in line)
+    return {"seconds": time.perf_counter() - begin, "train": lines["train"].strip()}
+
+
+def _folder(name: str) -> str | None:
+    spec = importlib.util.find_spec(name)
+    return os.path.dirname(spec.origin) if spec is not None and spec.origin else None
+
+
+def config(scratch: Path, rehearse: bool, sequences: int, **sections: dict[str, Any]) -> Config:
+    """A run of the workload on this text."""
+    shape = workload(rehearse, sequences)
+    return make_config(shape, **{"data": data_keys(scratch, rehearse), **sections})
