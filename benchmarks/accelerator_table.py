@@ -100,15 +100,13 @@ def _step(rows: Rows, peak: float | None) -> list[str]:
         nominal = f"{row['nominal_share']:.1%}" if row["nominal_share"] else ""
         # The operations of what is left out count too; a share would mean nothing.
         whole = not any(word in name for word in (", no ", "forward only"))
-        base = rows.get(name.partition(",")[0])
+        base = _base(rows, name)
         body.append(
             (
                 name,
                 str(row["sequences"]),
                 f"{row['ms']:.2f}",
-                f"{row['ms'] / base['ms']:.3f}"
-                if base and row["sequences"] == base["sequences"]
-                else "",
+                f"{row['ms'] / base['ms']:.3f}" if base else "",
                 f"{row['tokens_per_second']:,.0f}",
                 share if whole else "",
                 nominal if whole else "",
@@ -132,6 +130,15 @@ def _step(rows: Rows, peak: float | None) -> list[str]:
         f"{name}: {row['ms']:.2f} ms" for name, row in rows.items() if name.startswith("probe")
     ]
     return [*lines, "", "; ".join(probes)] if probes else lines
+
+
+def _base(rows: Rows, name: str) -> dict[str, Any] | None:
+    """The whole step with the choices of this backend and as many sequences."""
+    whole = name.partition(",")[0]
+    for candidate in (whole, f"{whole}, batch x 0.25"):
+        if candidate in rows and rows[candidate]["sequences"] == rows[name]["sequences"]:
+            return rows[candidate]
+    return None
 
 
 def _peers(rows: Rows, _: float | None) -> list[str]:
@@ -162,9 +169,8 @@ def _peers(rows: Rows, _: float | None) -> list[str]:
 def _job(rows: Rows, _: float | None) -> list[str]:
     lines = []
     if "prepare" in rows:
-        lines.append(
-            f"Preparing the text took {rows['prepare']['seconds']:.0f} s: {rows['prepare']['train']}.\n"
-        )
+        row = rows["prepare"]
+        lines.append(f"Preparing the text took {row['seconds']:.0f} s: {row['train']}.\n")
     body = [
         (
             name,

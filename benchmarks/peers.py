@@ -113,7 +113,7 @@ def plain_torch(workload: Workload) -> Any:
     """GPT-2 in plain torch modules, attention by SDPA."""
     import torch
     from torch import nn as tnn
-    from torch.nn import functional as F
+    from torch.nn import functional
 
     width, heads = workload.width, workload.heads
 
@@ -130,9 +130,9 @@ def plain_torch(workload: Workload) -> Any:
             sequences, length, _ = x.shape
             qkv = self.qkv(self.norm1(x)).view(sequences, length, 3, heads, width // heads)
             q, k, v = qkv.permute(2, 0, 3, 1, 4)
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
             x = x + self.out(mixed.transpose(1, 2).reshape(sequences, length, width))
-            return x + self.mlp_out(F.gelu(self.mlp_in(self.norm2(x))))
+            return x + self.mlp_out(functional.gelu(self.mlp_in(self.norm2(x))))
 
     class Gpt2(tnn.Module):
         def __init__(self) -> None:
@@ -149,8 +149,8 @@ def plain_torch(workload: Workload) -> Any:
             x = self.tokens(input_ids) + self.positions.weight
             for block in self.blocks:
                 x = block(x)
-            logits = F.linear(self.norm(x), self.tokens.weight)
-            return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+            logits = functional.linear(self.norm(x), self.tokens.weight)
+            return functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
     torch.manual_seed(0)
     return Gpt2()

@@ -13,11 +13,13 @@ class Part(NamedTuple):
     environment: dict[str, str]
 
 
+_MOST_MEMORY = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
+
 PARTS = {
     "facts": Part(40, {}),
     "numbers": Part(110, {}),
-    "attention": Part(75, {}),
-    "step": Part(215, {}),
+    "attention": Part(75, _MOST_MEMORY),
+    "step": Part(215, _MOST_MEMORY),
     # JAX and torch share the device's memory.
     "peers": Part(190, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}),
     "job": Part(130, {}),

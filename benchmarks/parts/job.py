@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -47,10 +46,8 @@ def _train(scratch: Path, compiled: Path, name: str, log_every: int, rehearse: b
     command = [sys.executable, "train.py", "--noreport", f"--workdir={workdir}"]
     command += [f"--config.{key}={value}" for key, value in keys.items()]
     begin = time.time()
-    done = subprocess.run(command, capture_output=True, text=True, cwd=source.ROOT)
+    source.run(command)
     seconds = time.time() - begin
-    print(done.stdout, done.stderr[-2000:], flush=True)
-    done.check_returncode()
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {
         "whole_command_seconds": seconds,

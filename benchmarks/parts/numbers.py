@@ -43,7 +43,7 @@ ENTROPY_LIMIT = 1e-5
 
 
 def run(rows: Rows, rehearse: bool) -> None:
-    jax.config.update("jax_default_matmul_precision", "highest")
+    jax.config.update("jax_default_matmul_precision", "highest")  # of float32 products
     _recordings(rows, rehearse)
     _fast_paths(rows, rehearse)
     _attention(rows, rehearse)
@@ -180,7 +180,13 @@ def _config(sections: dict[str, dict[str, Any]]) -> Config:
 
 def _losses(sections: dict[str, dict[str, Any]], steps: int) -> np.ndarray | Exception:
     try:
-        config = _config(sections)
+        return _train(_config(sections), steps)
+    except Exception as error:
+        return error
+
+
+def _train(config: Config, steps: int) -> np.ndarray:
+    with jax.default_matmul_precision(_precision(config.training.dtype)):
         model = Decoder(config.model, _TINY.vocab_size, jnp.dtype(config.training.dtype))
         schedule = make_schedule(config.optimizer, config.training.steps)
         optimizer = make_optimizer(config.optimizer, schedule)
@@ -201,8 +207,10 @@ def _losses(sections: dict[str, dict[str, Any]], steps: int) -> np.ndarray | Exc
             state, metrics = train_step(state, parallel.put_train(Batch(tokens, tokens)))
             losses.append(float(metrics.loss_nats))
         return np.asarray(losses)
-    except Exception as error:
-        return error
+
+
+def _precision(dtype: str) -> str:
+    return "highest" if dtype == "float32" else "default"
 
 
 def _attention(rows: Rows, rehearse: bool) -> None:
@@ -235,7 +243,8 @@ def _mixed_and_gradients(name: str, dtype: str, operands: jax.Array) -> list[np.
         mixed, backward = jax.vjp(mix, q, k, v)
         return mixed, *backward(cotangent)
 
-    return [np.asarray(x.astype(jnp.float32), np.float64) for x in run(*operands)]
+    with jax.default_matmul_precision(_precision(dtype)):
+        return [np.asarray(x.astype(jnp.float32), np.float64) for x in run(*operands)]
 
 
 def _distances(found: list[np.ndarray], exact: list[np.ndarray]) -> Row:

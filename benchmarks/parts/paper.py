@@ -1,4 +1,4 @@
-"""The paper's four main models at GPT-2's size, for the time that is left; its report goes to --out.
+"""The paper's four main models at GPT-2's size, for the time that is left, and their page.
 
 All four train at the same time on the device, so that starting and compiling overlap, and each has
 as many steps as the others.
@@ -131,9 +131,7 @@ def _report(out: Path, overrides: dict[str, Any], folder: Path) -> Row:
     command = [sys.executable, "-m", "nfllm.experiment", str(GRID)]
     command += ["--scale", "gpu", "--out", str(out)]
     command += [f"--config.{key}={value}" for key, value in overrides.items()]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=source.ROOT)
-    print(done.stdout, done.stderr[-2000:], flush=True)
-    done.check_returncode()
+    source.run(command)
     (page,) = out.rglob("index.html")
     shutil.copy(page, folder / "paper.html")
     return {"page": "paper.html"}

@@ -1,4 +1,4 @@
-"""GPT-2 124M as others write it, each timed in turns with ours of the same shape, in one process."""
+"""GPT-2 124M as others write it, each timed in turns with ours, in one process."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ _WITHOUT_THEM = ("jax", "flax", "numpy")
 def folders(rehearse: bool) -> str:
     """`data.sources`: folders of packages, separated by commas."""
     if rehearse:
-        return str(Path(json.__file__).parent.parent / "asyncio")
+        library = Path(json.__file__).parents[1]
+        return ",".join(str(library / name) for name in ("asyncio", "email", "unittest"))
     found = [folder for name in _PACKAGES if (folder := _folder(name))]
     found = found or [folder for name in _WITHOUT_THEM if (folder := _folder(name))]
     return ",".join(found)
@@ -56,11 +57,21 @@ def prepare(scratch: Path, rehearse: bool) -> Row:
     length = workload(rehearse, 1).context_length
     command.append(f"--config.model.context_length={length}")
     begin = time.perf_counter()
+    lines = dict(line.split(None, 1) for line in run(command).splitlines() if " " in line)
+    return {"seconds": time.perf_counter() - begin, "train": lines["train"].strip()}
+
+
+def run(command: list[str]) -> str:
+    """What a command of the project printed, which goes to the log too.
+
+    Raises:
+      RuntimeError: it failed; the message is its last line.
+    """
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     print(done.stdout, done.stderr[-2000:], flush=True)
-    done.check_returncode()
-    lines = dict(line.split(None, 1) for line in done.stdout.splitlines() if " " in line)
-    return {"seconds": time.perf_counter() - begin, "train": lines["train"].strip()}
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command[1:3])}: {done.stderr.strip().splitlines()[-1:]}")
+    return done.stdout
 
 
 def _folder(name: str) -> str | None:

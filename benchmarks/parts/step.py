@@ -20,6 +20,7 @@ RELU, LN_GELU = VARIANTS
 NOMINAL_TFLOPS = {"H100": 989.0, "H200": 989.0}  # dense bfloat16, by NVIDIA's data sheets
 
 
+_FEW = 0.25
 _AT_ONCE = 8  # programs that compile at the same time; nothing is timed meanwhile
 
 
@@ -64,8 +65,15 @@ def _other_choices(length: int) -> list[Case]:
     found = []
     for variant in VARIANTS:
         name = f"{variant} T {length}"
+        if length < default.attention_from:
+            found.append(Case(f"{name}, entropy", variant, length, sections=entropy))
+        else:  # whole maps, of which a whole batch has too many
+            few = f"{name}, batch x {_FEW:g}"
+            found += [
+                Case(few, variant, length, batch_factor=_FEW),
+                Case(f"{few}, entropy", variant, length, sections=entropy, batch_factor=_FEW),
+            ]
         found += [
-            Case(f"{name}, entropy", variant, length, sections=entropy),
             Case(
                 f"{name}, {'unrolled' if default.scan_layers else 'scanned'}",
                 variant,
@@ -82,14 +90,16 @@ def _other_choices(length: int) -> list[Case]:
     for other in ("explicit", "cudnn"):
         if other != ("cudnn" if length >= default.attention_from else "explicit"):
             model = {"model": {"attention_implementation": other}}
-            found.append(Case(f"{RELU} T {length}, {other}", RELU, length, sections=model))
+            few = _FEW if length >= default.attention_from else 1.0
+            label = f"{RELU} T {length}{f', batch x {few:g}' if few < 1 else ''}, {other}"
+            found.append(Case(label, RELU, length, sections=model, batch_factor=few))
     return found
 
 
 def run(rows: Rows, rehearse: bool) -> None:
     waiting = [case for case in cases() if not rows.has(case.name)]
     if rehearse:  # each compiles for seconds, and all take the same way
-        waiting = [case for case in waiting if "cudnn" not in case.name][::5]
+        waiting = [case for case in waiting if "cudnn" not in case.name][::8]
     kind = jax.devices()[0].device_kind
     nominal = next((tflops for name, tflops in NOMINAL_TFLOPS.items() if name in kind), None)
     for start in range(0, len(waiting), _AT_ONCE):
