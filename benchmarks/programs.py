@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))  # configs/ is not part of the installed package
 from configs.default import get_config  # noqa: E402
 from nfllm.config import Config  # noqa: E402
 from nfllm.data.batches import Batch  # noqa: E402
+from nfllm.model import head  # noqa: E402
 from nfllm.model.attention import Attention  # noqa: E402
 from nfllm.model.attention_implementation import (  # noqa: E402
     choose_implementation,
@@ -93,6 +94,7 @@ VARIANTS = {
     "LayerNorm GELU": {"normalization": "layernorm", "activation": "gelu"},
 }
 ABLATIONS = ("no head", "no attention", "no optimizer", "forward only")
+LOGITS_16 = "logits in 16 bits"  # rounded to the type of the products before the loss reads them
 
 
 def step_flops(model: Any, vocab_size: int, sequences: int) -> float:
@@ -129,7 +131,7 @@ class Trainer:
     """
 
     def __init__(self, config: Config, workload: Workload, ablation: str = "") -> None:
-        """`ablation` is one of `ABLATIONS`, or empty for the whole step."""
+        """`ablation` is one of `ABLATIONS`, `LOGITS_16`, or empty for the whole step."""
         self.config = config
         self.flops = step_flops(config.model, workload.vocab_size, workload.sequences)
         self.compile_seconds: float | None = None
@@ -240,6 +242,12 @@ def _ablated(ablation: str) -> Any:
     if ablation == "no attention":
         # Its four matrices stay; only what lies between them goes.
         return mock.patch.object(Attention, "mix", lambda self, q, k, v, *_: v)
+    if ablation == LOGITS_16:
+
+        def product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
+            return jnp.einsum(subscripts, a, b).astype(jnp.float32)
+
+        return mock.patch.object(head, "einsum_to_float32", product)
     return mock.patch.dict({})
 
 

@@ -21,7 +21,7 @@ PARTS = {
     "attention": Part(75, _MOST_MEMORY),
     "step": Part(215, _MOST_MEMORY),
     # JAX and torch share the device's memory.
-    "peers": Part(190, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}),
+    "peers": Part(160, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}),
     "job": Part(130, {}),
     # Its runs hold the device; the part itself must not.
     "paper": Part(600, {"JAX_PLATFORMS": "cpu"}),

@@ -26,7 +26,7 @@ def run(rows: Rows, rehearse: bool) -> None:
 
 
 def _train(scratch: Path, compiled: Path, name: str, log_every: int, rehearse: bool) -> Row:
-    steps, sequences = (30, 8) if rehearse else (100, 512)
+    steps, sequences = (30, 8) if rehearse else (60, 512)
     workdir = scratch / f"job {name}".replace(" ", "_")
     shutil.rmtree(workdir, ignore_errors=True)
     keys = {

@@ -19,16 +19,14 @@ Make = Callable[[Workload], Step]
 
 
 def run(rows: Rows, rehearse: bool) -> None:
-    makers: dict[str, Make] = {"nfllm norm-free ReLU": lambda w: _ours(w, RELU).step}
+    makers: dict[str, Make] = {}
     if torch_version() is not None:
-        makers["plain GPT-2, torch.compile"] = lambda w: torch_step(
-            plain_torch(w), w, compiled=not rehearse
-        )
+        for name, model in (("plain GPT-2", plain_torch), ("Hugging Face GPT-2", hugging_face)):
+            makers[f"{name}, torch.compile"] = lambda w, m=model: torch_step(
+                m(w), w, compiled=not rehearse
+            )
     makers["plain GPT-2, flax.linen"] = plain_flax
-    if torch_version() is not None:
-        makers["Hugging Face GPT-2, torch.compile"] = lambda w: torch_step(
-            hugging_face(w), w, compiled=not rehearse
-        )
+    makers["nfllm norm-free ReLU"] = lambda w: _ours(w, RELU).step
     for length in (128, 1024):
         waiting = {n: m for n, m in makers.items() if not rows.has(f"{n} T {length}")}
         if waiting and not (rehearse and length == 1024):

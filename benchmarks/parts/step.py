@@ -10,13 +10,14 @@ from typing import Any
 from unittest import mock
 
 import jax
-from programs import GPT2_124M, SMALL, VARIANTS, Trainer, Workload, make_config
+from programs import GPT2_124M, LOGITS_16, SMALL, VARIANTS, Trainer, Workload, make_config
 
 from nfllm.model.tuning import TUNINGS, tuning
 from parts.facts import median_seconds
 from parts.rows import Row, Rows, halving
 
 RELU, LN_GELU = VARIANTS
+LENGTHS = (128, 1024)
 NOMINAL_TFLOPS = {"H100": 989.0, "H200": 989.0}  # dense bfloat16, by NVIDIA's data sheets
 
 
@@ -38,62 +39,73 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """The whole steps first, then what decides a default, at either context length."""
+    """The whole steps first, then what decides a default, then where the time goes."""
     found = [
-        Case(f"{variant} T {length}", variant, length)
-        for length in (128, 1024)
-        for variant in VARIANTS
+        Case(f"{variant} T {length}", variant, length) for length in LENGTHS for variant in VARIANTS
     ]
-    for length in (128, 1024):
-        found += _other_choices(length)
+    for length in LENGTHS:
+        found += _recomputed(length) + _other_attention(length) + _with_entropy(length)
         name = f"{RELU} T {length}"
         found += [
             Case(f"{name}, {part}", RELU, length, ablation=part)
             for part in ("no head", "no attention", "no optimizer", "forward only")
         ]
+        found.append(Case(f"{name}, {LOGITS_16}", RELU, length, ablation=LOGITS_16))
+    for length in LENGTHS:
+        for variant in VARIANTS:
+            found += _other_programs(variant, length)
     found += [
         Case(f"{RELU} T 128, batch x {factor:g}", RELU, batch_factor=factor) for factor in (0.5, 2)
     ]
     return found
 
 
-def _other_choices(length: int) -> list[Case]:
-    """Each choice of `Tuning` the other way, and entropy in every step."""
-    default = tuning()
-    entropy = {"telemetry": {"entropy_every_step": True}}
-    scan = {"model": {"scan_layers": not default.scan_layers}}
+def _recomputed(length: int) -> list[Case]:
+    """Norms and GELU kept for the derivative where they are computed again, or the reverse."""
+    found = []
+    for key, what in (("recompute_norms", "norms"), ("recompute_gelu", "GELU")):
+        recompute = not getattr(tuning(), key)
+        label = f"{LN_GELU} T {length}, {what} {'again' if recompute else 'kept'}"
+        found.append(Case(label, LN_GELU, length, tuned={key: recompute}))
+    return found
+
+
+def _other_attention(length: int) -> list[Case]:
+    """Explicit where cuDNN is the default, and the reverse; with few sequences where T is long."""
+    other = "explicit" if length >= tuning().attention_from else "cudnn"
+    model = {"model": {"attention_implementation": other}}
+    factor = _FEW if length > 128 else 1.0
+    label = f"{RELU} T {length}{_suffix(factor)}, {other}"
+    return [Case(label, RELU, length, sections=model, batch_factor=factor)]
+
+
+def _with_entropy(length: int) -> list[Case]:
+    """Entropy in every step, which needs whole maps: few sequences where T is long."""
+    factor = _FEW if length > 128 else 1.0
     found = []
     for variant in VARIANTS:
-        name = f"{variant} T {length}"
-        if length < default.attention_from:
-            found.append(Case(f"{name}, entropy", variant, length, sections=entropy))
-        else:  # whole maps, of which a whole batch has too many
-            few = f"{name}, batch x {_FEW:g}"
-            found += [
-                Case(few, variant, length, batch_factor=_FEW),
-                Case(f"{few}, entropy", variant, length, sections=entropy, batch_factor=_FEW),
-            ]
-        found += [
-            Case(
-                f"{name}, {'unrolled' if default.scan_layers else 'scanned'}",
-                variant,
-                length,
-                sections=scan,
-            ),
-            Case(f"{name}, tiles of 8192", variant, length, tuned={"loss_tile_rows": 8192}),
-        ]
-    name = f"{LN_GELU} T {length}"
-    for key, what in (("recompute_norms", "norms"), ("recompute_gelu", "GELU")):
-        recompute = not getattr(default, key)
-        label = f"{name}, {what} {'again' if recompute else 'kept'}"
-        found.append(Case(label, LN_GELU, length, tuned={key: recompute}))
-    for other in ("explicit", "cudnn"):
-        if other != ("cudnn" if length >= default.attention_from else "explicit"):
-            model = {"model": {"attention_implementation": other}}
-            few = _FEW if length >= default.attention_from else 1.0
-            label = f"{RELU} T {length}{f', batch x {few:g}' if few < 1 else ''}, {other}"
-            found.append(Case(label, RELU, length, sections=model, batch_factor=few))
+        name = f"{variant} T {length}{_suffix(factor)}"
+        if factor < 1:
+            found.append(Case(name, variant, length, batch_factor=factor))
+        entropy = {"telemetry": {"entropy_every_step": True}}
+        found.append(
+            Case(f"{name}, entropy", variant, length, sections=entropy, batch_factor=factor)
+        )
     return found
+
+
+def _other_programs(variant: str, length: int) -> list[Case]:
+    """Layers scanned where they are unrolled, or the reverse, and tiles of the logits."""
+    name, scanned = f"{variant} T {length}", not tuning().scan_layers
+    scan = {"model": {"scan_layers": scanned}}
+    return [
+        Case(f"{name}, {'scanned' if scanned else 'unrolled'}", variant, length, sections=scan),
+        Case(f"{name}, tiles of 8192", variant, length, tuned={"loss_tile_rows": 8192}),
+    ]
+
+
+def _suffix(factor: float) -> str:
+    return "" if factor == 1 else f", batch x {factor:g}"
 
 
 def run(rows: Rows, rehearse: bool) -> None:

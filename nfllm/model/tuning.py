@@ -53,7 +53,7 @@ _CPU = Tuning(
 
 _GPU = Tuning(
     attention="cudnn",
-    attention_from=512,
+    attention_from=128,
     scan_layers=False,
     recompute_norms=False,
     recompute_gelu=False,
