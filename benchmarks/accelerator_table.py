@@ -103,7 +103,7 @@ def _step(rows: Rows, peak: float | None) -> list[str]:
         base = _base(rows, name)
         body.append(
             (
-                name,
+                name if row.get("finite", True) else f"{name} (**not finite**)",
                 str(row["sequences"]),
                 f"{row['ms']:.2f}",
                 f"{row['ms'] / base['ms']:.3f}" if base else "",

@@ -35,6 +35,7 @@ from nfllm.training.parallel import Parallel, configure_devices  # noqa: E402
 from nfllm.training.program import dtype_of  # noqa: E402
 from nfllm.training.schedules import make_schedule  # noqa: E402
 from nfllm.training.state import init_state  # noqa: E402
+from nfllm.training.step import StepMetrics  # noqa: E402
 from nfllm.training.telemetry import make_probe  # noqa: E402
 
 Job = Callable[[], object]
@@ -128,6 +129,7 @@ class Trainer:
       config: what is trained.
       flops: operations of a step, by formula.
       compile_seconds: what tracing and compiling took; None before.
+      finite: whether every step so far had a finite loss and gradient.
     """
 
     def __init__(self, config: Config, workload: Workload, ablation: str = "") -> None:
@@ -135,6 +137,7 @@ class Trainer:
         self.config = config
         self.flops = step_flops(config.model, workload.vocab_size, workload.sequences)
         self.compile_seconds: float | None = None
+        self.finite = True
         model = Decoder(config.model, workload.vocab_size, dtype_of(config.training.dtype))
         schedule = make_schedule(config.optimizer, config.training.steps)
         optimizer = (
@@ -191,6 +194,8 @@ class Trainer:
             self._state = self._parallel.init(self._init, jax.random.key(0))
         self._state, metrics = self._compiled(self._state, self._batch, True, True)
         jax.block_until_ready((self._state, metrics))
+        if isinstance(metrics, StepMetrics):  # else an ablation's
+            self.finite &= bool(metrics.finite)
 
     def free(self) -> None:
         """Lets go of the state, and of the batch."""

@@ -115,7 +115,7 @@ def get_config() -> ConfigDict:
     # bfloat16 elsewhere. float16 scales the loss dynamically
     training.dtype = "auto"
     # Positions, over all sequences of a micro-batch, whose logits exist at once, say 8192, which
-    # takes less memory. None: what is fastest here (nfllm/model/tuning.py)
+    # takes less memory. None: what is best here (nfllm/model/tuning.py)
     training.loss_tile_rows = placeholder(int)
     # A loss or gradient that is not finite. stop; skip: leave out the update; continue: apply it
     training.non_finite = "stop"

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from lowered import lowered_step
-from training_parts import make_parts, random_batch, small_config
+from training_parts import VOCAB_SIZE, make_parts, random_batch, small_config
 
 from nfllm.model.tuning import TUNINGS, Tuning, tuning
 from nfllm.training.parallel import Parallel
@@ -18,24 +18,26 @@ OTHER = {
     "scan_layers": True,
     "recompute_norms": False,
     "recompute_gelu": False,
-    "plain_loss_bytes": 0,
-    "loss_tile_rows": 24,
+    "plain_loss_bytes": 2**30,
+    "tile_logits": 24 * VOCAB_SIZE,
+    "tile_logits_16_bit": 24 * VOCAB_SIZE,
     "micro_batch_tokens": None,
 }
-MICRO_BATCHES = {"training": {"gradient_accumulation": None}}
+PLAIN = 2**10
 
 
 @pytest.fixture(params=[field.name for field in dataclasses.fields(Tuning)])
 def changed(request, monkeypatch):
-    base = dataclasses.replace(TUNINGS["cpu"], micro_batch_tokens=24)
+    base = dataclasses.replace(
+        TUNINGS["cpu"], micro_batch_tokens=24, tile_logits_16_bit=None, plain_loss_bytes=PLAIN
+    )
     monkeypatch.setitem(TUNINGS, "cpu", base)
 
     def change():
         value = OTHER[request.param]
         monkeypatch.setitem(TUNINGS, "cpu", dataclasses.replace(base, **{request.param: value}))
-        return request.param
 
-    return change
+    return request.param, change
 
 
 def _placement(config):
@@ -54,9 +56,11 @@ def _losses(config):
 
 @pytest.mark.usefixtures("blocks_of_five_queries")
 def test_a_choice_changes_the_program_and_not_the_losses(changed):
-    config = small_config(model=MODEL, **MICRO_BATCHES)
+    name, change = changed
+    dtype, tolerance = ("bfloat16", 1e-2) if name.endswith("16_bit") else ("float32", 1e-5)
+    config = small_config(model=MODEL, training={"gradient_accumulation": None, "dtype": dtype})
     programs, losses, parts = [lowered_step(config)], [_losses(config)], [_placement(config)]
-    name = changed()
+    change()
     programs.append(lowered_step(config))
     losses.append(_losses(config))
     parts.append(_placement(config))
@@ -64,7 +68,7 @@ def test_a_choice_changes_the_program_and_not_the_losses(changed):
         assert parts[0].micro_batches > parts[1].micro_batches == 1
     else:
         assert programs[0] != programs[1]
-    np.testing.assert_allclose(*losses, rtol=1e-5)
+    np.testing.assert_allclose(*losses, rtol=tolerance)
 
 
 def test_the_choices_are_those_of_the_backend(monkeypatch):

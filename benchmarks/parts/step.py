@@ -21,6 +21,7 @@ LENGTHS = (128, 1024)
 NOMINAL_TFLOPS = {"H100": 989.0, "H200": 989.0}  # dense bfloat16, by NVIDIA's data sheets
 
 
+_WHOLE_LOGITS = {"tile_logits": None, "tile_logits_16_bit": None}
 _FEW = 0.25
 _AT_ONCE = 8  # programs that compile at the same time; nothing is timed meanwhile
 
@@ -95,12 +96,12 @@ def _with_entropy(length: int) -> list[Case]:
 
 
 def _other_programs(variant: str, length: int) -> list[Case]:
-    """Layers scanned where they are unrolled, or the reverse, and tiles of the logits."""
+    """Layers scanned where they are unrolled, or the reverse, and no tiles of the logits."""
     name, scanned = f"{variant} T {length}", not tuning().scan_layers
     scan = {"model": {"scan_layers": scanned}}
     return [
         Case(f"{name}, {'scanned' if scanned else 'unrolled'}", variant, length, sections=scan),
-        Case(f"{name}, tiles of 8192", variant, length, tuned={"loss_tile_rows": 8192}),
+        Case(f"{name}, whole logits", variant, length, tuned=_WHOLE_LOGITS),
     ]
 
 
@@ -184,6 +185,7 @@ def _measure(case: Case, future: Any, sequences: int, rehearse: bool, nominal: f
     tflops = trainer.flops / seconds / 1e12
     return {
         "ms": 1e3 * seconds,
+        "finite": trainer.finite,
         "tokens_per_second": tokens / seconds,
         "tflops": tflops,
         "nominal_share": tflops / nominal if nominal else None,

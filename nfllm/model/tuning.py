@@ -23,7 +23,8 @@ class Tuning:
         instead of keeping what the forward pass had.
       recompute_gelu: GELU keeps its input alone for the derivative; else the compiler chooses.
       plain_loss_bytes: float32 logits up to this size take JAX's own derivative of the loss.
-      loss_tile_rows: what `training.loss_tile_rows=None` is; None: all positions at once.
+      tile_logits: `training.loss_tile_rows=None` has at most so many logits at once; None: all.
+      tile_logits_16_bit: the same where products are in 16 bits.
       micro_batch_tokens: `training.gradient_accumulation=None` splits a step into micro-batches of
         at most so many tokens a device; None: no split.
     """
@@ -34,12 +35,14 @@ class Tuning:
     recompute_norms: bool
     recompute_gelu: bool
     plain_loss_bytes: int
-    loss_tile_rows: int | None
+    tile_logits: int | None
+    tile_logits_16_bit: int | None
     micro_batch_tokens: int | None
 
 
 # The logits of a small micro-batch stay in a CPU's cache. A derivative that computes norms and GELU
-# again reads less memory than one that reads what was kept.
+# again reads less memory than one that reads what was kept. In 16 bits the gradient of the logits
+# is half a copy beside the whole one in float32, which only tiles avoid.
 _CPU = Tuning(
     attention="blocks",
     attention_from=0,
@@ -47,18 +50,22 @@ _CPU = Tuning(
     recompute_norms=True,
     recompute_gelu=True,
     plain_loss_bytes=8 * 2**20,
-    loss_tile_rows=None,
+    tile_logits=None,
+    tile_logits_16_bit=2**20,
     micro_batch_tokens=256,
 )
 
+# With more than 2^31 logits at once, GPT-2 124M became NaN within its first steps on an H100; whether
+# their number was the cause is not known.
 _GPU = Tuning(
     attention="cudnn",
-    attention_from=128,
+    attention_from=512,
     scan_layers=False,
     recompute_norms=False,
     recompute_gelu=False,
     plain_loss_bytes=8 * 2**20,
-    loss_tile_rows=None,
+    tile_logits=2**29,
+    tile_logits_16_bit=2**29,
     micro_batch_tokens=None,
 )
 

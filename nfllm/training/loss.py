@@ -60,7 +60,8 @@ def next_token_loss_from_features(
     Returns:
       A float32 scalar.
     """
-    tile_rows = tuning().loss_tile_rows if tile_rows is None else tile_rows
+    if tile_rows is None:
+        tile_rows = _fastest_tile_rows(head, x_BTD)
     targets_BT = shift_labels(labels_BT)
     sequences, length = targets_BT.shape
     tile_length = length if tile_rows is None else max(1, tile_rows // sequences)
@@ -82,6 +83,17 @@ def next_token_loss_from_features(
         return head_of_rows(_rows(x), *parameters).reshape(*x.shape[:-1], -1)
 
     return _loss_of_tiles(pure_head, x_IBtD, tiles(targets_BT), parameters)
+
+
+def _fastest_tile_rows(head: Callable[[jax.Array], jax.Array], x_BTD: jax.Array) -> int | None:
+    """Positions in a tile by `Tuning`, None for all."""
+    sixteen_bit = x_BTD.dtype.itemsize == 2
+    most = tuning().tile_logits_16_bit if sixteen_bit else tuning().tile_logits
+    if most is None:
+        return None
+    logits = jax.eval_shape(head, x_BTD)
+    few = 4 * logits.size <= tuning().plain_loss_bytes
+    return None if few else max(1, most // logits.shape[-1])
 
 
 def _loss_of_head(
