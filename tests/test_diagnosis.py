@@ -7,6 +7,7 @@ import pytest
 from training_parts import VOCAB_SIZE, make_parts, random_batch, small_config
 
 from nfllm.analysis import first_bad_site
+from nfllm.training import parallel
 from nfllm.training.diagnosis import describe, make_diagnosis
 from nfllm.training.parallel import Parallel
 
@@ -151,6 +152,19 @@ def test_devices_and_parts_do_not_change_what_is_found():
         record = case.diagnose(_set(*QKV, index=(1, 3, 0, 1, 2), value=1e3))
         records.append({site: counts for site, counts in record.items() if site != "loss"})
     jax.tree.map(lambda one, four: np.testing.assert_allclose(four, one, rtol=2e-4), *records)
+
+
+@pytest.mark.parametrize(("limit", "parts"), [(4096, 2), (48, 2), (24, 4), (1, 8)])
+def test_a_large_batch_is_looked_at_in_parts(limit, parts, monkeypatch):
+    """In no larger parts than fit; what is found is that of the whole."""
+    case = Case(training={"gradient_accumulation": 2})
+    plant = _set(*QKV, index=(1, 3, 0, 1, 2), value=1e3)
+    expected = case.diagnose(plant)
+    monkeypatch.setattr(parallel, "_PART_TOKENS", limit)
+    assert case.parallel.put_parts(random_batch(0)).tokens.shape == (parts, 8 // parts, 12)
+    found = case.diagnose(plant)
+    del expected["loss"], found["loss"]  # one entry for each part
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4), found, expected)
 
 
 def test_float16_overflows_are_those_of_the_step_and_its_scale():

@@ -31,6 +31,8 @@ from nfllm.training.step import EvalSums, StepMetrics
 
 AXIS = "data"
 
+_PART_TOKENS = 4096
+
 TrainStep = Callable[..., tuple[TrainState, StepMetrics]]
 EvalStep = Callable[[Any, Batch], EvalSums]
 
@@ -288,11 +290,15 @@ class Parallel:
     def put_parts(self, batch: Batch) -> Batch:
         """Places a global batch [B, T] as [P, B / P, T] for a program that `jit` partitions.
 
-        Every process holds all of it. P are the micro-batches, so that a device takes as many
-        sequences at a time as in training; with `pmap`, where a process works on its own devices
-        alone, as many times that as there are processes.
+        Every process holds all of it. P is a multiple of the micro-batches: the program keeps more
+        than a training step does, so a device takes at most `_PART_TOKENS` at a time, or one
+        sequence. With `pmap` a process works on its own devices alone.
         """
         parts = self.micro_batches * (self.num_devices // self._own_mesh.size)
+        sequences, length = batch.tokens.shape
+        rows = sequences // (parts * self._own_mesh.size)
+        fitting = max(1, _PART_TOKENS // length)
+        parts *= next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= fitting)
         sharding = NamedSharding(self._own_mesh, PartitionSpec(None, AXIS))
 
         def place(x_BT: np.ndarray | jax.Array) -> jax.Array:
