@@ -49,8 +49,6 @@ def test_an_id_outside_the_table_is_named_with_the_size(entry, bad):
     model, params = random_model(0.2)
     message = rf"id {bad} at \[1, 2\] is outside .* table of {VOCAB_SIZE}"
     with pytest.raises(ValueError, match=message):
-        ValueError, match=rf"id {bad} at \[1, 2\] is outside .* table of {VOCAB_SIZE}"
-    ):
         ENTRIES[entry](model, params, ids_with(bad))
 
 
