@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import gzip
 import io
 import json
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from nfllm.config import ConfigError
+from nfllm.data.files import expand, files_below
 from nfllm.data.records import MalformedPolicy, Record, no_text, plain_fields, text_name
 from nfllm.data.xz import open_xz
 
@@ -37,22 +37,18 @@ def find_files(sources: str) -> list[Path]:
       ConfigError: a source names no file, or one of a format that cannot be read.
     """
     suffixes = tuple(kind + packed for kind in _FORMATS for packed in ("", *_COMPRESSIONS))
-    found: set[Path] = set()
-    for source in filter(None, map(str.strip, sources.split(","))):
-        name = os.path.expanduser(source)
-        literal = os.path.exists(name)  # a name may hold characters of a glob
-        paths = [Path(path) for path in ([name] if literal else glob.glob(name, recursive=True))]
-        if not paths:
-            raise ConfigError(f"data.sources names {source!r}, but there is no such file")
-        for path in paths:
-            files = [path] if path.is_file() else _below(path, suffixes)
-            if not files:
-                raise ConfigError(f"{path} holds no file that ends in {', '.join(suffixes)}")
-            found.update(files)
-    for path in found:
-        if not path.name.endswith(suffixes):
-            raise ConfigError(f"{path} cannot be read; files must end in {', '.join(suffixes)}")
-    return sorted(found)
+    found: dict[str, Path] = {}
+    for path in expand(sources):
+        if not path.exists():
+            raise ConfigError(f"data.sources names {str(path)!r}, but there is no such file")
+        files = [path] if path.is_file() else files_below(path, lambda n: n.endswith(suffixes))
+        if not files:
+            raise ConfigError(f"{path} holds no file that ends in {', '.join(suffixes)}")
+        for file in files:
+            if not file.name.endswith(suffixes):
+                raise ConfigError(f"{file} cannot be read; files must end in {', '.join(suffixes)}")
+            found.setdefault(os.path.realpath(file), file)
+    return sorted(found.values())
 
 
 def read_file(path: Path, text_field: str | None, policy: MalformedPolicy) -> Iterator[Record]:
@@ -192,12 +188,6 @@ _COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
     ".xz": open_xz,
     ".zst": _open_zstd,
 }
-
-
-def _below(directory: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    return [
-        path for path in directory.rglob("*") if path.name.endswith(suffixes) and path.is_file()
-    ]
 
 
 def _compression(path: Path) -> str:
