@@ -36,6 +36,7 @@ _NOT_TRAINED: dict[str, dict[str, Any]] = {
         "sources": "",
         "data_dir": None,
         "text_field": None,
+        "document_separator": None,
         "malformed": "error",
         "tokenizer": TOKENIZER_FILE,
         "vocab_size": 257,

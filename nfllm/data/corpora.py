@@ -173,6 +173,7 @@ def _text_files(config: DataConfig, sources: str, data_dir: str) -> Any:
         data_dir=data_dir,
         text_field=config.text_field,
         malformed=config.malformed,
+        separator=config.document_separator,
     )
 
 

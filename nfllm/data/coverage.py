@@ -36,7 +36,7 @@ class Coverage:
     def summary(self) -> dict[str, Any]:
         """Counts, and the most frequent of the characters that are lost; of white space none."""
         present = [chr(point) for point in np.flatnonzero(self._characters)]
-        lost = [char for char in present if not char.isspace() and self._loses(char)]
+        lost = [char for char in present if not char.isspace() and self._tokenizer.loses(char)]
         lost.sort(key=lambda char: -self._characters[ord(char)])
         return {
             "characters": int(self._characters.sum()),
@@ -45,12 +45,6 @@ class Coverage:
             "tokens": self._tokens,
             "unknown_tokens": self._unknown,
         }
-
-    def _loses(self, char: str) -> bool:
-        try:
-            return len(self._tokenizer.encode(char)) == 0
-        except ValueError:  # WordLevel knows words, perhaps not this one
-            return False
 
 
 def remarks(coverage: dict[str, Any]) -> list[str]:

@@ -7,10 +7,11 @@ import hashlib
 import json
 from typing import Any
 
+from absl import logging
 from etils import epath
 
 from nfllm.config import ConfigError, DataConfig
-from nfllm.data import cache, corpora, prepare
+from nfllm.data import cache, corpora, coverage, prepare, separators
 from nfllm.data.tokenizer import Tokenizer
 from nfllm.data.tokens import TokenFile
 from nfllm.data.windows import Windows
@@ -68,6 +69,8 @@ def load(config: DataConfig, context_length: int, *, progress: bool = False) -> 
         manifest = cache.read_manifest(directory)
         if manifest is None:
             raise OSError(f"{directory} changed while it was being written; start again")
+    for remark in remarks(manifest["card"]):
+        logging.warning("%s", remark)
     tokenizer = Tokenizer.load(directory / "tokenizer.json")
     windows = {
         split: Windows(
@@ -103,3 +106,8 @@ def load(config: DataConfig, context_length: int, *, progress: bool = False) -> 
         "fingerprint": fingerprint,
     }
     return Dataset(tokenizer, windows["train"], windows["validation"], fingerprint, directory, card)
+
+
+def remarks(card: dict[str, Any]) -> list[str]:
+    """What a corpus card says that a reader of the results should know."""
+    return [*separators.remarks(card), *coverage.remarks(card["tokenizer"]["coverage"])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import io
 import json
@@ -15,8 +16,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from nfllm.config import ConfigError
+from nfllm.data import separators
 from nfllm.data.files import expand, files_below
-from nfllm.data.records import MalformedPolicy, Record, no_text, plain_fields, text_name
+from nfllm.data.records import (
+    MalformedPolicy,
+    Record,
+    no_text,
+    plain_fields,
+    printable,
+    text_name,
+)
 from nfllm.data.xz import open_xz
 
 # A .txt file becomes blocks of this size, cut at line ends: there must be something to hold out.
@@ -51,10 +60,13 @@ def find_files(sources: str) -> list[Path]:
     return sorted(found.values())
 
 
-def read_file(path: Path, text_field: str | None, policy: MalformedPolicy) -> Iterator[Record]:
-    """Documents of one file, in order.
+def read_file(
+    path: Path, text_field: str | None, policy: MalformedPolicy, separator: str | None = None
+) -> Iterator[Record]:
+    """Documents of one file, in order; with a separator, what it separates in each of them.
 
-    Fields beside the text are kept; those of a txt file are `path` and `block`.
+    Fields beside the text are kept; those of a txt file are `path` and `block`, the number of the
+    block or of what is separated.
 
     Raises:
       MalformedRecordError: a record cannot be read (file and line are named) and `policy` says so.
@@ -64,7 +76,16 @@ def read_file(path: Path, text_field: str | None, policy: MalformedPolicy) -> It
     )
     try:
         with _opened(path) as file:
-            yield from _FORMATS[kind](file, path, text_field, policy)
+            if kind == ".txt" and separator:
+                yield from _read_separated_txt(file, path, separator, policy)
+                return
+            for record in _FORMATS[kind](file, path, text_field, policy):
+                parts = record.text.split(separator) if separator else [record.text]
+                if len(parts) == 1:
+                    yield record
+                else:
+                    texts = (part.strip("\r\n") for part in parts)
+                    yield from (Record(text, record.fields) for text in texts if text)
     except _DamagedError as error:
         policy.report(f"{path}: damaged or truncated file: {error}")
 
@@ -109,8 +130,23 @@ def _read_txt(
         block, carried = _whole_characters(block)
         text = policy.decode(block, f"{path}, block of {len(block)} bytes from byte {offset}")
         if text is not None:
-            yield Record(text, {"path": path.name, "block": str(number)})
+            yield Record(text, {"path": printable(path.name), "block": str(number)})
         offset, number = offset + len(block), number + 1
+
+
+def _read_separated_txt(
+    file: BinaryIO, path: Path, separator: str, policy: MalformedPolicy
+) -> Iterator[Record]:
+    read = functools.partial(_read, file.read)
+    parts = separators.split(read, separator.encode(), _LONGEST_LINE)
+    for number, document in enumerate(parts):
+        where = f"{path}, document {number}"
+        if document is None:
+            policy.report(f"{where}: longer than {_LONGEST_LINE} bytes")
+            continue
+        text = policy.decode(document, where)
+        if text is not None:
+            yield Record(text, {"path": printable(path.name), "block": str(number)})
 
 
 def _read_parquet(
@@ -138,19 +174,50 @@ def _read_parquet(
             for row in range(table.metadata.num_rows):
                 policy.report(f"{path}, row {row}: field {name!r} is of type {kind}, expected text")
             return
-        for row, values in enumerate(_parquet_rows(table, columns)):
+        for row, values in _parquet_rows(table, columns, path, policy):
             text = _checked(values[name], f"{path}, row {row}", name, policy)
             if text is not None:
                 yield Record(text, plain_fields(values, name))
 
 
-def _parquet_rows(table: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
+def _parquet_rows(
+    table: Any, columns: list[str], path: Path, policy: MalformedPolicy
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows with their numbers. A damaged row group costs what is left of it, and no other."""
     import pyarrow
 
-    # Arrow does not check that strings are UTF-8.
-    with _damage(pyarrow.ArrowException, UnicodeDecodeError):
-        for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
-            yield from batch.to_pylist()
+    row = 0
+    for group in range(table.num_row_groups):
+        stop = row + table.metadata.row_group(group).num_rows
+        try:
+            with _damage(pyarrow.ArrowException):
+                for batch in table.iter_batches(_PARQUET_ROWS, [group], columns):
+                    for offset in range(batch.num_rows):
+                        values = _parquet_row(batch, offset, f"{path}, row {row}", policy)
+                        row += 1
+                        if values is not None:
+                            yield row - 1, values
+        except _DamagedError as error:
+            rows = f"rows {row} to {stop - 1} (row group {group})"
+            policy.report(f"{path}: damaged or truncated in {rows}: {error}", stop - row)
+        row = stop
+
+
+def _parquet_row(
+    batch: Any, offset: int, where: str, policy: MalformedPolicy
+) -> dict[str, Any] | None:
+    """The values of a row; Arrow does not check that strings are UTF-8."""
+    values: dict[str, Any] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            values[name] = column[offset].as_py()
+        except UnicodeDecodeError as error:
+            policy.report(
+                f"{where}: field {name!r} is not UTF-8: byte 0x{error.object[error.start]:02x} at "
+                f"{error.start}"
+            )
+            return None
+    return values
 
 
 def _is_plain(kind: Any) -> bool:
@@ -211,10 +278,10 @@ def _damage(*errors: type[Exception]) -> Iterator[None]:
     try:
         yield
     except errors as error:
-        raise _DamagedError(str(error)) from error
+        raise _DamagedError(" ".join(str(error).split())) from error
     except OSError as error:
         if error.errno is None:  # Arrow's or gzip's; an error of the disk has a number
-            raise _DamagedError(str(error)) from error
+            raise _DamagedError(" ".join(str(error).split())) from error
         raise
 
 

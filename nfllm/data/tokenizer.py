@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from nfllm.data.special_tokens import special_names, unknown_name, without_special_tokens
@@ -29,6 +30,10 @@ _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>"
 _PIECE_CHARACTERS = 1 << 17
 _GROUP_CHARACTERS = 1 << 20
 _PLACE_TO_CUT = re.compile(r"(?<!\s)[ \t\n\r]")
+
+
+class UnencodableTextError(ValueError):
+    """A text that a tokenizer cannot encode."""
 
 
 class Tokenizer:
@@ -91,10 +96,22 @@ class Tokenizer:
     def encode(self, text: str) -> np.ndarray:
         """Token ids of `text`, int32 [n]; no special token is added.
 
+        Characters that the tokenizer drops or does not know are said in a warning.
+
         Raises:
-          ValueError: the model has no token for a part of the text, and none for what is unknown.
+          UnencodableTextError: the model has no token for a part of the text, and none for what is
+            unknown.
         """
-        return self.encode_batch([text])[0]
+        ids = self.encode_batch([text])[0]
+        if self._is_partial:
+            lost = [c for c in dict.fromkeys(text) if not c.isspace() and self.loses(c)]
+            unknown = int(np.count_nonzero(ids == self.unknown_id))
+            if lost or unknown:
+                logging.warning(
+                    "the tokenizer has no token for these characters, which are lost: %r; of %d "
+                    "tokens %d are its unknown token", "".join(lost), len(ids), unknown,
+                )  # fmt: skip
+        return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids of every text, on all cores."""
@@ -113,14 +130,34 @@ class Tokenizer:
             group = pieces[start:stop]
             try:
                 encodings = self._encoder.encode_batch_fast(group, add_special_tokens=False)
-            except Exception as error:  # the library's errors have no type of their own
-                raise ValueError(
+            except BaseException as error:
+                # The library's errors have no type of their own, and its panics are no Exception.
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+                raise UnencodableTextError(
                     f"the tokenizer cannot encode a text ({error}); give its model a token for "
                     "what is unknown"
                 ) from error
             for encoding in encodings:
                 yield np.array(encoding.ids, np.int32)
             start = stop
+
+    def loses(self, character: str) -> bool:
+        """Whether a character becomes no token, or only such as stand for spaces."""
+        try:
+            ids = self.encode_batch([character])[0]
+        except UnencodableTextError:  # of WordLevel, which knows words
+            return False
+        return not any(self.decode([i]).strip() for i in ids)
+
+    @functools.cached_property
+    def _is_partial(self) -> bool:
+        """Whether there are characters without a token: one of private use is, if any is."""
+        try:
+            ids = self.encode_batch(["\U000f0000"])[0]
+        except UnencodableTextError:
+            return True
+        return self.unknown_id in ids or self.loses("\U000f0000")
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids, special tokens included."""
