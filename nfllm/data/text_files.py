@@ -138,7 +138,7 @@ def _read_separated_txt(
     file: BinaryIO, path: Path, separator: str, policy: MalformedPolicy
 ) -> Iterator[Record]:
     read = functools.partial(_read, file.read)
-    parts = separators.split(read, separator.encode(), _LONGEST_LINE)
+    parts = separators.split(read, separator.encode("utf-8", "surrogateescape"), _LONGEST_LINE)
     for number, document in enumerate(parts):
         where = f"{path}, document {number}"
         if document is None:
