@@ -3,6 +3,8 @@
 import gzip
 import json
 import lzma
+import struct
+import sys
 import tracemalloc
 
 import pyarrow
@@ -388,3 +390,72 @@ def test_builders_without_a_file_are_an_error(tmp_path):
         builders.TextFiles(sources=" , ,", data_dir=str(tmp_path))
     with pytest.raises(ConfigError, match=r"no file to read; .* in data\.sources"):
         builders.PythonSource(roots=[], data_dir=str(tmp_path))
+
+
+def skippable_zstd(size: int) -> bytes:
+    """A frame of RFC 8878, 3.1.2, whose content is not data."""
+    return struct.pack("<II", 0x184D2A53, size) + bytes(size)
+
+
+def gzip_with_header(flags: int, fields: bytes) -> bytes:
+    """A member of RFC 1952 whose header has optional fields."""
+    plain = gzip.compress(jsonl(RECORDS), mtime=0)
+    return plain[:3] + bytes([flags]) + plain[4:10] + fields + plain[10:]
+
+
+def halves(suffix: str, between: bytes = b"") -> bytes:
+    return between.join(compress(jsonl(part), suffix) for part in (RECORDS[:1], RECORDS[1:]))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "packed"),
+    [
+        (".gz", halves(".gz")),
+        (".gz", gzip.compress(b"") + gzip.compress(jsonl(RECORDS)) + bytes(512)),
+        (".gz", gzip.compress(jsonl(RECORDS), compresslevel=0)),
+        (".gz", gzip_with_header(4, struct.pack("<H", 6) + b"BC\2\0\0\0")),
+        (".gz", gzip_with_header(8 | 16, b"name\0comment\0")),
+        (".zst", halves(".zst")),
+        (".zst", skippable_zstd(17) + compress(jsonl(RECORDS), ".zst")),
+        (".zst", halves(".zst", skippable_zstd(0))),
+        (".zst", compress(jsonl(RECORDS), ".zst") + skippable_zstd(300_000)),
+        (".zst", compress(b"", ".zst") + compress(jsonl(RECORDS), ".zst")),
+        (".xz", halves(".xz", bytes(8))),
+        (".xz", lzma.compress(jsonl(RECORDS), check=lzma.CHECK_NONE)),
+        (".xz", lzma.compress(jsonl(RECORDS), check=lzma.CHECK_SHA256)),
+        (".xz", lzma.compress(jsonl(RECORDS), format=lzma.FORMAT_ALONE)),
+    ],
+)
+def test_unusual_compression_that_is_valid(tmp_path, suffix, packed):
+    path = tmp_path / f"data.jsonl{suffix}"
+    path.write_bytes(packed)
+    assert read(path) == EXPECTED
+
+
+def long_zstd(text: bytes) -> bytes:
+    """A frame of raw blocks whose header asks for a window of 2 GiB, as `zstd --long=31` does."""
+    blocks = [text[i : i + 1000] for i in range(0, len(text), 1000)]
+    packed = b"\x28\xb5\x2f\xfd" + bytes([0, 21 << 3])
+    for number, block in enumerate(blocks):
+        packed += ((number == len(blocks) - 1) | len(block) << 3).to_bytes(3, "little") + block
+    return packed
+
+
+def test_a_zstd_window_that_arrow_does_not_allow(tmp_path, monkeypatch):
+    path = tmp_path / "data.jsonl.zst"
+    path.write_bytes(long_zstd(jsonl(RECORDS)))
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(OSError, match=r"window of 2048 MiB \(zstd --long\).*pip install zstandard"):
+        read(path)
+    monkeypatch.undo()
+    pytest.importorskip("zstandard")
+    assert read(path) == EXPECTED
+    usual = compress(jsonl(RECORDS[1:]), ".zst")
+    path.write_bytes(long_zstd(jsonl(RECORDS[:1])) + skippable_zstd(9) + usual)
+    assert read(path) == EXPECTED
+    path.write_bytes(long_zstd(jsonl(RECORDS))[:-5])
+    with pytest.raises(MalformedRecordError, match=r"damaged or truncated.* frame has no end"):
+        read(path)
+    path.write_bytes(long_zstd(jsonl(RECORDS)) + b"garbage")
+    with pytest.raises(MalformedRecordError, match="damaged or truncated"):
+        read(path)

@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 import synthetic_runs
 from data_configs import data_config, words, write_jsonl
+from etils import epath
 
 import nfllm.data
+from nfllm.config import ConfigError
 from nfllm.report import write_report
+from nfllm.rundir import RunError
+from nfllm.training.record import check_writable
 
 LATIN_1 = os.fsdecode(b"caf\xe9")
 ENVIRONMENTS = {
@@ -113,3 +117,11 @@ def test_a_report_about_such_a_run(tmp_path):
         file.write(json.dumps(event) + "\n")
     page = write_report([run], tmp_path / "out")
     assert "caf\\udce9" in page.read_text(encoding="utf-8")
+
+
+def test_where_a_library_needs_utf8_the_name_is_refused_before_any_work(tmp_path):
+    with pytest.raises(ConfigError, match=r"data_dir=.*caf\\udce9 is not UTF-8"):
+        nfllm.data.load(data_config(tmp_path / LATIN_1), 16)
+    with pytest.raises(RunError, match=r"--workdir .*caf\\udce9 is not UTF-8"):
+        check_writable(epath.Path(tmp_path / LATIN_1))
+    assert not list(tmp_path.iterdir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from typing import Any
 
 from absl import logging
@@ -12,6 +13,7 @@ from etils import epath
 
 from nfllm.config import ConfigError, DataConfig
 from nfllm.data import cache, corpora, coverage, prepare, separators
+from nfllm.data.records import printable
 from nfllm.data.tokenizer import Tokenizer
 from nfllm.data.tokens import TokenFile
 from nfllm.data.windows import Windows
@@ -60,6 +62,10 @@ def load(config: DataConfig, context_length: int, *, progress: bool = False) -> 
       OSError: the disk is full; nothing half-written is left behind.
     """
     root = epath.Path(config.data_dir or corpora.default_data_dir()).expanduser()
+    if (name := printable(os.fspath(root))) != os.fspath(root):
+        raise ConfigError(
+            f"data.data_dir={name} is not UTF-8, which the writer of datasets needs; set another"
+        )
     corpus = corpora.open_corpus(config, root)
     directory = root / "tokens" / prepare.cache_name(config, corpus)
     manifest = cache.read_manifest(directory)

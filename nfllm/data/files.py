@@ -64,8 +64,10 @@ def expand(sources: str) -> list[Path]:
     paths: list[Path] = []
     for source in filter(None, map(str.strip, sources.split(","))):
         name = os.path.expanduser(source)
-        found = sorted(glob.glob(_pattern(name), recursive=True))
-        paths += map(Path, found or [name])
+        found = glob.glob(_pattern(name), recursive=True)
+        # Where links make a circle, the shortest of the many names of a file.
+        unique = {os.path.realpath(path): path for path in sorted(found, key=len, reverse=True)}
+        paths += map(Path, sorted(unique.values()) or [name])
     return paths
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from nfllm.config import ConfigError
-from nfllm.data import separators
+from nfllm.data import separators, zstd
 from nfllm.data.files import expand, files_below
 from nfllm.data.records import (
     MalformedPolicy,
@@ -246,6 +246,8 @@ _FORMATS: dict[str, _Reader] = {
 def _open_zstd(path: Path) -> BinaryIO:
     import pyarrow
 
+    if zstd.window(path) > zstd.ARROW_WINDOW:
+        return zstd.open_long(path)
     # Unlike the zstandard package, Arrow reports a stream that ends before its last frame does.
     return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
 
