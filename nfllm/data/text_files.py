@@ -17,7 +17,9 @@ from typing import Any, BinaryIO
 
 from nfllm.config import ConfigError
 from nfllm.data import separators, zstd
+from nfllm.data.damage import DamagedError, damage
 from nfllm.data.files import expand, files_below
+from nfllm.data.parquet_rows import is_plain, parquet_rows
 from nfllm.data.records import (
     MalformedPolicy,
     Record,
@@ -32,11 +34,6 @@ from nfllm.data.xz import open_xz
 TEXT_BLOCK_BYTES = 16 << 10
 # A longer line of a jsonl file is no document: a record of TFDS cannot hold 2 GiB.
 _LONGEST_LINE = 1 << 30
-_PARQUET_ROWS = 256
-
-
-class _DamagedError(Exception):
-    """A compressed stream that ends early or is none."""
 
 
 def find_files(sources: str) -> list[Path]:
@@ -86,7 +83,7 @@ def read_file(
                 else:
                     texts = (part.strip("\r\n") for part in parts)
                     yield from (Record(text, record.fields) for text in texts if text)
-    except _DamagedError as error:
+    except DamagedError as error:
         policy.report(f"{path}: damaged or truncated file: {error}")
 
 
@@ -161,77 +158,23 @@ def _read_parquet(
             while chunk := _read(file.read, 1 << 20):
                 whole.write(chunk)
             file = whole
-        with _damage(pyarrow.ArrowException, UnicodeDecodeError):
+        with damage(pyarrow.ArrowException, UnicodeDecodeError):
             table = pyarrow.parquet.ParquetFile(file)
             schema = table.schema_arrow
         name = text_name(schema.names, text_field)
         if name is None:
             policy.report(f"{path}: {no_text(schema.names, text_field)}")
             return
-        columns = [field.name for field in schema if _is_plain(field.type)]
+        columns = [field.name for field in schema if is_plain(field.type)]
         if name not in columns:
             kind = schema.field(name).type
             for row in range(table.metadata.num_rows):
                 policy.report(f"{path}, row {row}: field {name!r} is of type {kind}, expected text")
             return
-        for row, values in _parquet_rows(table, columns, path, policy):
+        for row, values in parquet_rows(table, columns, path, policy):
             text = _checked(values[name], f"{path}, row {row}", name, policy)
             if text is not None:
                 yield Record(text, plain_fields(values, name))
-
-
-def _parquet_rows(
-    table: Any, columns: list[str], path: Path, policy: MalformedPolicy
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows with their numbers. A damaged row group costs what is left of it, and no other."""
-    import pyarrow
-
-    row = 0
-    for group in range(table.num_row_groups):
-        stop = row + table.metadata.row_group(group).num_rows
-        try:
-            with _damage(pyarrow.ArrowException):
-                for batch in table.iter_batches(_PARQUET_ROWS, [group], columns):
-                    for offset in range(batch.num_rows):
-                        values = _parquet_row(batch, offset, f"{path}, row {row}", policy)
-                        row += 1
-                        if values is not None:
-                            yield row - 1, values
-        except _DamagedError as error:
-            rows = f"rows {row} to {stop - 1} (row group {group})"
-            policy.report(f"{path}: damaged or truncated in {rows}: {error}", stop - row)
-        row = stop
-
-
-def _parquet_row(
-    batch: Any, offset: int, where: str, policy: MalformedPolicy
-) -> dict[str, Any] | None:
-    """The values of a row; Arrow does not check that strings are UTF-8."""
-    values: dict[str, Any] = {}
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        try:
-            values[name] = column[offset].as_py()
-        except UnicodeDecodeError as error:
-            policy.report(
-                f"{where}: field {name!r} is not UTF-8: byte 0x{error.object[error.start]:02x} at "
-                f"{error.start}"
-            )
-            return None
-    return values
-
-
-def _is_plain(kind: Any) -> bool:
-    """Whether `plain_fields` keeps the values of an Arrow type; Python cannot hold all others."""
-    import pyarrow
-    from pyarrow import types
-
-    if isinstance(kind, pyarrow.BaseExtensionType):
-        return _is_plain(kind.storage_type)
-    if types.is_dictionary(kind):
-        return _is_plain(kind.value_type)
-    strings = (types.is_string, types.is_large_string, types.is_string_view)
-    numbers = (types.is_integer, types.is_floating, types.is_boolean)
-    return any(matches(kind) for matches in (*strings, *numbers))
 
 
 _Reader = Callable[[BinaryIO, Path, str | None, MalformedPolicy], Iterator[Record]]
@@ -270,21 +213,8 @@ def _opened(path: Path) -> BinaryIO:
 
 def _read(read: Callable[[int], bytes], size: int) -> bytes:
     """`read(size)`, with the decompressors' many errors as one."""
-    with _damage(EOFError, zlib.error, lzma.LZMAError):
+    with damage(EOFError, zlib.error, lzma.LZMAError):
         return read(size)
-
-
-@contextlib.contextmanager
-def _damage(*errors: type[Exception]) -> Iterator[None]:
-    """Makes one error of `errors` and of an OSError that is not the disk's."""
-    try:
-        yield
-    except errors as error:
-        raise _DamagedError(" ".join(str(error).split())) from error
-    except OSError as error:
-        if error.errno is None:  # Arrow's or gzip's; an error of the disk has a number
-            raise _DamagedError(" ".join(str(error).split())) from error
-        raise
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
