@@ -16,6 +16,7 @@ from absl import app, flags, logging
 from etils import epath
 
 from nfllm.config import Config, ConfigError
+from nfllm.console import escape_unprintable
 from nfllm.flags import check_no_arguments, define_config
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, f
 
 def main(arguments: list[str]) -> None:
     """Runs the configured training and prints how it ended."""
+    escape_unprintable()
     check_no_arguments(arguments)
     try:
         _train()

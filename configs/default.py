@@ -68,6 +68,9 @@ def get_config() -> ConfigDict:
     data.sources = ""  # of python_source and text_files: paths or globs, separated by commas
     data.data_dir = placeholder(str)  # prepared corpora and tokens. None: ~/.cache/nfllm
     data.text_field = placeholder(str)  # field that holds the text. None: text, else content
+    # Of text_files: characters that separate documents within a text, e.g. <|endoftext|>. None: a
+    # record is a document, and a .txt file is cut into blocks of 16 KiB
+    data.document_separator = placeholder(str)
     data.malformed = "error"  # a record that cannot be read: error, or skip (counted)
     data.tokenizer = "bpe"  # bpe: trained on the corpus; bytes; or the path of a tokenizer.json
     data.vocab_size = 2048  # tokens, end-of-text included; of bpe only

@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from nfllm.analysis import LinearFit
+from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
 from nfllm.model import intermediates as names
 from nfllm.model.block import Mlp
 from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import INTERMEDIATES
+from nfllm.model.token_ids import check_token_ids
 from nfllm.streaming import merge_across_processes, of_this_process
 from nfllm.training.loss import count_targets, next_token_loss
 
@@ -63,7 +65,8 @@ def replace_by_linear(
       The losses, the same on every process.
 
     Raises:
-      ValueError: the fit has not one line a layer, or there is no target.
+      ValueError: the fit has not one line a layer, there is no target, or a token id or label is
+        no row of the model's table.
 
     Example:
       batches = run.validation_batches()
@@ -95,6 +98,8 @@ def replace_by_linear(
     params = of_this_process(params)
     sums = _Sums(np.zeros(len(chosen)), np.int64(0))
     for batch in batches:
+        check_token_ids(batch.tokens, model.vocab_size)
+        check_token_ids(batch.labels, model.vocab_size, ignored=IGNORED_LABEL)
         tokens, labels = put(np.asarray(batch.tokens)), put(np.asarray(batch.labels))
         loss = np.asarray(losses(params, tokens, labels), np.float64)
         sums = sums.merge(_Sums(loss, np.int64(count_targets(labels))))

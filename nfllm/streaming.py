@@ -21,6 +21,7 @@ from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
 from nfllm.model.capture import capture
 from nfllm.model.decoder import Decoder
+from nfllm.model.token_ids import check_token_ids
 from nfllm.streaming_metrics import DEFAULT_METRICS, Metric, find_metrics, observe
 
 Put = Callable[[np.ndarray], jax.Array]
@@ -57,7 +58,8 @@ def analyze(
       The result of each metric by name, as NumPy arrays; the same on every process.
 
     Raises:
-      ValueError: an unknown metric, or no sequence (on any process).
+      ValueError: an unknown metric, no sequence (on any process), or a token id that is no row of
+        the model's table.
     """
     chosen = find_metrics(metrics)
     states = merge_across_processes(accumulate(model, params, batches, chosen, put=put))
@@ -94,6 +96,7 @@ def accumulate(
     for batch in batches:
         tokens = _real_rows(batch)
         if len(tokens):
+            check_token_ids(tokens, model.vocab_size)
             # The device computes this batch while the host merges the one before.
             measured = measure(params, put(tokens))
             add(pending)

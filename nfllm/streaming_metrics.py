@@ -105,10 +105,17 @@ def class_responses(classes_V: np.ndarray, num_classes: int) -> Metric:
       num_classes: C.
 
     Returns:
-      The metric `class_responses`; its result is an `analysis.ClassResponses`.
+      The metric `class_responses`; its result is an `analysis.ClassResponses`. Measuring raises
+      ValueError where the model's table has more ids than there are classes.
     """
 
     def of(x: Observed) -> analysis.ClassResponses:
+        vocab_size = x.captured.logits.shape[-1]
+        if len(classes_V) < vocab_size:
+            raise ValueError(
+                f"classes_V has {len(classes_V)} entries, but the model's table has {vocab_size} "
+                "ids; give each a class, -1 where it has none"
+            )
         classes_BT = jnp.asarray(classes_V)[x.tokens_BT]
         return analysis.ClassResponses.of(x.captured.mlp_post, classes_BT, num_classes)
 

@@ -30,6 +30,14 @@ from nfllm.config import ConfigError
         ),
         ({"sources": "a"}, r"data\.sources='a' has no effect on data\.dataset='python_stdlib'"),
         ({"text_field": "a"}, r"data\.text_field='a' has no effect on data\.dataset='python_std"),
+        (
+            {"document_separator": "|"},
+            r"data\.document_separator='\|' has no effect on data\.dataset='python_stdlib'",
+        ),
+        (
+            {"dataset": "text_files", "sources": "a", "document_separator": ""},
+            r"data\.document_separator='' separates nothing",
+        ),
         ({"validation_field": "a"}, r"data\.validation_field='a' goes together with .*'field'"),
         ({"validation_split": "field"}, r"data\.validation_field=None goes together"),
         ({"validation_source": "a"}, r"data\.validation_source='a' goes together .*'separate'"),
@@ -58,6 +66,7 @@ def test_what_does_not_fit_is_named(changes, message):
         {"vocab_size": 257},
         {"vocab_size": 65_536},
         {"dataset": "text_files", "sources": "a", "text_field": "b"},
+        {"dataset": "text_files", "sources": "a", "document_separator": "<|endoftext|>"},
         {"validation_split": "field", "validation_field": "package", "validation_values": "a,b"},
         {"dataset": "lm1b", "validation_split": "separate", "validation_source": "test"},
     ],

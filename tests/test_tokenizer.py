@@ -5,12 +5,19 @@ import json
 import numpy as np
 import pytest
 import tokenizers
+from absl import logging
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nfllm.data import tokenizer as tokenizer_module
 from nfllm.data.python_files import standard_library
-from nfllm.data.tokenizer import END_OF_TEXT, Tokenizer, bytes_tokenizer, train_bpe
+from nfllm.data.tokenizer import (
+    END_OF_TEXT,
+    Tokenizer,
+    UnencodableTextError,
+    bytes_tokenizer,
+    train_bpe,
+)
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 # Words and white space of all kinds, with a place to cut in every 20 characters.
@@ -146,8 +153,195 @@ def test_a_long_text_encodes_as_if_it_were_short(bpe, texts):
     assert [ids.tolist() for ids in found] == expected
 
 
-def test_a_long_text_without_a_space_is_cut_anyway(bpe, monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "_PIECE_CHARACTERS", 20)
-    text = "abé" * 40
-    assert [len(piece) for piece in tokenizer_module._pieces(text)] == [40, 40, 40]
-    assert bpe.decode(bpe.encode(text)) == text
+def test_pieces_are_cut_only_where_words_end():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_module, "_PIECE_CHARACTERS", 20)
+        assert tokenizer_module._pieces("abé" * 40) == ["abé" * 40]
+        # For the splitting rule, unlike for Python, a unit separator is no space.
+        text = "!\x1f" * 40 + " x" * 40
+        pieces = tokenizer_module._pieces(text)
+    assert len(pieces) > 2
+    assert "".join(pieces) == text
+    assert all(piece[0] == " " for piece in pieces[1:])
+
+
+WORD_PIECES = [
+    "a",
+    "b",
+    "ab",
+    "##b",
+    "##a",
+    "!",
+    "##!",
+    "x",
+    "▁",
+    "▁a",
+    "a▁",
+    " ",
+    "b a",
+    "Ġ",
+    "bĠ",
+]
+
+
+def backend_of(kind: str, specials: list[str]) -> tokenizers.Tokenizer:
+    """A tokenizer of each model type, in whose vocabulary the special tokens are."""
+    models = tokenizers.models
+    known = ["[UNK]", *specials, *dict.fromkeys("".join(specials)), *WORD_PIECES]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(known))}
+    if kind == "BPE":  # merges up to every special token, as a corpus that spells them gives
+        merges = []
+        for special in specials:
+            for stop in range(1, len(special)):
+                vocabulary.setdefault(special[: stop + 1], len(vocabulary))
+                merges.append((special[:stop], special[stop]))
+        merges += [("a", "b"), ("▁", "a"), ("a", "▁")]
+        model = models.BPE(vocabulary, list(dict.fromkeys(merges)), unk_token="[UNK]")
+    elif kind == "BPE_ignore_merges":
+        model = models.BPE(vocabulary, [("a", "b")], unk_token="[UNK]", ignore_merges=True)
+    elif kind == "Unigram":
+        model = models.Unigram([(piece, -0.1 * len(vocabulary)) for piece in vocabulary], 0, False)
+    elif kind == "WordPiece":
+        model = models.WordPiece(vocabulary, unk_token="[UNK]")
+    else:
+        model = models.WordLevel(vocabulary, unk_token="[UNK]")
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    return backend
+
+
+KINDS = ["BPE", "BPE_ignore_merges", "Unigram", "WordPiece", "WordLevel"]
+
+
+@pytest.mark.parametrize("added", ["special", "plain", "not_added"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_special_token_in_a_text_is_ordinary_characters_of_every_model(kind, added):
+    backend = backend_of(kind, [END_OF_TEXT, "<s>"])
+    special = [tokenizers.AddedToken(END_OF_TEXT, special=True, normalized=False)]
+    if added == "special":
+        backend.add_special_tokens([*special, "<s>"])
+    elif added == "plain":
+        backend.add_tokens([END_OF_TEXT])
+    tokenizer = Tokenizer(backend)
+    end = tokenizer.end_of_text_id
+    start = backend.token_to_id("<s>")
+    for text in (END_OF_TEXT, f"a {END_OF_TEXT} b", f"a{END_OF_TEXT}{END_OF_TEXT}b", "<s> a <s>"):
+        ids = tokenizer.encode(text)
+        assert len(ids)
+        assert end not in ids, text
+        assert added != "special" or start not in ids, text
+    assert tokenizer.decode([end]) == END_OF_TEXT
+    # Other texts encode as the library encodes them.
+    plain = backend.encode("ab a b abx !", add_special_tokens=False).ids
+    assert tokenizer.encode("ab a b abx !").tolist() == plain
+
+
+PRE = tokenizers.pre_tokenizers
+SPLITS = {
+    "gpt2": PRE.ByteLevel(add_prefix_space=False),
+    "prefix": PRE.ByteLevel(add_prefix_space=True),
+    "no_words": PRE.ByteLevel(add_prefix_space=False, use_regex=False),
+    "none": None,
+    "metaspace": PRE.Metaspace(),
+    "metaspace_first": PRE.Metaspace(prepend_scheme="first"),
+    "whitespace": PRE.Whitespace(),
+    "lines": PRE.Split(tokenizers.Regex(r"[^\n]+\n?"), "isolated"),
+}
+NORMALIZERS = {
+    "none": None,
+    "nfc": tokenizers.normalizers.NFC(),
+    "llama": tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
+    ),
+    "nfkc": tokenizers.normalizers.NFKC(),
+}
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("kind", ["BPE", "Unigram", "WordPiece"])
+def test_a_long_text_gives_the_ids_of_one_piece(kind, split, normalizer, monkeypatch):
+    """Whatever the tokenizer; only some may be given pieces."""
+    monkeypatch.setattr(tokenizer_module, "_PIECE_CHARACTERS", 5)
+    backend = backend_of(kind, [END_OF_TEXT])
+    if SPLITS[split] is not None:
+        backend.pre_tokenizer = SPLITS[split]
+    else:
+        backend = tokenizers.Tokenizer(backend.model)
+    if NORMALIZERS[normalizer] is not None:
+        backend.normalizer = NORMALIZERS[normalizer]
+    backend.add_tokens(["b a", "  ", tokenizers.AddedToken("x", rstrip=True)])
+    text = "ab a b a  x   ab!\n a b  a x ab\x1fa é́ b a\n\nab x  \n" * 3
+    expected = backend.encode(text, add_special_tokens=False).ids
+    assert Tokenizer(backend).encode(text).tolist() == expected
+
+
+def test_pieces_are_used_where_they_may_be(bpe, monkeypatch):
+    monkeypatch.setattr(tokenizer_module, "_pieces", lambda text: ["a", "b"])
+    assert len(bpe.encode("long text")) == 2
+    backend = tokenizers.Tokenizer.from_str(bpe._backend.to_str())
+    backend.add_tokens(["two words"])
+    assert len(Tokenizer(backend).encode("long text")) != 2
+
+
+@pytest.mark.parametrize("dropout", [0.3, 1.0])
+def test_dropout_is_off(bpe, sources, dropout, tmp_path):
+    definition = json.loads(bpe._backend.to_str())
+    definition["model"]["dropout"] = dropout
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(definition), encoding="utf-8-sig")  # as editors of Windows save it
+    loaded = Tokenizer.load(path)
+    assert loaded.fingerprint == bpe.fingerprint
+    assert loaded.encode(sources[0]).tolist() == bpe.encode(sources[0]).tolist()
+    loaded.save(path)
+    assert json.loads(path.read_text())["model"]["dropout"] is None
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(b'{"version": "\xff"}')
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not a Hugging Face tokenizer\.json"):
+        Tokenizer.load(tmp_path / "tokenizer.json")
+
+
+def alphabet_tokenizer(unknown: str | None) -> tokenizers.Tokenizer:
+    vocabulary = {piece: i for i, piece in enumerate(["[UNK]", END_OF_TEXT, *"abc", "▁"])}
+    model = tokenizers.models.BPE(vocabulary, [], unk_token=unknown)
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = PRE.Metaspace()
+    backend.decoder = tokenizers.decoders.Metaspace()
+    return backend
+
+
+def test_lost_and_unknown_characters_of_a_text_are_said(bpe, caplog, monkeypatch):
+    monkeypatch.setattr(logging.get_absl_logger(), "propagate", True)
+    partial = Tokenizer(alphabet_tokenizer(None))
+    for tokenizer in (bpe, bytes_tokenizer(), partial):
+        tokenizer.encode("abc a\n")
+        bytes_tokenizer().encode("日 ü")
+        bpe.encode("日 ü")
+    assert not caplog.records
+    assert partial.decode(partial.encode("a日b üb")) == "ab b"
+    assert "are lost: '日ü'" in caplog.text
+    caplog.clear()
+    Tokenizer(alphabet_tokenizer("[UNK]")).encode("a日b")
+    assert "of 4 tokens 1 are its unknown token" in caplog.text
+
+
+def test_a_text_that_cannot_be_encoded(bpe):
+    model = tokenizers.models.WordLevel({"a": 0, END_OF_TEXT: 1}, unk_token="?")
+    with pytest.raises(UnencodableTextError, match=r"Missing \[UNK\].* give its model a token"):
+        Tokenizer(tokenizers.Tokenizer(model)).encode("b")
+
+
+def test_a_panic_of_the_library_is_an_error_in_a_line(sources):
+    class Panic(BaseException):
+        """As pyo3's, which is no Exception."""
+
+    class Encoder:
+        def encode_batch_fast(self, texts: list[str], add_special_tokens: bool) -> None:
+            raise Panic("AddedVocabulary bad split")
+
+    tokenizer = train_bpe(sources, 300)
+    tokenizer.__dict__["_encoder"] = Encoder()
+    with pytest.raises(UnencodableTextError, match=r"cannot encode a text \(AddedVocabulary bad"):
+        tokenizer.encode("a")

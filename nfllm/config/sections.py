@@ -43,6 +43,7 @@ class DataConfig:
     validation_values: str
     validation_source: str | None
     mask_end_of_text: bool
+    document_separator: str | None = None
 
     def __post_init__(self) -> None:
         check_types(self, "data")
@@ -77,6 +78,17 @@ class DataConfig:
             raise ConfigError(
                 f"data.text_field={self.text_field!r} has no effect on data.dataset="
                 f"{self.dataset!r}, whose documents are whole files; leave it unset"
+            )
+
+        if self.document_separator is not None and self.dataset != "text_files":
+            raise ConfigError(
+                f"data.document_separator={self.document_separator!r} has no effect on "
+                f"data.dataset={self.dataset!r}; set that to 'text_files', or leave it unset"
+            )
+        if self.document_separator == "":
+            raise ConfigError(
+                "data.document_separator='' separates nothing; give a text such as "
+                "'<|endoftext|>', or leave it unset"
             )
 
     def _check_validation(self) -> None:

@@ -6,12 +6,14 @@ import sys
 from absl import logging
 
 from nfllm.config import ConfigError
+from nfllm.console import escape_unprintable
 from nfllm.convert import ConversionError, convert
 from nfllm.rundir import RunError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Converts and says what it did; 2 where the arguments or the source are at fault."""
+    escape_unprintable()
     parser = argparse.ArgumentParser(
         prog="python -m nfllm.convert",
         description="Turns a Hugging Face GPT-2 or GPT-NeoX checkpoint into a run directory, or a "

@@ -1,7 +1,7 @@
 """Reading another library's config and tensors without overlooking anything in them.
 
-Whatever is in a foreign file is taken, required to have one value, or ignored by name; anything
-left over is an error, since a model that depends on it would be read wrongly.
+Whatever is in a foreign file is taken, required to have one value, or ignored by name. What is left
+over is an error where a model might depend on it, since it would be read wrongly.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from nfllm.config import ConfigError, ModelConfig, suggest
+from nfllm.convert import bookkeeping
 
 Tensors = dict[str, np.ndarray]
 
@@ -31,39 +33,6 @@ _ACTIVATIONS: dict[str, tuple[str, float | None]] = {
     "relu2": ("relu_squared", None),
     "linear": ("identity", None),
 }
-
-# Of every transformers config: bookkeeping, generation, and training-time settings.
-_IGNORED = (
-    "_attn_implementation",
-    "_attn_implementation_autoset",
-    "_name_or_path",
-    "_num_labels",
-    "architectures",
-    "attn_implementation",
-    "bos_token_id",
-    "chunk_size_feed_forward",
-    "dtype",
-    "eos_token_id",
-    "finetuning_task",
-    "gradient_checkpointing",
-    "id2label",
-    "is_decoder",
-    "label2id",
-    "model_type",
-    "num_labels",
-    "output_attentions",
-    "output_hidden_states",
-    "pad_token_id",
-    "problem_type",
-    "return_dict",
-    "sep_token_id",
-    "task_specific_params",
-    "tokenizer_class",
-    "torch_dtype",
-    "torchscript",
-    "transformers_version",
-    "use_cache",
-)
 
 
 class ConversionError(ValueError):
@@ -100,14 +69,37 @@ class Attributes:
             )
         return value
 
-    def require(self, name: str, value: Any) -> None:
-        """Raises ConversionError unless the attribute is absent or equal to `value`."""
+    def take_alias(self, name: str, alias: str) -> None:
+        """Makes the attribute `alias` the attribute `name`.
+
+        Raises:
+          ConversionError: both are there and differ.
+        """
+        value = self._left.pop(alias, None)
+        if value is not None and self._left.setdefault(name, value) != value:
+            raise ConversionError(
+                f"{self._source}: {name}={self._left[name]!r}, but {alias}={value!r}, which "
+                "transformers takes for the same; keep the true one"
+            )
+
+    def take_dropout(self, name: str, default: float) -> float:
+        """A probability of dropout; the default where no model could be trained with the value."""
+        value: float = self.take(name, float, default)
+        return value if 0 <= value < 1 else default
+
+    def take_init_std(self) -> float:
+        """Standard deviation of a matrix at the start; 0.02 where the file's is no such number."""
+        value: float = self.take("initializer_range", float, 0.02)
+        return value if value > 0 else 0.02
+
+    def require(self, name: str, *values: Any) -> None:
+        """Raises ConversionError unless the attribute is absent or one of `values`, all alike."""
         self._known.add(name)
-        found = self._left.pop(name, value)
-        if found != value:
+        found = self._left.pop(name, values[0])
+        if found not in values:
             raise ConversionError(
                 f"{self._source}: {name}={found!r} is not supported; nfllm computes only what "
-                f"{name}={value!r} does"
+                f"{name}={values[0]!r} does"
             )
 
     def ignore(self, names: Iterable[str]) -> None:
@@ -125,13 +117,33 @@ class Attributes:
             )
         return _ACTIVATIONS[value]
 
-    def finish(self) -> None:
-        """Raises ConversionError naming the first attribute that was not accounted for."""
-        self.ignore(_IGNORED)
+    def finish(self, *, notes: bool = True) -> None:
+        """Accounts for what is left, which the model's code in transformers does not read.
+
+        Bookkeeping is passed over, and `notes` with a warning.
+
+        Raises:
+          ConversionError: an attribute might change what the model computes: by its name, or since
+            there are to be no notes, or the checkpoint brings code that may read them.
+        """
+        own_code = [name for name in self._left.get("auto_map") or () if "AutoModel" in name]
+        self.ignore(bookkeeping.NAMES)
         for name, value in self._left.items():
-            raise ConversionError(
-                f"{self._source}: the attribute {name}={value!r} is not understood, and might "
-                f"change what the model computes; {suggest(name, self._known)}"
+            if own_code or not notes or bookkeeping.may_change_logits(name, value):
+                raise ConversionError(
+                    f"{self._source}: the attribute {name}={value!r} is not understood, and might "
+                    f"change what the model computes; {suggest(name, self._known)}; if it does "
+                    "not, take it out"
+                )
+        if own_code:
+            logging.warning(
+                "%s names code of its own (auto_map), which is not run: the model is read as "
+                "transformers' own of that model_type",
+                self._source,
+            )
+        if self._left:
+            logging.warning(
+                "%s: passed over, as by transformers: %s", self._source, ", ".join(self._left)
             )
 
 

@@ -29,15 +29,15 @@ PREFIX = "transformer."
 EMBEDDING = "transformer.wte.weight"
 HEAD = "lm_head.weight"
 
-_IGNORED = (
-    "n_ctx",  # an old name of n_positions
-    "reorder_and_upcast_attn",  # precision only
-    "summary_activation",
-    "summary_first_dropout",
-    "summary_proj_to_labels",
-    "summary_type",
-    "summary_use_proj",
-)
+# What transformers lets a config call the same; version 1 wrote n_ctx beside n_positions.
+_ALIASES = {
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+}
+# Of version 1's file, and of precision only.
+_IGNORED = ("n_ctx", "n_special", "predict_special_tokens", "reorder_and_upcast_attn")
 
 
 def read_config(attributes: Attributes) -> tuple[ModelConfig, int]:
@@ -49,9 +49,11 @@ def read_config(attributes: Attributes) -> tuple[ModelConfig, int]:
     attributes.require("scale_attn_weights", True)
     attributes.require("scale_attn_by_inverse_layer_idx", False)
     attributes.require("add_cross_attention", False)
-    attributes.require("is_encoder_decoder", False)
+    attributes.require("is_causal", True)
     attributes.require("pruned_heads", {})
     attributes.ignore(_IGNORED)
+    for name, alias in _ALIASES.items():
+        attributes.take_alias(name, alias)
     activation, slope = attributes.activation("activation_function", "gelu_new")
     vocab_size = attributes.take("vocab_size", int, 50257)
     config = ModelConfig(
@@ -74,10 +76,10 @@ def read_config(attributes: Attributes) -> tuple[ModelConfig, int]:
         tie_embeddings=attributes.take("tie_word_embeddings", bool, True),
         rotary_fraction=None,
         rotary_base=None,
-        embedding_dropout=attributes.take("embd_pdrop", float, 0.1),
-        attention_dropout=attributes.take("attn_pdrop", float, 0.1),
-        residual_dropout=attributes.take("resid_pdrop", float, 0.1),
-        init_std=attributes.take("initializer_range", float, 0.02),
+        embedding_dropout=attributes.take_dropout("embd_pdrop", 0.1),
+        attention_dropout=attributes.take_dropout("attn_pdrop", 0.1),
+        residual_dropout=attributes.take_dropout("resid_pdrop", 0.1),
+        init_std=attributes.take_init_std(),
         init_std_scaling="none",
         scan_layers=None,
         remat=False,

@@ -31,8 +31,8 @@ PREFIX = "gpt_neox."
 EMBEDDING = "gpt_neox.embed_in.weight"
 HEAD = "embed_out.weight"
 
-# The dropout of another head, and names in GPT-NeoX-20B's file that transformers does not read.
-_IGNORED = ("classifier_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob")
+# In GPT-NeoX-20B's file, and in those that its training code writes; transformers reads neither.
+_IGNORED = ("attention_probs_dropout_prob", "hidden_dropout_prob", "rotary_ndims")
 
 
 def read_config(attributes: Attributes) -> tuple[ModelConfig, int]:
@@ -42,15 +42,14 @@ def read_config(attributes: Attributes) -> tuple[ModelConfig, int]:
       ConversionError: an attribute is not understood, or has a value that is not supported.
     """
     attributes.require("use_parallel_residual", True)
-    attributes.require("rope_scaling", None)
-    attributes.require("is_encoder_decoder", False)
-    attributes.require("add_cross_attention", False)
+    attributes.require("is_causal", True)
+    attributes.require("rope_scaling", None, {}, {"type": "default"}, {"rope_type": "default"})
     attributes.require("pruned_heads", {})
-    attributes.ignore(_IGNORED)
+    attributes.ignore((*_IGNORED, "add_cross_attention"))
     activation, slope = attributes.activation("hidden_act", "gelu")
     vocab_size = attributes.take("vocab_size", int, 50432)
     fraction, base = _read_rotary(attributes)
-    dropout = attributes.take("hidden_dropout", float, 0.0)
+    dropout = attributes.take_dropout("hidden_dropout", 0.0)
     biased = attributes.take("attention_bias", bool, True)
     config = ModelConfig(
         architecture="gpt_neox",
@@ -73,9 +72,9 @@ def read_config(attributes: Attributes) -> tuple[ModelConfig, int]:
         rotary_fraction=fraction,
         rotary_base=base,
         embedding_dropout=dropout,
-        attention_dropout=attributes.take("attention_dropout", float, 0.0),
+        attention_dropout=attributes.take_dropout("attention_dropout", 0.0),
         residual_dropout=dropout,
-        init_std=attributes.take("initializer_range", float, 0.02),
+        init_std=attributes.take_init_std(),
         init_std_scaling="none",
         scan_layers=None,
         remat=False,
@@ -92,19 +91,29 @@ def _read_rotary(attributes: Attributes) -> tuple[float, float]:
     nested.require("type", "default")
     fraction = _first(nested, attributes, ("partial_rotary_factor", "rotary_pct"), 0.25)
     base = _first(nested, attributes, ("rope_theta", "rotary_emb_base"), 10_000.0)
-    nested.finish()
+    nested.finish(notes=False)
     return fraction, base
 
 
 def _first(nested: Attributes, plain: Attributes, names: tuple[str, str], default: float) -> float:
-    found = {(f"rope_parameters.{names[0]}"): nested.take(names[0], float, None)}
-    found |= {name: plain.take(name, float, None) for name in names}
-    found = {name: value for name, value in found.items() if value is not None}
-    if len(set(found.values())) > 1:
+    """What is nested, else the old name's value; the new name outside says the same or nothing.
+
+    Transformers 4 reads the new name outside, which 5 does not.
+    """
+    new, old = names
+    found = {
+        f"rope_parameters.{new}": nested.take(new, float, None),
+        old: plain.take(old, float, None),
+    }
+    if not any(value is not None for value in found.values()):
+        found["default"] = default
+    found[new] = plain.take(new, float, None)
+    stated = {name: value for name, value in found.items() if value is not None}
+    if len(set(stated.values())) > 1:
         raise ConversionError(
-            f"config.json says two things about rotary embedding: {found}; keep the true one"
+            f"config.json says two things about rotary embedding: {stated}; keep the true one"
         )
-    return next(iter(found.values()), default)
+    return next(iter(stated.values()))
 
 
 def write_config(config: ModelConfig) -> dict[str, Any]:

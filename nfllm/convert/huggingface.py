@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from nfllm.config import ModelConfig, suggest
@@ -19,6 +21,9 @@ from nfllm.convert.foreign import Attributes, ConversionError, TensorReader, Ten
 CONFIG_FILE = "config.json"
 TENSORS_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
+
+# Heads that may be beside the language model's, and that transformers passes over.
+_OTHER_HEADS = re.compile(r"(multiple_choice_head|v_head)\.")
 
 _FORMATS: dict[str, ModuleType] = {"gpt2": gpt2, "gpt_neox": gpt_neox}
 
@@ -132,29 +137,53 @@ def _read_tensors(folder: Path, form: ModuleType, config: ModelConfig) -> Tensor
     """Tensors under the names of the whole model, without buffers and the copy of a tied head."""
     tensors: Tensors = {}
     for path in _tensor_files(folder):
-        try:
-            tensors |= safetensors.numpy.load_file(path)
-        except (safetensors.SafetensorError, OSError) as error:
-            raise ConversionError(f"{path} is not a whole safetensors file ({error})") from error
-        except AttributeError as error:  # of a type that NumPy does not know
-            raise ConversionError(
-                f"{path} has tensors of a type that cannot be read ({error}); convert a quantized "
-                "model back first"
-            ) from error
-    # Files of the bare model, as the hub's gpt2, leave out the prefix.
+        tensors |= _read_file(path)
     tensors = {
-        name if name.startswith((form.PREFIX, form.HEAD)) else form.PREFIX + name: tensor
+        _whole_name(name, form): tensor
         for name, tensor in tensors.items()
+        if not _OTHER_HEADS.match(name)
     }
     tensors = {name: x for name, x in tensors.items() if not form.BUFFERS.fullmatch(name)}
     if config.ties_embeddings and form.HEAD in tensors:
-        table = tensors.get(form.EMBEDDING)
-        if table is None or not np.array_equal(tensors.pop(form.HEAD), table):
+        head = tensors.pop(form.HEAD)
+        if not np.array_equal(tensors.setdefault(form.EMBEDDING, head), head):
             raise ConversionError(
                 f"{folder}: {form.HEAD!r} differs from {form.EMBEDDING!r}, but its config.json "
                 "says that they are tied; set tie_word_embeddings to false there"
             )
     return tensors
+
+
+def _whole_name(name: str, form: ModuleType) -> str:
+    """The name in a checkpoint of the whole model, as transformers 4 writes it.
+
+    Transformers 5 calls every output head alike in memory. Files of the bare model, as the hub's
+    gpt2, leave out the prefix.
+    """
+    if name == "lm_head.weight":
+        return form.HEAD
+    return name if name.startswith((form.PREFIX, form.HEAD)) else form.PREFIX + name
+
+
+def _read_file(path: Path) -> Tensors:
+    """The tensors of one file, with those that it stores once under two names.
+
+    Of tensors in the same memory `safetensors.torch.save_model` stores one, and notes in the file's
+    metadata which name the others had: `{other: stored}`.
+    """
+    try:
+        tensors: Tensors = safetensors.numpy.load_file(path)
+        with safetensors.safe_open(path, "numpy") as file:
+            notes = file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ConversionError(f"{path} is not a whole safetensors file ({error})") from error
+    except AttributeError as error:  # of a type that NumPy does not know
+        raise ConversionError(
+            f"{path} has tensors of a type that cannot be read ({error}); convert a quantized "
+            "model back first"
+        ) from error
+    same = {other: tensors[stored] for other, stored in notes.items() if stored in tensors}
+    return same | tensors
 
 
 def _tensor_files(folder: Path) -> list[Path]:

@@ -36,6 +36,7 @@ _NOT_TRAINED: dict[str, dict[str, Any]] = {
         "sources": "",
         "data_dir": None,
         "text_field": None,
+        "document_separator": None,
         "malformed": "error",
         "tokenizer": TOKENIZER_FILE,
         "vocab_size": 257,
@@ -120,9 +121,8 @@ def _import(source: Path, destination: Path) -> str:
     destination.mkdir(parents=True, exist_ok=True)
     config = _imported_config(checkpoint.config)
     _write_parameters(destination, config, checkpoint.params)
-    has_tokenizer = (source / TOKENIZER_FILE).exists()
-    if has_tokenizer:
-        shutil.copyfile(source / TOKENIZER_FILE, destination / TOKENIZER_FILE)
+    _, note = _read_tokenizer(source, checkpoint.vocab_size)
+    _copy_tokenizer(source, destination)
     decayed, undecayed = split_by_decay(checkpoint.params, decay_slopes=False)
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(checkpoint.params))
     # Last: a directory without a record is no run.
@@ -138,7 +138,6 @@ def _import(source: Path, destination: Path) -> str:
             nfllm_version=importlib.metadata.version("nfllm"),
         ),
     )
-    note = "" if has_tokenizer else f"; there was no {TOKENIZER_FILE}: give it token ids"
     return f"imported {num_parameters:,} parameters into the run directory {destination}{note}"
 
 
@@ -163,15 +162,38 @@ def _export(source: Path, destination: Path) -> str:
     record = read_record(source)
     step, params = restore_params(source)
     checkpoint = Checkpoint(record.config.model, record.vocab_size, params)
-    tokenizer_file = source / TOKENIZER_FILE
-    tokenizer = Tokenizer.load(tokenizer_file) if tokenizer_file.exists() else None
+    tokenizer, note = _read_tokenizer(source, record.vocab_size)
     save_checkpoint(
         destination, checkpoint, None if tokenizer is None else tokenizer.end_of_text_id
     )
+    _copy_tokenizer(source, destination)
     if tokenizer is not None:
-        shutil.copyfile(tokenizer_file, destination / TOKENIZER_FILE)
         _write_tokenizer_config(destination, tokenizer, record.config.model.context_length)
-    return f"exported the parameters of step {step} to the Hugging Face checkpoint {destination}"
+    return (
+        f"exported the parameters of step {step} to the Hugging Face checkpoint {destination}{note}"
+    )
+
+
+def _copy_tokenizer(source: Path, destination: Path) -> None:
+    if (source / TOKENIZER_FILE).exists():
+        shutil.copyfile(source / TOKENIZER_FILE, destination / TOKENIZER_FILE)
+
+
+def _read_tokenizer(source: Path, vocab_size: int) -> tuple[Tokenizer | None, str]:
+    """The tokenizer, where it is there and can be read, and what is to be known about it."""
+    file = source / TOKENIZER_FILE
+    if not file.exists():
+        return None, f"; there was no {TOKENIZER_FILE}: give it token ids"
+    try:
+        tokenizer = Tokenizer.load(file)
+    except ValueError as error:
+        return None, f"; a tokenizer that cannot be used went along ({error}): give it token ids"
+    if tokenizer.vocab_size <= vocab_size:
+        return tokenizer, ""
+    return tokenizer, (
+        f"; {TOKENIZER_FILE} has ids up to {tokenizer.vocab_size - 1}, beyond the model's table of "
+        f"{vocab_size}: is it this model's? a text that gives such an id will be refused"
+    )
 
 
 def _write_tokenizer_config(folder: Path, tokenizer: Tokenizer, context_length: int) -> None:

@@ -14,6 +14,7 @@ from absl import app, logging
 
 from nfllm import data
 from nfllm.config import Config, ConfigError
+from nfllm.console import escape_unprintable
 from nfllm.data.records import MalformedRecordError
 from nfllm.flags import check_no_arguments, define_config
 
@@ -57,6 +58,7 @@ def describe(dataset: data.Dataset) -> str:
 
 def main(arguments: list[str]) -> None:
     """Loads the configured dataset once, which prepares it."""
+    escape_unprintable()
     check_no_arguments(arguments)
     logging.set_verbosity(logging.WARNING)  # TFDS tells of every step
     start = time.perf_counter()

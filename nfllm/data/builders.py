@@ -14,6 +14,7 @@ import abc
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -22,7 +23,7 @@ import tensorflow_datasets as tfds
 
 from nfllm.config import ConfigError
 from nfllm.data.python_files import python_files, standard_library, standard_library_files
-from nfllm.data.records import MalformedPolicy, MalformedRecordError, Record
+from nfllm.data.records import MalformedPolicy, MalformedRecordError, Record, printable
 from nfllm.data.text_files import find_files, read_file
 
 
@@ -31,23 +32,29 @@ class FilesConfig(tfds.core.BuilderConfig):
     """A list of local files and how they are read.
 
     Attributes:
-      name: a digest of names, sizes, modification times and options, so that changed files make
-        another dataset.
+      name: a digest of names, places, sizes, times and options, so that changed files make another
+        dataset.
       files: the files, as (name in the corpus, path).
       text_field: field of a record that holds the text; None: `text` or `content`.
       malformed: what to do with a record that cannot be read.
+      separator: what separates documents within a text; None: nothing.
     """
 
     name: str = ""
     files: list[tuple[str, Path]] = dataclasses.field(default_factory=list, repr=False)
     text_field: str | None = None
     malformed: Literal["error", "skip"] = "error"
+    separator: str | None = None
 
     def __post_init__(self) -> None:
-        state = hashlib.sha256(f"{self.text_field}\0{self.malformed}\n".encode())
+        options = (self.text_field, self.malformed, self.separator)
+        state = hashlib.sha256(repr(options).encode())
         for name, path in self.files:
             status = path.stat()
-            state.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            # Size and modification time of another file may be the same, as in archives and copies;
+            # its place, or the time when it came there, is not.
+            facts = (name, os.path.realpath(path), status.st_size)
+            state.update(repr((*facts, status.st_mtime_ns, status.st_ctime_ns)).encode())
         self.name = f"files_{state.hexdigest()[:16]}"
 
 
@@ -133,7 +140,7 @@ class PythonSource(FilesBuilder):
             text = policy.decode(path.read_bytes(), str(path))
             if text is not None:
                 package = name.partition("/")[0].removesuffix(".py")
-                yield Record(text, {"path": name, "package": package})
+                yield Record(text, {"path": printable(name), "package": printable(package)})
 
 
 class PythonStdlib(PythonSource):
@@ -164,12 +171,16 @@ class TextFiles(FilesBuilder):
         data_dir: str,
         text_field: str | None = None,
         malformed: Literal["error", "skip"] = "error",
+        separator: str | None = None,
     ) -> None:
         files = [(str(path), path) for path in find_files(sources)]
-        config = FilesConfig(files=files, text_field=text_field, malformed=malformed)
+        config = FilesConfig(
+            files=files, text_field=text_field, malformed=malformed, separator=separator
+        )
         super().__init__(config=config, data_dir=data_dir)
 
     def records(self, policy: MalformedPolicy) -> Iterator[Record]:
         """One document a record."""
-        for _, path in self.builder_config.files:
-            yield from read_file(path, self.builder_config.text_field, policy)
+        config = self.builder_config
+        for _, path in config.files:
+            yield from read_file(path, config.text_field, policy, config.separator)

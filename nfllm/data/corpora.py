@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import glob
 import io
 import json
 import os
@@ -24,6 +23,7 @@ from etils import epath
 
 from nfllm.config import ConfigError, DataConfig
 from nfllm.data import tfds_reader
+from nfllm.data.files import expand
 from nfllm.data.records import MalformedPolicy, Record, no_text, plain_fields, text_name
 
 _CODEPARROT = "huggingface-course/codeparrot-ds-{}"
@@ -158,11 +158,11 @@ def _python_stdlib(config: DataConfig, sources: str, data_dir: str) -> Any:
 def _python_source(config: DataConfig, sources: str, data_dir: str) -> Any:
     from nfllm.data import builders
 
-    roots = []
-    for source in filter(None, map(str.strip, sources.split(","))):
-        found = sorted(glob.glob(os.path.expanduser(source), recursive=True))
-        roots += [Path(path) for path in found if os.path.isdir(path)] or [Path(source)]
-    return builders.PythonSource(roots=roots, data_dir=data_dir, malformed=config.malformed)
+    roots = expand(sources)
+    directories = [path for path in roots if path.is_dir()]
+    return builders.PythonSource(
+        roots=directories or roots, data_dir=data_dir, malformed=config.malformed
+    )
 
 
 def _text_files(config: DataConfig, sources: str, data_dir: str) -> Any:
@@ -173,6 +173,7 @@ def _text_files(config: DataConfig, sources: str, data_dir: str) -> Any:
         data_dir=data_dir,
         text_field=config.text_field,
         malformed=config.malformed,
+        separator=config.document_separator,
     )
 
 

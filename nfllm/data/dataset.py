@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from typing import Any
 
+from absl import logging
 from etils import epath
 
 from nfllm.config import ConfigError, DataConfig
-from nfllm.data import cache, corpora, prepare
+from nfllm.data import cache, corpora, coverage, prepare, separators
+from nfllm.data.records import printable
 from nfllm.data.tokenizer import Tokenizer
 from nfllm.data.tokens import TokenFile
 from nfllm.data.windows import Windows
@@ -59,6 +62,10 @@ def load(config: DataConfig, context_length: int, *, progress: bool = False) -> 
       OSError: the disk is full; nothing half-written is left behind.
     """
     root = epath.Path(config.data_dir or corpora.default_data_dir()).expanduser()
+    if (name := printable(os.fspath(root))) != os.fspath(root):
+        raise ConfigError(
+            f"data.data_dir={name} is not UTF-8, which the writer of datasets needs; set another"
+        )
     corpus = corpora.open_corpus(config, root)
     directory = root / "tokens" / prepare.cache_name(config, corpus)
     manifest = cache.read_manifest(directory)
@@ -68,6 +75,8 @@ def load(config: DataConfig, context_length: int, *, progress: bool = False) -> 
         manifest = cache.read_manifest(directory)
         if manifest is None:
             raise OSError(f"{directory} changed while it was being written; start again")
+    for remark in remarks(manifest["card"]):
+        logging.warning("%s", remark)
     tokenizer = Tokenizer.load(directory / "tokenizer.json")
     windows = {
         split: Windows(
@@ -103,3 +112,8 @@ def load(config: DataConfig, context_length: int, *, progress: bool = False) -> 
         "fingerprint": fingerprint,
     }
     return Dataset(tokenizer, windows["train"], windows["validation"], fingerprint, directory, card)
+
+
+def remarks(card: dict[str, Any]) -> list[str]:
+    """What a corpus card says that a reader of the results should know."""
+    return [*separators.remarks(card), *coverage.remarks(card["tokenizer"]["coverage"])]

@@ -16,13 +16,15 @@ from etils import epath
 from nfllm.config import ConfigError, DataConfig, suggest
 from nfllm.data import cache
 from nfllm.data.corpora import Corpus
+from nfllm.data.coverage import Coverage
 from nfllm.data.records import MalformedRecordError
+from nfllm.data.separators import Markers
 from nfllm.data.splits import Assignment, Side, Survey, digest, uniform
-from nfllm.data.tokenizer import Tokenizer, bytes_tokenizer, train_bpe
+from nfllm.data.tokenizer import Tokenizer, UnencodableTextError, bytes_tokenizer, train_bpe
 from nfllm.data.tokens import TokenWriter, token_dtype
 
 # Part of every cache's name: raise it when the same request gives other files than before.
-_FORMAT = 1
+_FORMAT = 2
 _SPLITS = {Side.TRAIN: "train", Side.VALIDATION: "validation"}
 # BPE is trained on a sample of the training documents of about this size: more changes few merges.
 _TOKENIZER_BYTES = 100 << 20
@@ -51,15 +53,20 @@ def cache_name(config: DataConfig, corpus: Corpus) -> str:
 def prepare(config: DataConfig, corpus: Corpus, staging: Path, *, progress: bool) -> None:
     """Writes tokenizer, token files and manifest of `corpus` into `staging`."""
     corpus.prepare(progress=progress)
-    survey = Survey(config)
+    survey, markers = Survey(config), Markers()
     for record, validation in _bar(corpus.documents(), len(corpus), "documents", progress):
+        markers.add(record.text)
         survey.add(record.text.encode(), record.fields, validation=validation)
     assignment = survey.assign()
     tokenizer = _make_tokenizer(config, corpus, assignment, progress)
     tokenizer.save(staging / "tokenizer.json")
     if shared := assignment.shared_documents():
         raise RuntimeError(f"{shared} validation documents occur in the training split")
-    splits = _write_tokens(corpus, assignment, tokenizer, staging, progress)
+    coverage = Coverage(tokenizer)
+    try:
+        splits = _write_tokens(corpus, assignment, tokenizer, coverage, staging, progress)
+    except UnencodableTextError as error:
+        raise ConfigError(f"data.tokenizer={config.tokenizer!r}: {error}") from error
     card = {
         **corpus.card(),
         "documents": assignment.counts(),
@@ -69,6 +76,8 @@ def prepare(config: DataConfig, corpus: Corpus, staging: Path, *, progress: bool
             "kind": config.tokenizer,
             "vocab_size": tokenizer.vocab_size,
             "fingerprint": tokenizer.fingerprint,
+            "coverage": coverage.summary(),
+            "markers": markers.summary(),
         },
     }
     dtype = token_dtype(tokenizer.vocab_size)
@@ -123,7 +132,12 @@ def _make_tokenizer(
 
 
 def _write_tokens(
-    corpus: Corpus, assignment: Assignment, tokenizer: Tokenizer, staging: Path, progress: bool
+    corpus: Corpus,
+    assignment: Assignment,
+    tokenizer: Tokenizer,
+    coverage: Coverage,
+    staging: Path,
+    progress: bool,
 ) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         writers = {
@@ -134,7 +148,9 @@ def _write_tokens(
         }
         documents = _bar(corpus.documents(), len(corpus), "tokens", progress)
         for batch in _batches(documents, assignment):
-            encoded = tokenizer.encode_batch([text for _, text in batch])
+            texts = [text for _, text in batch]
+            encoded = tokenizer.encode_batch(texts)
+            coverage.add(texts, encoded)
             for (side, text), ids in zip(batch, encoded, strict=True):
                 writers[side].append([text.encode()], [ids])
         return {name: writers[side].statistics() for side, name in _SPLITS.items()}

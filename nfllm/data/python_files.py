@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
-import os
 import sysconfig
 from pathlib import Path
 
 from nfllm.config import ConfigError
+from nfllm.data.files import files_below
 
 # Of the standard library: what is no library source, or differs from one installation to the next.
 _NOT_LIBRARY = (
@@ -21,7 +20,6 @@ _NOT_LIBRARY = (
     "_sysconfigdata*",
     "sitecustomize*",
 )
-_NEVER = ("__pycache__", ".*")
 
 
 def standard_library() -> Path:
@@ -32,29 +30,19 @@ def standard_library() -> Path:
 def python_files(root: Path, *, exclude: tuple[str, ...] = ()) -> list[Path]:
     """All `.py` files under `root`, sorted; names that match `exclude` are left out.
 
+    As `files.files_below`: nothing that begins with a dot, and links are followed.
+
     Raises:
       ConfigError: `root` is no directory, or has no Python file.
     """
     if not root.is_dir():
         raise ConfigError(f"{root} is no directory; name directories of Python files")
-    excluded = (*_NEVER, *exclude)
-    found = []
-    for directory, children, names in os.walk(root):
-        children[:] = sorted(name for name in children if not _matches(name, excluded))
-        found += [
-            Path(directory, name)
-            for name in names
-            if name.endswith(".py") and not _matches(name, excluded)
-        ]
+    found = files_below(root, lambda name: name.endswith(".py"), ("__pycache__", *exclude))
     if not found:
         raise ConfigError(f"{root} has no Python file (*.py), so there is nothing to train on")
-    return sorted(found)
+    return found
 
 
 def standard_library_files() -> list[Path]:
     """The Python files of the standard library that make up the corpus `python_stdlib`."""
     return python_files(standard_library(), exclude=_NOT_LIBRARY)
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

@@ -33,15 +33,17 @@ class MalformedPolicy:
         self.skipped = 0
         self.messages: list[str] = []
 
-    def report(self, message: str) -> None:
-        """Takes note of a malformed record.
+    def report(self, message: str, records: int = 1) -> None:
+        """Takes note of a malformed record, or of several with one fault.
 
         Raises:
           MalformedRecordError: the policy is "error".
         """
         if self._raises:
-            raise MalformedRecordError(f"{message} (data.malformed=skip leaves such records out)")
-        self.skipped += 1
+            raise MalformedRecordError(
+                f"{printable(message)} (data.malformed=skip leaves such records out)"
+            )
+        self.skipped += records
         if len(self.messages) < _SHOWN:
             self.messages.append(message)
             logging.warning("left out: %s", message)
@@ -59,6 +61,14 @@ class MalformedPolicy:
         return {"malformed": self.skipped, "malformed_messages": self.messages}
 
 
+def printable(text: str) -> str:
+    """`text` with escapes for what UTF-8 cannot hold: lone surrogates.
+
+    JSON can spell them, and Python has them for bytes of a file name that are not UTF-8.
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def text_name(names: list[str], wanted: str | None) -> str | None:
     """The field that holds the text: `wanted`, or else `text` or `content`; None: there is none."""
     choices = (wanted,) if wanted else ("text", "content")
@@ -73,9 +83,9 @@ def no_text(names: list[str], wanted: str | None) -> str:
 
 
 def plain_fields(values: dict[str, Any], text_field: str) -> dict[str, str]:
-    """All fields but the text that are a string or a number, as strings."""
+    """All fields but the text that are a string or a number, as printable strings."""
     return {
-        name: str(value)
+        printable(name): printable(str(value))
         for name, value in values.items()
         if name != text_field and isinstance(value, (str, int, float))
     }

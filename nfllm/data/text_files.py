@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import glob
+import functools
 import gzip
 import io
 import json
@@ -16,18 +16,24 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from nfllm.config import ConfigError
-from nfllm.data.records import MalformedPolicy, Record, no_text, plain_fields, text_name
+from nfllm.data import separators, zstd
+from nfllm.data.damage import DamagedError, damage
+from nfllm.data.files import expand, files_below
+from nfllm.data.parquet_rows import is_plain, parquet_rows
+from nfllm.data.records import (
+    MalformedPolicy,
+    Record,
+    no_text,
+    plain_fields,
+    printable,
+    text_name,
+)
 from nfllm.data.xz import open_xz
 
 # A .txt file becomes blocks of this size, cut at line ends: there must be something to hold out.
 TEXT_BLOCK_BYTES = 16 << 10
 # A longer line of a jsonl file is no document: a record of TFDS cannot hold 2 GiB.
 _LONGEST_LINE = 1 << 30
-_PARQUET_ROWS = 256
-
-
-class _DamagedError(Exception):
-    """A compressed stream that ends early or is none."""
 
 
 def find_files(sources: str) -> list[Path]:
@@ -37,28 +43,27 @@ def find_files(sources: str) -> list[Path]:
       ConfigError: a source names no file, or one of a format that cannot be read.
     """
     suffixes = tuple(kind + packed for kind in _FORMATS for packed in ("", *_COMPRESSIONS))
-    found: set[Path] = set()
-    for source in filter(None, map(str.strip, sources.split(","))):
-        name = os.path.expanduser(source)
-        literal = os.path.exists(name)  # a name may hold characters of a glob
-        paths = [Path(path) for path in ([name] if literal else glob.glob(name, recursive=True))]
-        if not paths:
-            raise ConfigError(f"data.sources names {source!r}, but there is no such file")
-        for path in paths:
-            files = [path] if path.is_file() else _below(path, suffixes)
-            if not files:
-                raise ConfigError(f"{path} holds no file that ends in {', '.join(suffixes)}")
-            found.update(files)
-    for path in found:
-        if not path.name.endswith(suffixes):
-            raise ConfigError(f"{path} cannot be read; files must end in {', '.join(suffixes)}")
-    return sorted(found)
+    found: dict[str, Path] = {}
+    for path in expand(sources):
+        if not path.exists():
+            raise ConfigError(f"data.sources names {str(path)!r}, but there is no such file")
+        files = [path] if path.is_file() else files_below(path, lambda n: n.endswith(suffixes))
+        if not files:
+            raise ConfigError(f"{path} holds no file that ends in {', '.join(suffixes)}")
+        for file in files:
+            if not file.name.endswith(suffixes):
+                raise ConfigError(f"{file} cannot be read; files must end in {', '.join(suffixes)}")
+            found.setdefault(os.path.realpath(file), file)
+    return sorted(found.values())
 
 
-def read_file(path: Path, text_field: str | None, policy: MalformedPolicy) -> Iterator[Record]:
-    """Documents of one file, in order.
+def read_file(
+    path: Path, text_field: str | None, policy: MalformedPolicy, separator: str | None = None
+) -> Iterator[Record]:
+    """Documents of one file, in order; with a separator, what it separates in each of them.
 
-    Fields beside the text are kept; those of a txt file are `path` and `block`.
+    Fields beside the text are kept; those of a txt file are `path` and `block`, the number of the
+    block or of what is separated.
 
     Raises:
       MalformedRecordError: a record cannot be read (file and line are named) and `policy` says so.
@@ -68,8 +73,17 @@ def read_file(path: Path, text_field: str | None, policy: MalformedPolicy) -> It
     )
     try:
         with _opened(path) as file:
-            yield from _FORMATS[kind](file, path, text_field, policy)
-    except _DamagedError as error:
+            if kind == ".txt" and separator:
+                yield from _read_separated_txt(file, path, separator, policy)
+                return
+            for record in _FORMATS[kind](file, path, text_field, policy):
+                parts = record.text.split(separator) if separator else [record.text]
+                if len(parts) == 1:
+                    yield record
+                else:
+                    texts = (part.strip("\r\n") for part in parts)
+                    yield from (Record(text, record.fields) for text in texts if text)
+    except DamagedError as error:
         policy.report(f"{path}: damaged or truncated file: {error}")
 
 
@@ -113,8 +127,23 @@ def _read_txt(
         block, carried = _whole_characters(block)
         text = policy.decode(block, f"{path}, block of {len(block)} bytes from byte {offset}")
         if text is not None:
-            yield Record(text, {"path": path.name, "block": str(number)})
+            yield Record(text, {"path": printable(path.name), "block": str(number)})
         offset, number = offset + len(block), number + 1
+
+
+def _read_separated_txt(
+    file: BinaryIO, path: Path, separator: str, policy: MalformedPolicy
+) -> Iterator[Record]:
+    read = functools.partial(_read, file.read)
+    parts = separators.split(read, separator.encode("utf-8", "surrogateescape"), _LONGEST_LINE)
+    for number, document in enumerate(parts):
+        where = f"{path}, document {number}"
+        if document is None:
+            policy.report(f"{where}: longer than {_LONGEST_LINE} bytes")
+            continue
+        text = policy.decode(document, where)
+        if text is not None:
+            yield Record(text, {"path": printable(path.name), "block": str(number)})
 
 
 def _read_parquet(
@@ -129,46 +158,23 @@ def _read_parquet(
             while chunk := _read(file.read, 1 << 20):
                 whole.write(chunk)
             file = whole
-        with _damage(pyarrow.ArrowException, UnicodeDecodeError):
+        with damage(pyarrow.ArrowException, UnicodeDecodeError):
             table = pyarrow.parquet.ParquetFile(file)
             schema = table.schema_arrow
         name = text_name(schema.names, text_field)
         if name is None:
             policy.report(f"{path}: {no_text(schema.names, text_field)}")
             return
-        columns = [field.name for field in schema if _is_plain(field.type)]
+        columns = [field.name for field in schema if is_plain(field.type)]
         if name not in columns:
             kind = schema.field(name).type
             for row in range(table.metadata.num_rows):
                 policy.report(f"{path}, row {row}: field {name!r} is of type {kind}, expected text")
             return
-        for row, values in enumerate(_parquet_rows(table, columns)):
+        for row, values in parquet_rows(table, columns, path, policy):
             text = _checked(values[name], f"{path}, row {row}", name, policy)
             if text is not None:
                 yield Record(text, plain_fields(values, name))
-
-
-def _parquet_rows(table: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
-    import pyarrow
-
-    # Arrow does not check that strings are UTF-8.
-    with _damage(pyarrow.ArrowException, UnicodeDecodeError):
-        for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
-            yield from batch.to_pylist()
-
-
-def _is_plain(kind: Any) -> bool:
-    """Whether `plain_fields` keeps the values of an Arrow type; Python cannot hold all others."""
-    import pyarrow
-    from pyarrow import types
-
-    if isinstance(kind, pyarrow.BaseExtensionType):
-        return _is_plain(kind.storage_type)
-    if types.is_dictionary(kind):
-        return _is_plain(kind.value_type)
-    strings = (types.is_string, types.is_large_string, types.is_string_view)
-    numbers = (types.is_integer, types.is_floating, types.is_boolean)
-    return any(matches(kind) for matches in (*strings, *numbers))
 
 
 _Reader = Callable[[BinaryIO, Path, str | None, MalformedPolicy], Iterator[Record]]
@@ -183,6 +189,8 @@ _FORMATS: dict[str, _Reader] = {
 def _open_zstd(path: Path) -> BinaryIO:
     import pyarrow
 
+    if zstd.window(path) > zstd.ARROW_WINDOW:
+        return zstd.open_long(path)
     # Unlike the zstandard package, Arrow reports a stream that ends before its last frame does.
     return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
 
@@ -192,12 +200,6 @@ _COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
     ".xz": open_xz,
     ".zst": _open_zstd,
 }
-
-
-def _below(directory: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    return [
-        path for path in directory.rglob("*") if path.name.endswith(suffixes) and path.is_file()
-    ]
 
 
 def _compression(path: Path) -> str:
@@ -211,21 +213,8 @@ def _opened(path: Path) -> BinaryIO:
 
 def _read(read: Callable[[int], bytes], size: int) -> bytes:
     """`read(size)`, with the decompressors' many errors as one."""
-    with _damage(EOFError, zlib.error, lzma.LZMAError):
+    with damage(EOFError, zlib.error, lzma.LZMAError):
         return read(size)
-
-
-@contextlib.contextmanager
-def _damage(*errors: type[Exception]) -> Iterator[None]:
-    """Makes one error of `errors` and of an OSError that is not the disk's."""
-    try:
-        yield
-    except errors as error:
-        raise _DamagedError(str(error)) from error
-    except OSError as error:
-        if error.errno is None:  # Arrow's or gzip's; an error of the disk has a number
-            raise _DamagedError(str(error)) from error
-        raise
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:

@@ -6,13 +6,18 @@ a run directory.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from absl import logging
 from etils import epath
+
+from nfllm.data.special_tokens import special_names, unknown_name, without_special_tokens
 
 if TYPE_CHECKING:
     import tokenizers
@@ -21,42 +26,98 @@ END_OF_TEXT = "<|endoftext|>"
 # Names that published tokenizers give to the same role, in the order in which they are tried.
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]")
 # The library keeps 100 bytes and more of bookkeeping per token of a text, so a longer text is given
-# to it in pieces, and not too many pieces at a time.
+# to it in pieces where that changes no id, and not too many pieces at a time.
 _PIECE_CHARACTERS = 1 << 17
 _GROUP_CHARACTERS = 1 << 20
+_PLACE_TO_CUT = re.compile(r"(?<!\s)[ \t\n\r]")
+
+
+class UnencodableTextError(ValueError):
+    """A text that a tokenizer cannot encode."""
 
 
 class Tokenizer:
     """Text to token ids and back.
 
+    Dropout of BPE is off: a text has one encoding.
+
     Attributes:
       vocab_size: one more than the largest id.
       end_of_text_id: the token that separates documents.
+      unknown_id: the token of what the model has no token for; None: it has none.
       fingerprint: SHA-256 of the tokenizer's definition.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         backend.no_truncation()
         backend.no_padding()
-        # Text is data: where a document spells out a special token, it is ordinary characters.
-        backend.encode_special_tokens = True
+        definition = json.loads(backend.to_str())
+        if definition["model"].get("dropout"):
+            definition["model"]["dropout"] = None
+            backend = backend.from_str(json.dumps(definition))
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self._backend = backend
+        self._end_of_text = _end_of_text(vocabulary)
+        self.end_of_text_id = vocabulary[self._end_of_text]
         self.vocab_size = max(vocabulary.values()) + 1
-        self.end_of_text_id = _end_of_text_id(vocabulary)
-        definition = json.dumps(json.loads(backend.to_str()), sort_keys=True)
-        self.fingerprint = hashlib.sha256(definition.encode()).hexdigest()
-        self._is_bytes = definition == _bytes_definition()
+        unknown = unknown_name(definition)
+        self.unknown_id = None if unknown is None else vocabulary.get(unknown)
+        canonical = json.dumps(definition, sort_keys=True)
+        self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
+        self._is_bytes = canonical == _bytes_definition()
+
+    @functools.cached_property
+    def _encoder(self) -> tokenizers.Tokenizer:
+        """Text is data: where a document spells out a special token, it is ordinary characters."""
+        definition = json.loads(self._backend.to_str())
+        names = special_names(definition, self._end_of_text)
+        definition = without_special_tokens(definition, names)
+        encoder = self._backend.from_str(json.dumps(definition))
+        encoder.encode_special_tokens = True
+        return encoder
+
+    @functools.cached_property
+    def _takes_pieces(self) -> bool:
+        """Whether a text may be cut before a space that follows a non-space.
+
+        No word of GPT-2's splitting rule reaches across such a place. Other rules, a prefix before
+        a text, and most normalizers do not allow it.
+        """
+        definition = json.loads(self._backend.to_str())
+        words = definition["pre_tokenizer"] or {}
+        return (
+            (definition["normalizer"] or {"type": "NFC"})["type"] == "NFC"
+            and words.get("type") == "ByteLevel"
+            and words.get("use_regex", True)
+            and not words["add_prefix_space"]
+            and not any(map(_reaches_across_spaces, definition["added_tokens"]))
+        )
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids of `text`, int32 [n]; no special token is added."""
-        return self.encode_batch([text])[0]
+        """Token ids of `text`, int32 [n]; no special token is added.
+
+        Characters that the tokenizer drops or does not know are said in a warning.
+
+        Raises:
+          UnencodableTextError: the model has no token for a part of the text, and none for what is
+            unknown.
+        """
+        ids = self.encode_batch([text])[0]
+        if self._is_partial:
+            lost = [c for c in dict.fromkeys(text) if not c.isspace() and self.loses(c)]
+            unknown = int(np.count_nonzero(ids == self.unknown_id))
+            if lost or unknown:
+                logging.warning(
+                    "the tokenizer has no token for these characters, which are lost: %r; of %d "
+                    "tokens %d are its unknown token", "".join(lost), len(ids), unknown,
+                )  # fmt: skip
+        return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids of every text, on all cores."""
         if self._is_bytes:
             return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
-        pieces = [_pieces(text) for text in texts]
+        pieces = [_pieces(text) if self._takes_pieces else [text] for text in texts]
         encoded = self._encode_pieces([piece for parts in pieces for piece in parts])
         return [np.concatenate([next(encoded) for _ in parts]) for parts in pieces]
 
@@ -66,11 +127,37 @@ class Tokenizer:
             size, stop = 0, start
             while stop < len(pieces) and size < _GROUP_CHARACTERS:
                 size, stop = size + len(pieces[stop]), stop + 1
-            for encoding in self._backend.encode_batch_fast(
-                pieces[start:stop], add_special_tokens=False
-            ):
+            group = pieces[start:stop]
+            try:
+                encodings = self._encoder.encode_batch_fast(group, add_special_tokens=False)
+            except BaseException as error:
+                # The library's errors have no type of their own, and its panics are no Exception.
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+                raise UnencodableTextError(
+                    f"the tokenizer cannot encode a text ({error}); give its model a token for "
+                    "what is unknown"
+                ) from error
+            for encoding in encodings:
                 yield np.array(encoding.ids, np.int32)
             start = stop
+
+    def loses(self, character: str) -> bool:
+        """Whether a character becomes no token, or only such as stand for spaces."""
+        try:
+            ids = self.encode_batch([character])[0]
+        except UnencodableTextError:  # of WordLevel, which knows words
+            return False
+        return not any(self.decode([i]).strip() for i in ids)
+
+    @functools.cached_property
+    def _is_partial(self) -> bool:
+        """Whether there are characters without a token: one of private use is, if any is."""
+        try:
+            ids = self.encode_batch(["\U000f0000"])[0]
+        except UnencodableTextError:
+            return True
+        return self.unknown_id in ids or self.loses("\U000f0000")
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids, special tokens included."""
@@ -90,9 +177,9 @@ class Tokenizer:
         """
         import tokenizers
 
-        text = epath.Path(path).read_text(encoding="utf-8")
+        definition = epath.Path(path).read_bytes()
         try:
-            backend = tokenizers.Tokenizer.from_str(text)
+            backend = tokenizers.Tokenizer.from_str(definition.decode("utf-8-sig"))
         except Exception as error:
             raise ValueError(f"{path} is not a Hugging Face tokenizer.json: {error}") from error
         try:
@@ -127,10 +214,10 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return Tokenizer(backend)
 
 
-def _end_of_text_id(vocabulary: dict[str, int]) -> int:
+def _end_of_text(vocabulary: dict[str, int]) -> str:
     for name in _END_OF_TEXT_NAMES:
         if name in vocabulary:
-            return vocabulary[name]
+            return name
     raise ValueError(
         f"the tokenizer has no end-of-text token; add one under one of the names "
         f"{', '.join(_END_OF_TEXT_NAMES)}"
@@ -163,17 +250,17 @@ def _bytes_definition() -> str:
     return json.dumps(json.loads(_bytes_backend().to_str()), sort_keys=True)
 
 
-def _pieces(text: str) -> list[str]:
-    """Cuts a long text before a space that follows a non-space; no GPT-2 word reaches across.
+def _reaches_across_spaces(token: dict[str, Any]) -> bool:
+    return token["rstrip"] or re.search(r"\S\s", token["content"]) is not None
 
-    Pieces then encode to the same ids as the whole. Where no such place comes within twice the
-    usual length, the text is cut anyway.
-    """
+
+def _pieces(text: str) -> list[str]:
+    """Cuts a long text into pieces, wherever a place to cut is."""
     pieces, start = [], 0
     while len(text) - start > 2 * _PIECE_CHARACTERS:
-        cut, last = start + _PIECE_CHARACTERS, start + 2 * _PIECE_CHARACTERS
-        while cut < last and not (text[cut].isspace() and not text[cut - 1].isspace()):
-            cut += 1
-        pieces.append(text[start:cut])
-        start = cut
+        place = _PLACE_TO_CUT.search(text, start + _PIECE_CHARACTERS)
+        if place is None:
+            break
+        pieces.append(text[start : place.start()])
+        start = place.start()
     return [*pieces, text[start:]]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from nfllm.model import intermediates as names
 from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import INTERMEDIATES
+from nfllm.model.token_ids import check_token_ids
 
 
 class Captured(NamedTuple):
@@ -37,10 +38,14 @@ def capture(model: Decoder, params: Any, tokens_BT: jax.Array) -> Captured:
     Memory is that of the result: 2 * L B H T² numbers for the attention maps alone. To stream
     statistics over a dataset instead, see `nfllm.analyze`.
 
+    Raises:
+      ValueError: a token id is no row of the model's table.
+
     Example:
       captured = nfllm.capture(run.model, run.params, tokens_BT)
       entropy_LBHT = nfllm.analysis.attention_entropy(captured.attention_probs)
     """
+    check_token_ids(tokens_BT, model.vocab_size)
     return _capture(model, params, jnp.asarray(tokens_BT))
 
 

@@ -6,12 +6,14 @@ import sys
 
 from etils import epath
 
+from nfllm.console import escape_unprintable
 from nfllm.report import write_report
 from nfllm.rundir import REPORT_DIR, RunError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Writes a report and prints the path of its page; 2 where the arguments are at fault."""
+    escape_unprintable()
     parser = argparse.ArgumentParser(
         prog="python -m nfllm.report",
         description="One HTML page, with figures and tables, about one run or several.",

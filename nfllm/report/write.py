@@ -27,13 +27,18 @@ def write_page(
         (directory / folder).mkdir(parents=True, exist_ok=True)
     for item in _downloads([block for section in sections for block in section.blocks]):
         if isinstance(item, Rows):
-            (directory / "tables" / f"{item.name}.csv").write_bytes(item.table.csv().encode())
+            (directory / "tables" / f"{item.name}.csv").write_bytes(_utf8(item.table.csv()))
         else:
             (directory / "figures" / f"{item.name}.png").write_bytes(render.png(item.whole))
             (directory / "figures" / f"{item.name}.pdf").write_bytes(render.pdf(item.whole))
     index = directory / "index.html"
-    index.write_bytes(render_page(title, lead, sections).encode())
+    index.write_bytes(_utf8(render_page(title, lead, sections)))
     return index
+
+
+def _utf8(text: str) -> bytes:
+    """With escapes for what UTF-8 cannot hold, as a file name in a path may have it."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _downloads(blocks: Sequence[Block]) -> Iterator[Pictures | Rows]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import uuid
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 from etils import epath
 
 from nfllm.config import Config, differences
+from nfllm.data.records import printable
 from nfllm.rundir import (
     CORPUS_FILE,
     RECORD_FILE,
@@ -45,7 +47,11 @@ _FREE_KEYS = (
 
 
 def check_writable(run: epath.Path) -> None:
-    """Raises RunError where the run directory cannot be made or written."""
+    """Raises RunError where the run directory cannot be made or written, by Orbax too."""
+    if (name := printable(os.fspath(run))) != os.fspath(run):
+        raise RunError(
+            f"--workdir {name} is not UTF-8, which the writer of checkpoints needs; choose another"
+        )
     probe = run / f".writable-{uuid.uuid4().hex}"  # several hosts try at the same time
     try:
         run.mkdir(parents=True, exist_ok=True)

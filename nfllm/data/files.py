@@ -1,0 +1,81 @@
+"""Finds files: below directories, and by names that may be globs."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from nfllm.config import ConfigError
+
+
+def files_below(
+    root: Path, wanted: Callable[[str], bool], exclude: tuple[str, ...] = ()
+) -> list[Path]:
+    """All files under `root` whose name is `wanted`, sorted, each once.
+
+    Names that begin with a dot are passed over, as are those that match a pattern of `exclude`:
+    editors, notebooks and other systems keep copies there. Links are followed, and a directory or
+    file that was reached before is passed over.
+
+    Raises:
+      ConfigError: a link leads nowhere, as to data that was not fetched.
+      OSError: a directory cannot be read.
+    """
+    patterns = (".*", *exclude)
+    found: dict[str, Path] = {}
+    for path in _walk(root, patterns, set()):
+        if not wanted(path.name):
+            continue
+        if path.is_file():
+            found.setdefault(os.path.realpath(path), path)
+        elif path.is_symlink() and not path.exists():
+            raise ConfigError(f"{path} is a link to {os.readlink(path)!r}, where there is nothing")
+    return sorted(found.values())
+
+
+def _walk(directory: Path, exclude: tuple[str, ...], seen: set[str]) -> Iterator[Path]:
+    real = os.path.realpath(directory)
+    if real in seen:
+        return
+    seen.add(real)
+    with os.scandir(directory) as scanned:
+        entries = sorted(scanned, key=lambda entry: (entry.is_symlink(), entry.name))
+    for entry in entries:
+        if any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in exclude):
+            continue
+        if entry.is_dir():
+            yield from _walk(Path(entry), exclude, seen)
+        else:
+            yield Path(entry)
+
+
+def expand(sources: str) -> list[Path]:
+    """Paths and globs, separated by commas, as paths; a source that names nothing as itself.
+
+    What exists is meant as it is written, whatever characters of a glob or commas are in its name,
+    also where it is a directory in the middle of a glob.
+    """
+    whole = os.path.expanduser(sources.strip())
+    if os.path.exists(whole):
+        return [Path(whole)]
+    paths: list[Path] = []
+    for source in filter(None, map(str.strip, sources.split(","))):
+        name = os.path.expanduser(source)
+        found = glob.glob(_pattern(name), recursive=True)
+        # Where links make a circle, the shortest of the many names of a file.
+        unique = {os.path.realpath(path): path for path in sorted(found, key=len, reverse=True)}
+        paths += map(Path, sorted(unique.values()) or [name])
+    return paths
+
+
+def _pattern(source: str) -> str:
+    """`source` as a glob whose longest existing beginning stands for itself."""
+    parts = Path(source).parts
+    for count in range(len(parts), 0, -1):
+        beginning = os.path.join(*parts[:count])
+        if os.path.exists(beginning):
+            return os.path.join(glob.escape(beginning), *parts[count:])
+    return source

@@ -1,0 +1,70 @@
+"""Rows of a Parquet file, each for itself: what is damaged costs no more than it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nfllm.data.damage import DamagedError, damage
+from nfllm.data.records import MalformedPolicy
+
+_BATCH_ROWS = 256
+
+
+def parquet_rows(
+    table: Any, columns: list[str], path: Path, policy: MalformedPolicy
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows with their numbers. A damaged row group costs what is left of it, and no other."""
+    import pyarrow
+
+    row = 0
+    for group in range(table.num_row_groups):
+        stop = row + table.metadata.row_group(group).num_rows
+        try:
+            with damage(pyarrow.ArrowException):
+                for batch in table.iter_batches(_BATCH_ROWS, [group], columns):
+                    for values in _batch_rows(batch, path, row, policy):
+                        row += 1
+                        if values is not None:
+                            yield row - 1, values
+        except DamagedError as error:
+            rows = f"rows {row} to {stop - 1} (row group {group})"
+            policy.report(f"{path}: damaged or truncated in {rows}: {error}", stop - row)
+        row = stop
+
+
+def _batch_rows(
+    batch: Any, path: Path, first: int, policy: MalformedPolicy
+) -> Iterator[dict[str, Any] | None]:
+    """The rows of a batch; None for one that is malformed, as Arrow does not check UTF-8."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except UnicodeDecodeError:  # of which row it does not say
+        pass
+    for offset in range(batch.num_rows):
+        name, values = "", {}
+        try:
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                values[name] = column[offset].as_py()
+        except UnicodeDecodeError as error:
+            byte = f"byte 0x{error.object[error.start]:02x} at {error.start}"
+            policy.report(f"{path}, row {first + offset}: field {name!r} is not UTF-8: {byte}")
+            yield None
+        else:
+            yield values
+
+
+def is_plain(kind: Any) -> bool:
+    """Whether `plain_fields` keeps the values of an Arrow type; Python cannot hold all others."""
+    import pyarrow
+    from pyarrow import types
+
+    if isinstance(kind, pyarrow.BaseExtensionType):
+        return is_plain(kind.storage_type)
+    if types.is_dictionary(kind):
+        return is_plain(kind.value_type)
+    strings = (types.is_string, types.is_large_string, types.is_string_view)
+    numbers = (types.is_integer, types.is_floating, types.is_boolean)
+    return any(matches(kind) for matches in (*strings, *numbers))

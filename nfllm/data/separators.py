@@ -1,0 +1,69 @@
+"""Documents of a text that are separated by a marker, and markers that nobody has named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+# In the text of a corpus these end documents. The second group are also tags of HTML, or tokens
+# that programs speak of, and count where they have a line of their own.
+_ANYWHERE = ("<|endoftext|>", "<|end_of_text|>", "<|eos|>", "<|im_end|>", "<|eot_id|>")
+_ON_A_LINE = ("</s>", "<eos>", "[SEP]")
+
+
+class Markers:
+    """Counts documents that hold a usual marker of an end, which will be ordinary characters."""
+
+    def __init__(self) -> None:
+        self._counts = dict.fromkeys((*_ANYWHERE, *_ON_A_LINE), 0)
+
+    def add(self, text: str) -> None:
+        """Takes note of a document."""
+        for marker in _ANYWHERE:
+            self._counts[marker] += marker in text
+        for marker in _ON_A_LINE:
+            if marker in text:
+                line = rf"^[ \t]*{re.escape(marker)}[ \t\r]*$"
+                self._counts[marker] += bool(re.search(line, text, re.MULTILINE))
+
+    def summary(self) -> dict[str, int]:
+        """Documents by marker, of those that occur."""
+        return {marker: count for marker, count in self._counts.items() if count}
+
+
+def remarks(card: dict[str, Any]) -> list[str]:
+    """What `Markers.summary` in a corpus card says that a reader of the results should know."""
+    total = card["documents"]["read"]
+    return [
+        f"{count:,} of {total:,} documents hold {marker!r} as ordinary characters; if it separates "
+        + (
+            f"documents, set data.document_separator={marker!r}"
+            if card["dataset"] == "text_files"
+            else "documents, split them there first"
+        )
+        for marker, count in card["tokenizer"]["markers"].items()
+    ]
+
+
+def split(read: Callable[[int], bytes], separator: bytes, longest: int) -> Iterator[bytes | None]:
+    """What lies between separators in a stream, without line breaks around it.
+
+    None stands for what is longer than `longest` bytes. After the last separator there may be only
+    a line break.
+    """
+    buffer, searched, too_long = bytearray(), 0, False
+    while block := read(1 << 20):
+        buffer += block
+        while (end := buffer.find(separator, searched)) >= 0:
+            yield None if too_long or end > longest else bytes(buffer[:end]).strip(b"\r\n")
+            del buffer[: end + len(separator)]
+            searched, too_long = 0, False
+        searched = max(0, len(buffer) - len(separator) + 1)
+        if len(buffer) > longest:
+            del buffer[:searched]
+            searched, too_long = 0, True
+    if too_long:
+        yield None
+    elif rest := bytes(buffer).strip(b"\r\n"):
+        yield rest

@@ -1,0 +1,53 @@
+"""Special tokens as what they are in a text: ordinary characters.
+
+The library can be told not to look for special tokens in a text. The models do not know of that:
+WordLevel, WordPiece and Unigram find such a token in their vocabulary, BPE may merge up to it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def special_names(definition: dict[str, Any], end_of_text: str) -> set[str]:
+    """What stands for no text in the tokenizer of a parsed `tokenizer.json`."""
+    names = {token["content"] for token in definition["added_tokens"] if token["special"]}
+    return names | {end_of_text, unknown_name(definition) or end_of_text}
+
+
+def unknown_name(definition: dict[str, Any]) -> str | None:
+    """The token of what a model has no token for; None: it has none."""
+    model = definition["model"]
+    if model.get("unk_id") is not None:  # Unigram
+        name: str = model["vocab"][model["unk_id"]][0]
+        return name
+    return model.get("unk_token")
+
+
+def without_special_tokens(definition: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    """The same tokenizer, ids included, with `names` replaced by what no text holds."""
+    # Noncharacters of Unicode, which are not for interchange.
+    new = {name: f"\U0010fffe{i}\U0010ffff" for i, name in enumerate(sorted(names))}
+    model = dict(definition["model"])
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {new.get(name, name): i for name, i in model["vocab"].items()}
+    else:
+        model["vocab"] = [[new.get(name, name), *rest] for name, *rest in model["vocab"]]
+    if model.get("unk_token") is not None:
+        model["unk_token"] = new.get(model["unk_token"], model["unk_token"])
+    if "merges" in model:
+        prefix = model.get("continuing_subword_prefix") or ""
+        model["merges"] = [
+            [left, right]
+            for left, right in map(_pair, model["merges"])
+            if not names & {left, right, left + right.removeprefix(prefix)}
+        ]
+    added = [
+        {**token, "content": new.get(token["content"], token["content"])}
+        for token in definition["added_tokens"]
+    ]
+    return {**definition, "model": model, "added_tokens": added, "post_processor": None}
+
+
+def _pair(merge: str | list[str]) -> list[str]:
+    return merge.split(" ") if isinstance(merge, str) else merge
