@@ -154,7 +154,7 @@ def test_only_what_is_trained_and_measured_makes_another_run(tmp_path):
             values[section][name] = value
         return read_outcome(tmp_path, dataclasses.replace(entry, config=Config.from_dict(values)))
 
-    measured = dataclasses.replace(entry, linear_replacement=True)
+    measured = dataclasses.replace(entry, config=recorded, linear_replacement=True)
     assert read_outcome(tmp_path, measured).status == "not run"  # no cause.json
     (tmp_path / entry.name / CAUSE_FILE).write_text("{}")
     assert outcome(model__remat=True, parallel__cpu_devices=1) == Outcome("finished")
@@ -191,7 +191,7 @@ def test_runs_of_data_that_changed_are_not_compared_with_those_of_what_it_became
 def test_the_long_grid_is_the_papers_run_at_a_small_size():
     experiment = load_experiment(PAPER, "cpu_long")
     entries = expand(experiment)
-    counts = {variant: 0 for variant in (entry.variant for entry in entries)}
+    counts = dict.fromkeys((entry.variant for entry in entries), 0)
     for entry in entries:
         counts[entry.variant] += 1
         training, model, optimizer = (

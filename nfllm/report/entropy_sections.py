@@ -85,9 +85,9 @@ def entropy_sections(runs: Sequence[Run], reference: Reference | None = None) ->
     yield Section(
         "Head entropy by quarters",
         "Share of heads in each quarter of M, the largest head entropy observed in the runs of one "
-        "context length (the paper's reference). Heads in the top quarter are overloaded, as all "
-        "are before they have learned anything, since attention starts out uniform; heads in the "
-        "bottom one are collapsed." + ("" if reference is None else f" {reference.histogram_note}"),
+        "context length. Heads in the top quarter are overloaded, as all are before they have "
+        "learned anything, since attention starts out uniform; heads in the bottom one are "
+        "collapsed." + ("" if reference is None else f" {reference.histogram_note}"),
         [block for group in groups for block in _histogram_blocks(group, reference)],
     )
     yield Section(
