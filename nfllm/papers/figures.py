@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from nfllm.papers.verdicts import Verdict
-from nfllm.report.style import FAINT, PANEL, panel_grid, run_style, style_axes
+from nfllm.report.style import FAINT, INK, PANEL, SMALL, literal, panel_grid, run_style, style_axes
+
+_TITLE_WIDTH = 48
 
 
 def effects_through_training(verdicts: Sequence[Verdict]) -> Figure:
@@ -18,7 +21,9 @@ def effects_through_training(verdicts: Sequence[Verdict]) -> Figure:
     """
     figure, all_axes = panel_grid(PANEL[0], [PANEL[1]] * len(verdicts))
     for axes, verdict in zip(all_axes, verdicts, strict=True):
-        style_axes(axes, verdict.claim, "step", verdict.unit)
+        style_axes(axes, "", "step", verdict.unit)
+        title = literal(textwrap.fill(verdict.claim, _TITLE_WIDTH))
+        axes.set_title(title, loc="left", fontsize=SMALL, color=INK)
         steps = np.asarray([step for step, _ in verdict.trajectory])
         found = np.asarray([tuple(interval) for _, interval in verdict.trajectory], np.float64)
         found = np.where(np.isfinite(found), found, np.nan)
