@@ -70,6 +70,18 @@ def test_layers_without_spread_are_wilsons_interval() -> None:
     assert half[1:] == pytest.approx((expected.low, expected.high))
 
 
+def test_layers_that_differ_are_no_uncertainty() -> None:
+    """Of 5 seeds, one layer in four has no overloaded head: q is 11/12 three times, and 1/12."""
+    z = stats.norm.ppf(0.975)
+    p, q = 0.75, (3 * 11 / 12 + 1 / 12) / 4
+    trials = q * (1 - q) / (11 / 144 * 4 / (5 * 16))
+    half = z * math.sqrt(p * (1 - p) / trials + z**2 / (4 * trials**2)) / (1 + z**2 / trials)
+    middle = (p + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    estimate, low, high = share_interval([[1, 1, 1, 0]] * 5)
+    assert (estimate, low, high) == pytest.approx((0.75, middle - half, middle + half))
+    assert high - low < 0.25  # of 20 trials that had no layers it would be 0.36
+
+
 def test_two_seeds_of_11_points_have_a_width() -> None:
     a, b = np.array([[1, 1, 0.75, 0.75]] * 2), np.array([[0.75, 1, 0.75, 0.5625]] * 2)
     estimate, low, high = share_difference_interval(a, b)
