@@ -48,19 +48,20 @@ def _train() -> None:
     # Now that the config is known to be sound: these imports take seconds.
     from nfllm.data.records import MalformedRecordError
     from nfllm.rundir import RunError
-    from nfllm.training import hosts
+    from nfllm.training import hosts, peers
     from nfllm.training.loop import NonFiniteError, fit
 
     try:
         hosts.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-        result = fit(config, _WORKDIR.value)
+        with peers.watched():
+            result = fit(config, _WORKDIR.value)
+            if hosts.is_first() and not result.interrupted:
+                _summarize(config, _WORKDIR.value, result)
     except (ConfigError, RunError, NonFiniteError, MalformedRecordError, OSError) as error:
         sys.exit(f"error: {error}")
     if result.interrupted:
         print(f"continue with the same command; {_WORKDIR.value} is at step {result.step}")
         sys.exit(130 if result.interrupted == SIGINT else 0)
-    if hosts.is_first():
-        _summarize(config, _WORKDIR.value, result)
 
 
 def _summarize(config: Config, workdir: str, result: FitResult) -> None:

@@ -15,7 +15,7 @@ from nfllm import analysis
 from nfllm.analysis import Ledger
 from nfllm.config import Config
 from nfllm.data.batches import Batch
-from nfllm.training import hosts, interrupt, lock
+from nfllm.training import hosts, interrupt, lock, peers
 from nfllm.training.checkpoint import Checkpoints
 from nfllm.training.clock import Clock
 from nfllm.training.diagnosis import describe
@@ -63,6 +63,7 @@ def fit(config: Config, workdir: epath.PathLike) -> FitResult:
     run = epath.Path(workdir)
     check_writable(run)
     changes = check_resumable(run, config)
+    peers.exchange(f"to look at {run}", None)  # making the devices waits for all, and names none
     program = Program(config)
     fingerprint = program.dataset.fingerprint
     hosts.check_agreement(config, fingerprint)
