@@ -8,15 +8,20 @@ The same command on the same --workdir goes on from the newest checkpoint.
 
 from __future__ import annotations
 
+from nfllm import startup
+
+startup.end_on_ctrl_c()
+
+# ruff: noqa: E402 (the imports below take longer than a finger)
 import sys
 from signal import SIGINT
 from typing import TYPE_CHECKING
 
-from absl import app, flags, logging
+from absl import flags, logging
 from etils import epath
 
 from nfllm.config import Config, ConfigError
-from nfllm.flags import check_no_arguments, define_config
+from nfllm.flags import check_no_arguments, define_config, run
 
 if TYPE_CHECKING:
     from nfllm.training.loop import FitResult
@@ -51,6 +56,7 @@ def _train() -> None:
     from nfllm.training import hosts, peers
     from nfllm.training.loop import NonFiniteError, fit
 
+    startup.raise_on_ctrl_c()
     try:
         hosts.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         with peers.watched():
@@ -86,4 +92,4 @@ def _summarize(config: Config, workdir: str, result: FitResult) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from nfllm.config import Config, ModelConfig
+from nfllm.config.paths import local_path
 from nfllm.convert.foreign import ConversionError
 from nfllm.convert.huggingface import (
     CONFIG_FILE,
@@ -101,7 +102,7 @@ def convert(source: str | os.PathLike[str], destination: str | os.PathLike[str])
       RunError: the source is a run that cannot be read.
       ConfigError: the run's model has no form in transformers.
     """
-    source, destination = Path(source), Path(destination)
+    source, destination = local_path(source, "SRC"), local_path(destination, "DST")
     values = read_json(source / CONFIG_FILE)
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ConversionError(f"{destination} exists and is not empty; name a new directory")

@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from nfllm.config import ConfigError, DataConfig
+from nfllm.config.paths import user_path
 from nfllm.data import cache, corpora, prepare
 from nfllm.data.tokenizer import Tokenizer
 from nfllm.data.tokens import TokenFile
@@ -58,7 +59,8 @@ def load(config: DataConfig, context_length: int, *, progress: bool = False) -> 
       MalformedRecordError: a record cannot be read and `config.malformed` is "error".
       OSError: the disk is full; nothing half-written is left behind.
     """
-    root = epath.Path(config.data_dir or corpora.default_data_dir()).expanduser()
+    chosen = config.data_dir
+    root = user_path(chosen, "data.data_dir") if chosen else corpora.default_data_dir()
     corpus = corpora.open_corpus(config, root)
     directory = root / "tokens" / prepare.cache_name(config, corpus)
     manifest = cache.read_manifest(directory)

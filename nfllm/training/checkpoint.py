@@ -17,7 +17,7 @@ from absl import logging
 from etils import epath
 
 from nfllm.config import CheckpointConfig
-from nfllm.rundir import CHECKPOINTS_DIR, RunError, resolve
+from nfllm.rundir import CHECKPOINTS_DIR, RunError, resolve, run_directory
 from nfllm.training import peers
 from nfllm.training.checkpoint_files import (
     FORMAT_VERSION,
@@ -219,7 +219,7 @@ def restore_params(run: epath.PathLike) -> tuple[int, Any]:
     Raises:
       RunError: the run has no checkpoint that can be read, or one is newer than this nfllm reads.
     """
-    directory = epath.Path(run) / CHECKPOINTS_DIR
+    directory = run_directory(run) / CHECKPOINTS_DIR
     if not directory.exists():
         raise RunError(f"{directory} does not exist; train the run until its first checkpoint")
     faults: list[str] = []

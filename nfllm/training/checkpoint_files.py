@@ -8,8 +8,11 @@ for ever.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import os
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -19,7 +22,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from nfllm.rundir import RunError, is_local, resolve
+from nfllm.config.paths import is_local, status
+from nfllm.rundir import RunError, resolve
 
 FORMAT_VERSION = 1
 
@@ -36,7 +40,8 @@ class _ListedState(ocp.StandardCheckpointHandler):
 
     def finalize(self, directory: epath.Path) -> None:
         """Called by Orbax, in one process, when all have written their files."""
-        super().finalize(directory)
+        with _without_glob_characters(directory) as plain:
+            super().finalize(plain)
         found = {name: _describe(directory / name) for name in sorted(_names(directory))}
         (directory / _FILE_LIST).write_text(json.dumps(found, indent=1) + "\n")
 
@@ -44,6 +49,22 @@ class _ListedState(ocp.StandardCheckpointHandler):
     def typestr(cls) -> str:
         """What a reader without nfllm takes it for."""
         return ocp.StandardCheckpointHandler.typestr()
+
+
+@contextlib.contextmanager
+def _without_glob_characters(directory: epath.Path) -> Iterator[epath.Path]:
+    """The directory, by a link where its name holds [, * or ?: Orbax takes these for a pattern.
+
+    It would find no file to merge, and say so only in a warning.
+    """
+    name = os.fspath(directory)
+    if glob.escape(name) == name or not is_local(directory):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = os.path.join(folder, STATE)
+        os.symlink(os.path.abspath(name), link, target_is_directory=True)
+        yield epath.Path(link)
 
 
 def writers() -> ocp.handlers.CheckpointHandlerRegistry:
@@ -69,7 +90,7 @@ def check_files(checkpoints: epath.Path, step: int, share: int = 0, shares: int 
         file = directory / name
         if not file.exists():
             raise ValueError(f"{name} is missing")
-        if (size := _size(file)) != noted["bytes"]:
+        if (size := status(file).length) != noted["bytes"]:
             raise ValueError(f"{name} has {size} bytes instead of {noted['bytes']}")
         if number % shares == share and "crc32" in noted and _crc32(file) != noted["crc32"]:
             raise ValueError(f"{name} has changed since it was written")
@@ -86,12 +107,7 @@ def _names(directory: epath.Path, prefix: str = "") -> Iterator[str]:
 def _describe(file: epath.Path) -> dict[str, int]:
     """Size and, on a file system, checksum: object storage has its own, and is slow to read."""
     sums = {"crc32": _crc32(file)} if is_local(file) else {}
-    return {"bytes": _size(file), **sums}
-
-
-def _size(file: epath.Path) -> int:
-    # `epath` asks for the name of the owner, who may have none on this machine.
-    return os.path.getsize(file) if is_local(file) else file.stat().length
+    return {"bytes": status(file).length, **sums}
 
 
 def _crc32(file: epath.Path) -> int:

@@ -14,6 +14,7 @@ from etils import epath
 from nfllm import analysis
 from nfllm.analysis import Ledger
 from nfllm.config import Config
+from nfllm.config.paths import user_path
 from nfllm.data.batches import Batch
 from nfllm.training import hosts, interrupt, lock, peers
 from nfllm.training.checkpoint import Checkpoints
@@ -60,7 +61,7 @@ def fit(config: Config, workdir: epath.PathLike) -> FitResult:
       RunError: `workdir` cannot be written, or holds a run of another config or of other data.
       NonFiniteError: the loss or a gradient is not finite and `training.non_finite` says to stop.
     """
-    run = epath.Path(workdir)
+    run = user_path(workdir, "--workdir")
     check_writable(run)
     changes = check_resumable(run, config)
     peers.exchange(f"to look at {run}", None)  # making the devices waits for all, and names none

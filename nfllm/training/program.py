@@ -13,6 +13,7 @@ import numpy as np
 from nfllm import data
 from nfllm.analysis import Ledger
 from nfllm.config import Config, ConfigError
+from nfllm.config.paths import user_path
 from nfllm.data import batches
 from nfllm.data.corpora import default_data_dir
 from nfllm.model.attention_implementation import check_implementation
@@ -162,9 +163,15 @@ def dtype_of(name: str) -> jnp.dtype:
 
 
 def _use_compilation_cache(directory: str | None) -> None:
-    if directory is None:
-        directory = os.fspath(default_data_dir() / "compiled")
-    if not directory:
+    if directory == "":
         return
+    if directory is None:
+        try:
+            path = default_data_dir() / "compiled"
+        except ConfigError:  # nowhere to keep them without being told
+            return
+    else:
+        path = user_path(directory, "training.compilation_cache")
+    directory = os.fspath(path)
     jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
