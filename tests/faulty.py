@@ -1,10 +1,11 @@
 """Runs `train.py` with a fault in one place: python faulty.py FAULT PLACE train.py [flags].
 
-FAULT is `raise`, `hang` or `slow` (of some seconds); PLACE is one of `PLACES`. Limits are short, so
-that what waits for a process that hangs gives up in seconds.
+FAULT is `none`, `raise`, `hang` or `slow` (of some seconds); PLACE is one of `PLACES`. Limits are
+short, so that what waits for a process that hangs gives up in seconds.
 """
 
 import functools
+import os
 import runpy
 import sys
 import time
@@ -26,7 +27,7 @@ PLACES = {
     "saving": (checkpoint.Checkpoints, "save"),
     "finishing": (checkpoint.Checkpoints, "wait"),
 }
-LIMIT_SECONDS = 10.0
+LIMIT_SECONDS = float(os.environ.get("FAULTY_LIMIT_SECONDS", "10"))
 SLOW_SECONDS = 6.0
 
 

@@ -153,7 +153,7 @@ def default_data_dir() -> epath.Path:
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if caches.startswith("~"):
         raise ConfigError(
-            "data.data_dir=None is below the home directory, which is not known; set data.data_dir, "
+            "data.data_dir=None is below the home directory, which is not known; set data.data_dir "
             "or HOME"
         )
     return epath.Path(caches) / "nfllm"
