@@ -37,12 +37,14 @@ class Program:
     compiled until a step is called.
 
     Raises:
-      ConfigError: a batch does not divide over the devices, or exceeds the windows there are.
+      ConfigError: a batch does not divide over the devices, or exceeds the windows there are; or
+        JAX_ENABLE_X64 is set.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         training = config.training
+        _check_precision()
         use_xla_flags(config.parallel.xla_flags)
         configure_devices(config)
         _use_compilation_cache(training.compilation_cache)
@@ -160,6 +162,15 @@ def dtype_of(name: str) -> jnp.dtype:
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)
+
+
+def _check_precision() -> None:
+    """Raises ConfigError where JAX would make float64 of some of the state's float32."""
+    if jax.config.read("jax_enable_x64"):
+        raise ConfigError(
+            "JAX_ENABLE_X64 is set, but training is in float32 (or training.dtype): unset it. "
+            "nfllm.analysis works with it"
+        )
 
 
 def _use_compilation_cache(directory: str | None) -> None:
