@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from nfllm.rundir import TOKENIZER_FILE, UNKNOWN_DATA, RunRecord, read_record, w
 from nfllm.training.checkpoint import Checkpoints, restore_params
 from nfllm.training.optimizer import split_by_decay
 from nfllm.training.state import TrainState
+from nfllm.version import nfllm_version
 
 # A run's record has a whole config. Of an imported model only `model` is known: these values say
 # that nfllm did not train it.
@@ -136,7 +136,7 @@ def _import(source: Path, destination: Path) -> str:
             data_fingerprint=UNKNOWN_DATA,
             decayed_parameters=decayed,
             undecayed_parameters=undecayed,
-            nfllm_version=importlib.metadata.version("nfllm"),
+            nfllm_version=nfllm_version(),
         ),
     )
     note = "" if has_tokenizer else f"; there was no {TOKENIZER_FILE}: give it token ids"
