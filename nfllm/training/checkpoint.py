@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from logging import WARNING, LogRecord
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +17,7 @@ from etils import epath
 
 from nfllm.config import CheckpointConfig
 from nfllm.rundir import CHECKPOINTS_DIR, RunError, resolve, run_directory
-from nfllm.training import peers
+from nfllm.training import abandoned, peers
 from nfllm.training.checkpoint_files import (
     FORMAT_VERSION,
     NOTES,
@@ -68,7 +67,7 @@ class Checkpoints:
 
     def __enter__(self) -> Checkpoints:
         # At all times: a thread may fail after `save` has returned and before anybody waits.
-        logging.get_absl_logger().addFilter(_is_not_from_orbax)
+        abandoned.hush()
         return self
 
     def __exit__(
@@ -82,7 +81,8 @@ class Checkpoints:
             with told:
                 self._manager.close()
         finally:
-            logging.get_absl_logger().removeFilter(_is_not_from_orbax)
+            if error is None:
+                abandoned.unhush()
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints there are, oldest first."""
@@ -240,11 +240,6 @@ def restore_params(run: epath.PathLike) -> tuple[int, Any]:
     raise RunError(
         f"{directory} has no checkpoint that can be read ({'; '.join(faults) or 'none'})"
     )
-
-
-def _is_not_from_orbax(record: LogRecord) -> bool:
-    """Leaves out what Orbax and its threads log of errors that reach us as well."""
-    return record.levelno < WARNING or "orbax" not in record.pathname
 
 
 def _check_data(
