@@ -109,7 +109,7 @@ def load_run(path: epath.PathLike) -> Run:
     from nfllm.model.decoder import Decoder
     from nfllm.training.checkpoint import restore_params
 
-    directory = epath.Path(path)
+    directory = rundir.run_directory(path)
     record = rundir.read_record(directory)
     step, params = restore_params(directory)
     # What trained it may not exist on this machine, nor in float32.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from nfllm.config import Config, ModelConfig
+from nfllm.config.paths import local_path
 from nfllm.convert.foreign import ConversionError
 from nfllm.convert.huggingface import (
     CONFIG_FILE,
@@ -26,6 +26,7 @@ from nfllm.rundir import TOKENIZER_FILE, UNKNOWN_DATA, RunRecord, read_record, w
 from nfllm.training.checkpoint import Checkpoints, restore_params
 from nfllm.training.optimizer import split_by_decay
 from nfllm.training.state import TrainState
+from nfllm.version import nfllm_version
 
 # A run's record has a whole config. Of an imported model only `model` is known: these values say
 # that nfllm did not train it.
@@ -102,7 +103,7 @@ def convert(source: str | os.PathLike[str], destination: str | os.PathLike[str])
       RunError: the source is a run that cannot be read.
       ConfigError: the run's model has no form in transformers.
     """
-    source, destination = Path(source), Path(destination)
+    source, destination = local_path(source, "SRC"), local_path(destination, "DST")
     values = read_json(source / CONFIG_FILE)
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ConversionError(f"{destination} exists and is not empty; name a new directory")
@@ -135,7 +136,7 @@ def _import(source: Path, destination: Path) -> str:
             data_fingerprint=UNKNOWN_DATA,
             decayed_parameters=decayed,
             undecayed_parameters=undecayed,
-            nfllm_version=importlib.metadata.version("nfllm"),
+            nfllm_version=nfllm_version(),
         ),
     )
     return f"imported {num_parameters:,} parameters into the run directory {destination}{note}"

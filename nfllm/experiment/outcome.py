@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from etils import epath
 
+from nfllm.config.paths import status
 from nfllm.experiment.cause import CAUSE_FILE
 from nfllm.experiment.grid import Entry
 from nfllm.metrics import read_metrics
@@ -78,7 +79,7 @@ def refuse_other_data(
     ]
 
     def started(entry: Entry) -> float:
-        return (epath.Path(out) / entry.name / RECORD_FILE).stat().mtime
+        return status(epath.Path(out) / entry.name / RECORD_FILE).mtime
 
     for entry in sorted(ended, key=started, reverse=True):
         fingerprint = read_record(epath.Path(out) / entry.name).data_fingerprint

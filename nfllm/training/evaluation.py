@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from nfllm.data.batches import Batch
+from nfllm.training import peers
 from nfllm.training.parallel import EvalStep
 from nfllm.training.step import EvalSums
 
@@ -31,7 +32,8 @@ def evaluate(
     begin = time.perf_counter()
     loss, targets = 0.0, 0
     pending: EvalSums | None = None
-    for batch in batches:
+    for number, batch in enumerate(batches):
+        peers.progress(f"evaluation batch {number}")
         sums = eval_step(params, put(batch))
         if pending is not None:
             loss, targets = loss + float(pending.loss_nats), targets + int(pending.num_targets)

@@ -14,9 +14,10 @@ from etils import epath
 from nfllm import analysis
 from nfllm.analysis import Ledger
 from nfllm.config import Config
+from nfllm.config.paths import user_path
 from nfllm.data.batches import Batch
 from nfllm.model.attention_implementation import implementation_of_step
-from nfllm.training import hosts, interrupt, lock
+from nfllm.training import hosts, interrupt, lock, peers
 from nfllm.training.checkpoint import Checkpoints
 from nfllm.training.clock import Clock
 from nfllm.training.diagnosis import describe
@@ -61,9 +62,10 @@ def fit(config: Config, workdir: epath.PathLike) -> FitResult:
       RunError: `workdir` cannot be written, or holds a run of another config or of other data.
       NonFiniteError: the loss or a gradient is not finite and `training.non_finite` says to stop.
     """
-    run = epath.Path(workdir)
+    run = user_path(workdir, "--workdir")
     check_writable(run)
     changes = check_resumable(run, config)
+    peers.exchange(f"to look at {run}", None)  # making the devices waits for all, and names none
     program = Program(config)
     fingerprint = program.dataset.fingerprint
     hosts.check_agreement(config, fingerprint)

@@ -13,6 +13,7 @@ import numpy as np
 from nfllm import data
 from nfllm.analysis import Ledger
 from nfllm.config import Config, ConfigError
+from nfllm.config.paths import user_path
 from nfllm.data import batches
 from nfllm.data.corpora import default_data_dir
 from nfllm.model.attention_implementation import check_implementation
@@ -36,12 +37,14 @@ class Program:
     compiled until a step is called.
 
     Raises:
-      ConfigError: a batch does not divide over the devices, or exceeds the windows there are.
+      ConfigError: a batch does not divide over the devices, or exceeds the windows there are; or
+        JAX_ENABLE_X64 is set.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         training = config.training
+        _check_precision()
         use_xla_flags(config.parallel.xla_flags)
         configure_devices(config)
         _use_compilation_cache(training.compilation_cache)
@@ -161,10 +164,25 @@ def dtype_of(name: str) -> jnp.dtype:
     return jnp.dtype(name)
 
 
+def _check_precision() -> None:
+    """Raises ConfigError where JAX would make float64 of some of the state's float32."""
+    if jax.config.read("jax_enable_x64"):
+        raise ConfigError(
+            "JAX_ENABLE_X64 is set, but training is in float32 (or training.dtype): unset it. "
+            "nfllm.analysis works with it"
+        )
+
+
 def _use_compilation_cache(directory: str | None) -> None:
-    if directory is None:
-        directory = os.fspath(default_data_dir() / "compiled")
-    if not directory:
+    if directory == "":
         return
+    if directory is None:
+        try:
+            path = default_data_dir() / "compiled"
+        except ConfigError:  # nowhere to keep them without being told
+            return
+    else:
+        path = user_path(directory, "training.compilation_cache")
+    directory = os.fspath(path)
     jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
