@@ -13,19 +13,19 @@ from pathlib import Path
 
 from nfllm import data
 from nfllm.data import batches
-from nfllm.training import checkpoint, hosts, loop, peers, program
+from nfllm.trainer import checkpoints, hosts, loop, peers, program
 
 PLACES = {
     "starting": (loop, "check_writable"),
     "preparing data": (data, "load"),
-    "looking for checkpoints": (checkpoint.Checkpoints, "steps"),
-    "reading a checkpoint": (checkpoint, "check_files"),
-    "restoring": (checkpoint, "named_checksums"),
+    "looking for checkpoints": (checkpoints.Checkpoints, "steps"),
+    "reading a checkpoint": (checkpoints, "check_files"),
+    "restoring": (checkpoints, "named_checksums"),
     "training": (batches, "train_batch"),
     "evaluating": (batches, "evaluation_batches"),
     "probing": (program.Program, "probe"),
-    "saving": (checkpoint.Checkpoints, "save"),
-    "finishing": (checkpoint.Checkpoints, "wait"),
+    "saving": (checkpoints.Checkpoints, "save"),
+    "finishing": (checkpoints.Checkpoints, "wait"),
 }
 LIMIT_SECONDS = float(os.environ.get("FAULTY_LIMIT_SECONDS", "10"))
 SLOW_SECONDS = 6.0

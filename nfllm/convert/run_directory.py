@@ -23,9 +23,9 @@ from nfllm.convert.huggingface import (
 )
 from nfllm.data.tokenizer import Tokenizer
 from nfllm.rundir import TOKENIZER_FILE, UNKNOWN_DATA, RunRecord, read_record, write_record
-from nfllm.training.checkpoint import Checkpoints, restore_params
+from nfllm.trainer.checkpoints import Checkpoints, restore_params
 from nfllm.training.optimizer import split_by_decay
-from nfllm.training.state import TrainState
+from nfllm.training.state import Guard, TrainState, without_guard
 from nfllm.version import nfllm_version
 
 # A run's record has a whole config. Of an imported model only `model` is known: these values say
@@ -81,7 +81,7 @@ _NOT_TRAINED: dict[str, dict[str, Any]] = {
     "evaluation": {"every": 0, "batch_size": 1, "max_windows": None},
     "telemetry": {"every": 0, "probe_windows": 1, "entropy_every_step": False},
     "checkpoint": {"every": 0, "keep": 1, "keep_every": None},
-    "parallel": {"strategy": "pmap", "cpu_devices": None, "xla_flags": ""},
+    "parallel": {"strategy": "pmap", "cpu_devices": None},
 }
 
 
@@ -154,9 +154,10 @@ def _write_parameters(run: Path, config: Config, params: Any) -> None:
         params=jax.tree.map(jnp.asarray, params),
         opt_state=(),
         loss_scale=None,
+        guard=jnp.int32(Guard.WATCHING),
     )
     with Checkpoints(run, config.checkpoint) as checkpoints:
-        checkpoints.save(state, UNKNOWN_DATA)
+        checkpoints.save(without_guard(state), UNKNOWN_DATA)
 
 
 def _export(source: Path, destination: Path) -> str:

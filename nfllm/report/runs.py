@@ -13,8 +13,8 @@ from etils import epath
 
 from nfllm.analysis.numerics import LAYER_SITES
 from nfllm.config import ModelConfig
-from nfllm.metrics import Metrics, read_metrics
 from nfllm.rundir import CORPUS_FILE, RunError, RunRecord, read_record, resolve, run_directory
+from nfllm.rundir.metrics import Metrics, read_metrics
 
 Result = TypeVar("Result")
 
