@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from configs.default import get_config
 from nfllm.config import (
     Activation,
     Architecture,
@@ -20,6 +19,7 @@ from nfllm.config import (
     ConfigError,
     Normalization,
     differences,
+    get_config,
     suggest,
 )
 from nfllm.flags import unusable_file

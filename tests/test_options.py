@@ -10,8 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs.default import get_config
-from nfllm.config import IGNORED_LABEL, Config, ModelConfig, OptimizerConfig
+from nfllm.config import IGNORED_LABEL, Config, ModelConfig, OptimizerConfig, get_config
 from nfllm.data.batches import Batch
 from nfllm.model import Decoder
 from nfllm.training.build import build
