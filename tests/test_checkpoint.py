@@ -336,4 +336,5 @@ def test_a_save_that_was_cut_off_leaves_no_checkpoint(tmp_path, parts, state):
     assert cut_off.exists()  # a reader cannot know that nothing is writing it
     with Checkpoints(tmp_path, CONFIG) as checkpoints:
         _assert_equal(checkpoints.restore(_abstract(parts), "data"), _at(state, 3))
+        checkpoints.save(_at(state, 4), "data")  # waits for the thread that cleans up
     assert not cut_off.exists()
