@@ -39,6 +39,7 @@ from nfllm.analysis.scaling import center
 
 # Narrower products are too small to be fast.
 _SMALLEST_BLOCK = 128
+_MOST_ROWS = 4096
 
 
 class Mergeable(Protocol):
@@ -316,4 +317,11 @@ def _sum_of_outer_products(x: jax.Array) -> jax.Array:
 
 
 def _product(x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.einsum("...nf,...ng->...fg", x, y, precision=jax.lax.Precision.HIGHEST)
+    highest = jax.lax.Precision.HIGHEST
+    if x.shape[-1] > _SMALLEST_BLOCK or x.shape[-2] <= _MOST_ROWS:
+        return jnp.einsum("...nf,...ng->...fg", x, y, precision=highest)
+    # The rows of narrow factors are added up one by one on a CPU: 5 million are off by 0.6%.
+    missing = -x.shape[-2] % _MOST_ROWS
+    x, y = (jnp.pad(z, [(0, 0)] * (z.ndim - 2) + [(0, missing), (0, 0)]) for z in (x, y))
+    x, y = (z.reshape(*z.shape[:-2], -1, _MOST_ROWS, z.shape[-1]) for z in (x, y))
+    return jnp.einsum("...bnf,...bng->...bfg", x, y, precision=highest).sum(-3)
