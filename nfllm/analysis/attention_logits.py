@@ -95,6 +95,7 @@ def entropy_by_temperature(
     logits, temperatures = as_array(logits), as_float32(temperatures)
     check_axes("logits", logits, "... H T S")
     check_axes("temperatures", temperatures, "N")
+    mask = check_mask(mask, logits.shape)
     if is_concrete(temperatures) and not np.all(np.asarray(temperatures) > 0):
         raise ValueError(f"temperatures must be positive, got {temperatures}")
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from nfllm.analysis.arrays import Arrays, as_float32, check_axes
 from nfllm.analysis.divergence import jensen_shannon, shannon_entropy
 from nfllm.analysis.scaling import center
+from nfllm.analysis.signal import rms
 
 
 def head_entropy_spread(entropy: Arrays) -> jax.Array:
@@ -18,7 +19,7 @@ def head_entropy_spread(entropy: Arrays) -> jax.Array:
     entropy = as_float32(entropy)
     check_axes("entropy", entropy, "... H")
     _, deviation = center(entropy, -1)
-    return jnp.sqrt(jnp.mean(deviation**2, axis=-1))
+    return rms(deviation, keep=deviation.ndim - 1)
 
 
 def head_divergence(probs: Arrays) -> jax.Array:
