@@ -25,7 +25,7 @@ from nfllm.data.tokenizer import Tokenizer
 from nfllm.rundir import TOKENIZER_FILE, UNKNOWN_DATA, RunRecord, read_record, write_record
 from nfllm.trainer.checkpoints import Checkpoints, restore_params
 from nfllm.training.optimizer import split_by_decay
-from nfllm.training.state import Guard, TrainState, without_guard
+from nfllm.training.state import Guard, TrainState
 from nfllm.version import nfllm_version
 
 
@@ -102,7 +102,7 @@ def _write_parameters(run: Path, config: Config, params: Any) -> None:
         guard=jnp.int32(Guard.WATCHING),
     )
     with Checkpoints(run, config.checkpoint) as checkpoints:
-        checkpoints.save(without_guard(state), UNKNOWN_DATA)
+        checkpoints.save(state, UNKNOWN_DATA)
 
 
 def _export(source: Path, destination: Path) -> str:

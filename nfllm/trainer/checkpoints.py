@@ -34,7 +34,7 @@ from nfllm.trainer.checkpoint_files import (
     reason,
     writers,
 )
-from nfllm.training.state import TrainState
+from nfllm.training.state import TrainState, without_guard
 
 
 class Checkpoints:
@@ -97,7 +97,7 @@ class Checkpoints:
           RunError: it, or the one before, cannot be written, as on a full disk; earlier checkpoints
             are untouched.
         """
-        step = int(state.step)
+        step, state = int(state.step), without_guard(state)
         peers.progress(f"saving step {step}")
         if step in self._manager.all_steps():
             if step not in self._broken:

@@ -151,8 +151,7 @@ class Placement:
         )
 
     def to_checkpoint(self, state: TrainState) -> TrainState:
-        """What is saved of the state, as global arrays, which all processes write together."""
-        state = without_guard(state)
+        """The state as global arrays, which all processes write together."""
         if self._mesh is self._own_mesh or jax.process_count() == 1:
             return state
         return host_local_array_to_global_array(state, self._mesh, PartitionSpec())
