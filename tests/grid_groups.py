@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from synthetic_runs import write_run
 
-from configs.default import get_config
+from nfllm.config import get_config
 from nfllm.experiment import Experiment, Group, Variant
 from nfllm.experiment.cause import CAUSE_FILE
 from nfllm.experiment.grid import Entry, expand

@@ -8,8 +8,7 @@ import pytest
 from grid_groups import group_of, write_entry
 from page_checks import check
 
-from configs.default import get_config
-from nfllm.config import ConfigError
+from nfllm.config import ConfigError, get_config
 from nfllm.experiment import Experiment, Group, Variant
 from nfllm.experiment.grid import expand, load_experiment
 from nfllm.experiment.measured import read_group
@@ -196,7 +195,7 @@ def test_a_grid_imports_what_stands_beside_it(tmp_path, monkeypatch):
     grid = tmp_path / "grid.py"
     grid.write_text(
         "from rates_of_mine import RATES\n"
-        "from configs.default import get_config\n"
+        "from nfllm.config import get_config\n"
         "from nfllm.experiment import Experiment, Group, Variant\n"
         "SCALES = ('only',)\n"
         "def get_experiment(scale):\n"

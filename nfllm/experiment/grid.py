@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import importlib.util
 import sys
@@ -14,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from nfllm.config import Config, ConfigError, suggest
+from nfllm.config.overrides import override_value
 
 if TYPE_CHECKING:
     from nfllm.experiment.measured import GroupResults
     from nfllm.report.page import Section
     from nfllm.report.reference import Reference
-
-_BOOLEANS = {"true": "True", "false": "False"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,10 +161,8 @@ def expand(experiment: Experiment, overrides: Mapping[str, Any] | None = None) -
 def read_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     """`--config.SECTION.KEY=VALUE` arguments as `{"section.key": value}`.
 
-    Values are read as Python's; `true` and `false` are booleans too.
-
     Raises:
-      ConfigError: an argument is not of that form.
+      ConfigError: an argument is not of that form, or its key or value cannot be.
     """
     overrides = {}
     for argument in arguments:
@@ -176,10 +172,7 @@ def read_overrides(arguments: Iterable[str]) -> dict[str, Any]:
                 f"unexpected argument {argument!r}; a key of all runs is set by "
                 "--config.SECTION.KEY=VALUE"
             )
-        try:
-            overrides[key] = ast.literal_eval(_BOOLEANS.get(text, text))
-        except (SyntaxError, ValueError):
-            overrides[key] = text
+        overrides[key] = override_value(key, text)
     return overrides
 
 

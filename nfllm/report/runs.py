@@ -13,8 +13,8 @@ from etils import epath
 
 from nfllm.analysis.numerics import LAYER_SITES
 from nfllm.config import ModelConfig
-from nfllm.metrics import Metrics, read_metrics
-from nfllm.rundir import CORPUS_FILE, RunError, RunRecord, read_record, resolve
+from nfllm.rundir import CORPUS_FILE, RunError, RunRecord, read_record, resolve, run_directory
+from nfllm.rundir.metrics import Metrics, read_metrics
 
 Result = TypeVar("Result")
 
@@ -113,8 +113,7 @@ def read_runs(paths: Sequence[epath.PathLike], labels: Sequence[str] | None = No
     Raises:
       RunError: a path is not a directory, or is named twice.
     """
-    directories = [epath.Path(path) for path in paths]
-    directories = [resolve(path) for path in directories]
+    directories = [resolve(run_directory(path)) for path in paths]
     for directory in directories:
         if not directory.is_dir():
             raise RunError(f"{directory} is not a directory; name the directory of a run")
@@ -175,12 +174,12 @@ def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 def _series(metrics: Metrics, faults: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     series = {}
     for (kind, field), rank in _RANKS.items():
+        if field not in metrics.fields(kind):
+            continue
         try:
             steps, values = metrics.series(kind, field)
         except (TypeError, ValueError) as error:
             faults.append(f"{field} is not an array of numbers of one shape ({error}); left out")
-            continue
-        if len(steps) == 0:
             continue
         if values.ndim != rank + 1 or values.size == 0:
             faults.append(f"{field} has shape {list(values.shape[1:])}, not {rank} axes; left out")

@@ -11,6 +11,7 @@ from nfllm.report.page import Block, Markup, Pictures, Rows, Section, render_pag
 from nfllm.report.reference import Reference
 from nfllm.report.runs import Run, read_runs
 from nfllm.report.sections import build_sections
+from nfllm.rundir import run_directory
 
 
 def write(
@@ -25,7 +26,7 @@ def write_page(
     title: str, lead: str, sections: Sequence[Section], out: epath.PathLike
 ) -> epath.Path:
     """Writes `index.html` with these sections, and the files that it links to, into `out`."""
-    directory = epath.Path(out)
+    directory = run_directory(out)
     for folder in ("figures", "tables"):
         (directory / folder).mkdir(parents=True, exist_ok=True)
     for item in _downloads([block for section in sections for block in section.blocks]):
