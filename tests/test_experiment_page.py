@@ -135,6 +135,7 @@ def test_the_papers_grid_has_its_verdicts_and_published_numbers(tmp_path):
     content = markdown(tmp_path, experiment, losses)
     for wanted in ("Verdicts", "published perplexity", "after Holm", "through training"):
         assert wanted in content
+    assert "## Effects through training" not in content  # pictures only
     sections = {found.title: found for found in paper_sections([groups_of(tmp_path, experiment)])}
     (drawn,) = sections["Effects through training"].blocks
     # Every claim that two models of two seeds can speak to, with a band at each evaluation.

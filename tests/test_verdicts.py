@@ -153,6 +153,12 @@ def test_what_would_decide_an_undecided_claim():
     assert verdict(dataclasses.replace(claim, final=unbounded)).cost.startswith("more seeds")
 
 
+def test_shares_need_the_seeds_of_their_own_interval():
+    """±0.4 from 2 seeds falls as 1 / sqrt(n): 0.4 sqrt(2 / n) < 0.1 from 33 seeds on."""
+    found = Evidence(lambda c: Interval(0.0, -0.4, 0.4), 2, "", is_student=False)
+    assert verdict(Claim("", 0.1, found)).cost == "33 seeds, if effect and spread stay"
+
+
 FOUR = {
     "sm+g": [4.10, 4.13, 4.11],
     "sm+r": [4.00, 4.02, 4.02],

@@ -31,11 +31,12 @@ def results_markdown(
     lines = ["# Results", "", experiment.note, "", *_provenance(entries, outcomes, records)]
     lines += [*(line for group in groups for line in _shape(group)), ""]
     for section in sections:
-        lines += [f"## {section.title}", "", section.lead, ""]
-        for block in section.blocks:
-            if isinstance(block, Rows) and block.shown and block.table.rows:
-                lines += [f"### {block.caption}", ""] if block.caption else []
-                lines += [*markdown_table(block.table), ""]
+        tables = [b for b in section.blocks if isinstance(b, Rows) and b.shown and b.table.rows]
+        if tables:
+            lines += [f"## {section.title}", "", section.lead, ""]
+        for block in tables:
+            lines += [f"### {block.caption}", ""] if block.caption else []
+            lines += [*markdown_table(block.table), ""]
     maps = list(_heatmaps(groups[0]))
     if maps:
         lines += [f"## Head entropies: {groups[0].title}", "", *maps]

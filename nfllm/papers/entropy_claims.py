@@ -55,7 +55,7 @@ def entropy_claims(group: GroupResults) -> Iterator[Claim]:
         def above_half(confidence: float) -> Interval:
             return Interval(*(x - 0.5 for x in share_interval(shares, confidence=confidence)))
 
-        return Evidence(above_half, len(shares), measured)
+        return Evidence(above_half, len(shares), measured, is_student=False)
 
     if has_all(group, "sm+g"):
         there = published_of(group, "sm+g")
@@ -94,7 +94,10 @@ def entropy_claims(group: GroupResults) -> Iterator[Claim]:
                 f"points ({words}); tolerance 10"
             )
             return Evidence(
-                lambda c: share_difference_interval(a, b, confidence=c), len(seeds), measured
+                lambda c: share_difference_interval(a, b, confidence=c),
+                len(seeds),
+                measured,
+                is_student=False,
             )
 
         field = "early_overload" if early else "overload"

@@ -106,7 +106,7 @@ def divergence_claims(group: GroupResults) -> Iterator[Claim]:
                 measured += f": {messages[0]}"
             elif largest:
                 measured += f"; largest |attention logit| ever probed {max(largest):.3g}"
-            evidence = Evidence(above_half, ended, measured)
+            evidence = Evidence(above_half, ended, measured, is_student=False)
         dtype = config.training.dtype
         yield Claim(
             f"The softmax-only network diverges ({_DTYPES.get(dtype, dtype)})",

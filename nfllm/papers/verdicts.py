@@ -41,11 +41,15 @@ _MOST_SEEDS = 200
 
 
 class Evidence(NamedTuple):
-    """An effect over seeds: its interval at any confidence, and what was measured in words."""
+    """An effect over seeds: its interval at any confidence, and what was measured in words.
+
+    `is_student` is whether the interval widens with few seeds as Student's t does.
+    """
 
     interval_at: Callable[[float], Interval]
     num_seeds: int
     text: str
+    is_student: bool = True
 
     @property
     def interval(self) -> Interval:
@@ -226,13 +230,17 @@ def _cost(claim: Claim) -> str:
     more = 2
     if math.isfinite(low) and math.isfinite(high) and high > low:
         half = (high - low) / 2
-        spread = half * math.sqrt(num) / float(student_t.ppf(0.975, num - 1))
+        numbers = np.arange(num, _MOST_SEEDS + 1)
+        factors = 1 / np.sqrt(numbers)
+        if claim.final.is_student:
+            factors *= student_t.ppf(0.975, numbers - 1)
+        halves = half * factors / factors[0]
         # Either zero must leave the interval, or the tolerance.
         distance = (
             estimate if estimate > claim.tolerance else max(estimate, claim.tolerance - estimate)
         )
-        numbers = np.arange(num + 1, _MOST_SEEDS + 1)
-        enough = student_t.ppf(0.975, numbers - 1) * spread / np.sqrt(numbers) < distance
+        enough = halves < distance
+        enough[0] = False
         if not enough.any():
             return f"more than {_MOST_SEEDS} seeds, if the spread stays"
         more = int(numbers[enough][0]) - num
