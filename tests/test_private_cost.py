@@ -1,17 +1,22 @@
 """The cost of private inference: published tables, counts by hand, and the model's own program."""
 
+import ast
 import dataclasses
 import math
 import re
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.extend import core
 from synthetic_runs import make_config
 
+from nfllm import private_cost as private_cost_package
 from nfllm.config import ConfigError, ModelConfig
 from nfllm.model.decoder import Decoder
 from nfllm.private_cost import (
@@ -412,3 +417,42 @@ def test_a_shape_that_cannot_be(changes: dict[str, Any], message: str) -> None:
 def test_no_tokens() -> None:
     with pytest.raises(ConfigError, match="num_tokens=0 must be at least 1"):
         private_cost(GPT2, 0)
+
+
+def scaled_decoder(
+    x_TD: np.ndarray, weights: list[dict[str, np.ndarray]], scalars: list[tuple[float, float]]
+) -> np.ndarray:
+    """Blocks of one head whose MLP is scaled: beta (x + A(x)) + F(x + A(x)) / alpha."""
+    for w, (alpha, beta) in zip(weights, scalars, strict=True):
+        scores = (x_TD @ w["q"]) @ (x_TD @ w["k"]).T
+        scores = np.where(np.tri(len(x_TD), dtype=bool), scores, -np.inf)
+        probs = np.exp(scores - scores.max(-1, keepdims=True))
+        probs /= probs.sum(-1, keepdims=True)
+        attended = x_TD + probs @ (x_TD @ w["v"]) @ w["o"]
+        x_TD = beta * attended + np.maximum(attended @ w["in"], 0) @ w["out"] / alpha
+    return x_TD
+
+
+def test_the_scalars_of_a_scaled_mlp_fold_into_the_matrices() -> None:
+    rng = np.random.default_rng(0)
+    shapes = {**dict.fromkeys(("q", "k", "v", "o"), (6, 6)), "in": (6, 24), "out": (24, 6)}
+    weights = [{k: 0.3 * rng.normal(size=shape) for k, shape in shapes.items()} for _ in range(3)]
+    scalars = [(2.0, 0.5), (0.7, 1.3), (-1.5, 0.8)]
+    x_TD = rng.normal(size=(5, 6))
+
+    folded, scale = [], 1.0  # what the stream of the folded network is to be multiplied by
+    for w, (alpha, beta) in zip(weights, scalars, strict=True):
+        reads = {k: scale * w[k] for k in ("q", "k", "v", "in")}
+        folded.append({**reads, "o": w["o"] / scale, "out": w["out"] / (alpha * beta * scale)})
+        scale *= beta
+    found = scale * scaled_decoder(x_TD, folded, [(1.0, 1.0)] * 3)
+    np.testing.assert_allclose(found, scaled_decoder(x_TD, weights, scalars), rtol=1e-10)
+
+
+def test_the_model_of_the_cost_imports_nothing_but_the_config() -> None:
+    for file in Path(private_cost_package.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and file.name != "__main__.py":
+                module = str(node.module)
+                allowed = module.startswith(("nfllm.config", "nfllm.private_cost"))
+                assert allowed or module.split(".")[0] in sys.stdlib_module_names, (file, module)

@@ -13,7 +13,7 @@ class DecoderShape:
     """Sizes and parts of a decoder.
 
     What is not here costs nothing: biases are additions, and the scalars of a scaled MLP (alpha,
-    beta of arXiv 2501.03489) fold into the matrices beside them.
+    beta of arXiv 2501.03489) fold into the matrices of a network without normalization.
 
     Attributes:
       num_layers: L.
