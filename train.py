@@ -1,4 +1,4 @@
-"""Trains a decoder: flags, to a config, to nfllm.training.loop.fit.
+"""Trains a decoder: flags, to a config, to nfllm.trainer.loop.fit.
 
     python train.py
     python train.py --config configs/default.py --config.model.activation=gelu --workdir runs/gelu
@@ -25,7 +25,7 @@ from nfllm.console import escape_unprintable
 from nfllm.flags import check_no_arguments, define_config, run
 
 if TYPE_CHECKING:
-    from nfllm.training.loop import FitResult
+    from nfllm.trainer.loop import FitResult
 
 _CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "runs/default", "The run directory.")
@@ -55,8 +55,9 @@ def _train() -> None:
     # Now that the config is known to be sound: these imports take seconds.
     from nfllm.data.records import MalformedRecordError
     from nfllm.rundir import RunError
-    from nfllm.training import hosts, peers
-    from nfllm.training.loop import NonFiniteError, fit
+    from nfllm.trainer import hosts, peers
+    from nfllm.trainer.loop import fit
+    from nfllm.trainer.non_finite import NonFiniteError
 
     startup.raise_on_ctrl_c()
     try:

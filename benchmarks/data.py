@@ -20,7 +20,6 @@ import gzip
 import json
 import platform
 import resource
-import runpy
 import statistics
 import subprocess
 import sys
@@ -35,9 +34,9 @@ ROOT = Path(__file__).parents[1]
 
 def default_config(**data: Any) -> Any:
     """The default experiment with some keys of its section `data` changed."""
-    from nfllm.config import Config
+    from nfllm.config import Config, get_config
 
-    values = runpy.run_path(str(ROOT / "configs" / "default.py"))["get_config"]().to_dict()
+    values = get_config().to_dict()
     values["data"] |= data
     return Config.from_dict(values)
 
@@ -71,7 +70,7 @@ def measure_stall(directory: str, quick: bool) -> dict[str, float]:
     """Seconds per training step with real and with synthetic input, in turns: medians of rounds."""
     import jax
 
-    from nfllm.training.program import Program
+    from nfllm.trainer.program import Program
 
     steps, rounds = 10, 3 if quick else 25
     config = default_config(data_dir=directory)

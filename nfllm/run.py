@@ -11,8 +11,8 @@ from etils import epath
 from nfllm import rundir
 from nfllm.config import Config
 from nfllm.data.tokenizer import Tokenizer
-from nfllm.metrics import Metrics, read_metrics
 from nfllm.rundir import RunError
+from nfllm.rundir.metrics import Metrics, read_metrics
 
 if TYPE_CHECKING:
     from nfllm.data.batches import Batch
@@ -107,7 +107,7 @@ def load_run(path: epath.PathLike) -> Run:
       captured = nfllm.capture(run.model, run.params, run.tokenizer.encode("def f(x):")[None])
     """
     from nfllm.model.decoder import Decoder
-    from nfllm.training.checkpoint import restore_params
+    from nfllm.trainer.checkpoints import restore_params
 
     directory = rundir.run_directory(path)
     record = rundir.read_record(directory)

@@ -10,13 +10,20 @@ import numpy as np
 import optax
 import pytest
 
-from configs.default import get_config
-from nfllm.config import IGNORED_LABEL, Config, ModelConfig, OptimizerConfig
+from nfllm.config import (
+    IGNORED_LABEL,
+    Config,
+    ConfigError,
+    ModelConfig,
+    OptimizerConfig,
+    get_config,
+)
+from nfllm.data.batches import Batch
 from nfllm.model import Decoder
+from nfllm.trainer.program import Program
+from nfllm.training.build import build
 from nfllm.training.optimizer import make_optimizer
 from nfllm.training.schedules import make_schedule
-from nfllm.training.state import TrainState
-from nfllm.training.step import make_train_step
 
 DEFAULT = Config.from_dict(get_config())
 TINY = dataclasses.replace(
@@ -197,17 +204,23 @@ def test_accumulation_weighting():
     labels_ABT[1, :, 2:] = IGNORED_LABEL
     losses = {}
     for weighting in ("token", "micro_batch"):
-        config = dataclasses.replace(DEFAULT.optimizer, accumulation_weighting=weighting)
-        training = dataclasses.replace(DEFAULT.training, batch_size=2, gradient_accumulation=2)
-        schedule = make_schedule(config, 10)
-        optimizer = make_optimizer(config, schedule)
-        model = Decoder(TINY, 11)
-        step = make_train_step(model, optimizer, schedule, config, training)
-        params = Observed(TINY).params
-        state = TrainState(jnp.int32(0), jnp.int32(0), params, optimizer.init(params), None)
-        _, metrics = fast_jit(step)(state, TOKENS_BT[:, None], labels_ABT)
+        config = dataclasses.replace(
+            DEFAULT,
+            model=TINY,
+            optimizer=dataclasses.replace(DEFAULT.optimizer, accumulation_weighting=weighting),
+        )
+        built = build(config, 11)
+        state = built.init(jax.random.key(0)).replace(params=Observed(TINY).params)
+        batch = Batch(TOKENS_BT[:, None], labels_ABT)
+        _, metrics = fast_jit(built.train_step)(state, batch)
         first, second = np.asarray(metrics.micro_losses, np.float64)
         losses[weighting] = float(metrics.loss_nats)
     assert losses["micro_batch"] == pytest.approx((first + second) / 2, rel=1e-5)
     assert losses["token"] == pytest.approx((4 * first + second) / 5, rel=1e-5)
     assert abs(losses["token"] - losses["micro_batch"]) > 1e-3
+
+
+def test_float64_by_the_environment_is_refused_in_a_line():
+    """JAX would make float64 of some of the state's float32, and the step could not be compiled."""
+    with jax.enable_x64(True), pytest.raises(ConfigError, match="JAX_ENABLE_X64 is set, but train"):
+        Program(DEFAULT)

@@ -5,10 +5,11 @@ import pytest
 from training_parts import make_parts, random_batch, small_config
 
 from nfllm.analysis import attention_entropy
+from nfllm.data.batches import Batch
 from nfllm.model import attention
 from nfllm.model.capture import capture
 from nfllm.model.intermediates import BY_PRODUCTS, STATISTICS
-from nfllm.training.parallel import Parallel
+from nfllm.trainer.placement import Placement
 from nfllm.training.telemetry import make_probe
 
 
@@ -21,7 +22,7 @@ def fewest_queries(request, monkeypatch):
 def _probed(model_changes, params_of=lambda params: params, num_devices=1):
     config = small_config(model=model_changes, parallel={"strategy": "fsdp"})
     parts = make_parts(config)
-    parallel = Parallel(config, jax.devices()[:num_devices])
+    parallel = Placement(config, jax.devices()[:num_devices])
     params = params_of(parallel.init(parts.init, jax.random.key(0)).params)
     tokens_BT = parallel.put_probe(random_batch(0).tokens)
     assert len(tokens_BT.sharding.device_set) == num_devices
@@ -113,6 +114,23 @@ def test_without_telemetry_nothing_of_it_is_computed():
     assert "tensor<64x64xf32>" in forward
 
 
+@pytest.mark.usefixtures("fewest_queries")
+def test_logits_that_are_not_finite_are_counted_where_a_query_sees_the_key():
+    def poison(params):
+        kernel = params["blocks"]["attention"]["qkv_kernel"]
+        params["blocks"]["attention"]["qkv_kernel"] = kernel.at[1, 0, 0, 1].set(jnp.nan)
+        return params
+
+    probed, captured = _probed({}, poison)
+    np.testing.assert_array_equal(probed["nonfinite"]["attention_logits"], [0, 8 * 12 * 13 // 2])
+    visible_TS = np.tril(np.ones((12, 12), bool))
+    counted = (~np.isfinite(captured.attention_logits) & visible_TS).sum((1, 2, 3, 4))
+    np.testing.assert_array_equal(counted, probed["nonfinite"]["attention_logits"])
+    assert np.isnan(probed["entropy_nats"][1, 1])
+    assert np.isfinite(probed["entropy_nats"][1, 0])
+    assert np.isnan(probed["logit_max_abs"][1, 1])
+
+
 @pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox"])
 def test_a_probe_takes_no_more_memory_than_a_training_step(architecture):
     """Of sixteen sequences against one: the maps of all would be the largest tensors there are."""
@@ -123,7 +141,7 @@ def test_a_probe_takes_no_more_memory_than_a_training_step(architecture):
     parts = make_parts(config)
     state = jax.eval_shape(parts.init, jax.random.key(0))
     batch_MBT = jax.ShapeDtypeStruct((1, 1, 2048), jnp.int32)
-    step = jax.jit(parts.step).lower(state, batch_MBT, batch_MBT).compile()
+    step = jax.jit(parts.train_step).lower(state, Batch(batch_MBT, batch_MBT)).compile()
     probed = jax.ShapeDtypeStruct((16, 2048), jnp.int32)
     probe = jax.jit(
         lambda params, tokens_BT: parts.model.apply(

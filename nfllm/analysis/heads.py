@@ -1,7 +1,7 @@
 """How the heads of a model spread over the range of entropies.
 
-Shares are fractions of 1. A head whose entropy is NaN is in no quarter and in no share, so that the
-quarters of a model that diverged add up to less than 1.
+Shares are fractions of 1. A head whose entropy is NaN is in no quarter, so that the quarters of a
+model that diverged add up to less than 1; the share of overloaded or collapsed heads is then NaN.
 """
 
 from collections.abc import Mapping
@@ -104,21 +104,25 @@ def overload_share(entropy: Arrays, maximum: ArrayLike) -> jax.Array:
       maximum: M in nats, see `reference_maximum`.
 
     Returns:
-      `[...]` float32.
+      `[...]` float32; NaN where the entropy of a head is NaN.
 
     Raises:
       ValueError: M is not positive.
     """
-    entropy = as_float32(entropy)
-    check_axes("entropy", entropy, "... H")
-    return jnp.mean(_quarter(entropy, maximum) == 3, axis=-1, dtype=jnp.float32)
+    return _share_in_quarter(entropy, maximum, 3)
 
 
 def collapse_share(entropy: Arrays, maximum: ArrayLike) -> jax.Array:
     """Share of collapsed heads (entropy below M/4), as `overload_share` is of overloaded ones."""
+    return _share_in_quarter(entropy, maximum, 0)
+
+
+def _share_in_quarter(entropy: Arrays, maximum: ArrayLike, number: int) -> jax.Array:
     entropy = as_float32(entropy)
     check_axes("entropy", entropy, "... H")
-    return jnp.mean(_quarter(entropy, maximum) == 0, axis=-1, dtype=jnp.float32)
+    quarter = _quarter(entropy, maximum)
+    share = jnp.mean(quarter == number, axis=-1, dtype=jnp.float32)
+    return jnp.where(jnp.any(quarter < 0, axis=-1), jnp.nan, share)
 
 
 def _quarter(entropy: jax.Array, maximum: ArrayLike) -> jax.Array:

@@ -11,9 +11,9 @@ from etils import epath
 from nfllm.config.paths import status
 from nfllm.experiment.cause import CAUSE_FILE
 from nfllm.experiment.grid import Entry
-from nfllm.metrics import read_metrics
 from nfllm.rundir import METRICS_FILE, RECORD_FILE, RunError, read_record
-from nfllm.training.record import measured_differently
+from nfllm.rundir.metrics import read_metrics
+from nfllm.trainer.record import measured_differently
 
 Status = Literal["finished", "diverged", "failed", "not run"]
 

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from nfllm.config import Config, ConfigError
 from nfllm.rundir import RunError
-from nfllm.training import peers
+from nfllm.trainer import peers
 
 _START_SECONDS = 120
 _HEARTBEAT_SECONDS = 30

@@ -17,8 +17,8 @@ from etils import epath
 
 from nfllm.config import CheckpointConfig
 from nfllm.rundir import CHECKPOINTS_DIR, RunError, resolve, run_directory
-from nfllm.training import abandoned, peers
-from nfllm.training.checkpoint_files import (
+from nfllm.trainer import abandoned, peers
+from nfllm.trainer.checkpoint_files import (
     FORMAT_VERSION,
     NOTES,
     STATE,

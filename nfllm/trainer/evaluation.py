@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from nfllm.data.batches import Batch
-from nfllm.training import peers
-from nfllm.training.parallel import EvalStep
+from nfllm.trainer import peers
 from nfllm.training.step import EvalSums
 
 
@@ -23,7 +22,10 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    eval_step: EvalStep, params: Any, batches: Iterable[Batch], put: Callable[[Batch], Batch]
+    eval_step: Callable[[Any, Batch], EvalSums],
+    params: Any,
+    batches: Iterable[Batch],
+    put: Callable[[Batch], Batch],
 ) -> Evaluation:
     """Mean loss over all targets of `batches`: summed losses over summed counts.
 

@@ -2,7 +2,7 @@
 
     config.json      what was run: the whole config and what follows from it (`RunRecord`)
     corpus.json      the corpus card
-    metrics.jsonl    what happened: one JSON object a line (`nfllm.metrics`)
+    metrics.jsonl    what happened: one JSON object a line (`nfllm.rundir.metrics`)
     tokenizer.json   Hugging Face tokenizers file
     checkpoints/     Orbax
     report/          written by `nfllm.report`

@@ -21,8 +21,8 @@ from nfllm.rundir import (
     read_record,
     write_record,
 )
+from nfllm.trainer.program import Program
 from nfllm.training.optimizer import split_by_decay
-from nfllm.training.program import Program
 from nfllm.version import nfllm_version
 
 # These change how fast it goes, and nothing that is in a run directory but rounding.
