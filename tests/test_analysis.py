@@ -36,6 +36,7 @@ def test_exports_exist_and_have_docstrings() -> None:
 
 
 NOT_TRACED = {
+    "alerts",
     "compare_seeds",
     "find_onset",
     "first_bad_site",
@@ -102,6 +103,7 @@ def test_every_function_can_be_traced() -> None:
             "similarity": analysis.token_similarity(x),
             "rank": analysis.effective_rank(x),
             "kurtosis": analysis.kurtosis(x),
+            "floor": analysis.entropy_floor(analysis.mean_norm(x, keep=3), jnp.arange(1, 7)),
             "bootstrap": analysis.bootstrap_interval(x, key=jax.random.key(0), num_resamples=10),
         }
 
