@@ -52,7 +52,7 @@ class Experimenter:
         with open(self.folder / "printed.txt", "w") as printed:
             return subprocess.Popen(
                 command,
-                cwd=ROOT,
+                cwd=self.folder,  # any folder will do
                 stdout=printed,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},

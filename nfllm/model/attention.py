@@ -14,6 +14,7 @@ from nfllm.model.bias import add_bias
 from nfllm.model.dropout import dropout
 from nfllm.model.intermediates import asked_for, record, record_statistic
 from nfllm.model.normalizations import NORMALIZATIONS
+from nfllm.model.parameters import constant_param
 from nfllm.model.products import einsum_to_float32
 from nfllm.model.rotary import rotate
 
@@ -171,11 +172,11 @@ class Attention(nn.Module):
         kernel = self.param("qkv_kernel", init, (config.embed_dim, 3, *heads))
         qkv = jnp.einsum("BTD,DCHK->CBTHK", x_BTD, kernel.astype(self.dtype))
         if config.attention_bias == "all":
-            bias = self.param("qkv_bias", nn.initializers.zeros, (3, *heads))
+            bias = constant_param(self, "qkv_bias", 0.0, (3, *heads))
             qkv = add_bias(qkv, bias[:, None, None])
         q, k, v = qkv
         if config.attention_bias == "qk":
-            bias = self.param("qk_bias", nn.initializers.zeros, (2, *heads))
+            bias = constant_param(self, "qk_bias", 0.0, (2, *heads))
             q, k = add_bias(q, bias[0]), add_bias(k, bias[1])
         return q, k, v
 
@@ -210,7 +211,7 @@ class Attention(nn.Module):
         kernel = self.param("out_kernel", init, shape)
         y_BTD = jnp.einsum("BTHK,HKD->BTD", mixed_BTHK, kernel.astype(self.dtype))
         if config.attention_bias == "all":
-            bias = self.param("out_bias", nn.initializers.zeros, (config.embed_dim,))
+            bias = constant_param(self, "out_bias", 0.0, (config.embed_dim,))
             y_BTD = add_bias(y_BTD, bias)
         record(self, names.ATTENTION_OUT, y_BTD)
         return y_BTD

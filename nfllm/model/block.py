@@ -14,6 +14,7 @@ from nfllm.model.bias import add_bias
 from nfllm.model.dropout import dropout
 from nfllm.model.intermediates import record, record_size, record_statistic
 from nfllm.model.normalizations import NORMALIZATIONS
+from nfllm.model.parameters import constant_param
 
 
 class Mlp(nn.Module):
@@ -34,12 +35,12 @@ class Mlp(nn.Module):
         out_kernel = self.param("out_kernel", init, (config.mlp_width, config.embed_dim))
         pre_BTF = x_BTD @ in_kernel.astype(self.dtype)
         if config.mlp_bias:
-            in_bias = self.param("in_bias", nn.initializers.zeros, (config.mlp_width,))
+            in_bias = constant_param(self, "in_bias", 0.0, (config.mlp_width,))
             pre_BTF = add_bias(pre_BTF, in_bias)
         post_BTF = ACTIVATIONS[config.activation](pre_BTF, self._coefficient(model_slope))
         y_BTD = post_BTF @ out_kernel.astype(self.dtype)
         if config.mlp_bias:
-            out_bias = self.param("out_bias", nn.initializers.zeros, (config.embed_dim,))
+            out_bias = constant_param(self, "out_bias", 0.0, (config.embed_dim,))
             y_BTD = add_bias(y_BTD, out_bias)
         record(self, names.MLP_PRE, pre_BTF)
         record(self, names.MLP_POST, post_BTF)
@@ -68,7 +69,7 @@ class Mlp(nn.Module):
             return config.slope
         if model_slope is not None:
             return model_slope
-        return self.param("slope", nn.initializers.constant(config.slope), ())
+        return constant_param(self, "slope", config.slope)
 
 
 class Block(nn.Module):

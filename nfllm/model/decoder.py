@@ -16,6 +16,7 @@ from nfllm.model.dropout import dropout
 from nfllm.model.head import unembed
 from nfllm.model.intermediates import COLLECTIONS, record, record_size
 from nfllm.model.normalizations import NORMALIZATIONS
+from nfllm.model.parameters import constant_param
 from nfllm.model.tuning import tuning
 
 
@@ -52,7 +53,7 @@ class Decoder(nn.Module):
         if not config.ties_embeddings:
             self.head_embedding = self.param("head_embedding", init, table)
         if config.activation == "learnable_leaky_relu" and config.slope_sharing == "model":
-            self.slope = self.param("slope", nn.initializers.constant(config.slope), ())
+            self.slope = constant_param(self, "slope", config.slope)
         self.blocks = _stacked_blocks(config)(config, self.dtype)
         self.final_norm = NORMALIZATIONS[config.final_normalization](
             epsilon=config.norm_epsilon, dtype=self.dtype
