@@ -15,7 +15,7 @@ _EXPORTS = {
     "Decoder": "nfllm.model.decoder",
     "Run": "nfllm.run",
     "analysis": "nfllm.analysis",
-    "analyze": "nfllm.streaming",
+    "analyze": "nfllm.measure.analyze",
     "capture": "nfllm.model.capture",
     "convert": "nfllm.convert",
     "data": "nfllm.data",
