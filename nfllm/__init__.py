@@ -19,7 +19,10 @@ _EXPORTS = {
     "capture": "nfllm.model.capture",
     "convert": "nfllm.convert",
     "data": "nfllm.data",
+    "evaluate": "nfllm.measure.evaluation",
+    "generate": "nfllm.measure.generation",
     "load_run": "nfllm.run",
+    "steps": "nfllm.run",
 }
 
 __all__ = [
@@ -31,7 +34,10 @@ __all__ = [
     "capture",
     "convert",
     "data",
+    "evaluate",
+    "generate",
     "load_run",
+    "steps",
 ]
 
 

@@ -96,11 +96,39 @@ class Run:
         )
 
 
-def load_run(path: epath.PathLike) -> Run:
-    """The newest whole checkpoint of a run directory, with its model, tokenizer and metrics.
+def steps(path: epath.PathLike) -> list[int]:
+    """Steps whose checkpoints a run directory holds, oldest first; `load_run` takes one of them.
 
     Raises:
-      RunError: there is no run at `path`, or none of its checkpoints can be read.
+      RunError: there is no run at `path`.
+
+    Example:
+      for step in nfllm.steps("runs/default"):
+          run = nfllm.load_run("runs/default", step=step)
+    """
+    from orbax.checkpoint import PyTreeCheckpointHandler
+
+    from nfllm.training.checkpoint_files import open_reader
+
+    directory = epath.Path(path)
+    rundir.read_record(directory)
+    checkpoints = directory / rundir.CHECKPOINTS_DIR
+    if not checkpoints.exists():
+        return []
+    with open_reader(checkpoints, PyTreeCheckpointHandler) as reader:
+        return sorted(reader.all_steps())
+
+
+def load_run(path: epath.PathLike, step: int | None = None) -> Run:
+    """A checkpoint of a run directory, with its model, tokenizer and metrics.
+
+    Args:
+      path: the run directory.
+      step: of the checkpoint, one of `nfllm.steps(path)`; None: the newest that is whole.
+
+    Raises:
+      RunError: there is no run at `path`, it has no checkpoint of that step, or the checkpoint is
+        damaged; with None: no checkpoint can be read.
 
     Example:
       run = nfllm.load_run("runs/default")
@@ -111,7 +139,10 @@ def load_run(path: epath.PathLike) -> Run:
 
     directory = epath.Path(path)
     record = rundir.read_record(directory)
-    step, params = restore_params(directory)
+    if step is None:
+        step, params = restore_params(directory)
+    else:
+        params = _params_of_step(directory, step)
     # What trained it may not exist on this machine, nor in float32.
     model = dataclasses.replace(record.config.model, attention_implementation="auto")
     return Run(
@@ -122,3 +153,32 @@ def load_run(path: epath.PathLike) -> Run:
         config=record.config,
         metrics=read_metrics(directory),
     )
+
+
+def _params_of_step(directory: epath.Path, step: int) -> Any:
+    from orbax.checkpoint import PyTreeCheckpointHandler
+
+    from nfllm.training import checkpoint_files
+
+    kept = steps(directory)
+    if step not in kept:
+        raise RunError(
+            f"{directory} has no checkpoint of step {step}; it holds "
+            f"{', '.join(map(str, kept)) or 'none'} (checkpoint.every, keep and keep_every say "
+            "which are written and kept)"
+        )
+    checkpoints = directory / rundir.CHECKPOINTS_DIR
+    with checkpoint_files.open_reader(checkpoints, PyTreeCheckpointHandler) as reader:
+        try:
+            notes = checkpoint_files.read_notes(reader, step)
+            checkpoint_files.check_format(checkpoints, step, notes)
+            params = checkpoint_files.read_params(reader, step)
+            checkpoint_files.check_sums(checkpoint_files.named_checksums(params, ".params"), notes)
+        except RunError:
+            raise
+        except Exception as error:  # whatever a damaged file makes Orbax raise
+            raise RunError(
+                f"{checkpoints}: {checkpoint_files.describe_damage(step, error)}; load another of "
+                f"{', '.join(map(str, kept))}"
+            ) from error
+    return params

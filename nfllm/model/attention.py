@@ -10,6 +10,7 @@ from flax import linen as nn
 from nfllm.config import ModelConfig
 from nfllm.model import intermediates as names
 from nfllm.model.attention_implementation import choose_implementation, queries_per_block
+from nfllm.model.cache import start_of, visible_keys, with_earlier
 from nfllm.model.dropout import dropout
 from nfllm.model.intermediates import asked_for, record, record_statistic
 from nfllm.model.normalizations import NORMALIZATIONS
@@ -31,6 +32,7 @@ class Attention(nn.Module):
     def __call__(self, x_BTD: jax.Array, dropout_rows_B: jax.Array | None) -> jax.Array:
         """Maps [B, T, D] to [B, T, D]."""
         config = self.config
+        start_B = start_of(self)
         q_BTHK, k_BTHK, v_BTHK = self._project(x_BTD)
         if config.qk_normalization != "none":
             norm = NORMALIZATIONS[config.qk_normalization]
@@ -38,11 +40,15 @@ class Attention(nn.Module):
             k_BTHK = norm(epsilon=config.norm_epsilon, dtype=self.dtype, name="key_norm")(k_BTHK)
         if config.rotary_dim:
             base = 10_000.0 if config.rotary_base is None else config.rotary_base
-            q_BTHK = rotate(q_BTHK, config.rotary_dim, base)
-            k_BTHK = rotate(k_BTHK, config.rotary_dim, base)
+            q_BTHK = rotate(q_BTHK, config.rotary_dim, base, start_B)
+            k_BTHK = rotate(k_BTHK, config.rotary_dim, base, start_B)
         record(self, names.QUERY, q_BTHK)
         record(self, names.KEY, k_BTHK)
-        return self._output(self.mix(q_BTHK, k_BTHK, v_BTHK, dropout_rows_B))
+        if start_B is None:
+            return self._output(self.mix(q_BTHK, k_BTHK, v_BTHK, dropout_rows_B))
+        k_BSHK, v_BSHK = with_earlier(self, start_B, k_BTHK, v_BTHK)
+        mixed_BTHK, _ = self._attend(q_BTHK, k_BSHK, v_BSHK, dropout_rows_B, start_B)
+        return self._output(mixed_BTHK)
 
     def mix(
         self,
@@ -94,13 +100,14 @@ class Attention(nn.Module):
         k_BSHK: jax.Array,
         v_BSHK: jax.Array,
         dropout_rows_B: jax.Array | None,
+        start_B: jax.Array | None = None,
     ) -> tuple[jax.Array, Callable[[], jax.Array]]:
-        """Mixes the values for the queries of the last T of S positions.
+        """Mixes the values for the queries of the last T of S positions, or of those at `start_B`.
 
         Probabilities are formed, and can be recorded where T = S. The function that is also
         returned computes their entropy [B, H, T].
         """
-        logits_BHTS = self._logits(q_BTHK, k_BSHK)
+        logits_BHTS = self._logits(q_BTHK, k_BSHK, start_B)
         probs_BHTS = jax.nn.softmax(logits_BHTS)
         record(self, names.ATTENTION_PROBS, probs_BHTS)
         entropy = partial(_entropy_by_product, logits_BHTS, probs_BHTS)
@@ -125,15 +132,14 @@ class Attention(nn.Module):
             q, k = q + bias[0, None, None], k + bias[1, None, None]
         return q, k, v
 
-    def _logits(self, q_BTHK: jax.Array, k_BSHK: jax.Array) -> jax.Array:
+    def _logits(self, q_BTHK: jax.Array, k_BSHK: jax.Array, start_B: jax.Array | None) -> jax.Array:
         """Scaled scores, float32, with the most negative finite number where key > query."""
         # In float16 the product itself is rounded, and overflows, as under torch autocast: scaling
         # comes after it in the code of arXiv 2410.09637, and its NaN counts depend on that.
         product = jnp.einsum if self.dtype == jnp.float16 else einsum_to_float32
         scores = product("BTHK,BSHK->BHTS", q_BTHK, k_BSHK)
         scores = scores.astype(jnp.float32) * self.config.head_dim**-0.5
-        queries, keys = scores.shape[-2:]
-        visible_11TS = jnp.tril(jnp.ones((1, 1, queries, keys), dtype=bool), k=keys - queries)
+        visible_11TS = visible_keys(q_BTHK.shape[1], k_BSHK.shape[1], start_B)
         logits_BHTS = jnp.where(visible_11TS, scores, jnp.finfo(jnp.float32).min)
         record(self, names.ATTENTION_LOGITS, logits_BHTS, where=visible_11TS)
         record_statistic(
