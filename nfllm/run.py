@@ -16,6 +16,7 @@ from nfllm.rundir import RunError
 
 if TYPE_CHECKING:
     from nfllm.data.batches import Batch
+    from nfllm.data.dataset import Dataset
     from nfllm.model.decoder import Decoder
 
 
@@ -56,16 +57,10 @@ class Run:
                 "that the model was trained with"
             ) from error
 
-    def validation_batches(
-        self, batch_size: int = 32, *, max_windows: int | None = None
-    ) -> list[Batch]:
-        """The validation split that the run was trained beside, for `nfllm.analyze`.
+    def dataset(self) -> Dataset:
+        """What the run was trained on, and the validation split beside it.
 
         Prepares the data again where that was on another machine, from the run's own sources.
-
-        Args:
-          batch_size: windows in a batch; the last is filled up with rows without a label.
-          max_windows: so many windows, evenly spread over the split; None: all.
 
         Raises:
           RunError: the data is no longer what the run was trained on, or is not known, as that of
@@ -73,7 +68,6 @@ class Run:
           ConfigError: its sources are not there.
         """
         from nfllm import data
-        from nfllm.data.batches import evaluation_batches
 
         if self.config.data.dataset == rundir.UNKNOWN_DATA:
             raise RunError(
@@ -88,6 +82,23 @@ class Run:
                 f"there now has {dataset.fingerprint[:12]}; restore the corpus, or make batches of "
                 "your own"
             )
+        return dataset
+
+    def validation_batches(
+        self, batch_size: int = 32, *, max_windows: int | None = None
+    ) -> list[Batch]:
+        """The validation split that the run was trained beside, for `nfllm.analyze`.
+
+        Args:
+          batch_size: windows in a batch; the last is filled up with rows without a label.
+          max_windows: so many windows, evenly spread over the split; None: all.
+
+        Raises:
+          RunError: as `dataset`, and so does ConfigError.
+        """
+        from nfllm.data.batches import evaluation_batches
+
+        dataset = self.dataset()
         ignored = dataset.tokenizer.end_of_text_id if self.config.data.mask_end_of_text else None
         return list(
             evaluation_batches(
