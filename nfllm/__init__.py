@@ -13,6 +13,7 @@ from typing import Any
 _EXPORTS = {
     "Captured": "nfllm.model.capture",
     "Decoder": "nfllm.model.decoder",
+    "Patch": "nfllm.model.patch",
     "Run": "nfllm.run",
     "analysis": "nfllm.analysis",
     "analyze": "nfllm.measure.analyze",
@@ -21,13 +22,17 @@ _EXPORTS = {
     "data": "nfllm.data",
     "evaluate": "nfllm.measure.evaluation",
     "generate": "nfllm.measure.generation",
+    "head_importance": "nfllm.measure.head_importance",
+    "interventions": "nfllm.measure.interventions",
     "load_run": "nfllm.run",
     "steps": "nfllm.run",
 }
+_MODULES = {"analysis", "convert", "data", "interventions"}
 
 __all__ = [
     "Captured",
     "Decoder",
+    "Patch",
     "Run",
     "analysis",
     "analyze",
@@ -36,6 +41,8 @@ __all__ = [
     "data",
     "evaluate",
     "generate",
+    "head_importance",
+    "interventions",
     "load_run",
     "steps",
 ]
@@ -47,7 +54,7 @@ def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'nfllm' has no attribute {name!r}")
     module = importlib.import_module(_EXPORTS[name])
-    return module if _EXPORTS[name] == f"nfllm.{name}" else getattr(module, name)
+    return module if name in _MODULES else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -64,7 +64,6 @@ def by_whole_passes(
     ],
     ids=str,
 )
-@pytest.mark.parametrize("temperature", [0, 1.0])
 def test_text_is_that_of_whole_passes(options: dict[str, Any], temperature: float) -> None:
     """Within the context of 12 tokens, and beyond it."""
     model, params = random_model(0.4, **options)

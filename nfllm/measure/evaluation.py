@@ -22,7 +22,7 @@ from nfllm.data.tokens import TokenFile, token_dtype
 from nfllm.model.decoder import Decoder
 from nfllm.model.token_ids import check_token_ids
 from nfllm.run import Run
-from nfllm.training.loss import next_token_loss, shift_labels
+from nfllm.training.loss import count_targets, next_token_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,14 +159,22 @@ class _Sums(NamedTuple):
                 self.targets[number] += int(targets)
 
 
+def row_losses(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
+    """Loss of each row, summed over its targets, [B]; see `nfllm.training.loss`."""
+    return jax.vmap(next_token_loss)(logits_BTV[:, None], labels_BT[:, None])
+
+
+def row_targets(labels_BT: jax.Array) -> jax.Array:
+    """Number of targets of each row, [B]."""
+    return jax.vmap(count_targets)(labels_BT[:, None])
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _losses(
     model: Decoder, params: Any, tokens_BT: jax.Array, labels_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Summed loss and number of targets of each row, [B]."""
     logits_BTV: Any = model.apply({"params": params}, tokens_BT)
-    nats_B = jax.vmap(next_token_loss)(logits_BTV[:, None], labels_BT[:, None])
-    return nats_B, jnp.sum(shift_labels(labels_BT) != IGNORED_LABEL, axis=1)
+    return row_losses(logits_BTV, labels_BT), row_targets(labels_BT)
 
 
 def _encode(tokenizer: Tokenizer, starts_with_end: bool, text: str) -> tuple[np.ndarray, int]:
@@ -209,10 +217,8 @@ def _batched(
 def _rows_of_batches(batches: Iterable[Any], sums: _Sums) -> Iterator[_Rows]:
     for batch in batches:
         tokens, labels = batch if isinstance(batch, Batch) else (batch, batch)
-        labels = np.asarray(labels)
-        has_target_B = np.any(labels[:, 1:] != IGNORED_LABEL, axis=1)
-        numbers = [sums.open(None) if has_target else -1 for has_target in has_target_B]
-        yield _Rows(np.asarray(tokens), labels, np.array(numbers))
+        numbers = [sums.open(None) if count else -1 for count in row_targets(jnp.asarray(labels))]
+        yield _Rows(np.asarray(tokens), np.asarray(labels), np.array(numbers))
 
 
 def _summary(sums: _Sums) -> Evaluation:

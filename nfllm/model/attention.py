@@ -42,8 +42,9 @@ class Attention(nn.Module):
             base = 10_000.0 if config.rotary_base is None else config.rotary_base
             q_BTHK = rotate(q_BTHK, config.rotary_dim, base, start_B)
             k_BTHK = rotate(k_BTHK, config.rotary_dim, base, start_B)
-        record(self, names.QUERY, q_BTHK)
-        record(self, names.KEY, k_BTHK)
+        q_BTHK = record(self, names.QUERY, q_BTHK)
+        k_BTHK = record(self, names.KEY, k_BTHK)
+        v_BTHK = record(self, names.VALUE, v_BTHK)
         if start_B is None:
             return self._output(self.mix(q_BTHK, k_BTHK, v_BTHK, dropout_rows_B))
         k_BSHK, v_BSHK = with_earlier(self, start_B, k_BTHK, v_BTHK)
@@ -109,7 +110,7 @@ class Attention(nn.Module):
         """
         logits_BHTS = self._logits(q_BTHK, k_BSHK, start_B)
         probs_BHTS = jax.nn.softmax(logits_BHTS)
-        record(self, names.ATTENTION_PROBS, probs_BHTS)
+        probs_BHTS = record(self, names.ATTENTION_PROBS, probs_BHTS)
         entropy = partial(_entropy_by_product, logits_BHTS, probs_BHTS)
         if dropout_rows_B is not None:
             key = self.make_rng("dropout")
@@ -141,7 +142,7 @@ class Attention(nn.Module):
         scores = scores.astype(jnp.float32) * self.config.head_dim**-0.5
         visible_11TS = visible_keys(q_BTHK.shape[1], k_BSHK.shape[1], start_B)
         logits_BHTS = jnp.where(visible_11TS, scores, jnp.finfo(jnp.float32).min)
-        record(self, names.ATTENTION_LOGITS, logits_BHTS, where=visible_11TS)
+        logits_BHTS = record(self, names.ATTENTION_LOGITS, logits_BHTS, where=visible_11TS)
         record_statistic(
             self,
             names.LOGIT_MAX_ABS,
@@ -151,6 +152,7 @@ class Attention(nn.Module):
 
     def _output(self, mixed_BTHK: jax.Array) -> jax.Array:
         config = self.config
+        mixed_BTHK = record(self, names.HEAD_OUT, mixed_BTHK)
         init = nn.initializers.normal(config.block_init_std)
         shape = (config.num_heads, config.head_dim, config.embed_dim)
         kernel = self.param("out_kernel", init, shape)
@@ -158,8 +160,7 @@ class Attention(nn.Module):
         if config.attention_bias == "all":
             bias = self.param("out_bias", nn.initializers.zeros, (config.embed_dim,))
             y_BTD = y_BTD + bias[None, None].astype(self.dtype)
-        record(self, names.ATTENTION_OUT, y_BTD)
-        return y_BTD
+        return record(self, names.ATTENTION_OUT, y_BTD)
 
 
 def _entropy_by_product(logits_BHTS: jax.Array, probs_BHTS: jax.Array) -> jax.Array:

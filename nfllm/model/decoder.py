@@ -15,7 +15,7 @@ from nfllm.model.block import Block
 from nfllm.model.cache import CACHE, positions, start_of
 from nfllm.model.dropout import dropout
 from nfllm.model.head import unembed
-from nfllm.model.intermediates import COLLECTIONS, record, record_size
+from nfllm.model.intermediates import COLLECTIONS, PATCHES, record, record_size
 from nfllm.model.normalizations import NORMALIZATIONS
 from nfllm.model.tuning import tuning
 
@@ -95,7 +95,7 @@ class Decoder(nn.Module):
             x_BTD = dropout(x_BTD, config.embedding_dropout, key, dropout_rows_B)
         slope = self.slope if hasattr(self, "slope") else None
         x_BTD, _ = self.blocks(x_BTD, dropout_rows_B, slope)
-        record(self, names.RESIDUAL, x_BTD)
+        x_BTD = record(self, names.RESIDUAL, x_BTD)
         record_size(self, names.RESIDUAL, x_BTD)
         return self.final_norm(x_BTD)
 
@@ -119,7 +119,7 @@ def _stacked_blocks(config: ModelConfig) -> type[Block]:
     block = nn.remat(Block, prevent_cse=not scan) if config.remat else Block
     return nn.scan(
         block,
-        variable_axes=dict.fromkeys(("params", CACHE, *COLLECTIONS), 0),
+        variable_axes=dict.fromkeys(("params", CACHE, PATCHES, *COLLECTIONS), 0),
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,
         length=config.num_layers,
