@@ -51,17 +51,20 @@ def by_whole_passes(
     return [text[len(prompt) :] for text, prompt in zip(texts, PROMPTS, strict=True)]
 
 
+MODELS = [
+    {"architecture": "gpt2", "attention_bias": "all", "mlp_bias": True, "scan_layers": True},
+    {"architecture": "gpt_neox", "attention_bias": "all", "scan_layers": False},
+    {"architecture": "gpt2", "normalization": "layernorm", "scan_layers": False},
+    {"architecture": "gpt2", "attention_bias": "qk", "qk_normalization": "rmsnorm"},
+    {"architecture": "gpt_neox", "normalization": "rmsnorm", "qk_normalization": "layernorm"},
+    {"architecture": "gpt_neox", "normalization": "dyt", "rotary_fraction": 1.0},
+    {"architecture": "gpt_neox", "normalization": "derf", "scan_layers": True, "remat": True},
+]
+
+
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"architecture": "gpt2", "attention_bias": "all", "mlp_bias": True, "scan_layers": True},
-        {"architecture": "gpt2", "normalization": "layernorm", "scan_layers": False},
-        {"architecture": "gpt2", "attention_bias": "qk", "qk_normalization": "rmsnorm"},
-        {"architecture": "gpt_neox", "attention_bias": "all", "scan_layers": True},
-        {"architecture": "gpt_neox", "normalization": "rmsnorm", "qk_normalization": "layernorm"},
-        {"architecture": "gpt_neox", "normalization": "dyt", "rotary_fraction": 1.0},
-        {"architecture": "gpt_neox", "normalization": "derf", "remat": True},
-    ],
+    ("options", "temperature"),
+    [*((options, 1.0) for options in MODELS), *((options, 0.0) for options in MODELS[:2])],
     ids=str,
 )
 def test_text_is_that_of_whole_passes(options: dict[str, Any], temperature: float) -> None:
