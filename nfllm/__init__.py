@@ -25,6 +25,7 @@ _EXPORTS = {
     "head_importance": "nfllm.measure.head_importance",
     "interventions": "nfllm.measure.interventions",
     "load_run": "nfllm.run",
+    "logit_lens": "nfllm.measure.logit_lens",
     "steps": "nfllm.run",
 }
 _MODULES = {"analysis", "convert", "data", "interventions"}
@@ -44,6 +45,7 @@ __all__ = [
     "head_importance",
     "interventions",
     "load_run",
+    "logit_lens",
     "steps",
 ]
 

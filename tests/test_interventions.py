@@ -13,7 +13,7 @@ import pytest
 from random_model import random_model
 from training_parts import random_batch
 
-from nfllm import Patch, capture, head_importance, interventions
+from nfllm import Patch, capture, head_importance, interventions, logit_lens
 from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
 from nfllm.measure.evaluation import row_losses, row_targets
@@ -139,6 +139,17 @@ def test_gradients_pass_what_is_not_replaced(model_and_params: tuple[Any, Any]) 
     found = gradients(params, patch)["blocks"]["attention"]["out_kernel"]
     assert np.all(found[1, 0] == 0)
     assert np.all(np.abs(found[jnp.array([0, 0, 1]), jnp.array([0, 1, 1])]).max((1, 2)) > 1e-3)
+
+
+def test_logit_lens(model_and_params: tuple[Any, Any]) -> None:
+    """Before the last block: the logits of the model without that block."""
+    model, params = model_and_params
+    captured = capture(model, params, TOKENS_BT)
+    found = logit_lens(model, params, captured.residual)
+    np.testing.assert_allclose(found[-1], captured.logits, atol=1e-5)
+    without = interventions.remove_layer(model.config, 1)
+    expected = capture(model, params, TOKENS_BT, patches=without).logits
+    np.testing.assert_allclose(found[1], expected, atol=1e-5)
 
 
 def test_the_later_patch_of_a_place_counts() -> None:

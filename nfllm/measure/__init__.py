@@ -1,1 +1,1 @@
-"""A model over a dataset: streamed statistics, and what changes when a part of it is replaced."""
+"""A model in use: statistics and loss over text, text from it, and what it does without a part."""
