@@ -1,4 +1,4 @@
-"""Trains a decoder: flags, to a config, to nfllm.training.loop.fit.
+"""Trains a decoder: flags, to a config, to nfllm.trainer.loop.fit.
 
     python train.py
     python train.py --config configs/default.py --config.model.activation=gelu --workdir runs/gelu
@@ -8,19 +8,24 @@ The same command on the same --workdir goes on from the newest checkpoint.
 
 from __future__ import annotations
 
+from nfllm import startup
+
+startup.end_on_ctrl_c()
+
+# ruff: noqa: E402 (the imports below take longer than a finger)
 import sys
 from signal import SIGINT
 from typing import TYPE_CHECKING
 
-from absl import app, flags, logging
+from absl import flags, logging
 from etils import epath
 
 from nfllm.config import Config, ConfigError
 from nfllm.console import escape_unprintable
-from nfllm.flags import check_no_arguments, define_config
+from nfllm.flags import check_no_arguments, define_config, run
 
 if TYPE_CHECKING:
-    from nfllm.training.loop import FitResult
+    from nfllm.trainer.loop import FitResult
 
 _CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "runs/default", "The run directory.")
@@ -50,19 +55,22 @@ def _train() -> None:
     # Now that the config is known to be sound: these imports take seconds.
     from nfllm.data.records import MalformedRecordError
     from nfllm.rundir import RunError
-    from nfllm.training import hosts
-    from nfllm.training.loop import NonFiniteError, fit
+    from nfllm.trainer import hosts, peers
+    from nfllm.trainer.loop import fit
+    from nfllm.trainer.non_finite import NonFiniteError
 
+    startup.raise_on_ctrl_c()
     try:
         hosts.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-        result = fit(config, _WORKDIR.value)
+        with peers.watched():
+            result = fit(config, _WORKDIR.value)
+            if hosts.is_first() and not result.interrupted:
+                _summarize(config, _WORKDIR.value, result)
     except (ConfigError, RunError, NonFiniteError, MalformedRecordError, OSError) as error:
         sys.exit(f"error: {error}")
     if result.interrupted:
         print(f"continue with the same command; {_WORKDIR.value} is at step {result.step}")
         sys.exit(130 if result.interrupted == SIGINT else 0)
-    if hosts.is_first():
-        _summarize(config, _WORKDIR.value, result)
 
 
 def _summarize(config: Config, workdir: str, result: FitResult) -> None:
@@ -87,4 +95,4 @@ def _summarize(config: Config, workdir: str, result: FitResult) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

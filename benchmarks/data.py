@@ -71,7 +71,7 @@ def measure_stall(directory: str, quick: bool) -> dict[str, float]:
     """Seconds per training step with real and with synthetic input, in turns: medians of rounds."""
     import jax
 
-    from nfllm.training.program import Program
+    from nfllm.trainer.program import Program
 
     steps, rounds = 10, 3 if quick else 25
     config = default_config(data_dir=directory)

@@ -32,7 +32,7 @@ from kills import LOGGED, assert_same_run, final_state, start_and_kill  # noqa: 
 from tiny import make_corpus  # noqa: E402
 from trainer import Trainer, wait_for_step  # noqa: E402
 
-from nfllm.metrics import read_metrics  # noqa: E402
+from nfllm.rundir.metrics import read_metrics  # noqa: E402
 
 STEPS = 300
 EVERY = 5

@@ -27,14 +27,10 @@ from nfllm.model.attention_implementation import (  # noqa: E402
     choose_implementation,
     queries_per_block,
 )
-from nfllm.model.decoder import Decoder  # noqa: E402
+from nfllm.trainer.placement import Placement, configure_devices  # noqa: E402
+from nfllm.training import build as build_module  # noqa: E402
 from nfllm.training import objective  # noqa: E402
-from nfllm.training import step as training_step  # noqa: E402
-from nfllm.training.optimizer import make_optimizer  # noqa: E402
-from nfllm.training.parallel import Parallel, configure_devices  # noqa: E402
-from nfllm.training.program import dtype_of  # noqa: E402
-from nfllm.training.schedules import make_schedule  # noqa: E402
-from nfllm.training.state import init_state  # noqa: E402
+from nfllm.training.build import build, dtype_of  # noqa: E402
 from nfllm.training.step import StepMetrics  # noqa: E402
 from nfllm.training.telemetry import make_probe  # noqa: E402
 
@@ -138,28 +134,14 @@ class Trainer:
         self.flops = step_flops(config.model, workload.vocab_size, workload.sequences)
         self.compile_seconds: float | None = None
         self.finite = True
-        model = Decoder(config.model, workload.vocab_size, dtype_of(config.training.dtype))
-        schedule = make_schedule(config.optimizer, config.training.steps)
-        optimizer = (
-            optax.set_to_zero()
-            if ablation == "no optimizer"
-            else make_optimizer(config.optimizer, schedule)
-        )
-        self._parallel = Parallel(config)
-        self._init = functools.partial(init_state, model=model, optimizer=optimizer)
-        step = training_step.make_train_step(
-            model,
-            optimizer,
-            schedule,
-            config.optimizer,
-            config.training,
-            with_entropy=config.telemetry.entropy_every_step,
-        )
-        if ablation == "forward only":
-            step = _forward(training_step.make_eval_step(model, config.training.loss_tile_rows))
-        self._step = self._parallel.placed_train_step(step)
+        self._placement = Placement(config)
+        with _ablated(ablation):
+            built = build(config, workload.vocab_size)
+        self._init = built.init
+        step = _forward(built.eval_step) if ablation == "forward only" else built.train_step
+        self._step = self._placement.train_step(step)
         self._ablation = ablation
-        self._probe = make_probe(model)
+        self._probe = make_probe(built.model)
         shape = (workload.sequences, config.model.context_length)
         tokens = np.random.RandomState(0).randint(0, workload.vocab_size, shape).astype(np.int32)
         self._host_batch = Batch(tokens, tokens)
@@ -173,8 +155,8 @@ class Trainer:
         """
         begin = time.perf_counter()
         with _TRACING, while_tracing(), _ablated(self._ablation):
-            state = self._parallel.abstract(self._init)
-            lowered = self._step.lower(state, self._batch, True, True)
+            state = jax.eval_shape(self._init, jax.random.key(0))
+            lowered = self._step.lower(state, self._batch)
         self._program = lowered.compile()
         self.compile_seconds = time.perf_counter() - begin
 
@@ -186,13 +168,13 @@ class Trainer:
 
     @functools.cached_property
     def _batch(self) -> Batch:
-        return self._parallel.put_train(self._host_batch)
+        return self._placement.put_train(self._host_batch)
 
     def step(self) -> None:
         """One training step, done when it returns."""
         if self._state is None:
-            self._state = self._parallel.init(self._init, jax.random.key(0))
-        self._state, metrics = self._compiled(self._state, self._batch, True, True)
+            self._state = self._placement.init(self._init, jax.random.key(0))
+        self._state, metrics = self._compiled(self._state, self._batch)
         jax.block_until_ready((self._state, metrics))
         if isinstance(metrics, StepMetrics):  # else an ablation's
             self.finite &= bool(metrics.finite)
@@ -217,19 +199,16 @@ class Trainer:
         if self._state is None:
             self.step()
         windows = self.config.telemetry.probe_windows
-        tokens = self._parallel.put_probe(self._host_batch.tokens[:windows])
+        tokens = self._placement.put_probe(self._host_batch.tokens[:windows])
         self._probe(self._state.params, tokens)
 
 
 def _forward(eval_step: Callable[..., Any]) -> Callable[..., Any]:
     """A step that only computes the loss, micro-batch by micro-batch as the training step does."""
 
-    def step(
-        state: Any, tokens_ABT: Any, labels_ABT: Any, *_: Any, axis_name: str | None = None
-    ) -> Any:
+    def step(state: Any, batch: Batch, *, axis_name: str | None = None) -> Any:
         losses = jax.lax.map(
-            lambda batch: eval_step(state.params, *batch, axis_name=axis_name).loss_nats,
-            (tokens_ABT, labels_ABT),
+            lambda batch: eval_step(state.params, batch, axis_name=axis_name).loss_nats, batch
         )
         return state, losses.sum()
 
@@ -247,6 +226,8 @@ def _ablated(ablation: str) -> Any:
     if ablation == "no attention":
         # Its four matrices stay; only what lies between them goes.
         return mock.patch.object(Attention, "mix", lambda self, q, k, v, *_: v)
+    if ablation == "no optimizer":
+        return mock.patch.object(build_module, "make_optimizer", return_value=optax.set_to_zero())
     if ablation == LOGITS_16:
 
         def product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:

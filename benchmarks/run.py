@@ -44,7 +44,7 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
     )
     from timing import interleave, ratio
 
-    from nfllm.training.program import dtype_of
+    from nfllm.training.build import dtype_of
 
     workload = use_workload(options.workload)
     jobs: dict[str, Callable[[], object]] = {}

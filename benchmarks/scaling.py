@@ -35,7 +35,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 from training_parts import make_parts, random_batch, small_config  # noqa: E402
 
-from nfllm.training.parallel import Parallel  # noqa: E402
+from nfllm.trainer.placement import Placement  # noqa: E402
 
 DEVICES = (1, 2, 4, 8)
 STEPS = 6
@@ -109,11 +109,11 @@ def measure(strategy: str, devices: int) -> dict[str, Any]:
         training={"batch_size": SEQUENCES, "gradient_accumulation": MICRO_BATCHES},
     )
     parts = make_parts(config)
-    parallel = Parallel(config, jax.devices()[:devices])
+    parallel = Placement(config, jax.devices()[:devices])
     state = parallel.init(parts.init, jax.random.key(0))
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     client = jax.devices()[0].client
-    step = parallel.train_step(parts.step)
+    step = parallel.train_step(parts.train_step)
     batches = [parallel.put_train(random_batch(n, SEQUENCES, LENGTH)) for n in range(STEPS)]
     before = {id(program) for program in client.live_executables()}
     losses = []

@@ -147,9 +147,6 @@ def get_config() -> ConfigDict:
     config.parallel = parallel = ConfigDict()
     # pmap: data parallel. fsdp: parameters and optimizer state are sharded too
     parallel.strategy = "pmap"
-    # XLA flags, separated by spaces, beside those of the environment variable XLA_FLAGS; tried in a
-    # process of their own first. nfllm/training/xla_flags.py names some that may be faster
-    parallel.xla_flags = ""
     parallel.cpu_devices = placeholder(int)  # parts a CPU is split into. None: as fits the batch
 
     return config.lock()

@@ -6,7 +6,6 @@ entropy_LBHT = nfllm.analysis.attention_entropy(captured.attention_probs)
 """
 
 import importlib
-import importlib.metadata
 from typing import Any
 
 # Loaded on first use: reading a config or a run's metrics needs no JAX.
@@ -37,7 +36,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.metadata.version("nfllm")
+        from nfllm.version import nfllm_version
+
+        return nfllm_version()
     if name not in _EXPORTS:
         raise AttributeError(f"module 'nfllm' has no attribute {name!r}")
     module = importlib.import_module(_EXPORTS[name])

@@ -1,77 +1,162 @@
-"""The flag --config of the commands, with an unknown key as an error that names the nearest one."""
+"""The flag --config of the commands, and how they read their command lines: errors are one line."""
 
 from __future__ import annotations
 
+import inspect
 import runpy
 import sys
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from absl import app
-from ml_collections import config_flags
+from absl import app, flags
+from ml_collections import ConfigDict
 
-from nfllm.config import Config, ConfigError, suggest
+from nfllm.config import ConfigError
+from nfllm.config.overrides import key_type, override_value
 
 _DEFAULT = Path(__file__).parents[1] / "configs" / "default.py"
 _PREFIX = "config."
+_HELP = {"help", "helpshort", "helpfull", "helpxml", "h", "?"}
+
+flags.disclaim_key_flags()  # --help lists --config among the flags of the command
 
 
-def define_config() -> Any:
-    """Defines --config FILE and --config.SECTION.KEY=VALUE; its value is a ConfigDict."""
-    if not _DEFAULT.exists():
-        sys.exit(
-            f"error: {_DEFAULT} is missing, since configs/ is not part of the installed package; "
-            "clone the repository, and install it by `pip install -e .`"
-        )
-    # Defining the flag applies the changes; an unknown key would then end in a traceback.
-    fault = unknown_key(sys.argv[1:]) or unusable_file(sys.argv[1:])
-    if fault:
-        sys.exit(f"error: {fault}")
-    return config_flags.DEFINE_config_file(
+class ConfigFlag(NamedTuple):
+    """The config that a command line asks for."""
+
+    value: ConfigDict
+
+
+def define_config() -> ConfigFlag:
+    """Defines --config FILE and --config.SECTION.KEY=VALUE, and reads them.
+
+    Whatever is wrong with them ends the program with one line.
+    """
+    flags.DEFINE_string(
         "config",
         str(_DEFAULT),
-        "The configuration file; --config.SECTION.KEY=VALUE changes one of its keys.",
+        "The configuration file, as FILE or FILE:ARGUMENT; --config.SECTION.KEY=VALUE changes one "
+        "of its keys, and VALUE None takes back one that is derived.",
     )
-
-
-def unknown_key(arguments: Iterable[str]) -> str | None:
-    """What is wrong with the first `--config.SECTION.KEY` that no config has; None if all exist."""
-    sections = typing.get_type_hints(Config)
-    for argument in arguments:
-        flag = argument.lstrip("-").partition("=")[0]
-        if not argument.startswith("-") or not flag.startswith(_PREFIX):
-            continue
-        section, _, key = flag.removeprefix(_PREFIX).partition(".")
-        if section not in sections:
-            return f"unknown section {section!r} in --{flag}; {suggest(section, sections)}"
-        keys = typing.get_type_hints(sections[section])
-        if key not in keys:
-            return f"unknown key {key!r} in --{flag}; {suggest(key, keys)}"
-    return None
-
-
-def unusable_file(arguments: Sequence[str]) -> str | None:
-    """What is wrong with the file of the last `--config FILE[:ARGUMENT]`; None if nothing is."""
-    value = None
-    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
-        flag, separator, text = argument.partition("=")
-        if flag in ("--config", "-config"):
-            value = text if separator else following
-    if value is None:
-        return None
-    path, separator, choice = value.partition(":")
-    if not Path(path).is_file():
-        return f"--config {path} does not exist; give a file such as configs/default.py"
     try:
-        runpy.run_path(path)["get_config"](*([choice] if separator else []))
+        changes, sys.argv[1:] = split_overrides(sys.argv[1:])
+        config = load_config(_last_value(sys.argv[1:]) or str(_DEFAULT))
     except ConfigError as error:
-        return f"--config {value}: {error}"
-    return None
+        sys.exit(f"error: {error}")
+    with config.unlocked(), config.ignore_type():
+        for name, value in changes.items():
+            section, _, key = name.partition(".")
+            if section in config:  # else `Config` says what is missing
+                config[section][key] = value
+    return ConfigFlag(config)
+
+
+def run(main: Callable[[list[str]], Any]) -> None:
+    """`absl.app.run`, where to ask for help is no error, and to err is one line."""
+    asked = any(argument.lstrip("-") in _HELP for argument in sys.argv[1:])
+    try:
+        app.run(main, flags_parser=_parse)
+    except SystemExit as end:
+        sys.exit(0 if asked and end.code == 1 else end.code)
+
+
+def _parse(arguments: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        sys.exit(f"error: {error}; --help lists the flags")
+
+
+def split_overrides(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Changes as `{"section.key": value}`, and the other arguments.
+
+    A boolean key may stand alone, or as --noconfig.SECTION.KEY; the value of any other may be the
+    next argument.
+
+    Raises:
+      ConfigError: a key does not exist, has no value, or one of another type.
+    """
+    changes: dict[str, Any] = {}
+    others: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        name, separator, text = argument.lstrip("-").partition("=")
+        if argument == "--":
+            return changes, [*others, argument, *left]
+        if not argument.startswith("-") or not name.removeprefix("no").startswith(_PREFIX):
+            others.append(argument)
+            continue
+        key = name.removeprefix("no").removeprefix(_PREFIX)
+        negated = name.startswith("no")
+        is_boolean = bool in (key_type(key), *typing.get_args(key_type(key)))
+        if negated and (separator or not is_boolean):
+            raise ConfigError(f"--{name} is not a flag; write --config.{key}=VALUE")
+        if is_boolean and not separator:
+            text = "false" if negated else "true"
+        elif not separator:
+            following = next(left, None)
+            if following is None or following.startswith("--"):
+                raise ConfigError(f"--{name} has no value; write --{name}=VALUE")
+            text = following
+        changes[key] = override_value(key, text)
+    return changes, others
+
+
+def load_config(choice: str) -> ConfigDict:
+    """The config of a file, given as FILE or FILE:ARGUMENT.
+
+    Raises:
+      ConfigError: there is no such file, or it does not make a config.
+    """
+    path, separator, argument = choice.partition(":")
+    if not Path(path).is_file():
+        if Path(path) == _DEFAULT:
+            raise ConfigError(
+                f"{path} is missing, since configs/ is not part of the installed package; clone "
+                "the repository, and install it by `pip install -e .`"
+            )
+        raise ConfigError(f"--config {path} does not exist; give a file such as configs/default.py")
+    try:
+        names = runpy.run_path(path)
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {choice} cannot be read as Python: {error}") from error
+    if "get_config" not in names:
+        remedy = (
+            f"it is a grid of runs, for `python -m nfllm.experiment {path} --scale SCALE --out DIR`"
+            if "get_experiment" in names
+            else "give a file such as configs/default.py"
+        )
+        raise ConfigError(f"--config {path} has no function get_config(); {remedy}")
+    arguments = [argument] if separator else []
+    try:
+        inspect.signature(names["get_config"]).bind(*arguments)
+    except TypeError as error:
+        given = repr(argument) if separator else "nothing"
+        raise ConfigError(f"--config {choice} gives get_config() {given}: {error}") from error
+    try:
+        config = names["get_config"](*arguments)
+    except ConfigError as error:
+        raise ConfigError(f"--config {choice}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"--config {path}: get_config() gives {type(config).__name__}, expected a ConfigDict"
+        )
+    return config
 
 
 def check_no_arguments(arguments: list[str]) -> None:
     """Raises UsageError for an argument that is not an option."""
     if len(arguments) > 1:
         raise app.UsageError(f"unexpected argument {arguments[1]!r}; options begin with --")
+
+
+def _last_value(arguments: list[str]) -> str | None:
+    """What the last --config is given; None where there is none."""
+    value = None
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
+        flag, separator, text = argument.partition("=")
+        if flag in ("--config", "-config"):
+            value = text if separator else following
+    return value

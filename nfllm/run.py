@@ -11,8 +11,8 @@ from etils import epath
 from nfllm import rundir
 from nfllm.config import Config
 from nfllm.data.tokenizer import Tokenizer
-from nfllm.metrics import Metrics, read_metrics
 from nfllm.rundir import RunError
+from nfllm.rundir.metrics import Metrics, read_metrics
 
 if TYPE_CHECKING:
     from nfllm.data.batches import Batch
@@ -107,9 +107,9 @@ def load_run(path: epath.PathLike) -> Run:
       captured = nfllm.capture(run.model, run.params, run.tokenizer.encode("def f(x):")[None])
     """
     from nfllm.model.decoder import Decoder
-    from nfllm.training.checkpoint import restore_params
+    from nfllm.trainer.checkpoints import restore_params
 
-    directory = epath.Path(path)
+    directory = rundir.run_directory(path)
     record = rundir.read_record(directory)
     step, params = restore_params(directory)
     # What trained it may not exist on this machine, nor in float32.

@@ -51,7 +51,7 @@ def analyze(
       batches: token ids [B, T], or batches with labels, whose filler rows (no label at all, as
         `evaluation_batches` adds them) are left out. With several processes, each passes its share.
       metrics: names from `streaming_metrics.METRICS`, or metrics of your own.
-      put: places token ids on devices of this process; `Parallel(config).put_probe` spreads them
+      put: places token ids on devices of this process; `Placement(config).put_probe` spreads them
         over all.
 
     Returns:

@@ -9,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from trainer import wait_until
 
-from nfllm.metrics import read_metrics
+from nfllm.rundir.metrics import read_metrics
 
 Moment = Literal["starting", "training", "saving"]
 

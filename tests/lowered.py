@@ -7,6 +7,7 @@ import jax
 from training_parts import make_parts, random_batch
 
 from nfllm.config import Config
+from nfllm.data.batches import Batch
 
 _TENSOR = r"tensor<((?:\d+x)*)(\w+)>"
 _DOT = re.compile(rf"stablehlo\.dot_general .*: \({_TENSOR}, {_TENSOR}\) -> {_TENSOR}")
@@ -28,8 +29,8 @@ def lowered_step(config: Config, platform: str = "cpu") -> str:
     parts = make_parts(config)
     state = jax.eval_shape(parts.init, jax.random.key(0))
     micro_batches = config.training.gradient_accumulation or 1
-    tokens, labels = (x.reshape(micro_batches, -1, x.shape[-1]) for x in random_batch(0))
-    traced = jax.jit(parts.step).trace(state, tokens, labels)
+    batch = Batch(*(x.reshape(micro_batches, -1, x.shape[-1]) for x in random_batch(0)))
+    traced = jax.jit(parts.train_step).trace(state, batch)
     return traced.lower(lowering_platforms=(platform,)).as_text()
 
 

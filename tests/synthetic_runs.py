@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from nfllm.config import Config
-from nfllm.metrics import MetricsWriter
 from nfllm.rundir import RunRecord, write_record
+from nfllm.rundir.metrics import MetricsWriter
 
 _DEFAULT = Path(__file__).parents[1] / "configs" / "default.py"
 # What the tests count on, whatever the defaults become.

@@ -16,8 +16,8 @@ from training_parts import make_parts, small_config
 
 from nfllm.config import CheckpointConfig
 from nfllm.rundir import RunError
-from nfllm.training.checkpoint import Checkpoints, restore_params
-from nfllm.training.parallel import Parallel
+from nfllm.trainer.checkpoints import Checkpoints, restore_params
+from nfllm.trainer.placement import Placement
 
 # Orbax abandons its other reads when one fails.
 pytestmark = [
@@ -66,7 +66,7 @@ def _at(state, step):
 
 def _abstract(parts, strategy="pmap", devices=1):
     config = small_config(parallel={"strategy": strategy})
-    return Parallel(config, jax.devices()[:devices]).abstract(parts.init)
+    return Placement(config, jax.devices()[:devices]).abstract(parts.init)
 
 
 def _save(run, state, steps, config=CONFIG):
@@ -110,7 +110,7 @@ def test_parameters_are_read_without_the_devices_that_trained_them(tmp_path, par
         _save(tmp_path / strategy, placed, [3])
         script = (
             "import sys, jax, numpy as np\n"
-            "from nfllm.training.checkpoint import restore_params\n"
+            "from nfllm.trainer.checkpoints import restore_params\n"
             "assert jax.device_count() == 1\n"
             "step, params = restore_params(sys.argv[1])\n"
             "np.savez(sys.argv[2], step, *jax.tree.leaves(params))\n"

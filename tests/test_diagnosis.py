@@ -7,9 +7,9 @@ import pytest
 from training_parts import VOCAB_SIZE, make_parts, random_batch, small_config
 
 from nfllm.analysis import first_bad_site
-from nfllm.training import parallel
+from nfllm.trainer import placement
+from nfllm.trainer.placement import Placement
 from nfllm.training.diagnosis import describe, make_diagnosis
-from nfllm.training.parallel import Parallel
 
 L, D, F = 2, 16, 64
 TOKENS = 8 * 12
@@ -22,15 +22,15 @@ class Case:
     def __init__(self, **changes):
         self.config = small_config(**{"model": MODEL, **changes})
         parts = make_parts(self.config)
-        self.parallel = Parallel(self.config, jax.devices()[:1])
+        self.placement = Placement(self.config, jax.devices()[:1])
         self.params = jax.device_get(jax.jit(parts.init)(jax.random.key(0)).params)
         self._diagnose = make_diagnosis(parts.model, "token", self.config.training)
 
     def diagnose(self, plant=lambda params: None, loss_scale=1.0):
         params = jax.tree.map(np.array, self.params)
         plant(params)
-        parts = self.parallel.put_parts(random_batch(0))
-        return self._diagnose(params, parts, 0, loss_scale, self.parallel.micro_batches)
+        parts = self.placement.put_parts(random_batch(0))
+        return self._diagnose(params, parts, 0, loss_scale, self.placement.micro_batches)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_devices_and_parts_do_not_change_what_is_found():
     records = []
     for devices, micro_batches in ((1, 1), (4, 2)):
         case = Case(model=model, training={"gradient_accumulation": micro_batches})
-        case.parallel = Parallel(case.config, jax.devices()[:devices])
+        case.placement = Placement(case.config, jax.devices()[:devices])
         record = case.diagnose(_set(*QKV, index=(1, 3, 0, 1, 2), value=1e3))
         records.append({site: counts for site, counts in record.items() if site != "loss"})
     jax.tree.map(lambda one, four: np.testing.assert_allclose(four, one, rtol=2e-4), *records)
@@ -160,8 +160,8 @@ def test_a_large_batch_is_looked_at_in_parts(limit, parts, monkeypatch):
     case = Case(training={"gradient_accumulation": 2})
     plant = _set(*QKV, index=(1, 3, 0, 1, 2), value=1e3)
     expected = case.diagnose(plant)
-    monkeypatch.setattr(parallel, "_PART_TOKENS", limit)
-    assert case.parallel.put_parts(random_batch(0)).tokens.shape == (parts, 8 // parts, 12)
+    monkeypatch.setattr(placement, "_PART_TOKENS", limit)
+    assert case.placement.put_parts(random_batch(0)).tokens.shape == (parts, 8 // parts, 12)
     found = case.diagnose(plant)
     del expected["loss"], found["loss"]  # one entry for each part
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4), found, expected)

@@ -15,7 +15,7 @@ import nfllm.data
 from nfllm.config import ConfigError
 from nfllm.report import write_report
 from nfllm.rundir import RunError
-from nfllm.training.record import check_writable
+from nfllm.trainer.record import check_writable
 
 LATIN_1 = os.fsdecode(b"caf\xe9")
 ENVIRONMENTS = {

@@ -8,9 +8,10 @@ from random_model import random_model
 from training_parts import make_parts, random_batch, small_config
 
 from nfllm.analysis import attention_entropy, attention_entropy_from_logits
+from nfllm.data.batches import Batch
 from nfllm.model.attention import _entropy_by_product
 from nfllm.model.capture import capture
-from nfllm.training.parallel import Parallel
+from nfllm.trainer.placement import Placement
 
 BATCH = random_batch(0)
 
@@ -19,10 +20,10 @@ def _after_one_step(devices=1, **sections):
     """State and metrics of one step from random parameters, whose attention is not uniform."""
     config = small_config(**sections)
     parts = make_parts(config)
-    parallel = Parallel(config, jax.devices()[:devices])
+    parallel = Placement(config, jax.devices()[:devices])
     _, params = random_model(0.3, **sections.get("model", {}))
     state = parallel.init(lambda key: parts.init(key).replace(params=params), jax.random.key(0))
-    return parallel.train_step(parts.step)(state, parallel.put_train(BATCH))
+    return parallel.train_step(parts.train_step)(state, parallel.put_train(BATCH))
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_no_map_of_queries_and_keys_is_kept_for_it():
         parts = make_parts(small_config(**sections))
         state = jax.eval_shape(parts.init, jax.random.key(0))
         tokens = random_batch(0, length=128).tokens[None]
-        program = jax.jit(parts.step).lower(state, tokens, tokens).compile()
+        program = jax.jit(parts.train_step).lower(state, Batch(tokens, tokens)).compile()
         return program.memory_analysis().temp_size_in_bytes
 
     one_map = 4 * 8 * 2 * 128 * 128

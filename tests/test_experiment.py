@@ -11,7 +11,7 @@ import pytest
 from page_checks import check
 from trainer import ROOT, TIMEOUT_SECONDS, wait_until
 
-from nfllm.metrics import read_metrics
+from nfllm.rundir.metrics import read_metrics
 
 SIX = ["sm+g", "sm+r", "sm+ln+g", "sm+ln+r", "sm+ln", "sm"]
 

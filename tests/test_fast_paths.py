@@ -11,8 +11,8 @@ from training_parts import VOCAB_SIZE, make_parts, random_batch, small_config
 
 from nfllm.model.decoder import Decoder
 from nfllm.model.tuning import TUNINGS, tuning
+from nfllm.trainer.placement import Placement
 from nfllm.training.optimizer import make_optimizer
-from nfllm.training.parallel import Parallel
 from nfllm.training.schedules import make_schedule
 
 STEPS = 50
@@ -78,8 +78,11 @@ def test_losses_of_fifty_steps(devices, tolerance, sections, plain_losses, monke
         tuned = dataclasses.replace(tuning(), plain_loss_bytes=0)
         monkeypatch.setitem(TUNINGS, "cpu", tuned)
     config = _config(**sections)
-    parts, parallel = make_parts(config), Parallel(config, jax.devices()[:devices])
-    state, step = parallel.init(parts.init, jax.random.key(0)), parallel.train_step(parts.step)
+    parts, parallel = make_parts(config), Placement(config, jax.devices()[:devices])
+    state, step = (
+        parallel.init(parts.init, jax.random.key(0)),
+        parallel.train_step(parts.train_step),
+    )
     losses = []
     for number in range(STEPS):
         state, metrics = step(state, parallel.put_train(_batch(number)))

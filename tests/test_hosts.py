@@ -15,8 +15,8 @@ from tiny import make_corpus
 from trainer import Trainer, wait_for_step
 
 from nfllm.config import ConfigError
-from nfllm.metrics import read_metrics
-from nfllm.training import hosts
+from nfllm.rundir.metrics import read_metrics
+from nfllm.trainer import hosts
 
 RUN = {
     "training__steps": 12,
@@ -156,8 +156,7 @@ def test_processes_of_different_configs_refuse_and_name_the_key(trainer):
 
 def test_an_unreachable_coordinator_is_an_error_in_bounded_time():
     code = (
-        "from nfllm.training import hosts; hosts._START_SECONDS = 3\n"
-        "hosts.join('localhost:9', 2, 1)"
+        "from nfllm.trainer import hosts; hosts._START_SECONDS = 3\nhosts.join('localhost:9', 2, 1)"
     )
     begin = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90)
@@ -197,7 +196,7 @@ def _slurm():
 
 def test_the_tasks_of_slurm_find_each_other():
     code = (
-        "from nfllm.training import hosts; hosts.join(None, None, None); import jax\n"
+        "from nfllm.trainer import hosts; hosts.join(None, None, None); import jax\n"
         "print(jax.process_index(), jax.process_count(), jax.device_count())"
     )
     slurm = _slurm()

@@ -7,10 +7,10 @@ import time
 from tiny import make_corpus, tiny_config
 
 from nfllm.data import batches
-from nfllm.metrics import read_metrics
-from nfllm.training.input_watch import InputWatch
-from nfllm.training.loop import fit
-from nfllm.training.program import Program
+from nfllm.rundir.metrics import read_metrics
+from nfllm.trainer.input_watch import InputWatch
+from nfllm.trainer.loop import fit
+from nfllm.trainer.program import Program
 
 
 class Journal:

@@ -6,8 +6,8 @@ import signal
 import pytest
 from tiny import make_corpus, tiny_config
 
-from nfllm.training import loop
-from nfllm.training.program import Program
+from nfllm.trainer import loop
+from nfllm.trainer.program import Program
 
 
 @pytest.mark.parametrize(

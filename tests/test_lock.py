@@ -8,8 +8,8 @@ from etils import epath
 from tiny import make_corpus
 from trainer import Trainer, wait_for_step
 
-from nfllm.metrics import read_metrics
-from nfllm.training import lock
+from nfllm.rundir.metrics import read_metrics
+from nfllm.trainer import lock
 
 LONG = {"training__steps": 100_000, "checkpoint__every": 20}
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_runs import make_record
 
-import nfllm.metrics
-from nfllm.metrics import Metrics, MetricsWriter, read_metrics
+import nfllm.rundir.metrics
 from nfllm.rundir import read_record, write_record
+from nfllm.rundir.metrics import Metrics, MetricsWriter, read_metrics
 
 
 def test_metrics_read_back_by_kind(tmp_path):
@@ -197,8 +197,8 @@ def test_remote_lines_are_kept_until_flushed_and_read_back(monkeypatch):
 
     metrics.write("train", 3, loss_nats=0.5)
     assert len(read_metrics(run).rows["train"]) == 2
-    now = nfllm.metrics.time.monotonic()
-    monkeypatch.setattr(nfllm.metrics.time, "monotonic", lambda: now + 31.0)
+    now = nfllm.rundir.metrics.time.monotonic()
+    monkeypatch.setattr(nfllm.rundir.metrics.time, "monotonic", lambda: now + 31.0)
     metrics.write("train", 4, loss_nats=0.25)
     assert len(read_metrics(run).rows["train"]) == 4
     metrics.write("train", 5, loss_nats=0.125)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import nfllm
 from configs.default import get_config
 from nfllm.config import Activation, Architecture, Config, ConfigError, ModelConfig, Normalization
+from nfllm.data.batches import Batch
 from nfllm.model import Decoder, capture
 from nfllm.model.activations import ACTIVATIONS
 from nfllm.model.intermediates import INTERMEDIATES, STATISTICS
@@ -325,7 +326,7 @@ def test_a_sequence_longer_than_the_context_is_refused_before_compilation(archit
     for function in (
         lambda params: model.apply({"params": params}, tokens_BT),
         lambda params: capture(model, params, tokens_BT),
-        lambda params: make_eval_step(model)(params, tokens_BT, tokens_BT),
+        lambda params: make_eval_step(model)(params, Batch(tokens_BT, tokens_BT)),
     ):
         with pytest.raises(ConfigError, match=message):
             jax.eval_shape(function, params)

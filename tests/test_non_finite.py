@@ -8,11 +8,13 @@ from tiny import make_corpus, tiny_config
 import nfllm
 from nfllm.analysis import first_bad_site
 from nfllm.data import batches
-from nfllm.metrics import read_metrics
 from nfllm.report.nonfinite_sections import nonfinite_sections
 from nfllm.report.runs import read_runs
-from nfllm.training.loop import NonFiniteError, fit
-from nfllm.training.program import Program
+from nfllm.rundir.metrics import read_metrics
+from nfllm.trainer.loop import fit
+from nfllm.trainer.non_finite import NonFiniteError
+from nfllm.trainer.program import Program
+from nfllm.training.state import leave_out_step, open_guard
 
 TOKENS = 8 * 32  # of a batch
 
@@ -53,8 +55,8 @@ BAD = {1, 4, 5, 7}
     [
         ("stop", "pmap", [1], [2]),
         ("skip", "fsdp", [1, 4, 5, 7], [2, 5, 6, 8]),
-        # After an update that was not finite the next is dispatched before it is read.
-        ("continue", "pmap", [1, 4], [2, 5, 8]),
+        # Batch 5 follows an update that was not finite, and is applied as it is.
+        ("continue", "pmap", [1, 4, 7], [2, 5, 8]),
     ],
 )
 def test_a_step_is_diagnosed_with_the_parameters_that_it_was_given(
@@ -96,8 +98,12 @@ def test_a_step_is_diagnosed_with_the_parameters_that_it_was_given(
     expected = []
     for step in range(8):
         expected.append(jax.device_get(state.params))
-        batch = program.parallel.put_train(program.train_batch(step))
-        state, _ = program.train_step(state, batch)
+        batch = program.placement.put_train(program.train_batch(step))
+        if policy == "continue":
+            state = program.placement.replace(state, open_guard)
+        state, metrics = program.train_step(state, batch)
+        if metrics.tripped:
+            state = program.placement.replace(state, leave_out_step)
 
     run = tmp_path / "run"
     if policy == "stop":
@@ -112,6 +118,25 @@ def test_a_step_is_diagnosed_with_the_parameters_that_it_was_given(
         jax.tree.map(np.testing.assert_array_equal, params, expected[step])
         assert site[:5] == ("loss", None, 1, 0, 0)
     assert [event["step"] for event in events(run)] == told
+
+
+def test_too_many_steps_in_a_row_end_the_run(folder, tmp_path, monkeypatch):
+    """Batches 2, 3, 4 are bad: two in a row may be skipped, the third ends the run."""
+    train_batch = batches.train_batch
+
+    def faulty(windows, seed, step, batch_size, **options):
+        tokens, labels = train_batch(windows, seed, step, batch_size, **options)
+        if step in (0, 2, 3, 4):
+            labels = labels.copy()
+            labels[0, 5] = 10_000
+        return batches.Batch(tokens, labels)
+
+    monkeypatch.setattr(batches, "train_batch", faulty)
+    sections = {"training__non_finite": "skip", "training__max_skipped_steps": 2}
+    config = tiny_config(folder / "corpus", folder / "data", **sections)
+    with pytest.raises(NonFiniteError, match=r"at step 5: .*; 3 steps in a row, training.max_sk"):
+        fit(config, tmp_path / "run")
+    assert [event["step"] for event in events(tmp_path / "run")] == [1, 3, 4, 5]
 
 
 def test_the_event_and_the_report_name_the_layer_and_the_site(folder, tmp_path, monkeypatch):

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from nfllm.metrics import MetricsWriter
 from nfllm.report.nonfinite_sections import nonfinite_sections
 from nfllm.report.runs import read_runs
+from nfllm.rundir.metrics import MetricsWriter
 
 
 def write_lines(run, probes=(), events=()):

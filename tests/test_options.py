@@ -12,11 +12,11 @@ import pytest
 
 from configs.default import get_config
 from nfllm.config import IGNORED_LABEL, Config, ModelConfig, OptimizerConfig
+from nfllm.data.batches import Batch
 from nfllm.model import Decoder
+from nfllm.training.build import build
 from nfllm.training.optimizer import make_optimizer
 from nfllm.training.schedules import make_schedule
-from nfllm.training.state import TrainState
-from nfllm.training.step import make_train_step
 
 DEFAULT = Config.from_dict(get_config())
 TINY = dataclasses.replace(
@@ -197,15 +197,15 @@ def test_accumulation_weighting():
     labels_ABT[1, :, 2:] = IGNORED_LABEL
     losses = {}
     for weighting in ("token", "micro_batch"):
-        config = dataclasses.replace(DEFAULT.optimizer, accumulation_weighting=weighting)
-        training = dataclasses.replace(DEFAULT.training, batch_size=2, gradient_accumulation=2)
-        schedule = make_schedule(config, 10)
-        optimizer = make_optimizer(config, schedule)
-        model = Decoder(TINY, 11)
-        step = make_train_step(model, optimizer, schedule, config, training)
-        params = Observed(TINY).params
-        state = TrainState(jnp.int32(0), jnp.int32(0), params, optimizer.init(params), None)
-        _, metrics = fast_jit(step)(state, TOKENS_BT[:, None], labels_ABT)
+        config = dataclasses.replace(
+            DEFAULT,
+            model=TINY,
+            optimizer=dataclasses.replace(DEFAULT.optimizer, accumulation_weighting=weighting),
+        )
+        built = build(config, 11)
+        state = built.init(jax.random.key(0)).replace(params=Observed(TINY).params)
+        batch = Batch(TOKENS_BT[:, None], labels_ABT)
+        _, metrics = fast_jit(built.train_step)(state, batch)
         first, second = np.asarray(metrics.micro_losses, np.float64)
         losses[weighting] = float(metrics.loss_nats)
     assert losses["micro_batch"] == pytest.approx((first + second) / 2, rel=1e-5)

@@ -12,15 +12,14 @@ from training_parts import make_parts, random_batch, small_config
 
 from nfllm.config import ConfigError
 from nfllm.data.batches import Batch
-from nfllm.training.parallel import Parallel
-from nfllm.training.step import make_eval_step
+from nfllm.trainer.placement import Placement
 
 
 def _train(config, num_devices, steps=4):
     parts = make_parts(config)
-    parallel = Parallel(config, jax.devices()[:num_devices])
+    parallel = Placement(config, jax.devices()[:num_devices])
     state = parallel.init(parts.init, jax.random.key(0))
-    step = parallel.train_step(parts.step)
+    step = parallel.train_step(parts.train_step)
     losses = []
     for number in range(steps):
         state, metrics = step(state, parallel.put_train(random_batch(number)))
@@ -102,10 +101,12 @@ def test_fsdp_sends_parameters_and_never_activations():
         training={"batch_size": sequences},
     )
     parts = make_parts(config)
-    parallel = Parallel(config)
-    state = parallel.abstract(parts.init)
+    parallel = Placement(config)
+    state = jax.eval_shape(parts.init, jax.random.key(0))
     ids = jax.ShapeDtypeStruct((1, sequences, length), jnp.int32)
-    program = parallel.train_step(parts.step).lower(state, Batch(ids, ids)).compile().as_text()
+    program = (
+        parallel.train_step(parts.train_step).lower(state, Batch(ids, ids)).compile().as_text()
+    )
     sent = re.findall(r" = (.*?) (?:all-|reduce-scatter|collective-permute)\S*\(", program)
     shapes = [shape for result in sent for shape in re.findall(r"\w+\[([\d,]*)\]", result)]
     sizes = [[int(n) for n in shape.split(",") if n] for shape in shapes]
@@ -117,15 +118,13 @@ def test_fsdp_sends_parameters_and_never_activations():
 def test_the_old_state_is_reused_and_the_step_is_compiled_once(strategy, caplog):
     config = small_config(parallel={"strategy": strategy})
     parts = make_parts(config)
-    parallel = Parallel(config)
+    parallel = Placement(config)
     state = parallel.init(parts.init, jax.random.key(0))
-    step = parallel.train_step(parts.step)
-    finite, force = parallel.put_flag(True), parallel.put_flag(False)
+    step = parallel.train_step(parts.train_step)
     with jax.log_compiles(), caplog.at_level("WARNING", "jax._src.interpreters.pxla"):
         for number in range(3):
             old = state
-            state, metrics = step(state, parallel.put_train(random_batch(number)), finite, force)
-            finite = metrics.finite
+            state, _ = step(state, parallel.put_train(random_batch(number)))
             assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old.params))
     compiled = [r.message for r in caplog.records if "Compiling" in r.message]
     assert len(compiled) == 1, compiled
@@ -136,10 +135,9 @@ def test_evaluation_sums_over_all_devices(strategy):
     config = small_config(parallel={"strategy": strategy})
     parts = make_parts(config)
     params = parts.init(jax.random.key(0)).params
-    eval_step = make_eval_step(parts.model)
-    expected = eval_step(params, *random_batch(0))
-    parallel = Parallel(config)
-    sums = parallel.eval_step(eval_step)(params, parallel.put_eval(random_batch(0)))
+    expected = parts.eval_step(params, random_batch(0))
+    parallel = Placement(config)
+    sums = parallel.eval_step(parts.eval_step)(params, parallel.put_eval(random_batch(0)))
     np.testing.assert_allclose(sums.loss_nats, expected.loss_nats, rtol=1e-6)
     assert int(sums.num_targets) == int(expected.num_targets) == 8 * 11
 
@@ -147,10 +145,10 @@ def test_evaluation_sums_over_all_devices(strategy):
 def test_a_batch_that_does_not_divide_is_named_with_one_that_does():
     config = small_config(training={"batch_size": 10})
     with pytest.raises(ConfigError, match=r"training.batch_size=10 .* 4 devices; .* such as 8"):
-        Parallel(config)
+        Placement(config)
     config = small_config(training={"batch_size": 12, "gradient_accumulation": 2})
     with pytest.raises(ConfigError, match=r"2 micro-batches on 4 devices; .* such as 16"):
-        Parallel(config)
+        Placement(config)
     config = small_config(evaluation={"batch_size": 6})
     with pytest.raises(ConfigError, match=r"evaluation.batch_size=6 "):
-        Parallel(config)
+        Placement(config)

@@ -22,13 +22,14 @@ from parity_recordings import DEFAULT, OWN_CASES, Recording
 from nfllm.analysis import attention_entropy, head_entropy
 from nfllm.config import ModelConfig
 from nfllm.convert.authors import from_authors, to_authors
+from nfllm.data.batches import Batch
 from nfllm.model import Decoder, capture
 from nfllm.model.activations import ACTIVATIONS
+from nfllm.training.build import build
 from nfllm.training.loss import count_targets, next_token_loss
 from nfllm.training.optimizer import decay_mask, make_optimizer
 from nfllm.training.schedules import make_schedule, warmup_length
 from nfllm.training.state import TrainState
-from nfllm.training.step import make_train_step
 
 KEY_BIAS = "attn.qk_attn.bias"
 SLOPES = "mlp.act.slopes"
@@ -186,13 +187,13 @@ def test_parameters(forward: Path):
 
 @functools.cache
 def compiled_step(config: ModelConfig, vocab_size: int, steps: int, micro_batches: int):
-    """The project's own training step with the released recipe, and its optimizer."""
-    optimizer_config, training_config = recordings.recipe(steps, micro_batches)
-    schedule = make_schedule(optimizer_config, steps)
-    optimizer = make_optimizer(optimizer_config, schedule)
-    model = Decoder(scanned(config), vocab_size)
-    step = make_train_step(model, optimizer, schedule, optimizer_config, training_config)
-    return jax.jit(step), optimizer
+    """The project's own first state and training step with the released recipe."""
+    optimizer, training = recordings.recipe(steps, micro_batches)
+    recipe = dataclasses.replace(
+        DEFAULT, model=scanned(config), optimizer=optimizer, training=training
+    )
+    built = build(recipe, vocab_size)
+    return jax.jit(built.init), jax.jit(built.train_step)
 
 
 def test_trajectory(trajectory: Path):
@@ -200,20 +201,14 @@ def test_trajectory(trajectory: Path):
     recorded, config = recording.arrays, recording.config
     tokens, labels = recordings.batches(trajectory.parent / recording.meta["batches"])
     num_steps = len(recorded["lr"])
-    step, optimizer = compiled_step(config, recording.vocab_size, num_steps, tokens.shape[1])
+    init, step = compiled_step(config, recording.vocab_size, num_steps, tokens.shape[1])
     params = start(recording)
     check_first_entropy(recording, params, tokens[0, 0])
 
-    state = TrainState(
-        step=jnp.int32(0),
-        skipped=jnp.int32(0),
-        params=params,
-        opt_state=optimizer.init(params),
-        loss_scale=None,
-    )
+    state = init(jax.random.key(0)).replace(params=params)
     metrics, slopes = [], [slopes_of(state)]
     for tokens_ABT, labels_ABT in zip(tokens, labels, strict=True):
-        state, measured = step(state, tokens_ABT, labels_ABT)
+        state, measured = step(state, Batch(tokens_ABT, labels_ABT))
         metrics.append(measured)
         slopes.append(slopes_of(state))
     metrics = jax.tree.map(lambda *values: np.stack(values), *metrics)

@@ -14,11 +14,11 @@ from page_checks import cells, check
 from synthetic_runs import make_config, write_run
 
 import nfllm.report
-from nfllm.metrics import MetricsWriter
 from nfllm.report import write_report
 from nfllm.report.__main__ import main
 from nfllm.report.runs import notation, read_runs
 from nfllm.rundir import RunError
+from nfllm.rundir.metrics import MetricsWriter
 
 PUBLISHED = json.loads(Path(nfllm.report.__file__).with_name("published.json").read_text())
 HEATMAPS = {

@@ -5,11 +5,18 @@ import pytest
 from training_parts import make_parts, random_batch, small_config
 
 from nfllm.config import IGNORED_LABEL
-from nfllm.training.state import LossScale
+from nfllm.data.batches import Batch
+from nfllm.training.state import (
+    Guard,
+    LossScale,
+    leave_out_step,
+    open_guard,
+    without_guard,
+)
 
 
 def _split(batch, micro_batches):
-    return [x.reshape(micro_batches, -1, x.shape[-1]) for x in batch]
+    return Batch(*(x.reshape(micro_batches, -1, x.shape[-1]) for x in batch))
 
 
 def _masked_batch(seed):
@@ -21,10 +28,17 @@ def _masked_batch(seed):
     return tokens, labels
 
 
+def _overflowing(batch):
+    """The same sequences with a label that is no token, whose loss is NaN."""
+    labels = batch.labels.copy()
+    labels[2, 5] = 10_000
+    return Batch(batch.tokens, labels)
+
+
 def _after_one_step(config, batch, micro_batches):
     parts = make_parts(config)
     state = jax.jit(parts.init)(jax.random.key(0))
-    return jax.jit(parts.step)(state, *_split(batch, micro_batches))
+    return jax.jit(parts.train_step)(state, _split(batch, micro_batches))
 
 
 def test_token_weighting_does_not_depend_on_the_number_of_micro_batches():
@@ -61,61 +75,96 @@ def test_order_of_the_sequences_does_not_matter():
 
 
 def test_learning_rate_follows_the_updates_that_were_applied():
-    parts = make_parts(small_config(training={"non_finite": "skip"}))
+    parts = make_parts(small_config())
     state = jax.jit(parts.init)(jax.random.key(0))
-    step = jax.jit(parts.step)
-    state, first = step(state, *_split(random_batch(0), 1))
+    step = jax.jit(parts.train_step)
+    state, first = step(state, _split(random_batch(0), 1))
     good = state.params
     poisoned = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), good)
-    state, skipped = step(state.replace(params=poisoned), *_split(random_batch(1), 1))
-    state, third = step(state.replace(params=good), *_split(random_batch(2), 1))
-    assert [bool(m.finite) for m in (first, skipped, third)] == [True, False, True]
+    state, bad = step(state.replace(params=poisoned), _split(random_batch(1), 1))
+    state = leave_out_step(state.replace(params=good))
+    state, third = step(state, _split(random_batch(2), 1))
+    assert [bool(m.finite) for m in (first, bad, third)] == [True, False, True]
     assert (int(state.step), int(state.skipped)) == (3, 1)
     # Warmup of two updates to 1e-3: the skipped step does not use one up.
     np.testing.assert_allclose([first.learning_rate, third.learning_rate], [5e-4, 1e-3], rtol=1e-6)
 
 
-@pytest.mark.parametrize("policy", ["stop", "skip", "continue"])
-def test_a_step_that_is_not_finite_changes_nothing_unless_asked_to(policy):
-    parts = make_parts(small_config(training={"non_finite": policy}))
-    state = jax.jit(parts.init)(jax.random.key(0))
-    bias = state.params["final_norm"]["bias"].at[3].set(jnp.inf)
-    state = state.replace(
-        params={**state.params, "final_norm": {**state.params["final_norm"], "bias": bias}}
+@pytest.fixture(scope="module")
+def trains():
+    """A compiled step, a state, and a batch whose loss is NaN."""
+    parts = make_parts(small_config())
+    bad = _split(_overflowing(random_batch(3)), 1)
+    return jax.jit(parts.train_step), jax.jit(parts.init)(jax.random.key(0)), bad
+
+
+def _same(one, other):
+    return jax.tree.all(
+        jax.tree.map(lambda a, b: bool(np.array_equal(a, b, equal_nan=True)), one, other)
     )
-    after, metrics = jax.jit(parts.step)(state, *_split(random_batch(0), 1))
-    assert not bool(metrics.finite)
-    same = jax.tree.map(
-        lambda a, b: bool(np.array_equal(a, b, equal_nan=True)),
-        (after.params, after.opt_state),
-        (state.params, state.opt_state),
-    )
-    assert jax.tree.all(same) == (policy != "continue")
-    assert int(after.skipped) == (policy != "continue")
-    assert int(after.step) == 1
+
+
+def test_a_step_that_is_not_finite_trips_the_guard_and_nothing_moves_after_it(trains):
+    step, start, bad = trains
+    state, metrics = step(start, bad)
+    assert (bool(metrics.finite), bool(metrics.tripped)) == (False, True)
+    assert _same(without_guard(state), without_guard(start))
+    later, metrics = step(state, _split(random_batch(0), 1))
+    assert (bool(metrics.finite), bool(metrics.tripped)) == (True, True)
+    assert _same(later, state)
+
+
+def test_a_step_that_is_left_out_counts_as_consumed(trains):
+    step, start, bad = trains
+    state = leave_out_step(step(start, bad)[0])
+    assert (int(state.step), int(state.skipped)) == (1, 1)
+    after, metrics = step(state, _split(random_batch(0), 1))
+    expected, _ = step(start, _split(random_batch(0), 1))
+    assert not bool(metrics.tripped)
+    assert _same(after.params, expected.params)
+
+
+def test_an_open_guard_applies_what_is_not_finite_and_a_finite_step_shuts_it(trains):
+    step, start, bad = trains
+    state = open_guard(step(start, bad)[0])
+    state, metrics = step(state, bad)
+    assert (bool(metrics.finite), bool(metrics.tripped)) == (False, False)
+    assert (int(state.step), int(state.skipped)) == (1, 0)
+    assert not _same(state.params, start.params)
+    state, metrics = step(state.replace(params=start.params), _split(random_batch(0), 1))
+    assert bool(metrics.finite)
+    assert int(state.guard) == Guard.WATCHING
+    assert bool(step(state, bad)[1].tripped)
 
 
 def test_float16_skips_overflowing_gradients_and_adapts_its_scale():
     parts = make_parts(small_config(training={"dtype": "float16"}))
-    step = jax.jit(parts.step)
+    step = jax.jit(parts.train_step)
     start = jax.jit(parts.init)(jax.random.key(0))
 
     def with_scale(factor, finite_steps):
         return start.replace(loss_scale=LossScale(jnp.float32(factor), jnp.int32(finite_steps)))
 
-    overflowed, metrics = step(with_scale(2.0**40, 7), *_split(random_batch(0), 1))
+    overflowed, metrics = step(with_scale(2.0**40, 7), _split(random_batch(0), 1))
     assert bool(metrics.finite)  # the loss is sound, only the scale was too big
     assert int(overflowed.skipped) == 1
     assert float(overflowed.loss_scale.factor) == 2.0**39
     assert int(overflowed.loss_scale.finite_steps) == 0
 
-    grown, metrics = step(with_scale(2.0**10, 1999), *_split(random_batch(0), 1))
+    grown, exact_scale = step(with_scale(2.0**10, 1999), _split(random_batch(0), 1))
     assert int(grown.skipped) == 0
     assert float(grown.loss_scale.factor) == 2.0**11
 
+    # At scale 1 the gradients themselves are at fault.
+    tripped, metrics = step(with_scale(1.0, 7), _split(_overflowing(random_batch(0)), 1))
+    assert bool(metrics.tripped)
+    assert int(tripped.skipped) == 0
+    left_out = leave_out_step(tripped)
+    assert (int(left_out.skipped), float(left_out.loss_scale.factor)) == (1, 0.5)
+
     # The scale cancels: gradients are those of float32 to float16's rounding.
     _, exact = _after_one_step(small_config(), random_batch(0), 1)
-    np.testing.assert_allclose(metrics.grad_norm, exact.grad_norm, rtol=5e-3)
+    np.testing.assert_allclose(exact_scale.grad_norm, exact.grad_norm, rtol=5e-3)
 
 
 def test_dropout_masks_follow_the_sequence_not_the_micro_batch():

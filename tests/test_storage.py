@@ -16,7 +16,7 @@ from tiny import make_corpus, tiny_config
 
 import nfllm
 from nfllm.report import write_report
-from nfllm.training.loop import fit
+from nfllm.trainer.loop import fit
 
 RUN = "gs://bucket/runs/one"
 

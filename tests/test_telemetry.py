@@ -5,16 +5,24 @@ import pytest
 from training_parts import make_parts, random_batch, small_config
 
 from nfllm.analysis import attention_entropy
+from nfllm.data.batches import Batch
+from nfllm.model import attention
 from nfllm.model.capture import capture
 from nfllm.model.intermediates import BY_PRODUCTS, STATISTICS
-from nfllm.training.parallel import Parallel
+from nfllm.trainer.placement import Placement
 from nfllm.training.telemetry import make_probe
+
+
+@pytest.fixture(params=[32, 5])
+def fewest_queries(request, monkeypatch):
+    """Maps of all twelve queries, and of five, five and two."""
+    monkeypatch.setattr(attention, "_FEWEST_QUERIES", request.param)
 
 
 def _probed(model_changes, params_of=lambda params: params, num_devices=1):
     config = small_config(model=model_changes, parallel={"strategy": "fsdp"})
     parts = make_parts(config)
-    parallel = Parallel(config, jax.devices()[:num_devices])
+    parallel = Placement(config, jax.devices()[:num_devices])
     params = params_of(parallel.init(parts.init, jax.random.key(0)).params)
     tokens_BT = parallel.put_probe(random_batch(0).tokens)
     assert len(tokens_BT.sharding.device_set) == num_devices
@@ -23,6 +31,7 @@ def _probed(model_changes, params_of=lambda params: params, num_devices=1):
     )
 
 
+@pytest.mark.usefixtures("fewest_queries")
 @pytest.mark.parametrize(
     ("changes", "num_devices"), [({}, 1), ({"scan_layers": True, "architecture": "gpt_neox"}, 4)]
 )
@@ -63,6 +72,7 @@ def test_slopes_are_told_per_layer_whatever_their_sharing(sharing):
     np.testing.assert_allclose(probed["negative_slopes"], expected, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("fewest_queries")
 def test_values_that_are_not_finite_are_counted_by_site_and_layer():
     def poison(params):
         kernel = params["blocks"]["mlp"]["in_kernel"]
@@ -102,3 +112,27 @@ def test_without_telemetry_nothing_of_it_is_computed():
     forward = jax.jit(collected).lower(params).as_text()
     assert "stablehlo.log " in forward
     assert "tensor<64x64xf32>" in forward
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox"])
+def test_a_probe_takes_no_more_memory_than_a_training_step(architecture):
+    """Of sixteen sequences against one: the maps of all would be the largest tensors there are."""
+    config = small_config(
+        model={"context_length": 2048, "architecture": architecture},
+        training={"batch_size": 1, "gradient_accumulation": 1},
+    )
+    parts = make_parts(config)
+    state = jax.eval_shape(parts.init, jax.random.key(0))
+    batch_MBT = jax.ShapeDtypeStruct((1, 1, 2048), jnp.int32)
+    step = jax.jit(parts.train_step).lower(state, Batch(batch_MBT, batch_MBT)).compile()
+    probed = jax.ShapeDtypeStruct((16, 2048), jnp.int32)
+    probe = jax.jit(
+        lambda params, tokens_BT: parts.model.apply(
+            {"params": params},
+            tokens_BT,
+            mutable=[STATISTICS, BY_PRODUCTS],
+            method=parts.model.features,
+        )
+    )
+    found = probe.lower(state.params, probed).compile().memory_analysis().temp_size_in_bytes
+    assert found <= step.memory_analysis().temp_size_in_bytes

@@ -14,8 +14,8 @@ from tiny import make_corpus
 from trainer import ROOT, Trainer, wait_for_step
 
 import nfllm
-from nfllm.metrics import read_metrics
 from nfllm.rundir import RunError, read_record
+from nfllm.rundir.metrics import read_metrics
 from nfllm.training.loss import count_targets, next_token_loss
 
 STEPS = 300

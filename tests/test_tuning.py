@@ -9,7 +9,7 @@ from lowered import lowered_step
 from training_parts import VOCAB_SIZE, make_parts, random_batch, small_config
 
 from nfllm.model.tuning import TUNINGS, Tuning, tuning
-from nfllm.training.parallel import Parallel
+from nfllm.trainer.placement import Placement
 
 MODEL = {"normalization": "layernorm", "activation": "gelu"}
 OTHER = {
@@ -41,12 +41,15 @@ def changed(request, monkeypatch):
 
 
 def _placement(config):
-    return Parallel(config, jax.devices()[:1])
+    return Placement(config, jax.devices()[:1])
 
 
 def _losses(config):
     parts, parallel = make_parts(config), _placement(config)
-    state, step = parallel.init(parts.init, jax.random.key(0)), parallel.train_step(parts.step)
+    state, step = (
+        parallel.init(parts.init, jax.random.key(0)),
+        parallel.train_step(parts.train_step),
+    )
     losses = []
     for number in range(3):
         state, metrics = step(state, parallel.put_train(random_batch(number)))

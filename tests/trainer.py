@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tiny import tiny_flags
 
-from nfllm.metrics import read_metrics
+from nfllm.rundir.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT_SECONDS = 300

@@ -1,20 +1,14 @@
 """A tiny model with its optimizer and step, for tests of training."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 
 from configs.default import get_config
 from nfllm.config import Config
 from nfllm.data.batches import Batch
-from nfllm.model.decoder import Decoder
-from nfllm.training.optimizer import make_optimizer
-from nfllm.training.program import dtype_of
-from nfllm.training.schedules import make_schedule
-from nfllm.training.state import TrainState, init_state
-from nfllm.training.step import make_train_step
+from nfllm.training.build import Built, build
 
 VOCAB_SIZE = 50
 
@@ -37,31 +31,8 @@ def small_config(**changes: dict[str, Any]) -> Config:
     return config
 
 
-class Parts(NamedTuple):
-    """What `Program` builds, without data: `init(key)`, and the pure `step`."""
-
-    model: Decoder
-    init: Any
-    step: Any
-
-
-def make_parts(config: Config) -> Parts:
-    model = Decoder(config.model, VOCAB_SIZE, dtype_of(config.training.dtype))
-    schedule = make_schedule(config.optimizer, config.training.steps)
-    optimizer = make_optimizer(config.optimizer, schedule)
-
-    def init(key: jax.Array) -> TrainState:
-        return init_state(key, model, optimizer)
-
-    step = make_train_step(
-        model,
-        optimizer,
-        schedule,
-        config.optimizer,
-        config.training,
-        with_entropy=config.telemetry.entropy_every_step,
-    )
-    return Parts(model, init, step)
+def make_parts(config: Config) -> Built:
+    return build(config, VOCAB_SIZE)
 
 
 def random_batch(seed: int, sequences: int = 8, length: int = 12) -> Batch:

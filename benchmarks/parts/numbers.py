@@ -25,11 +25,8 @@ from nfllm.model.attention import Attention
 from nfllm.model.capture import capture
 from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import BY_PRODUCTS, ENTROPY
-from nfllm.training.optimizer import make_optimizer
-from nfllm.training.parallel import Parallel
-from nfllm.training.schedules import make_schedule
-from nfllm.training.state import init_state
-from nfllm.training.step import make_train_step
+from nfllm.trainer.placement import Placement
+from nfllm.training.build import build
 from parts.attention import IMPLEMENTATIONS, can_run
 from parts.rows import Row, Rows
 
@@ -187,24 +184,13 @@ def _losses(sections: dict[str, dict[str, Any]], steps: int) -> np.ndarray | Exc
 
 def _train(config: Config, steps: int) -> np.ndarray:
     with jax.default_matmul_precision(_precision(config.training.dtype)):
-        model = Decoder(config.model, _TINY.vocab_size, jnp.dtype(config.training.dtype))
-        schedule = make_schedule(config.optimizer, config.training.steps)
-        optimizer = make_optimizer(config.optimizer, schedule)
-        step = make_train_step(
-            model,
-            optimizer,
-            schedule,
-            config.optimizer,
-            config.training,
-            with_entropy=config.telemetry.entropy_every_step,
-        )
-        parallel = Parallel(config)
-        train_step = parallel.train_step(step)
-        state = parallel.init(lambda key: init_state(key, model, optimizer), jax.random.key(0))
+        built, placement = build(config, _TINY.vocab_size), Placement(config)
+        train_step = placement.train_step(built.train_step)
+        state = placement.init(built.init, jax.random.key(0))
         losses = []
         for number in range(steps):
             tokens = np.random.RandomState(number % 2).randint(0, 512, (8, 128)).astype(np.int32)
-            state, metrics = train_step(state, parallel.put_train(Batch(tokens, tokens)))
+            state, metrics = train_step(state, placement.put_train(Batch(tokens, tokens)))
             losses.append(float(metrics.loss_nats))
         return np.asarray(losses)
 
@@ -297,7 +283,7 @@ def _entropy64(scores: np.ndarray) -> np.ndarray:
 def _resume(rehearse: bool) -> Row:
     """2N steps twice, and N steps, a checkpoint, N steps: losses and parameters."""
     from nfllm.run import load_run
-    from nfllm.training.loop import fit
+    from nfllm.trainer.loop import fit
 
     half = 4 if rehearse else 40
     with tempfile.TemporaryDirectory() as folder:

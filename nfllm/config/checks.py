@@ -16,9 +16,10 @@ class ConfigError(ValueError):
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
-    """Ends an error about an unknown `name`: the nearest valid name, then all of them."""
+    """Ends an error about an unknown `name`: the nearest valid name (of lr: learning_rate)."""
     valid = sorted(valid)
-    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    initials = [full for full in valid if "".join(word[:1] for word in full.split("_")) == name]
+    near = initials or difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}choose from {', '.join(valid)}"
 

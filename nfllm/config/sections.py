@@ -20,6 +20,9 @@ from nfllm.config.model import ModelConfig
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
+# Keys of runs that were written before, which say nothing about what was trained.
+_RETIRED = {"parallel": ("xla_flags",)}
+
 # A label that takes no part in the loss. The data layer writes it and the loss reads it.
 IGNORED_LABEL = -100
 
@@ -246,7 +249,6 @@ class ParallelConfig:
 
     strategy: Literal["pmap", "fsdp"]
     cpu_devices: int | None
-    xla_flags: str = ""
 
     def __post_init__(self) -> None:
         check_types(self, "parallel")
@@ -290,9 +292,17 @@ class Config:
         """
         sections = typing.get_type_hints(cls)
         check_keys(values, sections, "config")
+        retired = _RETIRED if recorded else {}
         return cls(
             **{
-                name: section(**section_values(values[name], section, name, recorded=recorded))
+                name: section(
+                    **section_values(
+                        _without(values[name], retired.get(name, ())),
+                        section,
+                        name,
+                        recorded=recorded,
+                    )
+                )
                 for name, section in sections.items()
             }
         )
@@ -311,3 +321,7 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
         for key, value in keys.items()
         if before[section][key] != value
     }
+
+
+def _without(values: Any, retired: tuple[str, ...]) -> Any:
+    return {key: values[key] for key in values if key not in retired} if retired else values

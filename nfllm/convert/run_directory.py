@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from nfllm.config import Config, ModelConfig
+from nfllm.config.paths import local_path
 from nfllm.convert.foreign import ConversionError
 from nfllm.convert.huggingface import (
     CONFIG_FILE,
@@ -23,9 +23,10 @@ from nfllm.convert.huggingface import (
 )
 from nfllm.data.tokenizer import Tokenizer
 from nfllm.rundir import TOKENIZER_FILE, UNKNOWN_DATA, RunRecord, read_record, write_record
-from nfllm.training.checkpoint import Checkpoints, restore_params
+from nfllm.trainer.checkpoints import Checkpoints, restore_params
 from nfllm.training.optimizer import split_by_decay
-from nfllm.training.state import TrainState
+from nfllm.training.state import Guard, TrainState, without_guard
+from nfllm.version import nfllm_version
 
 # A run's record has a whole config. Of an imported model only `model` is known: these values say
 # that nfllm did not train it.
@@ -80,7 +81,7 @@ _NOT_TRAINED: dict[str, dict[str, Any]] = {
     "evaluation": {"every": 0, "batch_size": 1, "max_windows": None},
     "telemetry": {"every": 0, "probe_windows": 1, "entropy_every_step": False},
     "checkpoint": {"every": 0, "keep": 1, "keep_every": None},
-    "parallel": {"strategy": "pmap", "cpu_devices": None, "xla_flags": ""},
+    "parallel": {"strategy": "pmap", "cpu_devices": None},
 }
 
 
@@ -102,7 +103,7 @@ def convert(source: str | os.PathLike[str], destination: str | os.PathLike[str])
       RunError: the source is a run that cannot be read.
       ConfigError: the run's model has no form in transformers.
     """
-    source, destination = Path(source), Path(destination)
+    source, destination = local_path(source, "SRC"), local_path(destination, "DST")
     values = read_json(source / CONFIG_FILE)
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ConversionError(f"{destination} exists and is not empty; name a new directory")
@@ -135,7 +136,7 @@ def _import(source: Path, destination: Path) -> str:
             data_fingerprint=UNKNOWN_DATA,
             decayed_parameters=decayed,
             undecayed_parameters=undecayed,
-            nfllm_version=importlib.metadata.version("nfllm"),
+            nfllm_version=nfllm_version(),
         ),
     )
     return f"imported {num_parameters:,} parameters into the run directory {destination}{note}"
@@ -153,9 +154,10 @@ def _write_parameters(run: Path, config: Config, params: Any) -> None:
         params=jax.tree.map(jnp.asarray, params),
         opt_state=(),
         loss_scale=None,
+        guard=jnp.int32(Guard.WATCHING),
     )
     with Checkpoints(run, config.checkpoint) as checkpoints:
-        checkpoints.save(state, UNKNOWN_DATA)
+        checkpoints.save(without_guard(state), UNKNOWN_DATA)
 
 
 def _export(source: Path, destination: Path) -> str:

@@ -15,13 +15,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from nfllm.config import ConfigError, DataConfig
+from nfllm.config.paths import status
 from nfllm.data import tfds_reader
 from nfllm.data.files import expand
 from nfllm.data.records import MalformedPolicy, Record, no_text, plain_fields, text_name
@@ -144,8 +144,18 @@ def open_corpus(config: DataConfig, data_dir: epath.Path) -> Corpus:
 
 
 def default_data_dir() -> epath.Path:
-    """Where prepared corpora and tokens are kept unless the configuration says otherwise."""
-    return epath.Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nfllm"
+    """Where prepared corpora and tokens are kept unless the configuration says otherwise.
+
+    Raises:
+      ConfigError: there is no home directory; data.data_dir is to be set.
+    """
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if caches.startswith("~"):
+        raise ConfigError(
+            "data.data_dir=None is below the home directory, which is not known; set data.data_dir "
+            "or HOME"
+        )
+    return epath.Path(caches) / "nfllm"
 
 
 def _python_stdlib(config: DataConfig, sources: str, data_dir: str) -> Any:
@@ -226,8 +236,8 @@ def _stored_state(part: Part) -> list[str]:
     """Name, size and time of every file of a split, since its owner may write it anew."""
     state = []
     for instruction in tfds_reader.split_info(part.builder, part.split).file_instructions:
-        status = epath.Path(instruction.filename).stat()
-        state.append(f"{status.length} {status.mtime} {instruction}")
+        found = status(epath.Path(instruction.filename))
+        state.append(f"{found.length} {int(found.mtime)} {instruction}")
     return state
 
 

@@ -12,6 +12,7 @@ from absl import logging
 from etils import epath
 
 from nfllm.config import ConfigError, DataConfig
+from nfllm.config.paths import user_path
 from nfllm.data import cache, corpora, coverage, prepare, separators
 from nfllm.data.records import printable
 from nfllm.data.tokenizer import Tokenizer
@@ -61,7 +62,8 @@ def load(config: DataConfig, context_length: int, *, progress: bool = False) -> 
       MalformedRecordError: a record cannot be read and `config.malformed` is "error".
       OSError: the disk is full; nothing half-written is left behind.
     """
-    root = epath.Path(config.data_dir or corpora.default_data_dir()).expanduser()
+    chosen = config.data_dir
+    root = user_path(chosen, "data.data_dir") if chosen else corpora.default_data_dir()
     if (name := printable(os.fspath(root))) != os.fspath(root):
         raise ConfigError(
             f"data.data_dir={name} is not UTF-8, which the writer of datasets needs; set another"

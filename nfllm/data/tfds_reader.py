@@ -31,15 +31,24 @@ def find_prepared(data_dir: epath.Path, name: str) -> epath.Path | None:
     root = data_dir / path
     if not root.exists():
         return None
-    found = sorted(
-        info.parent for pattern in ("*", "*/*") for info in root.glob(f"{pattern}/{DATASET_INFO}")
-    )
+    found = sorted(info.parent for depth in (1, 2) for info in _infos(root, depth))
     found = [directory for directory in found if not version or directory.name == version]
     configs = sorted({os.fspath(directory.parent) for directory in found})
     if len(configs) > 1:
         names = ", ".join(os.path.relpath(config, data_dir) for config in configs)
         raise ConfigError(f"data.dataset={name!r} has several configurations: {names}; name one")
     return max(found, key=lambda directory: _version(directory.name), default=None)
+
+
+def _infos(directory: epath.Path, depth: int) -> Iterator[epath.Path]:
+    """The descriptions of datasets in directories so far down; its name may hold [ or *."""
+    if depth == 0:
+        if (directory / DATASET_INFO).exists():
+            yield directory / DATASET_INFO
+        return
+    for path in directory.iterdir():
+        if path.is_dir():
+            yield from _infos(path, depth - 1)
 
 
 def open_prepared(data_dir: epath.Path, name: str) -> Any:
@@ -54,9 +63,8 @@ def open_prepared(data_dir: epath.Path, name: str) -> Any:
     if directory is None:
         names = {"python_stdlib", "python_source", "text_files", "codeparrot"}
         if data_dir.exists():
-            names |= {path.parent.parent.name for path in data_dir.glob(f"*/*/{DATASET_INFO}")}
             names |= {
-                path.parent.parent.parent.name for path in data_dir.glob(f"*/*/*/{DATASET_INFO}")
+                path.parents[depth - 1].name for depth in (2, 3) for path in _infos(data_dir, depth)
             }
         raise ConfigError(
             f"data.dataset={name!r} is neither a built-in corpus nor a TFDS dataset prepared under "

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from nfllm.config.paths import status
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenFile:
@@ -102,6 +104,6 @@ def _open_array(path: epath.Path, dtype: np.dtype) -> np.ndarray:
     local = os.fspath(path)
     if "://" in local:
         return np.frombuffer(path.read_bytes(), dtype)
-    if path.stat().length == 0:
+    if status(path).length == 0:
         return np.empty(0, dtype)
     return np.memmap(local, dtype, mode="r")

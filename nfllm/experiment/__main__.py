@@ -15,7 +15,7 @@ from nfllm.experiment.scheduler import run_grid
 from nfllm.experiment.slots import find_machine
 from nfllm.experiment.write import write_results
 from nfllm.rundir import RunError
-from nfllm.training import lock
+from nfllm.trainer import lock
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import importlib.util
 import sys
@@ -14,8 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from nfllm.config import Config, ConfigError, suggest
-
-_BOOLEANS = {"true": "True", "false": "False"}
+from nfllm.config.overrides import override_value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +135,8 @@ def expand(experiment: Experiment, overrides: Mapping[str, Any] | None = None) -
 def read_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     """`--config.SECTION.KEY=VALUE` arguments as `{"section.key": value}`.
 
-    Values are read as Python's; `true` and `false` are booleans too.
-
     Raises:
-      ConfigError: an argument is not of that form.
+      ConfigError: an argument is not of that form, or its key or value cannot be.
     """
     overrides = {}
     for argument in arguments:
@@ -150,10 +146,7 @@ def read_overrides(arguments: Iterable[str]) -> dict[str, Any]:
                 f"unexpected argument {argument!r}; a key of all runs is set by "
                 "--config.SECTION.KEY=VALUE"
             )
-        try:
-            overrides[key] = ast.literal_eval(_BOOLEANS.get(text, text))
-        except (SyntaxError, ValueError):
-            overrides[key] = text
+        overrides[key] = override_value(key, text)
     return overrides
 
 

@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from etils import epath
 
+from nfllm.config.paths import status
 from nfllm.experiment.cause import CAUSE_FILE
 from nfllm.experiment.grid import Entry
-from nfllm.metrics import read_metrics
 from nfllm.rundir import METRICS_FILE, RECORD_FILE, RunError, read_record
-from nfllm.training.record import measured_differently
+from nfllm.rundir.metrics import read_metrics
+from nfllm.trainer.record import measured_differently
 
 Status = Literal["finished", "diverged", "failed", "not run"]
 
@@ -78,7 +79,7 @@ def refuse_other_data(
     ]
 
     def started(entry: Entry) -> float:
-        return (epath.Path(out) / entry.name / RECORD_FILE).stat().mtime
+        return status(epath.Path(out) / entry.name / RECORD_FILE).mtime
 
     for entry in sorted(ended, key=started, reverse=True):
         fingerprint = read_record(epath.Path(out) / entry.name).data_fingerprint

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nfllm.experiment.slots import Machine
+from nfllm.version import nfllm_version
 
 PROVENANCE_FILE = "provenance.json"
 
@@ -56,7 +57,8 @@ class Provenance:
                 commit=_commit(),
                 versions={
                     "Python": platform.python_version(),
-                    **{name: importlib.metadata.version(name) for name in ("nfllm", *_PACKAGES)},
+                    "nfllm": nfllm_version(),
+                    **{name: importlib.metadata.version(name) for name in _PACKAGES},
                 },
                 seconds=round(time.monotonic() - start, 1),
             )

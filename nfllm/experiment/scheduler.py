@@ -17,7 +17,7 @@ from nfllm.experiment.outcome import Outcome, read_outcome, refuse_other_data
 from nfllm.experiment.progress import GridProgress
 from nfllm.experiment.slots import Slot
 from nfllm.experiment.worker import DIVERGED
-from nfllm.training import interrupt
+from nfllm.trainer import interrupt
 
 LOGS_DIR = "logs"
 

@@ -34,7 +34,8 @@ def main() -> None:
     from nfllm.data.records import MalformedRecordError
     from nfllm.experiment.cause import write_cause
     from nfllm.rundir import RunError
-    from nfllm.training.loop import NonFiniteError, fit
+    from nfllm.trainer.loop import fit
+    from nfllm.trainer.non_finite import NonFiniteError
 
     logging.set_verbosity(logging.WARNING)
     try:

@@ -16,6 +16,9 @@ from nfllm.model.normalizations import NORMALIZATIONS
 from nfllm.model.products import einsum_to_float32
 from nfllm.model.rotary import rotate
 
+_FEWEST_QUERIES = 32
+_PROBES = ({names.STATISTICS}, {names.STATISTICS, names.BY_PRODUCTS})
+
 
 class Attention(nn.Module):
     """softmax(q kᵀ / sqrt(K) + causal mask) v, its heads joined by an output matrix.
@@ -58,6 +61,8 @@ class Attention(nn.Module):
             return jax.nn.dot_product_attention(
                 q_BTHK, k_BTHK, v_BTHK, is_causal=True, implementation=implementation
             )
+        if collections in _PROBES and dropout_rows_B is None:
+            return self._mix_for_statistics(q_BTHK, k_BTHK, v_BTHK)
         length = q_BTHK.shape[1]
         by_blocks = implementation == "blocks" and collections <= {names.BY_PRODUCTS}
         block = queries_per_block(length) if by_blocks else length
@@ -87,6 +92,54 @@ class Attention(nn.Module):
             collection=names.BY_PRODUCTS,
         )
         return jnp.concatenate(mixed, axis=1)
+
+    def _mix_for_statistics(
+        self, q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array
+    ) -> jax.Array:
+        """Mixes the values without dropout, and records what telemetry asks of the maps.
+
+        The maps of all sequences would be the largest tensors of a run: they are formed for some
+        queries after the other, together no more than a half of one sequence's.
+        """
+        batch, length = q_BTHK.shape[:2]
+        block = min(length, max(_FEWEST_QUERIES, -(-length // (2 * batch))))
+        num_blocks = -(-length // block)
+        padding = ((0, 0), (0, num_blocks * block - length), (0, 0), (0, 0))
+        blocks_NBTHK = jnp.moveaxis(
+            jnp.pad(q_BTHK, padding).reshape(batch, num_blocks, block, *q_BTHK.shape[2:]), 1, 0
+        )
+
+        def attend(number_and_queries: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+            number, q_BtHK = number_and_queries
+            positions_t = number * block + jnp.arange(block)
+            visible_tS = positions_t[:, None] >= jnp.arange(length)[None]
+            counted_11tS = (visible_tS & (positions_t[:, None] < length))[None, None]
+            scores, logits = self._scores(q_BtHK, k_BSHK, visible_tS[None, None])
+            probs = jax.nn.softmax(logits)
+            mixed_BtHK = jnp.einsum("BHTS,BSHK->BTHK", probs.astype(self.dtype), v_BSHK)
+            return (
+                mixed_BtHK,
+                _entropy_by_product(logits, probs),
+                jnp.where(counted_11tS, jnp.abs(scores), 0).max((0, 2, 3)),
+                jnp.sum(counted_11tS & ~jnp.isfinite(logits)),
+            )
+
+        mixed, entropy, max_abs, nonfinite = jax.lax.map(
+            attend, (jnp.arange(num_blocks), blocks_NBTHK)
+        )
+        entropy_BHT = jnp.moveaxis(entropy, 0, 2).reshape(batch, -1, num_blocks * block)
+        record_statistic(
+            self,
+            names.ENTROPY,
+            lambda: entropy_BHT[..., :length].mean((0, 2)),
+            collection=names.BY_PRODUCTS,
+        )
+        record_statistic(self, names.LOGIT_MAX_ABS, lambda: max_abs.max(0))
+        record_statistic(
+            self, f"{names.NONFINITE}_{names.ATTENTION_LOGITS}", lambda: nonfinite.sum()
+        )
+        joined = jnp.moveaxis(mixed, 0, 1).reshape(batch, num_blocks * block, *v_BSHK.shape[2:])
+        return joined[:, :length]
 
     def _attend(
         self,
@@ -127,14 +180,9 @@ class Attention(nn.Module):
 
     def _logits(self, q_BTHK: jax.Array, k_BSHK: jax.Array) -> jax.Array:
         """Scaled scores, float32, with the most negative finite number where key > query."""
-        # In float16 the product itself is rounded, and overflows, as under torch autocast: scaling
-        # comes after it in the code of arXiv 2410.09637, and its NaN counts depend on that.
-        product = jnp.einsum if self.dtype == jnp.float16 else einsum_to_float32
-        scores = product("BTHK,BSHK->BHTS", q_BTHK, k_BSHK)
-        scores = scores.astype(jnp.float32) * self.config.head_dim**-0.5
-        queries, keys = scores.shape[-2:]
+        queries, keys = q_BTHK.shape[1], k_BSHK.shape[1]
         visible_11TS = jnp.tril(jnp.ones((1, 1, queries, keys), dtype=bool), k=keys - queries)
-        logits_BHTS = jnp.where(visible_11TS, scores, jnp.finfo(jnp.float32).min)
+        scores, logits_BHTS = self._scores(q_BTHK, k_BSHK, visible_11TS)
         record(self, names.ATTENTION_LOGITS, logits_BHTS, where=visible_11TS)
         record_statistic(
             self,
@@ -142,6 +190,17 @@ class Attention(nn.Module):
             lambda: jnp.where(visible_11TS, jnp.abs(scores), 0).max((0, 2, 3)),
         )
         return logits_BHTS
+
+    def _scores(
+        self, q_BTHK: jax.Array, k_BSHK: jax.Array, visible_11TS: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Scaled scores [B, H, T, S], float32, and the same with what is not visible left out."""
+        # In float16 the product itself is rounded, and overflows, as under torch autocast: scaling
+        # comes after it in the code of arXiv 2410.09637, and its NaN counts depend on that.
+        product = jnp.einsum if self.dtype == jnp.float16 else einsum_to_float32
+        scores = product("BTHK,BSHK->BHTS", q_BTHK, k_BSHK)
+        scores = scores.astype(jnp.float32) * self.config.head_dim**-0.5
+        return scores, jnp.where(visible_11TS, scores, jnp.finfo(jnp.float32).min)
 
     def _output(self, mixed_BTHK: jax.Array) -> jax.Array:
         config = self.config

@@ -13,8 +13,8 @@ from etils import epath
 
 from nfllm.analysis.numerics import LAYER_SITES
 from nfllm.config import ModelConfig
-from nfllm.metrics import Metrics, read_metrics
-from nfllm.rundir import CORPUS_FILE, RunError, RunRecord, read_record, resolve
+from nfllm.rundir import CORPUS_FILE, RunError, RunRecord, read_record, resolve, run_directory
+from nfllm.rundir.metrics import Metrics, read_metrics
 
 Result = TypeVar("Result")
 
@@ -108,8 +108,7 @@ def read_runs(paths: Sequence[epath.PathLike]) -> list[Run]:
     Raises:
       RunError: a path is not a directory, or is named twice.
     """
-    directories = [epath.Path(path) for path in paths]
-    directories = [resolve(path) for path in directories]
+    directories = [resolve(run_directory(path)) for path in paths]
     for directory in directories:
         if not directory.is_dir():
             raise RunError(f"{directory} is not a directory; name the directory of a run")

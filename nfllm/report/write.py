@@ -10,6 +10,7 @@ from nfllm.report import render
 from nfllm.report.page import Block, Markup, Pictures, Rows, Section, render_page
 from nfllm.report.runs import Run, read_runs
 from nfllm.report.sections import build_sections
+from nfllm.rundir import run_directory
 
 
 def write(runs: Sequence[epath.PathLike], out: epath.PathLike) -> epath.Path:
@@ -22,7 +23,7 @@ def write_page(
     title: str, lead: str, sections: Sequence[Section], out: epath.PathLike
 ) -> epath.Path:
     """Writes `index.html` with these sections, and the files that it links to, into `out`."""
-    directory = epath.Path(out)
+    directory = run_directory(out)
     for folder in ("figures", "tables"):
         (directory / folder).mkdir(parents=True, exist_ok=True)
     for item in _downloads([block for section in sections for block in section.blocks]):

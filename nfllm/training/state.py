@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from typing import Any
 
 import jax
@@ -14,11 +15,37 @@ from nfllm.model.decoder import Decoder
 _FIRST_LOSS_SCALE = 2.0**15
 
 
+# As torch.cuda.amp.GradScaler: halve on overflow, double after 2000 finite steps.
+_GROWTH_STEPS = 2000
+
+
 class LossScale(struct.PyTreeNode):
     """Dynamic loss scale of float16: the factor, and finite steps since it last changed."""
 
     factor: jax.Array
     finite_steps: jax.Array
+
+    def after(self, finite: jax.Array | bool) -> LossScale:
+        """The scale for the next step, when this one's gradients were finite, or were not."""
+        finite_steps = jnp.where(finite, self.finite_steps + 1, 0)
+        grows = finite_steps >= _GROWTH_STEPS
+        grown = jnp.where(grows, 2 * self.factor, self.factor)
+        return LossScale(
+            jnp.where(finite, grown, self.factor / 2), jnp.where(grows, 0, finite_steps)
+        )
+
+
+class Guard(enum.IntEnum):
+    """What a step does about a loss or gradient that is not finite.
+
+    WATCHING: such a step changes nothing but the guard, which becomes TRIPPED. TRIPPED: no step
+    changes anything, until the host has looked. OPEN: the update is applied whatever it is; the
+    first finite step ends this.
+    """
+
+    WATCHING = 0
+    TRIPPED = 1
+    OPEN = 2
 
 
 class TrainState(struct.PyTreeNode):
@@ -26,6 +53,7 @@ class TrainState(struct.PyTreeNode):
 
     `step` counts the batches consumed, and so says where in the data the run is; `skipped` counts
     those whose update was left out because it was not finite. Updates applied: step - skipped.
+    `guard` is one of `Guard`; it is not part of a checkpoint (None there).
     """
 
     step: jax.Array
@@ -33,6 +61,28 @@ class TrainState(struct.PyTreeNode):
     params: Any
     opt_state: optax.OptState
     loss_scale: LossScale | None
+    guard: jax.Array
+
+
+def without_guard(state: TrainState) -> TrainState:
+    """What a checkpoint holds of the state."""
+    return state.replace(guard=None)
+
+
+def leave_out_step(state: TrainState) -> TrainState:
+    """The state past a step that tripped the guard, without its update."""
+    scale = state.loss_scale
+    return state.replace(
+        step=state.step + 1,
+        skipped=state.skipped + 1,
+        loss_scale=None if scale is None else scale.after(finite=False),
+        guard=jnp.int32(Guard.WATCHING),
+    )
+
+
+def open_guard(state: TrainState) -> TrainState:
+    """The state before a step that tripped the guard, which will now be applied."""
+    return state.replace(guard=jnp.int32(Guard.OPEN))
 
 
 def init_state(
@@ -48,4 +98,5 @@ def init_state(
         params=params,
         opt_state=optimizer.init(params),
         loss_scale=LossScale(jnp.float32(_FIRST_LOSS_SCALE), jnp.int32(0)) if scales else None,
+        guard=jnp.zeros((), jnp.int32),
     )

@@ -1,20 +1,19 @@
 """The training and the evaluation step: pure functions of (state, batch).
 
 Neither knows how many devices there are. A step that runs on a slice of the batch gets the name of
-the axis over which `parallel.py` mapped it, and sums over that axis.
+the axis over which it was mapped, and sums over that axis.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from nfllm.config import OptimizerConfig, TrainingConfig
+from nfllm.config import Config
+from nfllm.data.batches import Batch
 from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import BY_PRODUCTS, ENTROPY
 from nfllm.training.loss import count_targets
@@ -26,19 +25,17 @@ from nfllm.training.objective import (
     run_forward,
 )
 from nfllm.training.schedules import Schedule
-from nfllm.training.state import LossScale, TrainState
-
-# As torch.cuda.amp.GradScaler: halve on overflow, double after 2000 finite steps.
-_LOSS_SCALE_GROWTH_STEPS = 2000
+from nfllm.training.state import Guard, LossScale, TrainState
 
 
 class StepMetrics(NamedTuple):
-    """What one training step tells.
+    """What one training step measured.
 
     `grad_norm` is the L2 norm before clipping; `finite` is whether loss and gradients all were;
-    `micro_losses` are the mean losses of the micro-batches, in nats per target; `loss_scale` is the
-    factor by which the loss was scaled, 1 but for float16; `entropy_LH` is the attention entropy in
-    nats, a mean over sequences and queries, where the step was made with it.
+    `tripped` whether the step changed nothing (`Guard`); `micro_losses` are the mean losses of the
+    micro-batches, in nats per target; `loss_scale` is the factor by which the loss was scaled, 1
+    but for float16; `entropy_LH` is the attention entropy in nats, a mean over sequences and
+    queries, with `telemetry.entropy_every_step`.
     """
 
     loss_nats: jax.Array
@@ -46,6 +43,7 @@ class StepMetrics(NamedTuple):
     learning_rate: jax.Array
     num_targets: jax.Array
     finite: jax.Array
+    tripped: jax.Array
     micro_losses: jax.Array  # [A]
     loss_scale: jax.Array
     entropy_LH: jax.Array | None
@@ -58,58 +56,58 @@ class EvalSums(NamedTuple):
     num_targets: jax.Array
 
 
+class TrainStep(Protocol):
+    """A training step, pure; `axis_name` is that of the devices over which B is split."""
+
+    def __call__(
+        self, state: TrainState, batch: Batch, *, axis_name: str | None = None
+    ) -> tuple[TrainState, StepMetrics]:
+        """Trains on the micro-batches `batch`, tokens and labels [A, B, T]."""
+
+
+class EvalStep(Protocol):
+    """An evaluation step, pure; `axis_name` as for `TrainStep`."""
+
+    def __call__(self, params: Any, batch: Batch, *, axis_name: str | None = None) -> EvalSums:
+        """Sums the loss of `batch`, tokens and labels [B, T], without dropout."""
+
+
 def make_train_step(
-    model: Decoder,
-    optimizer: optax.GradientTransformation,
-    schedule: Schedule,
-    optimizer_config: OptimizerConfig,
-    training_config: TrainingConfig,
-    *,
-    with_entropy: bool = False,
-) -> Callable[..., tuple[TrainState, StepMetrics]]:
-    """Returns `train_step(state, tokens_ABT, labels_ABT, previous_finite, force, *, axis_name)`.
+    config: Config, model: Decoder, optimizer: optax.GradientTransformation, schedule: Schedule
+) -> TrainStep:
+    """The training step of a config.
 
-    A counts micro-batches; their gradients are summed inside the step, each loss times its weight
-    (`micro_batch_weights`). With `axis_name`, B is this device's share, and sums run over all
-    devices.
-
-    A caller that reads metrics one step late finds the parameters of a step that was not finite as
-    they were: the step after it gets `previous_finite=False` and leaves the state unchanged, and so
-    does, with `training.non_finite=continue`, the step itself unless it gets `force=True`. By
-    default nothing is held back.
+    The gradients of the A micro-batches are summed, each loss times its weight
+    (`micro_batch_weights`), and over devices. A step that is not finite trips the guard: the
+    caller, who reads metrics one step late, finds the state as the bad step found it, and goes on
+    by `leave_out_step` or `open_guard`.
     """
-    objective = make_objective(model, training_config)
+    objective = make_objective(model, config.training)
+    collect = (BY_PRODUCTS,) if config.telemetry.entropy_every_step else ()
+    grad_of = jax.value_and_grad(objective, has_aux=True)
 
     def train_step(
-        state: TrainState,
-        tokens_ABT: jax.Array,
-        labels_ABT: jax.Array,
-        previous_finite: jax.Array | bool = True,
-        force: jax.Array | bool = True,
-        *,
-        axis_name: str | None = None,
+        state: TrainState, batch: Batch, *, axis_name: str | None = None
     ) -> tuple[TrainState, StepMetrics]:
+        tokens_ABT, labels_ABT = map(jnp.asarray, batch)
         targets_A = _sum_over_devices(jax.vmap(count_targets)(labels_ABT), axis_name)
-        weights_A = micro_batch_weights(targets_A, optimizer_config.accumulation_weighting)
+        weights_A = micro_batch_weights(targets_A, config.optimizer.accumulation_weighting)
         scale = jnp.float32(1.0) if state.loss_scale is None else state.loss_scale.factor
         num_micro_batches, rows, _ = tokens_ABT.shape
         rows_AB = _global_rows(num_micro_batches, rows, axis_name)
         micro_batches = MicroBatch(tokens_ABT, labels_ABT, rows_AB, weights_A)
-        collect = (BY_PRODUCTS,) if with_entropy else ()
-        grad_of = jax.value_and_grad(objective, has_aux=True)
 
-        def told_by(forward: Forward) -> tuple[jax.Array, jax.Array | None]:
-            attention = forward.collected[BY_PRODUCTS]["blocks"]["attention"] if collect else {}
-            return forward.loss, attention.get(ENTROPY)
+        def gradients(micro_batch: MicroBatch) -> tuple[Any, tuple[jax.Array, jax.Array | None]]:
+            (_, forward), grads = grad_of(state.params, micro_batch, state.step, scale, collect)
+            return grads, (forward.loss, _entropy_of(forward))
 
         def accumulate(grads: Any, micro_batch: MicroBatch) -> tuple[Any, Any]:
-            (_, forward), new = grad_of(state.params, micro_batch, state.step, scale, collect)
-            return jax.tree.map(jnp.add, grads, new), told_by(forward)
+            new, measured = gradients(micro_batch)
+            return jax.tree.map(jnp.add, grads, new), measured
 
         if num_micro_batches == 1:
-            first = jax.tree.map(lambda x: x[0], micro_batches)
-            (_, forward), grads = grad_of(state.params, first, state.step, scale, collect)
-            losses_A, entropy_ALH = jax.tree.map(lambda x: x[None], told_by(forward))
+            grads, measured = gradients(jax.tree.map(lambda x: x[0], micro_batches))
+            losses_A, entropy_ALH = jax.tree.map(lambda x: x[None], measured)
         else:
             zeros = jax.tree.map(jnp.zeros_like, state.params)
             grads, (losses_A, entropy_ALH) = jax.lax.scan(accumulate, zeros, micro_batches)
@@ -119,57 +117,82 @@ def make_train_step(
         grad_norm = optax.tree.norm(grads)
         loss = jnp.sum(losses_A * weights_A)
         updates_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        metrics = StepMetrics(
-            loss_nats=loss,
-            grad_norm=grad_norm,
-            learning_rate=schedule(state.step - state.skipped),
-            num_targets=jnp.sum(targets_A),
-            finite=_is_healthy(loss, updates_finite, state.loss_scale),
-            micro_losses=losses_A / jnp.maximum(targets_A, 1),
-            loss_scale=scale,
-            entropy_LH=_mean_over_devices(entropy_ALH, axis_name),
-        )
+        finite = _is_sound(loss, updates_finite, state.loss_scale)
 
-        def apply(state: TrainState) -> TrainState:
+        def update(state: TrainState) -> TrainState:
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             return state.replace(
                 params=optax.apply_updates(state.params, updates), opt_state=opt_state
             )
 
-        def keep(state: TrainState) -> TrainState:
-            return state
-
-        # One non-finite gradient would make every parameter NaN through the clipping factor. The
-        # state stays good unless the user asked to go on; float16 always skips, since its scale
-        # overflows by design.
-        applies = updates_finite
-        taken = jnp.asarray(previous_finite)
-        if training_config.non_finite == "continue":
-            applies |= force
-            taken &= applies
-        state = jax.lax.cond(taken & applies, apply, keep, state)
-        return state.replace(
-            step=state.step + taken,
-            skipped=state.skipped + (taken & ~applies),
-            loss_scale=_next_loss_scale(state.loss_scale, updates_finite, taken),
-        ), metrics
+        new_state, tripped = _guarded(state, update, updates_finite, finite)
+        return new_state, StepMetrics(
+            loss_nats=loss,
+            grad_norm=grad_norm,
+            learning_rate=schedule(state.step - state.skipped),
+            num_targets=jnp.sum(targets_A),
+            finite=finite,
+            tripped=tripped,
+            micro_losses=losses_A / jnp.maximum(targets_A, 1),
+            loss_scale=scale,
+            entropy_LH=_mean_over_devices(entropy_ALH, axis_name),
+        )
 
     return train_step
 
 
-def make_eval_step(model: Decoder, loss_tile_rows: int | None = None) -> Callable[..., EvalSums]:
-    """Returns `eval_step(params, tokens_BT, labels_BT, *, axis_name=None)`, without dropout."""
+def make_eval_step(model: Decoder, loss_tile_rows: int | None = None) -> EvalStep:
+    """The evaluation step of a model, its logits in tiles as in training."""
 
-    def eval_step(
-        params: Any, tokens_BT: jax.Array, labels_BT: jax.Array, *, axis_name: str | None = None
-    ) -> EvalSums:
-        sums = EvalSums(
-            run_forward(model, params, tokens_BT, labels_BT, loss_tile_rows).loss,
-            count_targets(labels_BT),
-        )
-        return _sum_over_devices(sums, axis_name)
+    def eval_step(params: Any, batch: Batch, *, axis_name: str | None = None) -> EvalSums:
+        tokens_BT, labels_BT = map(jnp.asarray, batch)
+        loss = run_forward(model, params, tokens_BT, labels_BT, loss_tile_rows).loss
+        return _sum_over_devices(EvalSums(loss, count_targets(labels_BT)), axis_name)
 
     return eval_step
+
+
+def _guarded(
+    state: TrainState, update: Any, updates_finite: jax.Array, finite: jax.Array
+) -> tuple[TrainState, jax.Array]:
+    """The state after `update(state)`, or as its guard has it, and whether nothing changed.
+
+    One gradient that is not finite would make every parameter NaN through the clipping factor.
+    float16 leaves such an update out by itself, since its scale overflows by design: the step is
+    `finite` all the same.
+    """
+    is_open = state.guard == Guard.OPEN
+    tripped = (state.guard == Guard.TRIPPED) | ~(finite | is_open)
+    applies = ~tripped & (updates_finite | is_open)
+    new = jax.lax.cond(applies, update, lambda state: state, state)
+    scale = state.loss_scale
+    if scale is not None:
+        scale = jax.tree.map(
+            lambda old, new: jnp.where(tripped, old, new), scale, scale.after(updates_finite)
+        )
+    watching = jnp.where(finite, Guard.WATCHING, state.guard)
+    new = new.replace(
+        step=state.step + ~tripped,
+        skipped=state.skipped + (~tripped & ~applies),
+        loss_scale=scale,
+        guard=jnp.where(tripped, Guard.TRIPPED, watching).astype(state.guard.dtype),
+    )
+    return new, tripped
+
+
+def _is_sound(loss: jax.Array, updates_finite: jax.Array, scale: LossScale | None) -> jax.Array:
+    """Whether the step is finite; a scaled gradient that overflows only had too big a scale."""
+    if scale is None:
+        return updates_finite
+    return jnp.isfinite(loss) & (updates_finite | (scale.factor > 1.0))
+
+
+def _entropy_of(forward: Forward) -> jax.Array | None:
+    """The entropy [L, H] of a forward pass that collected by-products."""
+    if not forward.collected:
+        return None
+    entropy_LH: jax.Array = forward.collected[BY_PRODUCTS]["blocks"]["attention"][ENTROPY]
+    return entropy_LH
 
 
 def _sum_over_devices(tree: Any, axis_name: str | None) -> Any:
@@ -191,22 +214,3 @@ def _global_rows(num_micro_batches: int, rows: int, axis_name: str | None) -> ja
         devices, device = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name)
     places_A1 = jnp.arange(num_micro_batches)[:, None] * devices + device
     return places_A1 * rows + jnp.arange(rows)[None]
-
-
-def _is_healthy(loss: jax.Array, updates_finite: jax.Array, scale: LossScale | None) -> jax.Array:
-    """Whether the step is sound; a scaled gradient that overflows only had too big a scale."""
-    if scale is None:
-        return updates_finite
-    return jnp.isfinite(loss) & (updates_finite | (scale.factor > 1.0))
-
-
-def _next_loss_scale(
-    scale: LossScale | None, finite: jax.Array, taken: jax.Array
-) -> LossScale | None:
-    if scale is None:
-        return None
-    finite_steps = jnp.where(finite, scale.finite_steps + 1, 0)
-    grows = finite_steps >= _LOSS_SCALE_GROWTH_STEPS
-    factor = jnp.where(finite, jnp.where(grows, 2 * scale.factor, scale.factor), scale.factor / 2)
-    new = LossScale(factor, jnp.where(grows, 0, finite_steps))
-    return jax.tree.map(functools.partial(jnp.where, taken), new, scale)

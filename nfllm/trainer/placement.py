@@ -26,15 +26,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from nfllm.config import Config, ConfigError
 from nfllm.data.batches import Batch
 from nfllm.model.tuning import tuning
-from nfllm.training.state import TrainState
-from nfllm.training.step import EvalSums, StepMetrics
+from nfllm.training.state import Guard, TrainState, without_guard
+from nfllm.training.step import EvalStep, EvalSums, StepMetrics, TrainStep
 
 AXIS = "data"
 
 _PART_TOKENS = 4096
-
-TrainStep = Callable[..., tuple[TrainState, StepMetrics]]
-EvalStep = Callable[[Any, Batch], EvalSums]
 
 
 def _micro_batches(config: Config, devices: int) -> int:
@@ -102,11 +99,11 @@ def _cpu_devices_are_set() -> bool:
     )
 
 
-class Parallel:
+class Placement:
     """Compiles steps for all devices, and places states and batches on them.
 
     Example:
-      parallel = Parallel(config)
+      parallel = Placement(config)
       state = parallel.init(init_fn, key)
       step = parallel.train_step(train_step)
       state, metrics = step(state, parallel.put_train(batch))
@@ -146,7 +143,7 @@ class Parallel:
 
     def abstract(self, init_fn: Callable[[jax.Array], TrainState]) -> TrainState:
         """What a checkpoint of `init_fn(key)`, which is not run, restores to."""
-        shapes = jax.eval_shape(init_fn, jax.random.key(0))
+        shapes = without_guard(jax.eval_shape(init_fn, jax.random.key(0)))
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,
@@ -154,16 +151,19 @@ class Parallel:
         )
 
     def to_checkpoint(self, state: TrainState) -> TrainState:
-        """The state as global arrays, which all processes write together."""
+        """What is saved of the state, as global arrays, which all processes write together."""
+        state = without_guard(state)
         if self._mesh is self._own_mesh or jax.process_count() == 1:
             return state
         return host_local_array_to_global_array(state, self._mesh, PartitionSpec())
 
     def from_checkpoint(self, state: TrainState) -> TrainState:
         """The state that was restored, as the step takes it."""
-        if self._mesh is self._own_mesh or jax.process_count() == 1:
-            return state
-        return global_array_to_host_local_array(state, self._mesh, PartitionSpec())
+        if self._mesh is not self._own_mesh and jax.process_count() > 1:
+            state = global_array_to_host_local_array(state, self._mesh, PartitionSpec())
+        guard = np.int32(Guard.WATCHING)
+        placed = jax.make_array_from_callback((), state.step.sharding, lambda _: guard)
+        return state.replace(guard=placed)
 
     def _shardings(self, state: Any, mesh: Mesh) -> Any:
         """A sharding per leaf. fsdp splits the largest dimension that the devices divide."""
@@ -176,71 +176,52 @@ class Parallel:
         axis = int(np.argmax(divisible))
         return PartitionSpec(*(AXIS if i == axis else None for i in range(len(shape))))
 
-    def train_step(self, step: Callable[..., tuple[TrainState, StepMetrics]]) -> TrainStep:
-        """Compiles `step` as a function of `(state, batch, previous_finite=True, force=True)`.
-
-        The old state's memory is reused.
-        """
-        placed = self.placed_train_step(step)
-        return lambda state, batch, previous_finite=True, force=True: placed(
-            state, batch, previous_finite, force
-        )
-
-    def placed_train_step(self, step: Callable[..., tuple[TrainState, StepMetrics]]) -> Any:
-        """`step` as JAX's own transformation of it, with `lower`; all four arguments are needed."""
-        if self._strategy != "pmap":
-            return self._sharded_step(step)
-
-        def on_one_device(
-            state: TrainState, batch: Batch, previous_finite: jax.Array, force: jax.Array
-        ) -> tuple[TrainState, StepMetrics]:
-            arguments = (state, batch.tokens, batch.labels, previous_finite, force)
-            return step(*arguments, axis_name=AXIS)
-
-        return jax.pmap(
-            on_one_device,
-            axis_name=AXIS,
-            devices=self._devices,
-            in_axes=(None, 1, None, None),
-            out_axes=None,
-            donate_argnums=0,
-        )
-
-    def _sharded_step(self, step: Callable[..., tuple[TrainState, StepMetrics]]) -> Any:
+    def train_step(self, step: TrainStep) -> jax.stages.Wrapped:
+        """Compiles `step`; the old state's memory is reused."""
+        if self._strategy == "pmap":
+            return jax.pmap(
+                functools.partial(step, axis_name=AXIS),
+                axis_name=AXIS,
+                devices=self._devices,
+                in_axes=(None, 1),
+                out_axes=None,
+                donate_argnums=0,
+            )
         batch_sharding = NamedSharding(self._mesh, PartitionSpec(None, AXIS))
         replicated = NamedSharding(self._mesh, PartitionSpec())
 
         @functools.partial(jax.jit, donate_argnums=0)
-        def sharded(
-            state: TrainState, batch: Batch, previous_finite: jax.Array, force: jax.Array
-        ) -> tuple[TrainState, StepMetrics]:
+        def sharded(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
             shardings = self._shardings(state, self._mesh)
             state = jax.lax.with_sharding_constraint(state, shardings)
             batch = jax.lax.with_sharding_constraint(batch, batch_sharding)
             with self.split_by_sequence(batch.tokens.shape[1]):
-                state, metrics = step(state, batch.tokens, batch.labels, previous_finite, force)
+                state, metrics = step(state, batch)
             return jax.lax.with_sharding_constraint((state, metrics), (shardings, replicated))
 
         return sharded
 
-    def eval_step(self, step: Callable[..., EvalSums]) -> EvalStep:
-        """Compiles `step(params, tokens_BT, labels_BT)`."""
+    def eval_step(self, step: EvalStep) -> jax.stages.Wrapped:
+        """Compiles `step`."""
         if self._strategy == "pmap":
-            mapped = jax.pmap(
+            return jax.pmap(
                 functools.partial(step, axis_name=AXIS),
                 axis_name=AXIS,
                 devices=self._devices,
-                in_axes=(None, 0, 0),
+                in_axes=(None, 0),
                 out_axes=None,
             )
-            return lambda params, batch: mapped(params, batch.tokens, batch.labels)
 
         @jax.jit
         def sharded(params: Any, batch: Batch) -> EvalSums:
             with self.split_by_sequence(batch.tokens.shape[0]):
-                return step(params, batch.tokens, batch.labels)
+                return step(params, batch)
 
         return sharded
+
+    def replace(self, state: TrainState, change: Callable[[TrainState], TrainState]) -> TrainState:
+        """`change(state)`, placed as the train step takes it."""
+        return jax.jit(change, out_shardings=jax.tree.map(lambda x: x.sharding, state))(state)
 
     def split_by_sequence(self, rows: int) -> contextlib.AbstractContextManager[None]:
         """Within it, what goes into and comes out of every module stays split by sequence.
@@ -279,13 +260,6 @@ class Parallel:
         return jax.make_array_from_callback(
             tokens_BT.shape, sharding, lambda index: tokens_BT[index]
         )
-
-    def put_flag(self, flag: bool) -> jax.Array:
-        """Places a flag for the train step as its metrics are placed.
-
-        Placed otherwise, it would have the step compiled a second time.
-        """
-        return jax.make_array_from_callback((), self.replicated, lambda _: np.asarray(flag))
 
     def put_parts(self, batch: Batch) -> Batch:
         """Places a global batch [B, T] as [P, B / P, T] for a program that `jit` partitions.

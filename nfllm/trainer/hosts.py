@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import socket
 import time
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
 from nfllm.config import Config, ConfigError
 from nfllm.rundir import RunError
+from nfllm.trainer import peers
 
 _START_SECONDS = 120
 _HEARTBEAT_SECONDS = 30
 _SHUTDOWN_SECONDS = 30
-_MESSAGE_BYTES = 1 << 16
+# Each may have to prepare a large corpus, on a slow disk.
+_PREPARE_SECONDS = 24 * 3600.0
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -59,13 +59,12 @@ def is_first() -> bool:
 
 def check_agreement(config: Config, data_fingerprint: str) -> None:
     """Raises RunError unless all processes have the same config and data, naming what differs."""
-    if jax.process_count() == 1:
-        return
     own = {"data fingerprint": data_fingerprint}
     for section, keys in config.to_dict().items():
         own |= {f"{section}.{key}": value for key, value in keys.items()}
     del own["data.data_dir"]  # every host may keep its data elsewhere
-    everyone = _exchange(own)
+    everyone = peers.exchange("to prepare its data", own, _PREPARE_SECONDS)
+    peers.progress("start")
     for key in own:
         values = [other[key] for other in everyone]
         if any(value != values[0] for value in values):
@@ -76,15 +75,9 @@ def check_agreement(config: Config, data_fingerprint: str) -> None:
             )
 
 
-def all_can(this_can: bool) -> bool:
-    """Whether all processes can do what this one says of itself; every one must ask."""
-    if jax.process_count() == 1:
-        return this_can
-    return bool(np.all(multihost_utils.process_allgather(np.asarray(this_can))))
-
-
 def stop_agreed(step: int) -> bool:
     """Whether all processes stop after `step`, since one of them got SIGTERM; call it each step."""
+    peers.progress(f"step {step}")
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
 
@@ -144,15 +137,3 @@ def _in_a_cluster() -> bool:
     started_by_srun = "SLURM_STEP_NODELIST" in os.environ
     slurm = started_by_srun and int(os.environ.get("SLURM_NTASKS", "1")) > 1
     return tpu or slurm
-
-
-def _exchange(own: dict[str, Any]) -> list[dict[str, Any]]:
-    """The dictionaries of all processes, in their order."""
-    message = json.dumps(own).encode()
-    if len(message) > _MESSAGE_BYTES:
-        raise RunError(
-            f"a config of {len(message)} bytes is over the {_MESSAGE_BYTES} of a message"
-        )
-    padded = np.frombuffer(message.ljust(_MESSAGE_BYTES), np.uint8)
-    received = multihost_utils.process_allgather(padded)
-    return [json.loads(row.tobytes()) for row in np.asarray(received)]

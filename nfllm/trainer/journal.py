@@ -7,9 +7,9 @@ from typing import Any
 
 from etils import epath
 
-from nfllm.metrics import MetricsWriter
-from nfllm.training.hosts import is_first
-from nfllm.training.progress import Progress
+from nfllm.rundir.metrics import MetricsWriter
+from nfllm.trainer.hosts import is_first
+from nfllm.trainer.progress import Progress
 
 
 class Journal:

@@ -1,12 +1,20 @@
 """What is in a checkpoint of Orbax, how it is read, and how damage is noticed.
 
 A checkpoint holds the state and beside it a small JSON, the notes: what the data was, and a
-checksum of every array.
+checksum of every array. With the state lies a list of its files, their sizes and checksums: Orbax
+is never given a damaged file, since it abandons its other reads when one fails, and then may wait
+for ever.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import glob
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +22,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
+from nfllm.config.paths import is_local, status
 from nfllm.rundir import RunError, resolve
 
 FORMAT_VERSION = 1
@@ -21,6 +30,92 @@ FORMAT_VERSION = 1
 STATE = "state"
 NOTES = "notes"
 STEP_PREFIX = "step"
+
+_FILE_LIST = "files.json"
+_CHUNK = 1 << 24
+
+
+class _ListedState(ocp.StandardCheckpointHandler):
+    """Writes the list of files as the last one, before the checkpoint gets its name."""
+
+    def finalize(self, directory: epath.Path) -> None:
+        """Called by Orbax, in one process, when all have written their files."""
+        with _without_glob_characters(directory) as plain:
+            super().finalize(plain)
+        found = {name: _describe(directory / name) for name in sorted(_names(directory))}
+        (directory / _FILE_LIST).write_text(json.dumps(found, indent=1) + "\n")
+
+    @classmethod
+    def typestr(cls) -> str:
+        """What a reader without nfllm takes it for."""
+        return ocp.StandardCheckpointHandler.typestr()
+
+
+@contextlib.contextmanager
+def _without_glob_characters(directory: epath.Path) -> Iterator[epath.Path]:
+    """The directory, by a link where its name holds [, * or ?: Orbax takes these for a pattern.
+
+    It would find no file to merge, and say so only in a warning.
+    """
+    name = os.fspath(directory)
+    if glob.escape(name) == name or not is_local(directory):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = os.path.join(folder, STATE)
+        os.symlink(os.path.abspath(name), link, target_is_directory=True)
+        yield epath.Path(link)
+
+
+def writers() -> ocp.handlers.CheckpointHandlerRegistry:
+    """What a manager that saves writes the two parts of a checkpoint with."""
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    registry.add(STATE, ocp.args.StandardSave, _ListedState())
+    registry.add(NOTES, ocp.args.JsonSave, ocp.JsonCheckpointHandler())
+    return registry
+
+
+def check_files(checkpoints: epath.Path, step: int, share: int = 0, shares: int = 1) -> None:
+    """Raises ValueError unless the files of the state are those that were saved.
+
+    Sizes are those of all files; of contents, one part in `shares` is read. Checkpoints from before
+    there was a list pass.
+    """
+    directory = checkpoints / f"{STEP_PREFIX}_{step}" / STATE
+    path = directory / _FILE_LIST
+    if not path.exists():
+        return
+    files = json.loads(path.read_text())
+    for number, (name, noted) in enumerate(files.items()):
+        file = directory / name
+        if not file.exists():
+            raise ValueError(f"{name} is missing")
+        if (size := status(file).length) != noted["bytes"]:
+            raise ValueError(f"{name} has {size} bytes instead of {noted['bytes']}")
+        if number % shares == share and "crc32" in noted and _crc32(file) != noted["crc32"]:
+            raise ValueError(f"{name} has changed since it was written")
+
+
+def _names(directory: epath.Path, prefix: str = "") -> Iterator[str]:
+    for path in directory.iterdir():
+        if path.is_dir():
+            yield from _names(path, f"{prefix}{path.name}/")
+        else:
+            yield prefix + path.name
+
+
+def _describe(file: epath.Path) -> dict[str, int]:
+    """Size and, on a file system, checksum: object storage has its own, and is slow to read."""
+    sums = {"crc32": _crc32(file)} if is_local(file) else {}
+    return {"bytes": status(file).length, **sums}
+
+
+def _crc32(file: epath.Path) -> int:
+    total = 0
+    with file.open("rb") as content:
+        while chunk := content.read(_CHUNK):
+            total = zlib.crc32(chunk, total)
+    return total
 
 
 def open_reader(
@@ -100,9 +195,9 @@ def check_format(directory: epath.Path, step: int, notes: Mapping[str, Any]) -> 
         )
 
 
-def describe_damage(step: int, error: Exception) -> str:
+def describe_damage(step: int, why: str) -> str:
     """Why a checkpoint is passed over, in words."""
-    return f"checkpoint of step {step} is damaged ({reason(error)})"
+    return f"checkpoint of step {step} is damaged ({why})"
 
 
 def reason(error: BaseException) -> str:

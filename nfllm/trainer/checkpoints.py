@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from logging import WARNING, LogRecord
 from types import TracebackType
 from typing import Any
 
@@ -17,13 +16,14 @@ from absl import logging
 from etils import epath
 
 from nfllm.config import CheckpointConfig
-from nfllm.rundir import CHECKPOINTS_DIR, RunError, resolve
-from nfllm.training import hosts
-from nfllm.training.checkpoint_files import (
+from nfllm.rundir import CHECKPOINTS_DIR, RunError, resolve, run_directory
+from nfllm.trainer import abandoned, peers
+from nfllm.trainer.checkpoint_files import (
     FORMAT_VERSION,
     NOTES,
     STATE,
     STEP_PREFIX,
+    check_files,
     check_format,
     check_sums,
     describe_damage,
@@ -32,6 +32,7 @@ from nfllm.training.checkpoint_files import (
     read_notes,
     read_params,
     reason,
+    writers,
 )
 from nfllm.training.state import TrainState
 
@@ -61,12 +62,12 @@ class Checkpoints:
                 step_prefix=STEP_PREFIX,
                 cleanup_tmp_directories=True,  # what saves that were cut off have left
             ),
-            item_names=(STATE, NOTES),
+            handler_registry=writers(),
         )
 
     def __enter__(self) -> Checkpoints:
         # At all times: a thread may fail after `save` has returned and before anybody waits.
-        logging.get_absl_logger().addFilter(_is_not_from_orbax)
+        abandoned.hush()
         return self
 
     def __exit__(
@@ -80,7 +81,8 @@ class Checkpoints:
             with told:
                 self._manager.close()
         finally:
-            logging.get_absl_logger().removeFilter(_is_not_from_orbax)
+            if error is None:
+                abandoned.unhush()
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints there are, oldest first."""
@@ -96,6 +98,7 @@ class Checkpoints:
             are untouched.
         """
         step = int(state.step)
+        peers.progress(f"saving step {step}")
         if step in self._manager.all_steps():
             if step not in self._broken:
                 return
@@ -145,7 +148,8 @@ class Checkpoints:
           RunError: every checkpoint is damaged, one is newer than this nfllm reads, or the data has
             changed.
         """
-        steps = self.steps()
+        found = peers.exchange("to look for checkpoints", self.steps())
+        steps = sorted(set().union(*found))
         with open_reader(self._directory, ocp.StandardCheckpointHandler) as reader:
             for step in reversed(steps):
                 state = self._read(reader, step, abstract_state, data_fingerprint)
@@ -165,29 +169,45 @@ class Checkpoints:
         data_fingerprint: str,
     ) -> TrainState | None:
         """The state of a checkpoint, or None where it is damaged for any process."""
-        # Whatever a damaged file makes Orbax raise, an older checkpoint may still be whole.
-        fault: Exception | None = None
         try:
-            notes = read_notes(reader, step)
-            check_format(self._directory, step, notes)
-            _check_data(self._directory, step, notes, data_fingerprint)
-            arguments = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(abstract_state)})
-            state = reader.restore(step, args=arguments)[STATE]
-        except RunError:
-            raise
-        except Exception as error:
-            fault = error
-        if hosts.all_can(fault is None):
-            try:
-                check_sums(named_checksums(state), notes)
-            except ValueError as error:
-                fault = error
-            else:
-                return state
-        fault = fault or RuntimeError("another process cannot read it")
-        self._broken.add(step)
-        self.fallbacks.append(describe_damage(step, fault))
-        return None
+            with _in_all_processes(step, "look at"):
+                notes = read_notes(reader, step)
+                check_format(self._directory, step, notes)
+                _check_data(self._directory, step, notes, data_fingerprint)
+                share, shares = jax.process_index(), jax.process_count()
+                check_files(self._directory, step, share, shares)
+            with _in_all_processes(step, "read"):
+                arguments = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(abstract_state)})
+                state = reader.restore(step, args=arguments)[STATE]
+            sums = named_checksums(state)  # by the devices of all, or of none
+            with _in_all_processes(step, "compare"):
+                check_sums(sums, notes)
+        except _DamagedError as error:
+            self._broken.add(step)
+            self.fallbacks.append(describe_damage(step, str(error)))
+            return None
+        return state
+
+
+class _DamagedError(Exception):
+    """A checkpoint that some process cannot read, and why."""
+
+
+@contextlib.contextmanager
+def _in_all_processes(step: int, doing: str) -> Iterator[None]:
+    """Raises _DamagedError in every process where the block fails in one, whatever of."""
+    fault: str | None = None
+    try:
+        yield
+    except RunError:
+        raise
+    except Exception as error:  # of whatever kind a damaged file makes the libraries raise
+        fault = reason(error)
+    faults = peers.exchange(f"to {doing} the checkpoint of step {step}", fault)
+    for process, other in enumerate(faults):
+        if other is not None:
+            where = f", in process {process}" if len(faults) > 1 else ""
+            raise _DamagedError(other + where)
 
 
 def restore_params(run: epath.PathLike) -> tuple[int, Any]:
@@ -199,7 +219,7 @@ def restore_params(run: epath.PathLike) -> tuple[int, Any]:
     Raises:
       RunError: the run has no checkpoint that can be read, or one is newer than this nfllm reads.
     """
-    directory = epath.Path(run) / CHECKPOINTS_DIR
+    directory = run_directory(run) / CHECKPOINTS_DIR
     if not directory.exists():
         raise RunError(f"{directory} does not exist; train the run until its first checkpoint")
     faults: list[str] = []
@@ -208,22 +228,18 @@ def restore_params(run: epath.PathLike) -> tuple[int, Any]:
             try:
                 notes = read_notes(manager, step)
                 check_format(directory, step, notes)
+                check_files(directory, step)
                 params = read_params(manager, step)
                 check_sums(named_checksums(params, ".params"), notes)
                 return step, params
             except RunError:
                 raise
             except Exception as error:
-                faults.append(describe_damage(step, error))
+                faults.append(describe_damage(step, reason(error)))
                 logging.warning("%s: %s", directory, faults[-1])
     raise RunError(
         f"{directory} has no checkpoint that can be read ({'; '.join(faults) or 'none'})"
     )
-
-
-def _is_not_from_orbax(record: LogRecord) -> bool:
-    """Leaves out what Orbax and its threads log of errors that reach us as well."""
-    return record.levelno < WARNING or "orbax" not in record.pathname
 
 
 def _check_data(

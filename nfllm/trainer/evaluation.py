@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from nfllm.data.batches import Batch
-from nfllm.training.parallel import EvalStep
+from nfllm.trainer import peers
 from nfllm.training.step import EvalSums
 
 
@@ -22,7 +22,10 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    eval_step: EvalStep, params: Any, batches: Iterable[Batch], put: Callable[[Batch], Batch]
+    eval_step: Callable[[Any, Batch], EvalSums],
+    params: Any,
+    batches: Iterable[Batch],
+    put: Callable[[Batch], Batch],
 ) -> Evaluation:
     """Mean loss over all targets of `batches`: summed losses over summed counts.
 
@@ -31,7 +34,8 @@ def evaluate(
     begin = time.perf_counter()
     loss, targets = 0.0, 0
     pending: EvalSums | None = None
-    for batch in batches:
+    for number, batch in enumerate(batches):
+        peers.progress(f"evaluation batch {number}")
         sums = eval_step(params, put(batch))
         if pending is not None:
             loss, targets = loss + float(pending.loss_nats), targets + int(pending.num_targets)

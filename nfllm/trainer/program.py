@@ -7,26 +7,22 @@ import os
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nfllm import data
 from nfllm.analysis import Ledger
 from nfllm.config import Config, ConfigError
+from nfllm.config.paths import user_path
 from nfllm.data import batches
 from nfllm.data.corpora import default_data_dir
 from nfllm.model.attention_implementation import check_implementation
-from nfllm.model.decoder import Decoder
-from nfllm.training import hosts
+from nfllm.trainer import hosts
+from nfllm.trainer.evaluation import Evaluation, evaluate
+from nfllm.trainer.placement import Placement, configure_devices
+from nfllm.training.build import build, dtype_of
 from nfllm.training.diagnosis import make_diagnosis
-from nfllm.training.evaluation import Evaluation, evaluate
-from nfllm.training.optimizer import make_optimizer
-from nfllm.training.parallel import Parallel, configure_devices
-from nfllm.training.schedules import make_schedule
-from nfllm.training.state import TrainState, init_state
-from nfllm.training.step import make_eval_step, make_train_step
+from nfllm.training.state import TrainState
 from nfllm.training.telemetry import make_probe
-from nfllm.training.xla_flags import use_xla_flags
 
 
 class Program:
@@ -36,19 +32,17 @@ class Program:
     compiled until a step is called.
 
     Raises:
-      ConfigError: a batch does not divide over the devices, or exceeds the windows there are.
+      ConfigError: a batch does not divide over the devices, or exceeds the windows there are; or
+        JAX_ENABLE_X64 is set.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         training = config.training
-        use_xla_flags(config.parallel.xla_flags)
+        _check_precision()
         configure_devices(config)
         _use_compilation_cache(training.compilation_cache)
-        self.parallel = Parallel(config)
-        schedule = make_schedule(config.optimizer, training.steps)
-        optimizer = make_optimizer(config.optimizer, schedule)
-
+        self.placement = Placement(config)
         dtype = dtype_of(training.dtype)
         check_implementation(config.model, dtype)
 
@@ -64,36 +58,25 @@ class Program:
         self._ignored_id = (
             self.dataset.tokenizer.end_of_text_id if config.data.mask_end_of_text else None
         )
-        self.model = Decoder(config.model, self.dataset.tokenizer.vocab_size, dtype)
-        self._init = functools.partial(init_state, model=self.model, optimizer=optimizer)
-        self.train_step = self.parallel.train_step(
-            make_train_step(
-                self.model,
-                optimizer,
-                schedule,
-                config.optimizer,
-                training,
-                with_entropy=config.telemetry.entropy_every_step,
-            )
-        )
-        self._eval_step = self.parallel.eval_step(
-            make_eval_step(self.model, training.loss_tile_rows)
-        )
-        self._probe = make_probe(self.model, self.parallel.replicated)
+        built = build(config, self.dataset.tokenizer.vocab_size)
+        self.model, self._init = built.model, built.init
+        self.train_step = self.placement.train_step(built.train_step)
+        self._eval_step = self.placement.eval_step(built.eval_step)
+        self._probe = make_probe(self.model, self.placement.replicated)
         self._diagnose = make_diagnosis(
             self.model,
             config.optimizer.accumulation_weighting,
             training,
-            self.parallel.replicated,
+            self.placement.replicated,
         )
 
     def init_state(self) -> TrainState:
         """The state before the first step."""
-        return self.parallel.init(self._init, jax.random.key(self.config.training.seed))
+        return self.placement.init(self._init, jax.random.key(self.config.training.seed))
 
     def abstract_state(self) -> TrainState:
         """Shapes, types and shardings of the state, without making it."""
-        return self.parallel.abstract(self._init)
+        return self.placement.abstract(self._init)
 
     def train_batch(self, step: int) -> batches.Batch:
         """Share of this process in global batch number `step`, on the host."""
@@ -104,7 +87,7 @@ class Program:
             step,
             training.batch_size,
             ignored_id=self._ignored_id,
-            micro_batches=self.parallel.micro_batches,
+            micro_batches=self.placement.micro_batches,
             shard=jax.process_index(),
             num_shards=jax.process_count(),
         )
@@ -112,7 +95,7 @@ class Program:
     def train_batches(self, start: int) -> batches.Prefetcher[batches.Batch]:
         """The batches from number `start` to the end of the run, kept ahead on the devices."""
         stop = self.config.training.steps
-        return batches.prefetch(self.train_batch, start, stop, self.parallel.put_train)
+        return batches.prefetch(self.train_batch, start, stop, self.placement.put_train)
 
     def evaluate(self, state: TrainState) -> Evaluation:
         """Loss and perplexity over the validation split."""
@@ -124,7 +107,7 @@ class Program:
             shard=jax.process_index(),
             num_shards=jax.process_count(),
         )
-        return evaluate(self._eval_step, state.params, found, self.parallel.put_eval)
+        return evaluate(self._eval_step, state.params, found, self.placement.put_eval)
 
     def probe(self, state: TrainState) -> dict[str, Any]:
         """The telemetry fields on the fixed probe batch."""
@@ -140,9 +123,9 @@ class Program:
             training.batch_size,
             ignored_id=self._ignored_id,
         )
-        parts = self.parallel.put_parts(whole)
-        micro_batches = self.parallel.micro_batches
-        with self.parallel.split_by_sequence(parts.tokens.shape[1]):
+        parts = self.placement.put_parts(whole)
+        micro_batches = self.placement.micro_batches
+        with self.placement.split_by_sequence(parts.tokens.shape[1]):
             return self._diagnose(state.params, parts, step, loss_scale, micro_batches)
 
     @functools.cached_property
@@ -151,20 +134,28 @@ class Program:
         count = min(self.config.telemetry.probe_windows, len(windows))
         # Spread over the split: its first windows may all be of one document.
         indices = np.linspace(0, len(windows) - 1, count).astype(np.int64)
-        return self.parallel.put_probe(windows.gather(indices))
+        return self.placement.put_probe(windows.gather(indices))
 
 
-def dtype_of(name: str) -> jnp.dtype:
-    """The type of matrix products; `auto` is float32 on a CPU and bfloat16 elsewhere."""
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(name)
+def _check_precision() -> None:
+    """Raises ConfigError where JAX would make float64 of some of the state's float32."""
+    if jax.config.read("jax_enable_x64"):
+        raise ConfigError(
+            "JAX_ENABLE_X64 is set, but training is in float32 (or training.dtype): unset it. "
+            "nfllm.analysis works with it"
+        )
 
 
 def _use_compilation_cache(directory: str | None) -> None:
-    if directory is None:
-        directory = os.fspath(default_data_dir() / "compiled")
-    if not directory:
+    if directory == "":
         return
+    if directory is None:
+        try:
+            path = default_data_dir() / "compiled"
+        except ConfigError:  # nowhere to keep them without being told
+            return
+    else:
+        path = user_path(directory, "training.compilation_cache")
+    directory = os.fspath(path)
     jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -2,7 +2,7 @@
 
     config.json      what was run: the whole config and what follows from it (`RunRecord`)
     corpus.json      the corpus card
-    metrics.jsonl    what happened: one JSON object a line (`nfllm.metrics`)
+    metrics.jsonl    what happened: one JSON object a line (`nfllm.rundir.metrics`)
     tokenizer.json   Hugging Face tokenizers file
     checkpoints/     Orbax
     report/          written by `nfllm.report`
@@ -20,6 +20,7 @@ from typing import Any
 from etils import epath
 
 from nfllm.config import Config, ConfigError
+from nfllm.config.paths import is_local, user_path
 
 FORMAT_VERSION = 1
 RECORD_FILE = "config.json"
@@ -77,7 +78,7 @@ def read_record(run: epath.PathLike) -> RunRecord:
       RunError: the directory or the file is missing, the file is half-written, its format is newer
         than this nfllm reads, or its config has keys or values that this nfllm does not know.
     """
-    directory = epath.Path(run)
+    directory = run_directory(run)
     path = directory / RECORD_FILE
     if not directory.exists():
         raise RunError(f"{directory} does not exist; name the directory of a run")
@@ -156,9 +157,16 @@ def _write_whole(path: epath.Path, content: bytes) -> None:
     os.replace(partial, os.fspath(path))
 
 
-def is_local(path: epath.Path) -> bool:
-    """Whether `path` is on a file system, where files can be appended to and renamed."""
-    return "://" not in os.fspath(path)
+def run_directory(path: epath.PathLike) -> epath.Path:
+    """The directory of a run as a person named it; a leading ~ is the home directory.
+
+    Raises:
+      RunError: it is no path, or needs packages that are not installed.
+    """
+    try:
+        return user_path(path, "run directory")
+    except ConfigError as error:
+        raise RunError(str(error)) from error
 
 
 def resolve(path: epath.Path) -> epath.Path:

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from etils import epath
 
-from nfllm.rundir import METRICS_FILE, is_local
+from nfllm.config.paths import is_local
+from nfllm.rundir import METRICS_FILE, run_directory
 
 KINDS = ("train", "eval", "telemetry", "event")
 _REMOTE_INTERVAL_SECONDS = 30.0
@@ -129,7 +130,7 @@ def read_metrics(run: epath.PathLike) -> Metrics:
     no record are left out, and `Metrics.warnings` names them; a missing file is an empty one with a
     warning.
     """
-    path = epath.Path(run) / METRICS_FILE
+    path = run_directory(run) / METRICS_FILE
     measured: dict[str, dict[int, dict[str, Any]]] = {kind: {} for kind in KINDS}
     events: list[dict[str, Any]] = []
     warnings: list[str] = []

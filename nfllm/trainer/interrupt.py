@@ -11,6 +11,8 @@ from types import FrameType
 
 import jax
 
+from nfllm import startup
+
 
 class Interrupt:
     """Which signal asked the run to stop; None while none has."""
@@ -50,6 +52,7 @@ def watch() -> Iterator[Interrupt]:
         handlers = {signal.SIGINT: _to_sigterm}
     previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
+        startup.check_ctrl_c()  # of before the handlers above, and swallowed
         yield interrupt
     finally:
         for number, handler in previous.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import uuid
@@ -22,8 +21,9 @@ from nfllm.rundir import (
     read_record,
     write_record,
 )
+from nfllm.trainer.program import Program
 from nfllm.training.optimizer import split_by_decay
-from nfllm.training.program import Program
+from nfllm.version import nfllm_version
 
 # These change how fast it goes, and nothing that is in a run directory but rounding.
 _SPEED_KEYS = (
@@ -113,6 +113,6 @@ def write_run(run: epath.Path, program: Program, params: Any) -> None:
             data_fingerprint=dataset.fingerprint,
             decayed_parameters=decayed,
             undecayed_parameters=undecayed,
-            nfllm_version=importlib.metadata.version("nfllm"),
+            nfllm_version=nfllm_version(),
         ),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from absl import logging
 
-from nfllm.training.journal import Journal
+from nfllm.trainer.journal import Journal
 
 _SLOW_SECONDS = 1.0
 _SLOW_SHARE = 0.1

@@ -1,0 +1,73 @@
+"""Values of keys as a command line has them: --config.SECTION.KEY=VALUE."""
+
+from __future__ import annotations
+
+import types
+import typing
+from typing import Any, Literal
+
+from nfllm.config.checks import ConfigError, suggest
+from nfllm.config.sections import Config
+
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+
+
+def key_type(name: str) -> Any:
+    """The annotated type of the key `name`, written SECTION.KEY.
+
+    Raises:
+      ConfigError: there is no such key; the nearest one is named.
+    """
+    section, _, key = name.partition(".")
+    sections = typing.get_type_hints(Config)
+    if section not in sections:
+        raise ConfigError(
+            f"unknown section {section!r} in --config.{name}; {suggest(section, sections)}"
+        )
+    keys = typing.get_type_hints(sections[section])
+    if key in keys:
+        return keys[key]
+    homes = [home for home, of in sections.items() if key in typing.get_type_hints(of)]
+    hint = f"did you mean {homes[0]}.{key}?" if homes else suggest(key, keys)
+    raise ConfigError(f"unknown key {key!r} in --config.{name}; {hint}")
+
+
+def override_value(name: str, text: str) -> Any:
+    """What `text` means for the key `name`: of its type, or None where that is a value of it.
+
+    Whole numbers may be written as 1e3. What the key's limits are is checked by `Config`.
+
+    Raises:
+      ConfigError: there is no such key, or `text` is not of its type.
+    """
+    hint = key_type(name)
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    options = typing.get_args(hint) if is_union else (hint,)
+    if types.NoneType in options and text.lower() == "none":
+        return None
+    kind = next(option for option in options if option is not types.NoneType)
+    if kind is str or typing.get_origin(kind) is Literal:
+        return text
+    read, expected = _READERS[kind]
+    try:
+        return read(text)
+    except (ValueError, KeyError, OverflowError) as error:
+        or_none = " or None" if types.NoneType in options else ""
+        raise ConfigError(f"--config.{name}={text} must be {expected}{or_none}") from error
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+    if number != int(number):
+        raise ValueError(text)
+    return int(number)
+
+
+_READERS: dict[Any, Any] = {
+    bool: (lambda text: _BOOLEANS[text.lower()], "true or false"),
+    int: (_whole, "a whole number"),
+    float: (float, "a number"),
+}

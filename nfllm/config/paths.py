@@ -1,0 +1,77 @@
+"""Paths as people write them, and files as any machine has them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from etils import epath
+
+from nfllm.config.checks import ConfigError
+
+
+class Status(NamedTuple):
+    """Size in bytes, and time of the last change in seconds since 1970."""
+
+    length: int
+    mtime: float
+
+
+def is_local(path: epath.PathLike) -> bool:
+    """Whether `path` is on a file system, where files can be appended to and renamed."""
+    return "://" not in os.fspath(path)
+
+
+def user_path(path: epath.PathLike, name: str) -> epath.Path:
+    """The path that `name`, a key or a flag, was given; a leading ~ is the home directory.
+
+    Raises:
+      ConfigError: it is empty, there is no home directory, or the packages for its kind of storage
+        are not installed.
+    """
+    text = os.fspath(path)
+    if not text.strip():
+        raise ConfigError(f"{name} is empty; give the path of a directory")
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise ConfigError(
+            f"{name}={text}: the home directory is not known; set HOME, or write the whole path "
+            "(./~ for a directory of that name)"
+        )
+    if is_local(expanded):
+        return epath.Path(expanded)
+    try:
+        epath.Path(expanded).exists()
+    except ImportError as error:
+        remedy = "pip install -e '.[gcs]'" if text.startswith("gs://") else str(error)
+        raise ConfigError(f"{name}={text} needs a package more: {remedy}") from error
+    except KeyError as error:
+        raise ConfigError(
+            f"{name}={text}: no such kind of storage; use gs://, or a path"
+        ) from error
+    return epath.Path(expanded)
+
+
+def local_path(path: epath.PathLike, name: str) -> Path:
+    """The same of a directory that must be on a file system.
+
+    Raises:
+      ConfigError: it is not, or is no path.
+    """
+    found = user_path(path, name) if is_local(path) else None
+    if found is None:
+        raise ConfigError(f"{name}={os.fspath(path)} must be a local directory; copy it afterwards")
+    return Path(found)
+
+
+def status(path: epath.Path) -> Status:
+    """Size and time of a file.
+
+    `epath` asks for the owner's name too, who has none where another machine's user wrote the file.
+    """
+    found = os.stat(path) if is_local(path) else None
+    if found is not None:
+        return Status(found.st_size, found.st_mtime)
+    remote = path.stat()
+    return Status(remote.length, remote.mtime)

@@ -1,0 +1,59 @@
+"""One Ctrl-C ends a command with 130, from its first line on.
+
+Until there is something to clean up, the process ends at once. After that a KeyboardInterrupt is
+raised; where Python cannot pass it on, as from a callback of the garbage collector (JAX has one),
+it would print it and go on: it is raised again.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+_AGAIN_SECONDS = 0.05
+
+
+class _State:
+    """Whether Ctrl-C has been pressed, which is never taken back."""
+
+    pressed = False
+
+
+def end_on_ctrl_c() -> None:
+    """Ends the process at once on SIGINT; for as long as it only imports and reads arguments."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is to be ignored
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+        sys.unraisablehook = _raise_again
+
+
+def raise_on_ctrl_c() -> None:
+    """Raises KeyboardInterrupt on SIGINT from here on, whatever Python does with the first one."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _note)
+
+
+def check_ctrl_c() -> None:
+    """Raises KeyboardInterrupt where Ctrl-C has been pressed and something has swallowed it."""
+    if _State.pressed:
+        raise KeyboardInterrupt
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    _State.pressed = True
+    raise KeyboardInterrupt
+
+
+def _raise_again(unraisable: Any) -> None:
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        # Later: raised at once, it would end in this hook, which cannot pass it on either.
+        timer = threading.Timer(_AGAIN_SECONDS, _thread.interrupt_main)
+        timer.daemon = True
+        timer.start()
+    else:
+        sys.__unraisablehook__(unraisable)

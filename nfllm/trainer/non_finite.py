@@ -1,0 +1,73 @@
+"""What follows a training step whose loss or gradient is not finite (`training.non_finite`)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from nfllm import analysis
+from nfllm.trainer.checkpoints import Checkpoints
+from nfllm.trainer.journal import Journal
+from nfllm.trainer.program import Program
+from nfllm.training.diagnosis import describe
+from nfllm.training.state import TrainState, leave_out_step, open_guard
+from nfllm.training.step import StepMetrics
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or a gradient became NaN or infinite, and the policy says to stop."""
+
+
+@dataclasses.dataclass
+class NonFiniteSteps:
+    """Tells of such steps, and decides how training goes on.
+
+    A step that tripped the guard has changed nothing, nor have those after it: the state is what
+    the step was given, and its first fault can be found (`nfllm.training.diagnosis`).
+
+    Attributes:
+      in_a_row: how many of the last steps were not finite.
+    """
+
+    program: Program
+    checkpoints: Checkpoints
+    journal: Journal
+    in_a_row: int = 0
+
+    def count(self, values: StepMetrics, step: int) -> None:
+        """Takes note of every step that was read, in its order."""
+        self.in_a_row = 0 if values.finite else self.in_a_row + 1
+
+    def resolve(self, state: TrainState, values: StepMetrics, step: int) -> TrainState:
+        """The state from which training goes on after step number `step` tripped the guard.
+
+        `skip`: past the step, without its update. `continue`: before the step, which will be
+        applied as it is. The event names the first site that is not finite.
+
+        Raises:
+          NonFiniteError: the policy is `stop`, or too many steps in a row were skipped.
+        """
+        config = self.program.config.training
+        ledger = self.program.diagnose(state, step - 1, float(values.loss_scale))
+        site = analysis.first_bad_site(ledger)
+        message = (
+            f"loss {float(values.loss_nats)} and gradient norm {float(values.grad_norm)} at step "
+            f"{step}: {describe(ledger)}"
+        )
+        self.journal.event("non_finite", step, message, **(site._asdict() if site else {}))
+        limit = config.max_skipped_steps
+        if config.non_finite == "stop":
+            self._stop(message, step)
+        if config.non_finite == "skip" and self.in_a_row > limit:
+            in_a_row = f"{self.in_a_row} steps in a row, training.max_skipped_steps={limit}"
+            self._stop(f"{message}; {in_a_row}", step)
+        change = leave_out_step if config.non_finite == "skip" else open_guard
+        return self.program.placement.replace(state, change)
+
+    def _stop(self, message: str, step: int) -> None:
+        saved = self.checkpoints.steps()
+        kept = f"the checkpoint of step {saved[-1]} is kept" if saved else "none was saved before"
+        self.journal.event("stopped", step, f"stopped: {kept}")
+        raise NonFiniteError(
+            f"{message}; {kept}. Lower optimizer.learning_rate, or set training.non_finite to skip "
+            "or continue"
+        )

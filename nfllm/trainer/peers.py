@@ -1,0 +1,196 @@
+"""What the processes of a run tell each other beside their devices: answers, progress, failures.
+
+A collective of devices waits for ever for a process that is busy, hung or in error. So what must be
+agreed on goes through JAX's key-value store, whose waits have a limit, and a thread in each process
+watches over all other waits: it ends its process soon after another has failed, and when none has
+got further for long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from absl import logging
+
+from nfllm.rundir import RunError
+
+_ANSWER_SECONDS = 1800.0
+_PATIENCE_SECONDS = 60.0  # after which it is said whom this process waits for
+_POLL_SECONDS = 1.0
+# What one process fails of, such as a config, all may fail of: each is to say so itself.
+_GRACE_SECONDS = 5.0
+_STALL_SECONDS = 1800.0
+
+_FAILED = "nfllm/failed/"
+_PROGRESS = "nfllm/progress/"
+
+
+class _Own:
+    """How many questions this process has asked, and how far it is (None: it is not watched)."""
+
+    questions = itertools.count()
+    progress: str | None = None
+
+
+def exchange(what: str, own: Any, limit_seconds: float | None = None) -> list[Any]:
+    """What every process answers to a question, in their order; [own] for one that is alone.
+
+    All processes must ask the same questions in the same order.
+
+    Args:
+      what: the question, in words that end "process 1 waits for process 0: ...".
+      own: the answer of this process, as JSON can hold it.
+      limit_seconds: how long to wait for the others; None: half an hour.
+
+    Raises:
+      RunError: a process has not answered in time; it is named.
+    """
+    distributed = _distributed()
+    client = distributed.client
+    if client is None:
+        return [own]
+    folder = f"nfllm/{next(_Own.questions)} {what}/"
+    client.key_value_set(f"{folder}{distributed.process_id}", json.dumps(own))
+    deadline = time.monotonic() + (limit_seconds or _ANSWER_SECONDS)
+    answers = []
+    for process in range(distributed.num_processes):
+        text = _wait(client, f"{folder}{process}", deadline, f"process {process}: {what}")
+        answers.append(json.loads(text))
+    return answers
+
+
+def progress(what: str | None) -> None:
+    """Notes how far this process is, such as "step 7"; None where it may take any time."""
+    _Own.progress = what
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """Ends this process soon after another has failed in its block, and tells them of its own end.
+
+    Processes leave the block together: JAX would abort those that are still busy half a minute
+    after the first has gone. Nothing is done for a process that is alone.
+    """
+    distributed = _distributed()
+    if distributed.client is None:
+        yield
+        return
+    watch = _Watch(distributed)
+    watch.start()
+    try:
+        yield
+        progress(None)
+        exchange("to finish", None)
+    except BaseException as error:
+        watch.tell(error)
+        raise
+    finally:
+        progress(None)
+        watch.stopped.set()
+        if watch.ending:  # what this thread fails of follows from the failure that is being told
+            watch.join()
+
+
+class _Watch(threading.Thread):
+    """Looks every second at what the other processes have told."""
+
+    def __init__(self, distributed: Any) -> None:
+        super().__init__(name="nfllm-watch", daemon=True)
+        self.stopped = threading.Event()
+        self.ending = False
+        self._client = distributed.client
+        self._own = str(distributed.process_id)
+        self._told: str | None = None
+
+    def tell(self, error: BaseException) -> None:
+        """Tells the other processes why this one ends."""
+        text = str(error) or type(error).__name__
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # the coordinator may be gone
+            self._client.key_value_set(f"{_FAILED}{self._own}", text)
+
+    def run(self) -> None:
+        """Returns when stopped, or when there is no coordinator: then JAX ends the process."""
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            reason = self._wait_for_a_reason()
+            if reason is not None and not self.stopped.wait(_GRACE_SECONDS):
+                self._end(reason)
+
+    def _wait_for_a_reason(self) -> str | None:
+        """Why this process must end; None when it has ended by itself."""
+        known: dict[str, str] = {}
+        since = time.monotonic()
+        while not self.stopped.wait(_POLL_SECONDS):
+            failed = self._read(_FAILED)
+            for process in failed.keys() - {self._own}:
+                return f"process {process} has ended: {failed[process]}"
+            self._tell_progress()
+            found = self._read(_PROGRESS)
+            if found != known or not all(found.values()):
+                known, since = found, time.monotonic()
+            elif time.monotonic() - since > _STALL_SECONDS:
+                listed = ", ".join(f"process {name} at {at}" for name, at in sorted(found.items()))
+                return (
+                    f"no process has got further for {_STALL_SECONDS:g} s ({listed}); look for "
+                    "what one of them waits for, such as its disk, and give the same command again"
+                )
+        return None
+
+    def _tell_progress(self) -> None:
+        if (own := _Own.progress or "") != self._told:
+            self._client.key_value_set(f"{_PROGRESS}{self._own}", own, allow_overwrite=True)
+            self._told = own
+
+    def _read(self, folder: str) -> dict[str, str]:
+        """What each process has told of one kind, by its number."""
+        return {
+            key.rpartition("/")[2]: value for key, value in self._client.key_value_dir_get(folder)
+        }
+
+    def _end(self, reason: str) -> None:
+        """Ends the process from this thread, since the main one may wait in a collective."""
+        self.ending = True
+        sys.stdout.flush()
+        print(f"error: {reason}", file=sys.stderr, flush=True)
+        with contextlib.suppress(Exception):
+            jax.distributed.shutdown()  # else the last to leave would be aborted
+        os._exit(1)
+
+
+def _distributed() -> Any:
+    # The store's waits with a limit are behind no public name: `jax.distributed` gives no access to
+    # its client, and `multihost_utils` has collectives of devices, which wait for ever. Asking for
+    # `jax.process_index()` would make the devices, which a config may still change.
+    from jax._src import distributed
+
+    return distributed.global_state
+
+
+def _wait(client: Any, key: str, deadline: float, whom: str) -> str:
+    """The value of `key` once it is there."""
+    begin = time.monotonic()
+    told = False
+    while True:
+        left = max(0.001, min(_POLL_SECONDS, deadline - time.monotonic()))
+        try:
+            return client.blocking_key_value_get(key, int(1000 * left))
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise RunError(f"{whom}: process 0 cannot be reached ({error})") from error
+        waited = time.monotonic() - begin
+        if time.monotonic() >= deadline:
+            raise RunError(
+                f"no answer for {waited:.0f} s from {whom}; see what it waits for, such as its "
+                "disk, and give the same command again"
+            )
+        if waited > _PATIENCE_SECONDS and not told:
+            logging.warning("waiting for %s", whom)
+            told = True

@@ -1,0 +1,21 @@
+"""The version of nfllm, also of a checkout that was never installed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tomllib
+from pathlib import Path
+
+_PROJECT = Path(__file__).parents[1] / "pyproject.toml"
+
+
+def nfllm_version() -> str:
+    """What the checkout says of itself, or else what is installed; "unknown" where neither does."""
+    if _PROJECT.is_file():
+        project = tomllib.loads(_PROJECT.read_text(encoding="utf-8")).get("project", {})
+        if project.get("name") == "nfllm":
+            return project["version"]
+    try:
+        return importlib.metadata.version("nfllm")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
