@@ -102,9 +102,16 @@ def load_run(path: epath.PathLike) -> Run:
     Raises:
       RunError: there is no run at `path`, or none of its checkpoints can be read.
 
+    Args:
+      path: the run directory, local or `gs://`.
+
+    Returns:
+      The run; its model computes in float32.
+
     Example:
-      run = nfllm.load_run("runs/default")
-      captured = nfllm.capture(run.model, run.params, run.tokenizer.encode("def f(x):")[None])
+      >>> run = load_run("runs/default")
+      >>> run.tokenizer.decode(run.tokenizer.encode("def f(x):"))
+      'def f(x):'
     """
     from nfllm.model.decoder import Decoder
     from nfllm.trainer.checkpoints import restore_params

@@ -1,6 +1,5 @@
 """Examples in docstrings and guides run, and docstrings say what reference pages are read for."""
 
-import contextlib
 import doctest
 import importlib
 import inspect
@@ -10,8 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from etils import epath
+from tiny import make_corpus, tiny_config
 
 import nfllm
+from nfllm.trainer.checkpoints import Checkpoints
+from nfllm.trainer.program import Program
+from nfllm.trainer.record import write_run
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs"
@@ -27,27 +31,86 @@ def _modules_with_examples() -> list[str]:
     ]
 
 
-@pytest.fixture
-def small_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Examples write files into the working directory."""
-    monkeypatch.chdir(tmp_path)
+DECIMAL = re.compile(r"-?\d+\.\d*(?:e[-+]?\d+)?")
 
 
-@pytest.mark.usefixtures("small_run_directory")
+class _Rounded(doctest.OutputChecker):
+    """Decimal numbers are compared to the precision in which the example writes them."""
+
+    def check_output(self, want: str, got: str, optionflags: int) -> bool:
+        if super().check_output(want, got, optionflags):
+            return True
+        want_text, got_text = ("".join(DECIMAL.sub("0.", text).split()) for text in (want, got))
+        return want_text == got_text and all(
+            abs(float(expected) - float(found)) <= 0.51 * 10.0 ** -len(expected.split(".")[1])
+            for expected, found in zip(DECIMAL.findall(want), DECIMAL.findall(got), strict=True)
+        )
+
+
+def run_examples(tests: list[doctest.DocTest]) -> doctest.TestResults:
+    runner = doctest.DocTestRunner(checker=_Rounded(), optionflags=doctest.ELLIPSIS)
+    for test in tests:
+        runner.run(test)
+    return runner.summarize()
+
+
+@pytest.fixture(scope="module")
+def folder_with_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What examples find in the working directory: the runs that they speak of, but tiny
+    and untrained."""
+    folder = tmp_path_factory.mktemp("examples")
+    config = tiny_config(make_corpus(folder / "corpus"), folder / "data")
+    program, path = Program(config), epath.Path(folder / "runs" / "default")
+    path.mkdir(parents=True)
+    state = program.init_state()
+    write_run(path, program, state.params)
+    with Checkpoints(path, config.checkpoint) as checkpoints:
+        whole = program.placement.to_checkpoint(state)
+        checkpoints.save(whole, program.dataset.fingerprint)
+        checkpoints.wait()
+    for name in ("relu", "gelu"):
+        (folder / "runs" / name).mkdir()
+    return folder
+
+
 @pytest.mark.parametrize("name", _modules_with_examples())
-def test_examples_in_docstrings_give_what_they_show(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+def test_examples_in_docstrings_give_what_they_show(
+    name: str, folder_with_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder_with_runs)
+    tests = doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(name))
+    result = run_examples(tests)
     assert result.attempted
     assert not result.failed
 
 
-@pytest.mark.usefixtures("small_run_directory")
-@pytest.mark.parametrize("guide", sorted(PAGES.rglob("*.md")), ids=lambda path: path.stem)
-def test_examples_in_guides_give_what_they_show(guide: Path) -> None:
-    if ">>> " not in guide.read_text():
-        pytest.skip("has no example")
-    result = doctest.testfile(str(guide), module_relative=False, optionflags=doctest.ELLIPSIS)
-    assert not result.failed
+GUIDES = [page for page in sorted(PAGES.rglob("*.md")) if ">>> " in page.read_text()]
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
+def test_examples_in_guides_give_what_they_show(
+    guide: Path, folder_with_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder_with_runs)
+    # The fence that ends a block is no output.
+    text = re.sub(r"^```.*$", "", guide.read_text(), flags=re.MULTILINE)
+    parser = doctest.DocTestParser()
+    assert not run_examples([parser.get_doctest(text, {}, guide.stem, str(guide), 0)]).failed
+
+
+@pytest.mark.parametrize(
+    ("want", "got", "same"),
+    [
+        ("Array([0.582, 1.], dtype=float32)", "Array([0.58200003, 1. ], dtype=float32)", True),
+        ("0.582", "0.5831", False),
+        ("(1, 0.5)", "(2, 0.5)", False),
+        ("[0.5]", "[0.5, 0.5]", False),
+    ],
+)
+def test_numbers_of_examples_are_compared_as_they_are_written(
+    want: str, got: str, same: bool
+) -> None:
+    assert _Rounded().check_output(want, got, 0) == same
 
 
 def _functions_of_arrays() -> dict[str, Callable[..., Any]]:

@@ -133,7 +133,7 @@ def compare_seeds(
     Example:
       >>> found = compare_seeds([4.02, 4.05, 4.02], [4.12, 4.13, 4.11])
       >>> round(found.difference, 3), round(found.p_value, 3)
-      (-0.09, 0.006)
+      (-0.09, 0.003)
     """
     x, y = _seeds("a", a), _seeds("b", b)
     _check_confidence(confidence)

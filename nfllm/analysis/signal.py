@@ -159,7 +159,7 @@ def kurtosis(x: Arrays, *, keep: int = 1) -> jax.Array:
 
     Example:
       >>> kurtosis([[[1.0, -1.0, 1.0, -1.0]], [[9.0, 0.0, 0.0, 0.0]]]).round(3)
-      Array([1.   , 2.333], dtype=float32)
+      Array([1., 2.333], dtype=float32)
     """
     x = as_float32(x)
     deviation = x - jnp.mean(x, axis=-1, keepdims=True)
