@@ -19,7 +19,7 @@ import nfllm  # noqa: E402
 project = "nfllm"
 author = "The nfllm authors"
 copyright = author
-version = release = "0.1.0"
+version = release = nfllm.__version__
 
 extensions = [
     "myst_parser",
