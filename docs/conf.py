@@ -90,9 +90,7 @@ def _signature(
     return f"({ast.unparse(arguments)})", ast.unparse(function.returns) if function.returns else ""
 
 
-def _docstring(
-    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
-) -> None:
+def _docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Of a record's field without a docstring, no more than its name."""
     if len(lines) >= 1 and lines[0].startswith("Alias for field number"):
         lines.clear()
