@@ -27,7 +27,9 @@ def logit_spread(
 
     .. math:: \frac{1}{T} \sum_t \sqrt{\frac{1}{n_t} \sum_s (z_{ts} - \bar z_t)^2}
 
-    over the :math:`n_t` keys that query t sees, whose mean logit is :math:`\bar z_t`. It is what softmax turns into entropy: 0 gives uniform attention. Queries that see a single
+    over the :math:`n_t` keys that query t sees, whose mean logit is :math:`\bar z_t`.
+
+    It is what softmax turns into entropy: 0 gives uniform attention. Queries that see a single
     key have none and are left out. Logits at -Inf, or below half the most negative finite number
     of their type, are masked keys.
 

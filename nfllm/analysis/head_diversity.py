@@ -37,7 +37,9 @@ def head_divergence(probs: Arrays) -> jax.Array:
     .. math:: D_{ij} = \frac{1}{T} \sum_t \Big[ H\Big(\frac{p^i_t + p^j_t}{2}\Big)
         - \frac{H(p^i_t) + H(p^j_t)}{2} \Big]
 
-    with H the entropy of a query's distribution; see `jensen_shannon` for two distributions. One head at a time is compared with all, so that temporaries are of the size of `probs`.
+    with H the entropy of a query's distribution; see `jensen_shannon` for two distributions.
+
+    One head at a time is compared with all, so that temporaries are of the size of `probs`.
 
     Args:
       probs: `[..., H, T, S]` attention probabilities.

@@ -47,7 +47,9 @@ def attention_entropy_from_logits(
         u = \sum_s e^{z_s - m} (z_s - m)
 
     with m the largest logit z, in one pass over blocks of keys: the recurrence of Milakov &
-    Gimelshein (arXiv 1805.02867) with the second sum u. Equals `attention_entropy(softmax(logits))` to 1e-5 nats, in float32 inside whatever the type of
+    Gimelshein (arXiv 1805.02867) with the second sum u.
+
+    Equals `attention_entropy(softmax(logits))` to 1e-5 nats, in float32 inside whatever the type of
     the logits. NaN or +Inf at a key that the query sees gives NaN; -Inf is a key that is not seen.
 
     Args:
