@@ -88,6 +88,12 @@ def test_examples_in_docstrings_give_what_they_show(
     assert not result.failed
 
 
+def test_examples_are_written_so_that_they_run() -> None:
+    for file in (ROOT / "nfllm").rglob("*.py"):
+        for example in re.findall(r"^ *Example:\n(.*)\n", file.read_text(), re.MULTILINE):
+            assert example.lstrip().startswith(">>> "), f"{file.relative_to(ROOT)}: {example}"
+
+
 GUIDES = [page for page in sorted(PAGES.rglob("*.md")) if ">>> " in page.read_text()]
 
 
