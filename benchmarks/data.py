@@ -20,7 +20,6 @@ import gzip
 import json
 import platform
 import resource
-import runpy
 import statistics
 import subprocess
 import sys
@@ -35,9 +34,9 @@ ROOT = Path(__file__).parents[1]
 
 def default_config(**data: Any) -> Any:
     """The default experiment with some keys of its section `data` changed."""
-    from nfllm.config import Config
+    from nfllm.config import Config, get_config
 
-    values = runpy.run_path(str(ROOT / "configs" / "default.py"))["get_config"]().to_dict()
+    values = get_config().to_dict()
     values["data"] |= data
     return Config.from_dict(values)
 

@@ -18,8 +18,7 @@ import optax
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # configs/ is not part of the installed package
 
-from configs.default import get_config  # noqa: E402
-from nfllm.config import Config  # noqa: E402
+from nfllm.config import Config, get_config  # noqa: E402
 from nfllm.data.batches import Batch  # noqa: E402
 from nfllm.model import head  # noqa: E402
 from nfllm.model.attention import Attention  # noqa: E402

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from nfllm.config import ConfigError
+from nfllm.config import ConfigError, get_config
 from nfllm.config.overrides import key_type, override_value
 
-_DEFAULT = Path(__file__).parents[1] / "configs" / "default.py"
 _PREFIX = "config."
 _HELP = {"help", "helpshort", "helpfull", "helpxml", "h", "?"}
 
@@ -36,13 +35,15 @@ def define_config() -> ConfigFlag:
     """
     flags.DEFINE_string(
         "config",
-        str(_DEFAULT),
-        "The configuration file, as FILE or FILE:ARGUMENT; --config.SECTION.KEY=VALUE changes one "
-        "of its keys, and VALUE None takes back one that is derived.",
+        None,
+        "The configuration file, as FILE or FILE:ARGUMENT; without it, the defaults of all keys. "
+        "--config.SECTION.KEY=VALUE changes one of its keys, and VALUE None takes back one that "
+        "is derived.",
     )
     try:
         changes, sys.argv[1:] = split_overrides(sys.argv[1:])
-        config = load_config(_last_value(sys.argv[1:]) or str(_DEFAULT))
+        choice = _last_value(sys.argv[1:])
+        config = get_config() if choice is None else load_config(choice)
     except ConfigError as error:
         sys.exit(f"error: {error}")
     with config.unlocked(), config.ignore_type():
@@ -112,11 +113,6 @@ def load_config(choice: str) -> ConfigDict:
     """
     path, separator, argument = choice.partition(":")
     if not Path(path).is_file():
-        if Path(path) == _DEFAULT:
-            raise ConfigError(
-                f"{path} is missing, since configs/ is not part of the installed package; clone "
-                "the repository, and install it by `pip install -e .`"
-            )
         raise ConfigError(f"--config {path} does not exist; give a file such as configs/default.py")
     try:
         names = runpy.run_path(path)

@@ -49,10 +49,17 @@ def _note(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _press() -> None:
+    if hasattr(signal, "pthread_kill"):  # wakes the main thread where it sleeps
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
+
+
 def _raise_again(unraisable: Any) -> None:
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
         # Later: raised at once, it would end in this hook, which cannot pass it on either.
-        timer = threading.Timer(_AGAIN_SECONDS, _thread.interrupt_main)
+        timer = threading.Timer(_AGAIN_SECONDS, _press)
         timer.daemon = True
         timer.start()
     else:

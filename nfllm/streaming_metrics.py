@@ -148,7 +148,7 @@ def _normalized_entropy(x: Observed) -> Moments:
 
 
 def _head_norm(x_LBTHK: jax.Array) -> Moments:
-    return _per_sequence(jnp.mean(jnp.linalg.norm(x_LBTHK.astype(jnp.float32), axis=-1), axis=2))
+    return _per_sequence(analysis.mean_norm(jnp.swapaxes(x_LBTHK, 2, 3), keep=3))
 
 
 def _residual_norm(x: Observed) -> Moments:

@@ -1,18 +1,15 @@
 """Configurations of the section `data`, and small corpora on disk, for the tests of nfllm.data."""
 
 import json
-import runpy
 from pathlib import Path
 from typing import Any
 
-from nfllm.config import Config, DataConfig
-
-_DEFAULT = Path(__file__).parents[1] / "configs" / "default.py"
+from nfllm.config import Config, DataConfig, get_config
 
 
 def data_config(data_dir: Path | str, **changes: Any) -> DataConfig:
     """The default section `data` with its cache under `data_dir` and some keys changed."""
-    values = runpy.run_path(str(_DEFAULT))["get_config"]().to_dict()
+    values = get_config().to_dict()
     values["data"] |= {"data_dir": str(data_dir), **changes}
     return Config.from_dict(values).data
 

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from nfllm import data
+from nfllm import data, report
 from nfllm.data import batches
 from nfllm.trainer import checkpoints, hosts, loop, peers, program
 
@@ -26,6 +26,7 @@ PLACES = {
     "probing": (program.Program, "probe"),
     "saving": (checkpoints.Checkpoints, "save"),
     "finishing": (checkpoints.Checkpoints, "wait"),
+    "reporting": (report, "entropy_text"),
 }
 LIMIT_SECONDS = float(os.environ.get("FAULTY_LIMIT_SECONDS", "10"))
 SLOW_SECONDS = 6.0
@@ -34,6 +35,7 @@ SLOW_SECONDS = 6.0
 def main(fault: str, place: str, script: str) -> None:
     peers._ANSWER_SECONDS = peers._STALL_SECONDS = hosts._PREPARE_SECONDS = LIMIT_SECONDS
     peers._GRACE_SECONDS = 1.0
+    hosts._SHUTDOWN_SECONDS = int(os.environ.get("FAULTY_SHUTDOWN_SECONDS", "30"))
     owner, name = PLACES[place]
     whole = getattr(owner, name)
 

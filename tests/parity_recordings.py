@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.default import get_config
-from nfllm.config import Config, ModelConfig, OptimizerConfig, TrainingConfig
+from nfllm.config import Config, ModelConfig, OptimizerConfig, TrainingConfig, get_config
 
 DEFAULT = Config.from_dict(get_config())
 OWN_CASES = Path(__file__).parent / "parity" / "cases"

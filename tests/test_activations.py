@@ -106,6 +106,55 @@ def test_type_is_kept(name, dtype):
         assert ACTIVATIONS[name](x, coefficient).dtype == dtype
 
 
+def whole_range(dtype):
+    """Both signs, from the smallest normal number of the type to its largest, and near zero."""
+    limits = jnp.finfo(dtype)
+    logs = np.linspace(math.log(float(limits.tiny)), math.log(float(limits.max)), 2001)[:-1]
+    sizes = np.concatenate([np.exp(logs), np.linspace(0, 12, 1201), [float(limits.max)]])
+    return jnp.asarray(np.concatenate([sizes, -sizes]), jnp.float32).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize(("name", "coefficient", "value", "slope"), FORMULAS)
+def test_whole_range_of_each_type(name, coefficient, value, slope, dtype):
+    """Value and derivative are right to a rounding, and finite wherever they can be."""
+    x, limits = whole_range(dtype), jnp.finfo(dtype)
+
+    @jax.jit
+    def both(x):
+        y, backward = jax.vjp(lambda x: ACTIVATIONS[name](x, coefficient), x)
+        return y, *backward(jnp.ones_like(x))
+
+    y, gradient = both(x)
+    exact = np.float64(x)
+    with np.errstate(over="ignore"):
+        expected = [(y, value(exact)), (gradient, slope(exact))]
+    for found, right in expected:
+        held = np.abs(right) <= float(limits.max)
+        # A rounding of float32 and one of the type; 1.1e-6 is left of 1 + erf where that cancels.
+        tolerance = {"rtol": 0.51 * float(limits.eps) + 2**-23, "atol": 2e-6}
+        np.testing.assert_allclose(np.float64(found)[held], right[held], **tolerance)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_gradient_of_a_learned_slope_is_summed_in_float32(dtype):
+    rng = np.random.default_rng(0)
+    x, cotangent = (jnp.asarray(rng.normal(0.1, 1, (8, 128, 256)), dtype) for _ in range(2))
+    _, backward = jax.vjp(lambda slope: ACTIVATIONS["leaky_relu"](x, slope), jnp.float32(0.01))
+    negative = np.minimum(np.float64(x), 0)
+    exact = (negative * np.float64(cotangent)).sum()
+    # Of terms that add up to a few percent of their sizes; in bfloat16 itself it was off by 70%.
+    assert float(backward(cotangent)[0]) == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "silu", "learnable_leaky_relu"])
+def test_inputs_are_all_that_is_kept_for_the_derivative(name):
+    x = jnp.ones((4, 8), jnp.bfloat16)
+    _, backward = jax.vjp(ACTIVATIONS[name], x, jnp.float32(0.1))
+    kept = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(backward) if leaf.ndim]
+    assert kept == [(x.shape, x.dtype)]
+
+
 def test_gelu_is_computed_in_float32_and_keeps_its_input_alone():
     x = jnp.asarray(np.linspace(-4.0, 4.0, 161), jnp.bfloat16)
     y, backward = jax.vjp(lambda x: ACTIVATIONS["gelu"](x, 0.0), x)

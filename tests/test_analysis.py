@@ -35,6 +35,7 @@ def test_exports_are_named_once() -> None:
 
 
 NOT_TRACED = {
+    "alerts",
     "compare_seeds",
     "find_onset",
     "first_bad_site",
@@ -45,7 +46,16 @@ NOT_TRACED = {
 
 # Of Python numbers and of arrays' types; no array is computed on.
 OF_NO_ARRAY = {"array_namespace", "causal_entropy_ceiling", "causal_mask", "visible_keys"}
-RECORDS = {"BadSite", "Interval", "Ledger", "LinearFit", "Onset", "SeedComparison"}
+RECORDS = {
+    "Alert",
+    "AlertThresholds",
+    "BadSite",
+    "Interval",
+    "Ledger",
+    "LinearFit",
+    "Onset",
+    "SeedComparison",
+}
 
 
 def test_what_cannot_be_traced_is_named_in_the_docstring() -> None:
@@ -87,6 +97,7 @@ TRACED: dict[str, tuple[Callable[..., Any], tuple[np.ndarray, ...]]] = {
     "effective_rank": (analysis.effective_rank, (X,)),
     "eigenvalue_shares": (analysis.eigenvalue_shares, (SQUARES,)),
     "entropy_by_temperature": (analysis.entropy_by_temperature, (LOGITS, RATES)),
+    "entropy_floor": (lambda norms: analysis.entropy_floor(norms, 8), (RATES,)),
     "head_divergence": (analysis.head_divergence, (PROBS,)),
     "head_entropy": (lambda x, use: analysis.head_entropy(x, where=use), (ENTROPY, ENTROPY > 0)),
     "head_entropy_spread": (analysis.head_entropy_spread, (ENTROPY,)),

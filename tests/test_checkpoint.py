@@ -6,16 +6,19 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from training_parts import make_parts, small_config
 
 from nfllm.config import CheckpointConfig
 from nfllm.rundir import RunError
+from nfllm.trainer import peers
 from nfllm.trainer.checkpoints import Checkpoints, restore_params
 from nfllm.trainer.placement import Placement
 
@@ -55,7 +58,8 @@ def parts():
 
 @pytest.fixture(scope="module")
 def state(parts):
-    return jax.jit(parts.init)(jax.random.key(0))
+    """As a checkpoint gives it back."""
+    return jax.jit(parts.init)(jax.random.key(0)).without_guard()
 
 
 def _at(state, step):
@@ -169,6 +173,89 @@ def test_a_damaged_checkpoint_is_passed_over_and_saved_again(
         assert checkpoints.fallbacks == []
 
 
+@pytest.mark.parametrize("damage", [_truncate, _flip_a_bit, Path.unlink])
+def test_no_damaged_file_of_the_state_is_given_to_orbax(
+    tmp_path, parts, state, damage, monkeypatch
+):
+    """It abandons its other reads when one fails, and then may wait for ever."""
+    whole = tmp_path / "whole"
+    _save(whole, state, [7])
+    names = [path.relative_to(whole) for path in whole.glob("checkpoints/*/state/**/*")]
+    names = [
+        name for name in names if (whole / name).is_file() and name.name != "commit_success.txt"
+    ]
+    assert len(names) >= 6
+    given = []
+    monkeypatch.setattr(
+        ocp.StandardCheckpointHandler,
+        "restore",
+        lambda self, directory, *rest, **options: given.append(directory),
+    )
+    for number, name in enumerate(names):
+        run = tmp_path / str(number)
+        shutil.copytree(whole, run)
+        damage(run / name)
+        if name.name == "files.json" and damage is Path.unlink:
+            continue  # a checkpoint from before there was a list
+        for restore in (
+            lambda run=run: restore_params(run),
+            lambda run=run: _restored(run, parts),
+        ):
+            with pytest.raises(RunError, match="step 7 is damaged"):
+                restore()
+    assert given == []
+
+
+def _restored(run, parts):
+    with Checkpoints(run, CONFIG) as checkpoints:
+        return checkpoints.restore(_abstract(parts), "data")
+
+
+def test_a_checkpoint_from_before_there_was_a_list_of_files_is_read(tmp_path, parts, state):
+    _save(tmp_path, state, [3])
+    (tmp_path / "checkpoints" / "step_3" / "state" / "files.json").unlink()
+    _assert_equal(_restored(tmp_path, parts), _at(state, 3))
+
+
+def test_what_other_processes_say_of_a_checkpoint_counts(tmp_path, parts, state, monkeypatch):
+    """A step that one cannot read, or does not even see, all pass over."""
+    _save(tmp_path, state, [3, 7])
+    asked = []
+
+    def exchange(what, own, limit_seconds=None):
+        asked.append(what)
+        if what == "to look for checkpoints":
+            return [own, [3, 7, 9]]
+        return [own, "its disk has gone" if what == "to look at the checkpoint of step 7" else None]
+
+    monkeypatch.setattr(peers, "exchange", exchange)
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        _assert_equal(checkpoints.restore(_abstract(parts), "data"), _at(state, 3))
+        nine, seven = checkpoints.fallbacks
+    assert nine.startswith("checkpoint of step 9 is damaged (")
+    assert nine.endswith(", in process 0)")
+    assert seven == "checkpoint of step 7 is damaged (its disk has gone, in process 1)"
+    assert [what.split()[1] for what in asked] == [
+        "look",
+        "look",
+        "look",
+        "look",
+        "read",
+        "compare",
+    ]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Event loop is closed"), ValueError("another")])
+def test_only_what_abandoned_writes_report_is_left_out(tmp_path, monkeypatch, error):
+    reported = []
+    hook = reported.append
+    monkeypatch.setattr(sys, "unraisablehook", hook)
+    with Checkpoints(tmp_path, CONFIG):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+    assert sys.unraisablehook is hook
+    assert [x.exc_value for x in reported] == ([] if isinstance(error, RuntimeError) else [error])
+
+
 def test_wrong_values_in_a_readable_checkpoint_are_found_by_their_checksum(tmp_path, parts, state):
     _save(tmp_path, state, [3, 7])
     notes = next((tmp_path / "checkpoints" / "step_7" / "notes").rglob("metadata"))
@@ -225,7 +312,7 @@ def test_the_step_of_a_damaged_checkpoint_that_is_gone_by_then_is_saved(tmp_path
 
 @pytest.mark.parametrize("background", [False, True])
 def test_a_full_disk_is_an_error_that_keeps_what_was_saved(
-    parts, state, small_disk, monkeypatch, caplog, background
+    parts, state, small_disk, monkeypatch, caplog, capfd, background
 ):
     if background:  # as on an accelerator
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -236,7 +323,7 @@ def test_a_full_disk_is_an_error_that_keeps_what_was_saved(
             filler.write(bytes(1 << 12))
     with pytest.raises(RunError, match=r"could not be written .*No space left .* ones are kept"):
         _save(run, state, [7])
-    assert "Traceback" not in caplog.text
+    assert "Traceback" not in caplog.text + capfd.readouterr().err
     (small_disk / "filler").unlink()
     with Checkpoints(run, CONFIG) as checkpoints:
         _assert_equal(checkpoints.restore(_abstract(parts), "data"), _at(state, 3))
@@ -250,4 +337,5 @@ def test_a_save_that_was_cut_off_leaves_no_checkpoint(tmp_path, parts, state):
     assert cut_off.exists()  # a reader cannot know that nothing is writing it
     with Checkpoints(tmp_path, CONFIG) as checkpoints:
         _assert_equal(checkpoints.restore(_abstract(parts), "data"), _at(state, 3))
+        checkpoints.save(_at(state, 4), "data")  # waits for the thread that cleans up
     assert not cut_off.exists()

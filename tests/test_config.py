@@ -5,14 +5,12 @@ import json
 import subprocess
 import sys
 import typing
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from configs.default import get_config
 from nfllm.config import (
     Activation,
     Architecture,
@@ -20,12 +18,11 @@ from nfllm.config import (
     ConfigError,
     Normalization,
     differences,
+    get_config,
     suggest,
 )
-from nfllm.flags import unusable_file
 
 DEFAULT = Config.from_dict(get_config())
-GPT2 = str(Path(__file__).parents[1] / "configs" / "gpt2_codeparrot.py")
 
 
 def changed(**values: object) -> dict:
@@ -258,23 +255,3 @@ def test_any_value_is_taken_or_refused_by_name(values):
         assert any(name.split("__")[1] in named for name in values) or "rotary" in named
     else:
         assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (
-            "nowhere.py",
-            "--config nowhere.py does not exist; give a file such as configs/default.py",
-        ),
-        (f"{GPT2}:sm+x", f"--config {GPT2}:sm+x: unknown variant 'sm+x'; did you mean 'sm+r'?"),
-        (f"{GPT2}:sm+r", None),
-        (GPT2, None),
-    ],
-)
-def test_the_file_of_a_config_is_checked_before_flags_are_read(value, message):
-    for arguments in (["--config", value], [f"--config={value}", "--workdir=run"]):
-        found = unusable_file(["--noreport", *arguments])
-        assert found is None if message is None else found.startswith(message)
-    assert unusable_file(["--config.model.activation=gelu"]) is None
-    assert unusable_file([]) is None

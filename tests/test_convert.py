@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import nfllm
-from configs.default import get_config
-from nfllm.config import Config, ConfigError, ModelConfig
+from nfllm.config import Config, ConfigError, ModelConfig, get_config
 from nfllm.convert import (
     Checkpoint,
     ConversionError,

@@ -391,7 +391,7 @@ def test_head_entropy_keeps_the_batch_and_leaves_out_padding() -> None:
     where = np.array([[[True, True, False, False]], [[True, False, False, False]]])
     masked = analysis.head_entropy(entropy_BHT, where=where)
     np.testing.assert_allclose(masked, [[0.5, 4.5, 8.5], [12, 16, 20]], atol=1e-6)
-    assert np.isnan(analysis.head_entropy(entropy_BHT, where=np.zeros(4))).all()
+    assert np.isnan(analysis.head_entropy(entropy_BHT, where=np.zeros(4, bool))).all()
 
 
 def test_normalized_entropy_of_uniform_attention_is_one() -> None:

@@ -8,8 +8,7 @@ import pytest
 from synthetic_runs import write_run
 
 from configs import paper
-from configs.default import get_config
-from nfllm.config import Config, ConfigError
+from nfllm.config import Config, ConfigError, get_config
 from nfllm.experiment import Experiment, Group, Variant
 from nfllm.experiment.cause import CAUSE_FILE
 from nfllm.experiment.grid import Entry, expand, load_experiment, read_overrides

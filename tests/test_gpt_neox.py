@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import nfllm
-from configs.default import get_config
-from nfllm.config import Config, ConfigError
+from nfllm.config import Config, ConfigError, get_config
 from nfllm.model import Decoder
 from nfllm.model.rotary import rotate
 

@@ -35,6 +35,13 @@ def trainer(tmp_path_factory, compilation_cache):
     return Trainer(folder, compilation_cache)
 
 
+@pytest.fixture(autouse=True)
+def no_process_is_left(trainer):
+    """A process that waits for ever would slow down all tests after its own."""
+    yield
+    trainer.end_all()
+
+
 @pytest.fixture(scope="module")
 def one_process(trainer):
     run = trainer.folder / "one"
@@ -101,6 +108,50 @@ def test_what_one_process_cannot_read_both_pass_over(trainer, two_by_fsdp):
     assert "checkpoint of step 12 is damaged (" in first[1]
     assert "going on from step 6" in first[1]
     _assert_same_numbers(run, two_by_fsdp[0])
+
+
+NONE = ("none", "starting")  # with the short limits of the other
+
+
+@pytest.mark.parametrize(
+    ("fault", "place", "who"),
+    [
+        ("raise", "preparing data", 0),
+        ("raise", "training", 1),
+        ("raise", "saving", 0),
+        ("hang", "starting", 1),
+        ("hang", "reading a checkpoint", 0),
+        ("hang", "evaluating", 1),
+    ],
+)
+def test_a_process_that_fails_or_hangs_ends_both_with_its_name(
+    trainer, one_process, tmp_path, fault, place, who
+):
+    run = tmp_path / "run"
+    if place == "reading a checkpoint":
+        _copy_at_step_6(one_process, run)
+    faults = [NONE, NONE]
+    faults[who] = (fault, place)
+    begin = time.monotonic()
+    pair = trainer.run_pair(run, faults=faults, **RUN)
+    assert time.monotonic() - begin < 100
+    assert [code for code, _, _ in pair] == [1, 1], pair
+    assert f"process {who}" in pair[1 - who][2]
+    if fault == "raise":
+        assert "error: the disk has gone" in pair[who][2]
+        assert f"error: process {who} has ended: the disk has gone" in pair[1 - who][2]
+    for _, _, err in pair:
+        assert "Traceback" not in err
+        assert "Check failure stack trace" not in err  # what JAX prints when it aborts
+
+
+def test_nobody_aborts_while_the_first_writes_a_long_report(trainer, tmp_path, monkeypatch):
+    """JAX gives the last to leave half a minute; here it has a second."""
+    monkeypatch.setenv("FAULTY_SHUTDOWN_SECONDS", "1")
+    faults = [("slow", "reporting"), NONE]
+    pair = trainer.run_pair(tmp_path / "run", faults=faults, **RUN)
+    assert [code for code, _, _ in pair] == [0, 0], pair
+    assert "entropy in nats" in pair[0][1]
 
 
 def test_a_checkpoint_of_one_process_goes_on_in_two(trainer, one_process):

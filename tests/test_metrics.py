@@ -59,7 +59,7 @@ def test_non_finite_values_survive(tmp_path):
 
 def test_unknown_kind_and_unwritable_value(tmp_path):
     with MetricsWriter(tmp_path) as metrics:
-        with pytest.raises(ValueError, match="'evil'; choose from train, eval, telemetry, event"):
+        with pytest.raises(ValueError, match=r"'evil'; .*choose from eval, event, tele"):
             metrics.write("evil", 1)
         with pytest.raises(TypeError, match=r"cannot hold .* of type set"):
             metrics.write("train", 1, loss_nats={1.0})
@@ -75,6 +75,25 @@ def test_series_leaves_out_lines_without_the_field(tmp_path):
     np.testing.assert_array_equal(steps, [0, 10])
     np.testing.assert_array_equal(slopes, [[0.01, 0.02], [0.03, 0.04]])
     assert read_metrics(tmp_path).series("train", "loss_nats")[1].shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "misspelt", "nearest"),
+    [
+        ("trian", "loss_nats", "trian", "train"),
+        ("train", "loss", "loss", "loss_nats"),
+        ("train", "los_nats", "los_nats", "loss_nats"),
+        ("telemetry", "entropy", "entropy", "entropy_nats"),
+        ("eval", "perplexity", "perplexity", "eval_perplexity"),
+    ],
+)
+def test_misspelt_names_are_told_the_nearest(tmp_path, kind, field, misspelt, nearest):
+    with MetricsWriter(tmp_path) as metrics:
+        metrics.write("train", 1, loss_nats=3.0, learning_rate=0.1)
+        metrics.write("telemetry", 1, entropy_nats=[[1.0]])
+        metrics.write("eval", 1, eval_loss_nats=3.0, eval_perplexity=20.0)
+    with pytest.raises(ValueError, match=rf"{misspelt!r}; did you mean {nearest!r}\? choose from"):
+        read_metrics(tmp_path).series(kind, field)
 
 
 def train_line(step: int, loss: float) -> dict:

@@ -14,8 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nfllm
-from configs.default import get_config
-from nfllm.config import Activation, Architecture, Config, ConfigError, ModelConfig, Normalization
+from nfllm.config import (
+    Activation,
+    Architecture,
+    Config,
+    ConfigError,
+    ModelConfig,
+    Normalization,
+    get_config,
+)
 from nfllm.data.batches import Batch
 from nfllm.model import Decoder, capture
 from nfllm.model.activations import ACTIVATIONS

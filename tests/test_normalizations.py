@@ -104,6 +104,48 @@ def test_sixteen_bit_inputs_are_normalized_in_float32(name):
     np.testing.assert_allclose(y, expected, rtol=2e-3, atol=2e-3)
 
 
+def derivative(name, x, p, epsilon, cotangent):
+    """The cotangent of x, by hand: 1 / size times what is orthogonal to the normalized x."""
+    if name == "none":
+        return cotangent
+    if name in ("dyt", "derf"):
+        inner = p["alpha"] * x + p.get("shift", 0.0)
+        with np.errstate(over="ignore", under="ignore"):
+            slope = np.cosh(np.clip(inner, -300, 300)) ** -2.0
+            slope = slope if name == "dyt" else 2 / np.sqrt(np.pi) * np.exp(-(inner**2))
+        return p["alpha"] * p["scale"] * slope * cotangent
+    if name == "layernorm":
+        x = x - x.mean(-1, keepdims=True)
+    size = np.sqrt((x**2).mean(-1, keepdims=True) + epsilon)
+    y, cotangent = x / size, p["scale"] * cotangent
+    if name == "layernorm":
+        cotangent = cotangent - cotangent.mean(-1, keepdims=True)
+    return (cotangent - y * (y * cotangent).mean(-1, keepdims=True)) / size
+
+
+@pytest.mark.parametrize("name", sorted(NORMALIZATIONS))
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_value_and_derivative_at_every_size(name, dtype):
+    """Up to 1e18, whose squares float32 can add up; in float16 that is the whole range."""
+    limits = jnp.finfo(dtype)
+    largest = min(1e18, float(limits.max) / 4)
+    rng = np.random.default_rng(4)
+    sizes = np.geomspace(float(limits.tiny), largest, 60)[:, None]
+    x = jnp.asarray(sizes * rng.normal(size=(60, WIDTH)), dtype)
+    cotangent = jnp.asarray(rng.normal(size=x.shape), dtype)
+    params = random_parameters(name)
+    norm = lambda x: module(name, dtype=dtype).apply({"params": params}, x)  # noqa: E731
+    y, backward = jax.vjp(norm, x)
+    exact, cotangent64, params64 = jax.tree.map(np.float64, (x, cotangent, params))
+    tolerance = {"rtol": 4 * float(limits.eps), "atol": 4 * float(limits.eps)}
+    np.testing.assert_allclose(np.float64(y), formula(name, exact, params64, 1e-5), **tolerance)
+    slope = derivative(name, exact, params64, 1e-5, cotangent64)
+    found = np.float64(backward(cotangent)[0])
+    # What cancels is as exact as its terms: the largest of the row, or 1 where f saturates.
+    size = np.abs(slope).max(-1, keepdims=True) + (1.0 if name in ("dyt", "derf") else 1e-6)
+    np.testing.assert_allclose(found / size, slope / size, **tolerance)
+
+
 @pytest.mark.parametrize("name", ["layernorm", "rmsnorm"])
 def test_input_and_scale_are_all_that_is_kept_for_the_derivative(name):
     x = jnp.ones((2, 3, WIDTH))

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.default import get_config
-from nfllm.config import Config
+from nfllm.config import Config, get_config
 from nfllm.model import Decoder
 from nfllm.training.optimizer import (
     clip_by_global_norm,

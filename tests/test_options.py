@@ -10,10 +10,17 @@ import numpy as np
 import optax
 import pytest
 
-from configs.default import get_config
-from nfllm.config import IGNORED_LABEL, Config, ModelConfig, OptimizerConfig
+from nfllm.config import (
+    IGNORED_LABEL,
+    Config,
+    ConfigError,
+    ModelConfig,
+    OptimizerConfig,
+    get_config,
+)
 from nfllm.data.batches import Batch
 from nfllm.model import Decoder
+from nfllm.trainer.program import Program
 from nfllm.training.build import build
 from nfllm.training.optimizer import make_optimizer
 from nfllm.training.schedules import make_schedule
@@ -211,3 +218,9 @@ def test_accumulation_weighting():
     assert losses["micro_batch"] == pytest.approx((first + second) / 2, rel=1e-5)
     assert losses["token"] == pytest.approx((4 * first + second) / 5, rel=1e-5)
     assert abs(losses["token"] - losses["micro_batch"]) > 1e-3
+
+
+def test_float64_by_the_environment_is_refused_in_a_line():
+    """JAX would make float64 of some of the state's float32, and the step could not be compiled."""
+    with jax.enable_x64(True), pytest.raises(ConfigError, match="JAX_ENABLE_X64 is set, but train"):
+        Program(DEFAULT)

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.default import get_config
-from nfllm.config import Config, ConfigError
+from nfllm.config import Config, ConfigError, get_config
 from nfllm.training.schedules import make_schedule, warmup_length
 
 DEFAULT = Config.from_dict(get_config()).optimizer

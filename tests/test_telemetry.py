@@ -114,6 +114,23 @@ def test_without_telemetry_nothing_of_it_is_computed():
     assert "tensor<64x64xf32>" in forward
 
 
+@pytest.mark.usefixtures("fewest_queries")
+def test_logits_that_are_not_finite_are_counted_where_a_query_sees_the_key():
+    def poison(params):
+        kernel = params["blocks"]["attention"]["qkv_kernel"]
+        params["blocks"]["attention"]["qkv_kernel"] = kernel.at[1, 0, 0, 1].set(jnp.nan)
+        return params
+
+    probed, captured = _probed({}, poison)
+    np.testing.assert_array_equal(probed["nonfinite"]["attention_logits"], [0, 8 * 12 * 13 // 2])
+    visible_TS = np.tril(np.ones((12, 12), bool))
+    counted = (~np.isfinite(captured.attention_logits) & visible_TS).sum((1, 2, 3, 4))
+    np.testing.assert_array_equal(counted, probed["nonfinite"]["attention_logits"])
+    assert np.isnan(probed["entropy_nats"][1, 1])
+    assert np.isfinite(probed["entropy_nats"][1, 0])
+    assert np.isnan(probed["logit_max_abs"][1, 1])
+
+
 @pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox"])
 def test_a_probe_takes_no_more_memory_than_a_training_step(architecture):
     """Of sixteen sequences against one: the maps of all would be the largest tensors there are."""

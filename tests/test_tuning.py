@@ -17,7 +17,7 @@ OTHER = {
     "attention_from": 13,
     "scan_layers": True,
     "recompute_norms": False,
-    "recompute_gelu": False,
+    "recompute_activations": False,
     "plain_loss_bytes": 2**30,
     "tile_logits": 24 * VOCAB_SIZE,
     "tile_logits_16_bit": 24 * VOCAB_SIZE,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from synthetic_runs import write_run
 
-from configs.default import get_config
+from nfllm.config import get_config
 from nfllm.experiment import Experiment, Group, Variant
 from nfllm.experiment.cause import CAUSE_FILE, Cause
 from nfllm.experiment.grid import expand

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from configs.default import get_config
-from nfllm.config import Config
+from nfllm.config import Config, get_config
 
 _TINY = {
     "model.num_layers": 2,

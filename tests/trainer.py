@@ -27,17 +27,18 @@ class Trainer:
     folder: Path
     cache: Path
     optimized: bool = False
+    started: list[subprocess.Popen] = dataclasses.field(default_factory=list)
 
-    def command(self, run, *options, **changes):
+    def command(self, run, *options, fault=None, **changes):
         flags = {"parallel__cpu_devices": 2, "training__compilation_cache": str(self.cache)}
         config = tiny_flags(self.folder / "corpus", self.folder / "data", **(flags | changes))
         changed = [f"--config.{key}={value}" for key, value in config.items()]
-        command = [sys.executable, str(ROOT / "train.py"), "--noreport", "--workdir", str(run)]
-        return [*command, *changed, *options]
+        script = [*fault_arguments(fault), str(ROOT / "train.py")]
+        return [sys.executable, *script, "--noreport", "--workdir", str(run), *changed, *options]
 
     def start(self, run, *options, **changes):
         environment = os.environ | ({"XLA_FLAGS": ""} if self.optimized else {})
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self.command(run, *options, **changes),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -45,6 +46,16 @@ class Trainer:
             env=environment,
             cwd=self.folder,
         )
+        self.started.append(process)
+        return process
+
+    def end_all(self):
+        """Ends what a test that failed, or ran out of time, has left."""
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+        self.started.clear()
 
     def run(self, run, *options, **changes):
         """Exit code, standard output and standard error."""
@@ -55,30 +66,35 @@ class Trainer:
             process.kill()  # of a run that took too long
         return process.returncode, out, err
 
-    def start_pair(self, run, of_second=None, **changes):
+    def start_pair(self, run, of_second=None, faults=(None, None), **changes):
         """Two processes of one run, which meet at a free port of this machine.
 
-        `of_second` are changes that only the second gets.
+        `of_second` are changes that only the second gets; `faults` what goes wrong in each, as the
+        arguments of `faulty.py`.
         """
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
         meeting = [f"--coordinator={address}", "--num_processes=2"]
-        first = self.start(run, *meeting, "--process_id=0", **changes)
         return [
-            first,
-            self.start(run, *meeting, "--process_id=1", **(changes | (of_second or {}))),
+            self.start(run, *meeting, f"--process_id={number}", fault=fault, **(changes | own))
+            for number, (fault, own) in enumerate(zip(faults, ({}, of_second or {}), strict=True))
         ]
 
-    def run_pair(self, run, of_second=None, **changes):
-        """Exit code, standard output and standard error of each."""
-        pair = self.start_pair(run, of_second, **changes)
+    def run_pair(self, run, **changes):
+        """Exit code, standard output and standard error of each, in bounded time."""
+        pair = self.start_pair(run, **changes)
+        deadline = time.monotonic() + TIMEOUT_SECONDS
         try:
-            ended = [process.communicate(timeout=TIMEOUT_SECONDS) for process in pair]
+            ended = [p.communicate(timeout=deadline - time.monotonic()) for p in pair]
         finally:
-            for process in pair:
-                process.kill()
+            self.end_all()
         return [(p.returncode, *texts) for p, texts in zip(pair, ended, strict=True)]
+
+
+def fault_arguments(fault):
+    """The script that brings a fault (kind, place) about, before `train.py`; none for None."""
+    return [] if fault is None else [str(ROOT / "tests" / "faulty.py"), *fault]
 
 
 def wait_for_step(run, step, process):

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from configs.default import get_config
-from nfllm.config import Config
+from nfllm.config import Config, get_config
 from nfllm.data.batches import Batch
 from nfllm.training.build import Built, build
 

@@ -64,7 +64,7 @@ def cases() -> list[Case]:
 def _recomputed(length: int) -> list[Case]:
     """Norms and GELU kept for the derivative where they are computed again, or the reverse."""
     found = []
-    for key, what in (("recompute_norms", "norms"), ("recompute_gelu", "GELU")):
+    for key, what in (("recompute_norms", "norms"), ("recompute_activations", "GELU")):
         recompute = not getattr(tuning(), key)
         label = f"{LN_GELU} T {length}, {what} {'again' if recompute else 'kept'}"
         found.append(Case(label, LN_GELU, length, tuned={key: recompute}))

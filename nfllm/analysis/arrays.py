@@ -6,6 +6,7 @@ they exist: on concrete arrays that this process can read in full.
 
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +22,26 @@ def as_array(x: Arrays) -> jax.Array:
     """Any framework's array, or a stacked sequence of them, as a JAX array of the same type."""
     if isinstance(x, jax.Array):
         return x
-    if isinstance(x, list | tuple):
+    if isinstance(x, list | tuple) and not all(isinstance(part, bool | int | float) for part in x):
         parts = [as_array(part) for part in x]
-        return jnp.stack(parts) if parts else jnp.zeros((0,), jnp.float32)
-    return jnp.asarray(np.asarray(x))
+        return jnp.stack(parts)
+    return jnp.asarray(_as_numpy(x))
+
+
+def _as_numpy(x: Any) -> np.ndarray:
+    if np.ma.is_masked(x):
+        raise ValueError(
+            f"an array of shape {np.shape(x)} has masked entries; fill them, and leave them out "
+            "with `mask` or `where`"
+        )
+    if not hasattr(x, "detach"):
+        return np.asarray(x)
+    x = x.detach().cpu()
+    try:
+        return np.asarray(x)
+    except TypeError:
+        # PyTorch hands NumPy no type that NumPy itself lacks: bfloat16, and those of 8 bits.
+        return np.asarray(x.float()).astype(jnp.dtype(str(x.dtype).removeprefix("torch.")))
 
 
 def as_float32(x: Arrays) -> jax.Array:
@@ -123,17 +140,44 @@ def check_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | No
     """A boolean mask, checked to broadcast to scores of `shape` and to have an entry for each key.
 
     Raises:
-      ValueError: The mask does not fit.
+      ValueError: The mask does not fit, or its entries are not yes or no.
     """
     if mask is None:
         return None
-    mask = as_array(mask).astype(bool)
+    mask = as_booleans("mask", mask)
     if not (mask.ndim >= 1 and mask.shape[-1] == shape[-1] and broadcasts_to(mask.shape, shape)):
         raise ValueError(
             f"mask: expected a shape that broadcasts to [..., H, T, S] = {shape} and ends in "
             f"S = {shape[-1]}, got {mask.shape}"
         )
     return mask
+
+
+def as_booleans(name: str, x: Arrays) -> jax.Array:
+    """A mask of booleans, or of 0 and 1.
+
+    What is added to logits is also called a mask: 0 where a key is seen, a large negative number
+    where not. Read as booleans it would say the contrary. So floats have to hold a 1, and under
+    `jax.jit`, where nobody can look, they are refused.
+
+    Raises:
+      ValueError: Entries that are neither 0 nor 1, or floats that may be of that other kind.
+    """
+    mask = as_array(x)
+    if mask.dtype == bool:
+        return mask
+    whole = jnp.issubdtype(mask.dtype, jnp.integer)
+    fits, found = whole, ""
+    if is_concrete(mask):
+        values = np.asarray(mask)
+        fits = bool(np.isin(values, (0, 1)).all()) and (whole or bool((values == 1).any()))
+        found = f" from {values.min()} to {values.max()}" if values.size else ""
+    if not fits:
+        raise ValueError(
+            f"{name}: expected booleans, True for what counts, got {mask.dtype}{found}; of a mask "
+            "that is added to logits (0 where a key is seen) pass `mask == 0`"
+        )
+    return mask.astype(bool)
 
 
 def broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:

@@ -18,6 +18,7 @@ from nfllm.analysis.arrays import (
     masked_mean,
 )
 from nfllm.analysis.online_entropy import attention_entropy_from_logits
+from nfllm.analysis.scaling import center, scale_of
 
 
 def logit_spread(
@@ -66,12 +67,12 @@ def _logit_spread(logits: jax.Array, mask: jax.Array | None, causal: bool) -> ja
         visible &= jnp.broadcast_to(mask, logits.shape)
     count = jnp.sum(visible, axis=-1)
     logits = jnp.where(visible, logits.astype(jnp.float32), 0.0)
-    mean = jnp.sum(logits, axis=-1) / jnp.maximum(count, 1)
-    deviation = jnp.where(visible, logits - mean[..., None], 0.0)
+    scale = scale_of(logits, axis=-1)
+    _, deviation = center(logits / scale, -1, visible)
     variance = jnp.sum(deviation**2, axis=-1) / jnp.maximum(count, 1)
     # The square root has no finite gradient at 0.
     spread = jnp.where(variance == 0, 0.0, jnp.sqrt(jnp.where(variance == 0, 1.0, variance)))
-    return masked_mean(spread, count > 1)
+    return masked_mean(spread * scale[..., 0], count > 1)
 
 
 def entropy_by_temperature(
@@ -106,6 +107,7 @@ def entropy_by_temperature(
     logits, temperatures = as_array(logits), as_float32(temperatures)
     check_axes("logits", logits, "... H T S")
     check_axes("temperatures", temperatures, "N")
+    mask = check_mask(mask, logits.shape)
     if is_concrete(temperatures) and not np.all(np.asarray(temperatures) > 0):
         raise ValueError(f"temperatures must be positive, got {temperatures}")
 

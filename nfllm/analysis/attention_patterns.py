@@ -28,7 +28,8 @@ def sink_score(probs: Arrays) -> jax.Array:
       Array([0.5], dtype=float32)
     """
     probs = _read(probs)
-    return masked_mean(probs[..., 0], _own_key(probs) >= 1)
+    own = _own_key(probs)
+    return _mean_mass(probs, jnp.arange(probs.shape[-1]) == 0, own >= 1)
 
 
 def last_keys_mass(probs: Arrays, num_keys: int) -> jax.Array:
@@ -133,4 +134,5 @@ def _own_key(probs: jax.Array) -> jax.Array:
 def _mean_mass(probs: jax.Array, keys: jax.Array, counted: jax.Array) -> jax.Array:
     """Mass on `keys` (broadcast to `probs`), averaged over the queries `counted`."""
     mass = jnp.sum(probs, axis=-1, where=jnp.broadcast_to(keys, probs.shape))
-    return masked_mean(mass, counted)
+    has_nan = jnp.any(jnp.isnan(probs), axis=-1)
+    return masked_mean(jnp.where(has_nan, jnp.nan, mass), counted)

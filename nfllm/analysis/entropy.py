@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from nfllm.analysis.arrays import (
     Arrays,
     as_array,
+    as_booleans,
     as_float32,
     broadcasts_to,
     check_axes,
@@ -41,8 +42,10 @@ def attention_entropy(probs: Arrays, *, tolerance: float | None = None) -> jax.A
 
     Args:
       probs: `[..., H, T, S]` attention probabilities, of any float type and any framework.
-      tolerance: How far a row may be from a distribution. By default 1e-4, or the spacing of the
-        input's float type if that is coarser (0.0078 for bfloat16). `math.inf` skips the check.
+      tolerance: How far a row may be from a distribution. By default 1e-4, or what rounding to the
+        input's float type can do if that is more: its relative spacing (0.0078 for bfloat16), and
+        half its smallest number for each key (0.0015 for 50,000 in float16). `math.inf` skips the
+        check.
 
     Returns:
       `[..., H, T]` float32, in nats.
@@ -101,8 +104,11 @@ def _entropy_and_deviation(probs: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _check_distributions(probs: jax.Array, deviation: np.ndarray, tolerance: float | None) -> None:
     if tolerance is None:
-        floating = jnp.issubdtype(probs.dtype, jnp.floating)
-        tolerance = max(1e-4, float(jnp.finfo(probs.dtype).eps) if floating else 0.0)
+        tolerance = 1e-4
+        if jnp.issubdtype(probs.dtype, jnp.floating):
+            spacing = jnp.finfo(probs.dtype)
+            of_keys = probs.shape[-1] * float(spacing.smallest_subnormal) / 2
+            tolerance = max(tolerance, float(spacing.eps) + of_keys)
     deviation = np.where(np.isnan(deviation), 0.0, deviation)
     if deviation.max() <= tolerance:
         return
@@ -135,13 +141,14 @@ def head_entropy(entropy: Arrays, *, where: ArrayLike | None = None) -> jax.Arra
 
     Args:
       entropy: `[..., H, T]`, as `attention_entropy` returns it, in nats.
-      where: Queries to count, of a shape that broadcasts to `entropy`: padding, say, is left out.
+      where: Booleans of a shape that broadcasts to `entropy`, True for queries to count: padding,
+        say, is left out.
 
     Returns:
       `[..., H]` float32, in nats; NaN where a counted query is NaN, or where none is counted.
 
     Raises:
-      ValueError: `entropy` has fewer than two axes.
+      ValueError: `entropy` has fewer than two axes, or `where` is not of booleans.
 
     Example:
       >>> head_entropy([[0.0, 0.5, 1.0], [0.0, 0.0, 0.0]])
@@ -151,7 +158,7 @@ def head_entropy(entropy: Arrays, *, where: ArrayLike | None = None) -> jax.Arra
     check_axes("entropy", entropy, "... H T")
     if where is None:
         return jnp.mean(entropy, axis=-1)
-    return masked_mean(entropy, as_array(where).astype(bool))
+    return masked_mean(entropy, as_booleans("where", where))
 
 
 def normalized_entropy(entropy: Arrays, *, num_visible: ArrayLike | None = None) -> jax.Array:

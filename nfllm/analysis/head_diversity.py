@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from nfllm.analysis.arrays import Arrays, as_float32, check_axes
-from nfllm.analysis.divergence import shannon_entropy
+from nfllm.analysis.divergence import jensen_shannon, shannon_entropy
+from nfllm.analysis.scaling import center
+from nfllm.analysis.signal import rms
 
 
 def head_entropy_spread(entropy: Arrays) -> jax.Array:
@@ -28,7 +30,8 @@ def head_entropy_spread(entropy: Arrays) -> jax.Array:
     """
     entropy = as_float32(entropy)
     check_axes("entropy", entropy, "... H")
-    return jnp.std(entropy, axis=-1)
+    _, deviation = center(entropy, -1)
+    return rms(deviation, keep=deviation.ndim - 1)
 
 
 def head_divergence(probs: Arrays) -> jax.Array:
@@ -59,12 +62,9 @@ def head_divergence(probs: Arrays) -> jax.Array:
 
 @jax.jit
 def _head_divergence(probs: jax.Array) -> jax.Array:
-    entropy = shannon_entropy(probs)
-
     def against_all(head: jax.Array) -> jax.Array:
         one = jax.lax.dynamic_slice_in_dim(probs, head, 1, axis=-3)
-        own = jax.lax.dynamic_slice_in_dim(entropy, head, 1, axis=-2)
-        return jnp.mean(shannon_entropy((one + probs) / 2) - (own + entropy) / 2, axis=-1)
+        return jnp.mean(jensen_shannon(one, probs), axis=-1)
 
     rows = jax.lax.map(against_all, jnp.arange(probs.shape[-3]))
     return jnp.moveaxis(rows, 0, -2)

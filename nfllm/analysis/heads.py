@@ -1,7 +1,7 @@
 """How the heads of a model spread over the range of entropies.
 
-Shares are fractions of 1. A head whose entropy is NaN is in no quarter and in no share, so that the
-quarters of a model that diverged add up to less than 1.
+Shares are fractions of 1. A head whose entropy is NaN is in no quarter, so that the quarters of a
+model that diverged add up to less than 1; the share of overloaded or collapsed heads is then NaN.
 """
 
 from collections.abc import Mapping
@@ -113,7 +113,7 @@ def overload_share(entropy: Arrays, maximum: ArrayLike) -> jax.Array:
       maximum: M in nats, a scalar (shape `[]`), see `reference_maximum`.
 
     Returns:
-      `[...]` float32, shares of the H heads.
+      `[...]` float32, shares of the H heads; NaN where the entropy of a head is NaN.
 
     Raises:
       ValueError: M is not positive.
@@ -122,9 +122,7 @@ def overload_share(entropy: Arrays, maximum: ArrayLike) -> jax.Array:
       >>> overload_share([[0.1, 3.2], [3.9, 3.7]], maximum=4.0)
       Array([0.5, 1. ], dtype=float32)
     """
-    entropy = as_float32(entropy)
-    check_axes("entropy", entropy, "... H")
-    return jnp.mean(_quarter(entropy, maximum) == 3, axis=-1, dtype=jnp.float32)
+    return _share_in_quarter(entropy, maximum, 3)
 
 
 def collapse_share(entropy: Arrays, maximum: ArrayLike) -> jax.Array:
@@ -135,7 +133,7 @@ def collapse_share(entropy: Arrays, maximum: ArrayLike) -> jax.Array:
       maximum: M in nats, a scalar (shape `[]`), see `reference_maximum`.
 
     Returns:
-      `[...]` float32, shares of the H heads.
+      `[...]` float32, shares of the H heads; NaN where the entropy of a head is NaN.
 
     Raises:
       ValueError: M is not positive.
@@ -144,9 +142,15 @@ def collapse_share(entropy: Arrays, maximum: ArrayLike) -> jax.Array:
       >>> collapse_share([[0.1, 3.2], [3.9, 3.7]], maximum=4.0)
       Array([0.5, 0. ], dtype=float32)
     """
+    return _share_in_quarter(entropy, maximum, 0)
+
+
+def _share_in_quarter(entropy: Arrays, maximum: ArrayLike, number: int) -> jax.Array:
     entropy = as_float32(entropy)
     check_axes("entropy", entropy, "... H")
-    return jnp.mean(_quarter(entropy, maximum) == 0, axis=-1, dtype=jnp.float32)
+    quarter = _quarter(entropy, maximum)
+    share = jnp.mean(quarter == number, axis=-1, dtype=jnp.float32)
+    return jnp.where(jnp.any(quarter < 0, axis=-1), jnp.nan, share)
 
 
 def _quarter(entropy: jax.Array, maximum: ArrayLike) -> jax.Array:

@@ -5,12 +5,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from nfllm.analysis.arrays import Arrays, as_float32, check_axes, check_same_shape
+from nfllm.analysis.arrays import (
+    Arrays,
+    array_namespace,
+    as_float32,
+    check_axes,
+    check_same_shape,
+)
 from nfllm.analysis.statistics import Comoments
 
 
@@ -55,6 +62,8 @@ class UnitActivity(NamedTuple):
     """`[L, F]`, tokens for which the unit is on."""
     zero: jax.Array
     """`[L, F]`, tokens for which the output is at most `threshold` in absolute value."""
+    nan: jax.Array
+    """`[L, F]`, tokens for which input or output is NaN: such a unit is in no share a number."""
 
     @classmethod
     def of(cls, pre: Arrays, post: Arrays, *, threshold: float = 0.0) -> UnitActivity:
@@ -74,29 +83,36 @@ class UnitActivity(NamedTuple):
             jnp.asarray(count, jnp.int32),
             jnp.sum(pre > 0, axis=tokens),
             jnp.sum(jnp.abs(post) <= threshold, axis=tokens),
+            jnp.sum(jnp.isnan(pre) | jnp.isnan(post), axis=tokens),
         )
 
     def merge(self, other: UnitActivity) -> UnitActivity:
         """The state of both batches."""
         return UnitActivity(
-            self.num_tokens + other.num_tokens, self.on + other.on, self.zero + other.zero
+            self.num_tokens + other.num_tokens,
+            self.on + other.on,
+            self.zero + other.zero,
+            self.nan + other.nan,
         )
 
     def frequency(self) -> jax.Array:
         """Share of tokens for which each unit is on, `[L, F]`."""
-        return self.on / self.num_tokens
+        return self._unless_nan(self.on / self.num_tokens)
 
     def dead_share(self) -> jax.Array:
         """Share of units that were on for no token, `[L]`."""
-        return (self.on == 0).mean(-1)
+        return self._unless_nan(self.on == 0).mean(-1)
 
     def always_on_share(self) -> jax.Array:
         """Share of units that were on for every token, `[L]`: for these a ReLU is linear."""
-        return (self.on == self.num_tokens).mean(-1)
+        return self._unless_nan(self.on == self.num_tokens).mean(-1)
 
     def sparsity(self) -> jax.Array:
         """Share of outputs that are zero, `[L]`."""
-        return (self.zero / self.num_tokens).mean(-1)
+        return self._unless_nan(self.zero / self.num_tokens).mean(-1)
+
+    def _unless_nan(self, of_unit: jax.Array) -> jax.Array:
+        return array_namespace(*self).where(self.nan > 0, math.nan, of_unit)
 
 
 def weight_decay_curve(initial: Arrays, learning_rates: Arrays, weight_decay: float) -> jax.Array:

@@ -21,7 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from nfllm.analysis.arrays import Arrays, array_namespace, as_array, broadcasts_to, tail_axes
+from nfllm.analysis.arrays import (
+    Arrays,
+    array_namespace,
+    as_array,
+    as_booleans,
+    broadcasts_to,
+    tail_axes,
+)
 
 LAYER_SITES = (
     "residual",
@@ -77,14 +84,15 @@ def count_nonfinite(x: Arrays, *, keep: int = 0, where: ArrayLike | None = None)
     Args:
       x: Of any shape `[...]` and any float type.
       keep: Number of leading axes to keep: 1 gives counts by layer.
-      where: Entries to look at, of a shape that broadcasts to `x`; masked attention logits are left
-        out.
+      where: Booleans of a shape that broadcasts to `x`, True for entries to look at; masked
+        attention logits are left out.
 
     Returns:
       Counts of the shape of the kept axes: integers, and `max_abs` float32 in the units of `x`.
 
     Raises:
-      ValueError: `where` does not broadcast to `x`, or `keep` exceeds the rank of `x`.
+      ValueError: `where` does not broadcast to `x` or is not of booleans, or `keep` exceeds the
+        rank of `x`.
 
     Example:
       >>> found = count_nonfinite([1.0, -3.0, np.nan, np.inf])
@@ -92,7 +100,7 @@ def count_nonfinite(x: Arrays, *, keep: int = 0, where: ArrayLike | None = None)
       (1, 2, 3.0)
     """
     x = as_array(x)
-    use = jnp.ones((), bool) if where is None else as_array(where).astype(bool)
+    use = jnp.ones((), bool) if where is None else as_booleans("where", where)
     if not broadcasts_to(use.shape, x.shape):
         raise ValueError(f"where: expected a shape that broadcasts to {x.shape}, got {use.shape}")
     return _count_nonfinite(x, jnp.broadcast_to(use, x.shape), tail_axes(x, keep))

@@ -4,6 +4,7 @@
 layer.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from nfllm.analysis.arrays import (
     tail_axes,
 )
 from nfllm.analysis.divergence import shannon_entropy
+from nfllm.analysis.scaling import center, scale_of, scaled_norm
 
 
 def mean_norm(x: Arrays, *, keep: int = 1) -> jax.Array:
@@ -36,8 +38,12 @@ def mean_norm(x: Arrays, *, keep: int = 1) -> jax.Array:
       >>> mean_norm([[[3.0, 4.0], [0.0, 1.0]]])  # [L, T, D] -> [L]
       Array([3.], dtype=float32)
     """
-    norms = jnp.linalg.norm(as_float32(x), axis=-1)
-    return jnp.mean(norms, axis=tail_axes(norms, keep))
+    x = as_float32(x)
+    check_axes("x", x, "... D")
+    axes = tail_axes(x[..., 0], keep)
+    scale = scale_of(x, axis=(*axes, x.ndim - 1))
+    norms = jnp.linalg.norm(x / scale, axis=-1)
+    return jnp.mean(norms, axis=axes) * scale.reshape(x.shape[:keep])
 
 
 def rms(x: Arrays, *, keep: int = 1) -> jax.Array:
@@ -55,7 +61,9 @@ def rms(x: Arrays, *, keep: int = 1) -> jax.Array:
       Array([3., 0.], dtype=float32)
     """
     x = as_float32(x)
-    return jnp.sqrt(jnp.mean(x**2, axis=tail_axes(x, keep)))
+    axes = tail_axes(x, keep)
+    scale = scale_of(x, axis=axes)
+    return jnp.sqrt(jnp.mean((x / scale) ** 2, axis=axes)) * scale.reshape(x.shape[:keep])
 
 
 def branch_ratio(branch: Arrays, skip: Arrays, *, keep: int = 1) -> jax.Array:
@@ -83,7 +91,8 @@ def branch_ratio(branch: Arrays, skip: Arrays, *, keep: int = 1) -> jax.Array:
     """
     branch, skip = as_float32(branch), as_float32(skip)
     check_same_shape("branch and skip", branch, skip)
-    ratio = jnp.linalg.norm(branch, axis=-1) / jnp.linalg.norm(skip, axis=-1)
+    (branch_scale, branch_norm), (skip_scale, skip_norm) = scaled_norm(branch), scaled_norm(skip)
+    ratio = (branch_scale / skip_scale * (branch_norm / skip_norm))[..., 0]
     return jnp.mean(ratio, axis=tail_axes(ratio, keep))
 
 
@@ -114,7 +123,8 @@ def token_similarity(x: Arrays) -> jax.Array:
     num_tokens = x.shape[-2]
     if num_tokens < 2:
         raise ValueError(f"x: expected [..., T, D] with at least two tokens T, got {x.shape}")
-    unit = x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+    scale, norm = scaled_norm(x)
+    unit = x / scale / norm
     total = jnp.sum(jnp.sum(unit, axis=-2) ** 2, axis=-1)
     return (total - num_tokens) / (num_tokens * (num_tokens - 1))
 
@@ -138,7 +148,7 @@ def effective_rank(x: Arrays) -> jax.Array:
     """
     x = as_float32(x)
     check_axes("x", x, "... T D")
-    singular = jnp.linalg.svd(x, compute_uv=False)
+    singular = jnp.linalg.svd(x / scale_of(x, axis=(-2, -1)), compute_uv=False)
     return jnp.exp(shannon_entropy(singular / jnp.sum(singular, axis=-1, keepdims=True)))
 
 
@@ -162,7 +172,8 @@ def kurtosis(x: Arrays, *, keep: int = 1) -> jax.Array:
       Array([1., 2.333], dtype=float32)
     """
     x = as_float32(x)
-    deviation = x - jnp.mean(x, axis=-1, keepdims=True)
+    _, deviation = center(x / scale_of(x, axis=-1), -1)
+    deviation = deviation / scale_of(deviation, axis=-1)
     variance = jnp.mean(deviation**2, axis=-1)
     values = jnp.mean(deviation**4, axis=-1) / variance**2
     return jnp.mean(values, axis=tail_axes(values, keep))
@@ -193,5 +204,7 @@ def norm_by_layer(tree: Any) -> jax.Array:
             f"tree: expected leaves [L, ...] with one number of layers, got the shapes "
             f"{[leaf.shape for leaf in leaves]}"
         )
-    squares = [jnp.sum(leaf**2, axis=tail_axes(leaf, 1)) for leaf in leaves]
-    return jnp.sqrt(jnp.sum(jnp.stack(squares), axis=0))
+    rows = [leaf.reshape(len(leaf), -1) for leaf in leaves]
+    scale = functools.reduce(jnp.maximum, [scale_of(row, axis=1) for row in rows])
+    squares = [jnp.sum((row / scale) ** 2, axis=1) for row in rows]
+    return jnp.sqrt(jnp.sum(jnp.stack(squares), axis=0)) * scale[:, 0]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from nfllm.analysis.arrays import Arrays, as_float32, check_axes
 from nfllm.analysis.divergence import jensen_shannon, shannon_entropy
+from nfllm.analysis.scaling import scale_of
 
 
 def participation_ratio(covariance: Arrays) -> jax.Array:
@@ -55,6 +56,7 @@ def projected_participation_ratio(covariance: Arrays, kernel: Arrays) -> jax.Arr
     c, w = _read(covariance), as_float32(kernel)
     check_axes("kernel", w, "... D F")
     highest = jax.lax.Precision.HIGHEST
+    w = w / scale_of(w, axis=(-2, -1))
     gram = jnp.einsum("...df,...ef->...de", w, w, precision=highest)
     # Divided first, as in `participation_ratio`.
     shares = (x / jnp.trace(x, axis1=-2, axis2=-1)[..., None, None] for x in (c, gram))
@@ -117,8 +119,9 @@ def spectral_divergence(pre: Arrays, post: Arrays) -> jax.Array:
 
 
 def _read(covariance: Arrays) -> jax.Array:
+    """The matrices at a scale where nothing over- or underflows; no result depends on it."""
     c = as_float32(covariance)
     check_axes("covariance", c, "... F F")
     if c.shape[-1] != c.shape[-2]:
         raise ValueError(f"covariance: expected shape [..., F, F], got {c.shape}")
-    return c
+    return c / scale_of(c, axis=(-2, -1))

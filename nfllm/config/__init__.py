@@ -1,25 +1,26 @@
 """The experiment's configuration as frozen, validated dataclasses.
 
-`configs/default.py` holds every key with its default, its unit and its meaning; this package holds
-the types and the limits. `Config.from_dict` is the only way in, and it rejects an unknown, missing
+`nfllm/config/keys.py` holds every key with its type, default, unit and meaning; the rest is limits
+and messages. `Config.from_dict` is the only way in, and it rejects an unknown, missing
 or impossible value by name before anything is compiled.
 """
 
 from nfllm.config.checks import ConfigError, suggest
-from nfllm.config.model import Activation, Architecture, ModelConfig, Normalization
-from nfllm.config.sections import (
-    IGNORED_LABEL,
+from nfllm.config.keys import (
+    Activation,
+    Architecture,
     CheckpointConfig,
-    Config,
     DataConfig,
     DType,
     EvaluationConfig,
+    ModelConfig,
+    Normalization,
     OptimizerConfig,
     ParallelConfig,
     TelemetryConfig,
     TrainingConfig,
-    differences,
 )
+from nfllm.config.whole import IGNORED_LABEL, Config, differences, get_config
 
 __all__ = [
     "IGNORED_LABEL",
@@ -38,5 +39,6 @@ __all__ = [
     "TelemetryConfig",
     "TrainingConfig",
     "differences",
+    "get_config",
     "suggest",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
 import types
@@ -24,21 +23,24 @@ def suggest(name: str, valid: Iterable[str]) -> str:
     return f"{hint}choose from {', '.join(valid)}"
 
 
-def section_values(values: Any, section: type, name: str, *, recorded: bool) -> dict[str, Any]:
-    """The values of a section as its dataclass takes them; whole numbers become floats.
-
-    Where they were `recorded`, keys that came later may be missing: their fields have defaults.
-    """
+def section_values(values: Any, section: type, name: str) -> dict[str, Any]:
+    """The values of a section as its dataclass takes them; whole numbers become floats."""
     if not isinstance(values, Mapping) and not hasattr(values, "items"):
         raise ConfigError(f"config.{name} must be a group of keys, not {values!r}")
     fields = typing.get_type_hints(section)
-    later = {field.name for field in dataclasses.fields(section) if _has_default(field)}
-    optional = later - set(values) if recorded else set()
-    check_keys(values, set(fields) - optional, name)
+    check_keys(values, fields, name)
     return {
         key: float(value) if _wants_float(fields[key]) and type(value) is int else value
         for key, value in values.items()
     }
+
+
+def value_type(hint: Any) -> Any:
+    """The type of a key's values other than None; `str` where they are names."""
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    options = typing.get_args(hint) if is_union else (hint,)
+    kind = next(option for option in options if option is not types.NoneType)
+    return str if typing.get_origin(kind) is Literal else kind
 
 
 def check_keys(values: Mapping[str, Any], valid: Iterable[str], where: str) -> None:
@@ -53,10 +55,6 @@ def check_keys(values: Mapping[str, Any], valid: Iterable[str], where: str) -> N
             f"{where} lacks the key {missing[0]!r}; start from configs/default.py, which "
             "has them all"
         )
-
-
-def _has_default(field: dataclasses.Field[Any]) -> bool:
-    return field.default is not dataclasses.MISSING
 
 
 def _wants_float(hint: Any) -> bool:

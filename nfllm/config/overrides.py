@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import types
 import typing
-from typing import Any, Literal
+from typing import Any
 
-from nfllm.config.checks import ConfigError, suggest
-from nfllm.config.sections import Config
+from nfllm.config.checks import ConfigError, suggest, value_type
+from nfllm.config.whole import Config
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -41,18 +41,17 @@ def override_value(name: str, text: str) -> Any:
       ConfigError: there is no such key, or `text` is not of its type.
     """
     hint = key_type(name)
-    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    options = typing.get_args(hint) if is_union else (hint,)
-    if types.NoneType in options and text.lower() == "none":
+    optional = types.NoneType in typing.get_args(hint)
+    if optional and text.lower() == "none":
         return None
-    kind = next(option for option in options if option is not types.NoneType)
-    if kind is str or typing.get_origin(kind) is Literal:
+    kind = value_type(hint)
+    if kind is str:
         return text
     read, expected = _READERS[kind]
     try:
         return read(text)
     except (ValueError, KeyError, OverflowError) as error:
-        or_none = " or None" if types.NoneType in options else ""
+        or_none = " or None" if optional else ""
         raise ConfigError(f"--config.{name}={text} must be {expected}{or_none}") from error
 
 

@@ -65,25 +65,17 @@ def read_config(attributes: Attributes) -> tuple[ModelConfig, int]:
         context_length=attributes.take("n_positions", int, 1024),
         normalization="layernorm",
         final_normalization="layernorm",
-        qk_normalization="none",
         norm_epsilon=attributes.take("layer_norm_epsilon", float, 1e-5),
         activation=activation,  # type: ignore[arg-type]
         negative_slope=slope,
-        slope_sharing=None,
-        helu_margin=None,
         attention_bias="all",
         mlp_bias=True,
         tie_embeddings=attributes.take("tie_word_embeddings", bool, True),
-        rotary_fraction=None,
-        rotary_base=None,
         embedding_dropout=attributes.take_dropout("embd_pdrop", 0.1),
         attention_dropout=attributes.take_dropout("attn_pdrop", 0.1),
         residual_dropout=attributes.take_dropout("resid_pdrop", 0.1),
         init_std=attributes.take_init_std(),
         init_std_scaling="none",
-        scan_layers=None,
-        remat=False,
-        attention_implementation="auto",
     )
     attributes.finish()
     return config, vocab_size

@@ -60,12 +60,9 @@ def read_config(attributes: Attributes) -> tuple[ModelConfig, int]:
         context_length=attributes.take("max_position_embeddings", int, 2048),
         normalization="layernorm",
         final_normalization="layernorm",
-        qk_normalization="none",
         norm_epsilon=attributes.take("layer_norm_eps", float, 1e-5),
         activation=activation,  # type: ignore[arg-type]
         negative_slope=slope,
-        slope_sharing=None,
-        helu_margin=None,
         attention_bias="all" if biased else "none",
         mlp_bias=True,
         tie_embeddings=attributes.take("tie_word_embeddings", bool, False),
@@ -76,9 +73,6 @@ def read_config(attributes: Attributes) -> tuple[ModelConfig, int]:
         residual_dropout=dropout,
         init_std=attributes.take_init_std(),
         init_std_scaling="none",
-        scan_layers=None,
-        remat=False,
-        attention_implementation="auto",
     )
     attributes.finish()
     return config, vocab_size

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nfllm.config import Config, ModelConfig
+from nfllm.config import Config, DataConfig, ModelConfig
 from nfllm.config.paths import local_path
 from nfllm.convert.foreign import ConversionError
 from nfllm.convert.huggingface import (
@@ -25,64 +25,8 @@ from nfllm.data.tokenizer import Tokenizer
 from nfllm.rundir import TOKENIZER_FILE, UNKNOWN_DATA, RunRecord, read_record, write_record
 from nfllm.trainer.checkpoints import Checkpoints, restore_params
 from nfllm.training.optimizer import split_by_decay
-from nfllm.training.state import Guard, TrainState, without_guard
+from nfllm.training.state import SavedState
 from nfllm.version import nfllm_version
-
-# A run's record has a whole config. Of an imported model only `model` is known: these values say
-# that nfllm did not train it.
-_NOT_TRAINED: dict[str, dict[str, Any]] = {
-    "data": {
-        "dataset": UNKNOWN_DATA,
-        "split": "train",
-        "sources": "",
-        "data_dir": None,
-        "text_field": None,
-        "document_separator": None,
-        "malformed": "error",
-        "tokenizer": TOKENIZER_FILE,
-        "vocab_size": 257,
-        "window": "packed",
-        "validation_split": "hash",
-        "validation_fraction": 0.05,
-        "validation_field": None,
-        "validation_values": "",
-        "validation_source": None,
-        "mask_end_of_text": False,
-    },
-    "optimizer": {
-        "variant": "adamw",
-        "learning_rate": 1e-3,
-        "final_learning_rate": 0.0,
-        "schedule": "constant",
-        "schedule_power": 1.0,
-        "warmup_steps": 0,
-        "warmup_fraction": 0.0,
-        "warmup_from_zero": False,
-        "beta1": 0.9,
-        "beta2": 0.95,
-        "epsilon": 1e-8,
-        "weight_decay": 0.0,
-        "decay_slopes": False,
-        "clip_norm": 0.0,
-        "accumulation_weighting": "token",
-    },
-    "training": {
-        "steps": 1,
-        "batch_size": 1,
-        "gradient_accumulation": 1,
-        "seed": 0,
-        "dtype": "auto",
-        "loss_tile_rows": None,
-        "non_finite": "stop",
-        "max_skipped_steps": 0,
-        "log_every": 1,
-        "compilation_cache": None,
-    },
-    "evaluation": {"every": 0, "batch_size": 1, "max_windows": None},
-    "telemetry": {"every": 0, "probe_windows": 1, "entropy_every_step": False},
-    "checkpoint": {"every": 0, "keep": 1, "keep_every": None},
-    "parallel": {"strategy": "pmap", "cpu_devices": None},
-}
 
 
 def convert(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> str:
@@ -143,21 +87,21 @@ def _import(source: Path, destination: Path) -> str:
 
 
 def _imported_config(model: ModelConfig) -> Config:
-    return Config.from_dict({"model": vars(model), **_NOT_TRAINED})
+    """Only `model` is known; the dataset's name says that nfllm did not train it."""
+    return Config(model=model, data=DataConfig(dataset=UNKNOWN_DATA, tokenizer=TOKENIZER_FILE))
 
 
 def _write_parameters(run: Path, config: Config, params: Any) -> None:
     """Writes the parameters as the run's checkpoint of step 0."""
-    state = TrainState(
+    state = SavedState(
         step=jnp.zeros((), jnp.int32),
         skipped=jnp.zeros((), jnp.int32),
         params=jax.tree.map(jnp.asarray, params),
         opt_state=(),
         loss_scale=None,
-        guard=jnp.int32(Guard.WATCHING),
     )
     with Checkpoints(run, config.checkpoint) as checkpoints:
-        checkpoints.save(without_guard(state), UNKNOWN_DATA)
+        checkpoints.save(state, UNKNOWN_DATA)
 
 
 def _export(source: Path, destination: Path) -> str:

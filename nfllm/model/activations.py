@@ -1,4 +1,8 @@
-"""The registry of activations: each a function of the pre-activation and one coefficient."""
+"""The registry of activations: each a function of the pre-activation and one coefficient.
+
+Each is computed in float32, whatever the type of its input and output: in 16 bits, terms overflow
+or cancel whose sum does not, and the gradient of a learned coefficient is a sum over B T F entries.
+"""
 
 from collections.abc import Callable
 
@@ -11,27 +15,44 @@ from nfllm.model.tuning import tuning
 Coefficient = jax.Array | float
 
 
+def _keeping_only_inputs(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`function`, which may keep its inputs alone for the derivative (`Tuning`)."""
+    recomputed = jax.checkpoint(function, prevent_cse=False)
+
+    def chosen(*arguments: Coefficient) -> jax.Array:
+        return (recomputed if tuning().recompute_activations else function)(*arguments)
+
+    return chosen
+
+
 def gelu(x: jax.Array, _: Coefficient) -> jax.Array:
     """x Φ(x) = x/2 (1 + erf(x / sqrt(2))), the exact GELU (arXiv 1606.08415, section 2).
 
     Computed in float32, within 1.1e-6 of the true value, as in PyTorch.
     """
-    return (_recomputed_gelu if tuning().recompute_gelu else _gelu)(x)
+    return _gelu(x)
 
 
 # Not `jax.nn.gelu`, whose erfc is closer where x is large but twice as slow on a CPU.
+@_keeping_only_inputs
 def _gelu(x: jax.Array) -> jax.Array:
     x32 = x.astype(jnp.float32)
     return (0.5 * x32 * (1.0 + jax.lax.erf(x32 * 0.5**0.5))).astype(x.dtype)
 
 
-# Of its intermediates only x, in its own type, needs to be kept for the derivative.
-_recomputed_gelu = jax.checkpoint(_gelu, prevent_cse=False)
-
-
 def gelu_tanh(x: jax.Array, _: Coefficient) -> jax.Array:
     """x/2 (1 + tanh(sqrt(2/π) (x + 0.044715 x³))) (arXiv 1606.08415, section 2)."""
-    return jax.nn.gelu(x, approximate=True)
+    return _gelu_tanh(x)
+
+
+@_keeping_only_inputs
+def _gelu_tanh(x: jax.Array) -> jax.Array:
+    x32 = x.astype(jnp.float32)
+    # (1 + tanh(u)) / 2 is the logistic function of 2u, in which nothing cancels. Beyond 12 it is 0
+    # or 1 to every digit, while the cube of x would overflow.
+    bounded = jnp.clip(x32, -12.0, 12.0)
+    inner = (2 / jnp.pi) ** 0.5 * (bounded + 0.044715 * bounded**3)
+    return (x32 * jax.nn.sigmoid(2 * inner)).astype(x.dtype)
 
 
 def relu(x: jax.Array, _: Coefficient) -> jax.Array:
@@ -41,12 +62,23 @@ def relu(x: jax.Array, _: Coefficient) -> jax.Array:
 
 def leaky_relu(x: jax.Array, slope: Coefficient) -> jax.Array:
     """x where x >= 0, else slope * x, with derivative 1 at 0; `slope` may be a learned scalar."""
-    return jnp.where(x >= 0, x, jnp.asarray(slope, x.dtype) * x)
+    return _leaky_relu(x, slope)
+
+
+@_keeping_only_inputs
+def _leaky_relu(x: jax.Array, slope: Coefficient) -> jax.Array:
+    return jnp.where(x >= 0, x, (slope * x.astype(jnp.float32)).astype(x.dtype))
 
 
 def silu(x: jax.Array, _: Coefficient) -> jax.Array:
     """x / (1 + exp(-x)) (arXiv 1702.03118, equation 3)."""
-    return jax.nn.silu(x)
+    return _silu(x)
+
+
+@_keeping_only_inputs
+def _silu(x: jax.Array) -> jax.Array:
+    x32 = x.astype(jnp.float32)
+    return (x32 * jax.nn.sigmoid(x32)).astype(x.dtype)
 
 
 def relu_squared(x: jax.Array, _: Coefficient) -> jax.Array:
@@ -66,7 +98,7 @@ def _helu_jvp(
     primals: tuple[jax.Array, Coefficient], tangents: tuple[jax.Array, Coefficient]
 ) -> tuple[jax.Array, jax.Array]:
     x, margin = primals
-    return helu(x, margin), jnp.where(x > -jnp.asarray(margin, x.dtype), tangents[0], 0)
+    return helu(x, margin), jnp.where(jnp.asarray(x, jnp.float32) > -margin, tangents[0], 0)
 
 
 def identity(x: jax.Array, _: Coefficient) -> jax.Array:

@@ -10,6 +10,7 @@ from flax import linen as nn
 from nfllm.config import ModelConfig
 from nfllm.model import intermediates as names
 from nfllm.model.attention_implementation import choose_implementation, queries_per_block
+from nfllm.model.bias import add_bias
 from nfllm.model.dropout import dropout
 from nfllm.model.intermediates import asked_for, record, record_statistic
 from nfllm.model.normalizations import NORMALIZATIONS
@@ -170,12 +171,12 @@ class Attention(nn.Module):
         kernel = self.param("qkv_kernel", init, (config.embed_dim, 3, *heads))
         qkv = jnp.einsum("BTD,DCHK->CBTHK", x_BTD, kernel.astype(self.dtype))
         if config.attention_bias == "all":
-            bias = self.param("qkv_bias", nn.initializers.zeros, (3, *heads)).astype(self.dtype)
-            qkv = qkv + bias[:, None, None]
+            bias = self.param("qkv_bias", nn.initializers.zeros, (3, *heads))
+            qkv = add_bias(qkv, bias[:, None, None])
         q, k, v = qkv
         if config.attention_bias == "qk":
-            bias = self.param("qk_bias", nn.initializers.zeros, (2, *heads)).astype(self.dtype)
-            q, k = q + bias[0, None, None], k + bias[1, None, None]
+            bias = self.param("qk_bias", nn.initializers.zeros, (2, *heads))
+            q, k = add_bias(q, bias[0]), add_bias(k, bias[1])
         return q, k, v
 
     def _logits(self, q_BTHK: jax.Array, k_BSHK: jax.Array) -> jax.Array:
@@ -210,7 +211,7 @@ class Attention(nn.Module):
         y_BTD = jnp.einsum("BTHK,HKD->BTD", mixed_BTHK, kernel.astype(self.dtype))
         if config.attention_bias == "all":
             bias = self.param("out_bias", nn.initializers.zeros, (config.embed_dim,))
-            y_BTD = y_BTD + bias[None, None].astype(self.dtype)
+            y_BTD = add_bias(y_BTD, bias)
         record(self, names.ATTENTION_OUT, y_BTD)
         return y_BTD
 

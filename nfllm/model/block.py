@@ -10,6 +10,7 @@ from nfllm.config import ModelConfig
 from nfllm.model import intermediates as names
 from nfllm.model.activations import ACTIVATIONS
 from nfllm.model.attention import Attention
+from nfllm.model.bias import add_bias
 from nfllm.model.dropout import dropout
 from nfllm.model.intermediates import record, record_size, record_statistic
 from nfllm.model.normalizations import NORMALIZATIONS
@@ -34,12 +35,12 @@ class Mlp(nn.Module):
         pre_BTF = x_BTD @ in_kernel.astype(self.dtype)
         if config.mlp_bias:
             in_bias = self.param("in_bias", nn.initializers.zeros, (config.mlp_width,))
-            pre_BTF = pre_BTF + in_bias[None, None].astype(self.dtype)
+            pre_BTF = add_bias(pre_BTF, in_bias)
         post_BTF = ACTIVATIONS[config.activation](pre_BTF, self._coefficient(model_slope))
         y_BTD = post_BTF @ out_kernel.astype(self.dtype)
         if config.mlp_bias:
             out_bias = self.param("out_bias", nn.initializers.zeros, (config.embed_dim,))
-            y_BTD = y_BTD + out_bias[None, None].astype(self.dtype)
+            y_BTD = add_bias(y_BTD, out_bias)
         record(self, names.MLP_PRE, pre_BTF)
         record(self, names.MLP_POST, post_BTF)
         record(self, names.MLP_OUT, y_BTD)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from nfllm.analysis.numerics import count_nonfinite
+from nfllm.analysis.signal import rms
 
 INTERMEDIATES = "intermediates"
 STATISTICS = "statistics"
@@ -78,7 +79,7 @@ def record_size(module: nn.Module, site: str, x: jax.Array) -> None:
     record_statistic(
         module,
         f"{RMS}_{site}",
-        lambda: jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)))),
+        lambda: rms(x, keep=0),
     )
     record_statistic(module, f"{MAX_ABS}_{site}", lambda: jnp.max(jnp.abs(x)).astype(jnp.float32))
 

@@ -1,4 +1,8 @@
-"""The registry of normalizations: Flax modules over the last axis of their input."""
+"""The registry of normalizations: Flax modules over the last axis of their input.
+
+All compute in float32, and cast what they return. Layer and RMS norms add up squares: they are
+right for entries up to 1e18 in size, beyond which float32 has no square.
+"""
 
 from collections.abc import Callable
 from functools import partial

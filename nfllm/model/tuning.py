@@ -21,7 +21,8 @@ class Tuning:
       scan_layers: what `model.scan_layers=None` is.
       recompute_norms: LayerNorm and RMSNorm compute their statistics again for the derivative,
         instead of keeping what the forward pass had.
-      recompute_gelu: GELU keeps its input alone for the derivative; else the compiler chooses.
+      recompute_activations: smooth activations keep their input alone for the derivative; else the
+        compiler chooses.
       plain_loss_bytes: float32 logits up to this size take JAX's own derivative of the loss.
       tile_logits: `training.loss_tile_rows=None` has at most so many logits at once; None: all.
       tile_logits_16_bit: the same where products are in 16 bits.
@@ -33,7 +34,7 @@ class Tuning:
     attention_from: int
     scan_layers: bool
     recompute_norms: bool
-    recompute_gelu: bool
+    recompute_activations: bool
     plain_loss_bytes: int
     tile_logits: int | None
     tile_logits_16_bit: int | None
@@ -48,7 +49,7 @@ _CPU = Tuning(
     attention_from=0,
     scan_layers=False,
     recompute_norms=True,
-    recompute_gelu=True,
+    recompute_activations=True,
     plain_loss_bytes=8 * 2**20,
     tile_logits=None,
     tile_logits_16_bit=2**20,
@@ -62,7 +63,7 @@ _GPU = Tuning(
     attention_from=512,
     scan_layers=False,
     recompute_norms=False,
-    recompute_gelu=False,
+    recompute_activations=False,
     plain_loss_bytes=8 * 2**20,
     tile_logits=2**29,
     tile_logits_16_bit=2**29,

@@ -167,12 +167,12 @@ def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 def _series(metrics: Metrics, faults: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     series = {}
     for (kind, field), rank in _RANKS.items():
+        if field not in metrics.fields(kind):
+            continue
         try:
             steps, values = metrics.series(kind, field)
         except (TypeError, ValueError) as error:
             faults.append(f"{field} is not an array of numbers of one shape ({error}); left out")
-            continue
-        if len(steps) == 0:
             continue
         if values.ndim != rank + 1 or values.size == 0:
             faults.append(f"{field} has shape {list(values.shape[1:])}, not {rank} axes; left out")

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from etils import epath
 
+from nfllm.config import suggest
 from nfllm.config.paths import is_local
 from nfllm.rundir import METRICS_FILE, run_directory
 
@@ -60,9 +61,7 @@ class MetricsWriter:
           TypeError: a field that JSON cannot hold.
         """
         if kind not in KINDS:
-            raise ValueError(
-                f"unknown kind of metrics line {kind!r}; choose from {', '.join(KINDS)}"
-            )
+            raise ValueError(f"unknown kind of metrics line {kind!r}; {suggest(kind, KINDS)}")
         line = json.dumps({"step": int(step), "kind": kind, **fields}, default=_plain) + "\n"
         if self._file is not None:
             self._file.write(line.encode())
@@ -115,10 +114,29 @@ class Metrics:
     warnings: list[str]
 
     def series(self, kind: str, field: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps `[N]` and values `[N, ...]` of `field` over the lines of `kind` that have it."""
+        """Steps `[N]` and values `[N, ...]` of `field` over the lines of `kind` that have it.
+
+        Both are empty where nothing of that kind was written yet.
+
+        Raises:
+          ValueError: an unknown kind, or no line of this kind has the field; with the nearest name.
+        """
+        fields = self.fields(kind)
+        if fields and field not in fields:
+            raise ValueError(f"no {kind!r} line has the field {field!r}; {suggest(field, fields)}")
         lines = [row for row in self.rows[kind] if field in row]
         steps = np.asarray([row["step"] for row in lines], np.int64)
         return steps, np.asarray([row[field] for row in lines], np.float64)
+
+    def fields(self, kind: str) -> list[str]:
+        """The fields that lines of `kind` have, in alphabetical order.
+
+        Raises:
+          ValueError: an unknown kind; with the nearest name.
+        """
+        if kind not in self.rows:
+            raise ValueError(f"unknown kind of metrics line {kind!r}; {suggest(kind, self.rows)}")
+        return sorted({field for row in self.rows[kind] for field in row})
 
 
 def read_metrics(run: epath.PathLike) -> Metrics:

@@ -34,7 +34,7 @@ from nfllm.trainer.checkpoint_files import (
     reason,
     writers,
 )
-from nfllm.training.state import TrainState
+from nfllm.training.state import SavedState
 
 
 class Checkpoints:
@@ -90,7 +90,7 @@ class Checkpoints:
         """Steps of the checkpoints there are, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, data_fingerprint: str) -> None:
+    def save(self, state: SavedState, data_fingerprint: str) -> None:
         """Writes the state; the checkpoint appears under its name only when it is whole.
 
         On an accelerator the device goes on at once, and `wait` or the next save tells how it went.
@@ -136,7 +136,7 @@ class Checkpoints:
                 "ones are kept. Make room, and give the same command again"
             ) from error
 
-    def restore(self, abstract_state: TrainState, data_fingerprint: str) -> TrainState | None:
+    def restore(self, abstract_state: SavedState, data_fingerprint: str) -> SavedState | None:
         """The newest checkpoint that is whole, or None where there is none at all.
 
         A damaged one is passed over, stays on disk until its step is saved again, and is named in
@@ -167,9 +167,9 @@ class Checkpoints:
         self,
         reader: ocp.CheckpointManager,
         step: int,
-        abstract_state: TrainState,
+        abstract_state: SavedState,
         data_fingerprint: str,
-    ) -> TrainState | None:
+    ) -> SavedState | None:
         """The state of a checkpoint, or None where it is damaged for any process."""
         try:
             with _in_all_processes(step, "look at"):

@@ -1,0 +1,43 @@
+"""Norms and deviations that are right at every scale that float32 can hold.
+
+Squares leave the range of float32 where entries are above 1e19 or below 1e-19: what is added up is
+divided first by a power of two near the largest entry, which rounds nothing.
+"""
+
+import jax
+import jax.numpy as jnp
+
+Axes = int | tuple[int, ...]
+
+
+def scale_of(x: jax.Array, axis: Axes) -> jax.Array:
+    """The power of two below the largest entry over `axis`, which stays with length 1.
+
+    1 where nothing can be scaled: where all entries are 0, or one is not finite.
+    """
+    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=axis, keepdims=True, initial=0)
+    _, exponent = jnp.frexp(largest)
+    scalable = (largest >= jnp.finfo(jnp.float32).tiny) & (largest < jnp.inf)
+    return jnp.where(scalable, jnp.ldexp(jnp.float32(1), exponent - 1), 1.0)
+
+
+def scaled_norm(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Euclidean norms `[..., 1]` of the vectors on the last axis: scales, and multiples of them."""
+    scale = scale_of(x, axis=-1)
+    return scale, jnp.sqrt(jnp.sum((x / scale) ** 2, axis=-1, keepdims=True))
+
+
+def center(x: jax.Array, axis: Axes, where: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """Mean over `axis`, which stays with length 1, and deviations from it: 0 where left out.
+
+    Equal entries deviate by exactly 0 from their mean, whatever rounding makes of their sum; else
+    a constant would have a variance, and ratios of it would be numbers. NaN gives NaN.
+    """
+    use = jnp.ones(x.shape, bool) if where is None else jnp.broadcast_to(where, x.shape)
+    size = jnp.sum(use, axis=axis, keepdims=True)
+    mean = jnp.sum(x, axis=axis, where=use, keepdims=True) / jnp.maximum(size, 1)
+    lowest = jnp.min(x, axis=axis, where=use, initial=jnp.inf, keepdims=True)
+    highest = jnp.max(x, axis=axis, where=use, initial=-jnp.inf, keepdims=True)
+    constant = jax.lax.stop_gradient(lowest == highest)
+    mean = jnp.where(constant, mean + jax.lax.stop_gradient(lowest - mean), mean)
+    return mean, jnp.where(use, x - mean, 0.0)

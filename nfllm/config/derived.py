@@ -1,0 +1,57 @@
+"""What follows from the keys of the section `model`."""
+
+from __future__ import annotations
+
+
+class ModelShape:
+    """Sizes and start values that the keys leave to be derived."""
+
+    architecture: str
+    num_heads: int
+    embed_dim: int
+    mlp_dim: int | None
+    negative_slope: float | None
+    helu_margin: float | None
+    tie_embeddings: bool | None
+    rotary_fraction: float | None
+    init_std: float
+    init_std_scaling: str
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.embed_dim // self.num_heads
+
+    @property
+    def mlp_width(self) -> int:
+        """Width of the hidden layer of the MLP."""
+        return 4 * self.embed_dim if self.mlp_dim is None else self.mlp_dim
+
+    @property
+    def ties_embeddings(self) -> bool:
+        """Whether the output head is the token embedding."""
+        return self.architecture == "gpt2" if self.tie_embeddings is None else self.tie_embeddings
+
+    @property
+    def slope(self) -> float:
+        """Slope of the activation for negative inputs, or its start value where it is learned."""
+        return 0.01 if self.negative_slope is None else self.negative_slope
+
+    @property
+    def margin(self) -> float:
+        """HeLU's a: its gradient is 1 where x > -a."""
+        return 0.05 if self.helu_margin is None else self.helu_margin
+
+    @property
+    def rotary_dim(self) -> int:
+        """Number of leading features of each head that are rotated; 0 for learned positions."""
+        if self.architecture == "gpt2":
+            return 0
+        fraction = 0.25 if self.rotary_fraction is None else self.rotary_fraction
+        return int(self.head_dim * fraction)
+
+    @property
+    def block_init_std(self) -> float:
+        """Standard deviation of the block matrices; `width` keeps 0.02 at width 768."""
+        scale = (768 / self.embed_dim) ** 0.5 if self.init_std_scaling == "width" else 1.0
+        return self.init_std * scale

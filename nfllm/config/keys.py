@@ -1,0 +1,235 @@
+"""Every key there is, once: its type, its default, its unit and its meaning.
+
+    python train.py --config.SECTION.KEY=VALUE
+
+Files in `configs/` are small deltas on these defaults: a small norm-free ReLU decoder on Python
+source, offline, on a CPU, in minutes. A key whose default is None is derived; its comment says how.
+A new key is declared here, and, where a run that does not have it did something else than its
+default does, in `BEFORE` of `nfllm.config.whole`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from nfllm.config.derived import ModelShape
+from nfllm.config.limits import (
+    check_checkpoint,
+    check_data,
+    check_evaluation,
+    check_model,
+    check_optimizer,
+    check_parallel,
+    check_telemetry,
+    check_training,
+)
+
+Architecture = Literal["gpt2", "gpt_neox"]
+Normalization = Literal["layernorm", "none", "rmsnorm", "dyt", "derf"]
+AttentionImplementation = Literal["auto", "explicit", "blocks", "xla", "cudnn"]
+Activation = Literal[
+    "gelu",
+    "gelu_tanh",
+    "relu",
+    "leaky_relu",
+    "learnable_leaky_relu",
+    "silu",
+    "relu_squared",
+    "helu",
+    "identity",
+    "half_identity",
+]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(ModelShape):
+    """The architecture."""
+
+    # gpt2: learned positions, sequential residual. gpt_neox: rotary positions, parallel residual.
+    architecture: Architecture = "gpt2"
+    num_layers: int = 6
+    num_heads: int = 4
+    embed_dim: int = 64
+    mlp_dim: int | None = None  # width of the MLP; None: 4 * embed_dim
+    context_length: int = 128  # tokens; also the length of the position table
+    # layernorm, none, rmsnorm, dyt (2503.10622), derf: before attention and before the MLP
+    normalization: Normalization = "none"
+    final_normalization: Normalization = "layernorm"  # the same names: before the output head
+    qk_normalization: Normalization = "none"  # the same names: of each head's queries and keys
+    norm_epsilon: float = 1e-5  # added to the variance
+    # gelu (exact erf), gelu_tanh, relu, leaky_relu, learnable_leaky_relu, silu, relu_squared,
+    # helu (2411.10573), identity (the MLP becomes linear), half_identity (x/2, as GELU near zero)
+    activation: Activation = "relu"
+    # Slope for x < 0 of leaky_relu; its start value for learnable_leaky_relu. None: 0.01
+    negative_slope: float | None = None
+    # Of learnable_leaky_relu. layer: one slope a layer; model: one slope for the whole model;
+    # untied_global: one a layer, under the name that the paper's code calls "global".
+    # None: layer
+    slope_sharing: Literal["layer", "model", "untied_global"] | None = None
+    helu_margin: float | None = None  # of helu: gradient 1 where x > -margin. None: 0.05
+    # none; qk: query and key (the paper); all: also value and output
+    attention_bias: Literal["none", "qk", "all"] = "none"
+    mlp_bias: bool = False
+    tie_embeddings: bool | None = None  # output head = token embedding. None: gpt2 only
+    rotary_fraction: float | None = None  # share of each head that is rotated. None: 0.25
+    rotary_base: float | None = None  # None: 10000
+    embedding_dropout: float = 0.0  # probability; on token + position embedding
+    attention_dropout: float = 0.0  # probability; on attention probabilities
+    residual_dropout: float = 0.0  # probability; on what each branch adds to the residual stream
+    init_std: float = 0.02  # standard deviation of embeddings and matrices at the start
+    # width: block matrices start at init_std * sqrt(768 / embed_dim); none: at init_std
+    init_std_scaling: Literal["none", "width"] = "width"
+    # explicit: whole [T, T] maps. blocks: the same for some queries at a time, with the keys they
+    # see. xla, cudnn: jax.nn.dot_product_attention, whose float16 does not overflow as that of the
+    # paper's code; cudnn, for 16-bit types on an NVIDIA GPU, keeps no [T, T] map. Analysis and
+    # probes always take explicit. auto: what measured fastest (README, Speed)
+    attention_implementation: AttentionImplementation = "auto"
+    # Compile one block and loop over it: fast compilation for many layers. None: what is fastest
+    # here (nfllm/model/tuning.py)
+    scan_layers: bool | None = None
+    remat: bool = False  # recompute block activations in the backward pass: less memory, more time
+
+    def __post_init__(self) -> None:
+        check_model(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The corpus, its tokens, its windows and its validation split."""
+
+    # python_stdlib: the running interpreter's own library. python_source: directories of .py files.
+    # text_files: jsonl, txt or parquet, also .gz .xz .zst. codeparrot: from the Hugging Face hub.
+    # Anything else: the name of a TFDS dataset already prepared under data_dir.
+    dataset: str = "python_stdlib"
+    split: str = "train"  # TFDS split that is read, or a slice of it: train[:10%]
+    sources: str = ""  # of python_source and text_files: paths or globs, separated by commas
+    data_dir: str | None = None  # prepared corpora and tokens. None: ~/.cache/nfllm
+    text_field: str | None = None  # field that holds the text. None: text, else content
+    # Of text_files: characters that separate documents within a text, e.g. <|endoftext|>. None: a
+    # record is a document, and a .txt file is cut into blocks of 16 KiB
+    document_separator: str | None = None
+    # A record that cannot be read: error, or skip (counted)
+    malformed: Literal["error", "skip"] = "error"
+    tokenizer: str = "bpe"  # bpe: trained on the corpus; bytes; or the path of a tokenizer.json
+    vocab_size: int = 2048  # tokens, end-of-text included; of bpe only
+    # packed: documents joined by end-of-text and cut; documents: each one cut, its tail dropped
+    window: Literal["packed", "documents"] = "packed"
+    # hash: of a document's text; slice: the last documents; field: whole values of
+    # validation_field; separate: the documents of validation_source
+    validation_split: Literal["hash", "slice", "field", "separate"] = "hash"
+    validation_fraction: float = 0.05  # share of documents (hash, slice) or field values held out
+    validation_field: str | None = None  # of split=field, e.g. package
+    validation_values: str = ""  # of split=field: held-out values, by commas; empty: by hash
+    # Of split=separate: a split of the dataset, e.g. validation (of codeparrot: a split of its
+    # validation repository); for local files their paths, as in sources
+    validation_source: str | None = None
+    mask_end_of_text: bool = False  # no loss where the target is end-of-text (the paper)
+
+    def __post_init__(self) -> None:
+        check_data(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Adam, its schedule, its decay and its clipping."""
+
+    # adamw: decoupled decay, as in optax. hf_adamw: as transformers.AdamW (the paper): epsilon is
+    # added to the uncorrected second moment, and decay acts on the updated parameter
+    variant: Literal["adamw", "hf_adamw"] = "adamw"
+    learning_rate: float = 1e-3  # at the end of warmup
+    final_learning_rate: float = 1e-5  # where the decay would be after the last step
+    schedule: Literal["polynomial", "cosine", "constant"] = "cosine"  # after warmup
+    schedule_power: float = 1.0  # of polynomial
+    warmup_steps: int | None = None  # None: warmup_fraction of training.steps, rounded up
+    warmup_fraction: float = 0.05
+    warmup_from_zero: bool = False  # the first step has learning rate 0 (the paper)
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1  # of matrices and embeddings; never of biases and normalizations
+    decay_slopes: bool = False  # also of learned slopes (the paper)
+    clip_norm: float = 1.0  # of the global gradient norm; 0: no clipping
+    # token: every target counts alike; micro_batch: mean of the micro-batches' means (the paper)
+    accumulation_weighting: Literal["token", "micro_batch"] = "token"
+
+    def __post_init__(self) -> None:
+        check_optimizer(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Length, batch, seed, precision, and what happens to a step that is not finite."""
+
+    steps: int = 3500  # optimizer steps
+    batch_size: int = 8  # sequences per optimizer step, over all devices and micro-batches
+    # Micro-batches per optimizer step, computed one after the other. None: 1, but on a CPU as many
+    # as keep one at 256 tokens or less per device, which is faster there
+    gradient_accumulation: int | None = None
+    seed: int = 0  # of parameters, data order and dropout
+    # Of matrix products; parameters, softmax and loss stay float32. auto: float32 on a CPU,
+    # bfloat16 elsewhere. float16 scales the loss dynamically
+    dtype: DType = "auto"
+    # Positions, over all sequences of a micro-batch, whose logits exist at once, say 8192, which
+    # takes less memory. None: what is best here (nfllm/model/tuning.py)
+    loss_tile_rows: int | None = None
+    # A loss or gradient that is not finite. stop; skip: leave out the update; continue: apply it
+    non_finite: Literal["stop", "skip", "continue"] = "stop"
+    max_skipped_steps: int = 10  # of skip: stop after so many in a row
+    log_every: int = 25  # steps between lines of metrics.jsonl
+    # Directory of compiled programs. None: ~/.cache/nfllm/compiled; empty: none
+    compilation_cache: str | None = None
+
+    def __post_init__(self) -> None:
+        check_training(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How often and over how much the validation loss is measured."""
+
+    every: int = 500  # steps; 0: only at the end
+    batch_size: int = 32  # sequences, over all devices
+    max_windows: int | None = None  # of the validation split. None: all of it
+
+    def __post_init__(self) -> None:
+        check_evaluation(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TelemetryConfig:
+    """How often the attention entropy is probed, and on how many sequences."""
+
+    every: int = 100  # steps between probes of the attention entropy; 0: never
+    probe_windows: int = 16  # sequences of the fixed probe batch, from the validation split
+    # Each head's entropy over the training batch itself, computed within every step, and written
+    # with its loss every training.log_every steps
+    entropy_every_step: bool = False
+
+    def __post_init__(self) -> None:
+        check_telemetry(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """How often checkpoints are written and how many are kept."""
+
+    every: int = 500  # steps; 0: only at the end and when interrupted
+    keep: int = 2  # newest checkpoints kept
+    keep_every: int | None = None  # also keep every multiple of so many steps
+
+    def __post_init__(self) -> None:
+        check_checkpoint(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the step is put on devices."""
+
+    # pmap: data parallel. fsdp: parameters and optimizer state are sharded too
+    strategy: Literal["pmap", "fsdp"] = "pmap"
+    cpu_devices: int | None = None  # parts a CPU is split into. None: as fits the batch
+
+    def __post_init__(self) -> None:
+        check_parallel(self)

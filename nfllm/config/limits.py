@@ -1,0 +1,253 @@
+"""The limits of every section's values: an error names the key, the value and a remedy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nfllm.config.checks import ConfigError, at_least, between, check_types, positive
+
+if TYPE_CHECKING:
+    from nfllm.config.keys import (
+        CheckpointConfig,
+        DataConfig,
+        EvaluationConfig,
+        ModelConfig,
+        OptimizerConfig,
+        ParallelConfig,
+        TelemetryConfig,
+        TrainingConfig,
+    )
+
+
+def check_model(model: ModelConfig) -> None:
+    """Raises ConfigError for a value that cannot be run."""
+    check_types(model, "model")
+    for key in ("num_layers", "num_heads", "embed_dim"):
+        at_least(model, "model", key, 1)
+    at_least(model, "model", "context_length", 2)  # a token, and the next
+    if model.mlp_dim is not None:
+        at_least(model, "model", "mlp_dim", 1)
+    for key in ("embedding_dropout", "attention_dropout", "residual_dropout"):
+        between(model, "model", key, 0.0, 1.0)
+    positive(model, "model", "norm_epsilon")
+    positive(model, "model", "init_std")
+    if model.embed_dim % model.num_heads:
+        raise ConfigError(
+            f"model.num_heads={model.num_heads} does not divide model.embed_dim="
+            f"{model.embed_dim}; choose a divisor of {model.embed_dim}"
+        )
+    _check_attention_implementation(model)
+    _check_activation(model)
+    _check_positions(model)
+
+
+def _check_attention_implementation(model: ModelConfig) -> None:
+    chosen = model.attention_implementation
+    if chosen not in ("auto", "explicit") and model.attention_dropout:
+        raise ConfigError(
+            f"model.attention_implementation={chosen!r} has no dropout, but "
+            f"model.attention_dropout={model.attention_dropout}; use 'auto' or 'explicit'"
+        )
+    if chosen == "cudnn" and (model.head_dim % 8 or model.head_dim > 256):
+        raise ConfigError(
+            "model.attention_implementation='cudnn' needs a head width that is a multiple of 8 "
+            f"and at most 256, but model.embed_dim={model.embed_dim} over model.num_heads="
+            f"{model.num_heads} gives {model.head_dim}; use 'auto', or change the heads"
+        )
+
+
+def _check_activation(model: ModelConfig) -> None:
+    if model.negative_slope is not None and model.activation not in (
+        "leaky_relu",
+        "learnable_leaky_relu",
+    ):
+        raise ConfigError(
+            f"model.negative_slope={model.negative_slope} has no effect on model.activation="
+            f"{model.activation!r}; set model.activation to 'leaky_relu' or "
+            "'learnable_leaky_relu', or leave the slope unset"
+        )
+    if model.slope_sharing is not None and model.activation != "learnable_leaky_relu":
+        raise ConfigError(
+            f"model.slope_sharing={model.slope_sharing!r} has no effect on model.activation="
+            f"{model.activation!r}; set model.activation to 'learnable_leaky_relu', or leave it "
+            "unset"
+        )
+    if model.helu_margin is not None:
+        if model.activation != "helu":
+            raise ConfigError(
+                f"model.helu_margin={model.helu_margin} has no effect on model.activation="
+                f"{model.activation!r}; set model.activation to 'helu', or leave it unset"
+            )
+        positive(model, "model", "helu_margin")
+
+
+def _check_positions(model: ModelConfig) -> None:
+    if model.architecture == "gpt2":
+        for key in ("rotary_fraction", "rotary_base"):
+            if getattr(model, key) is not None:
+                raise ConfigError(
+                    f"model.{key}={getattr(model, key)} has no effect on model.architecture="
+                    "'gpt2', whose positions are learned; use 'gpt_neox', or leave it unset"
+                )
+        return
+    if model.rotary_fraction is not None:
+        between(model, "model", "rotary_fraction", 0.0, 1.0, closed=True)
+    if model.rotary_base is not None:
+        positive(model, "model", "rotary_base")
+    if model.rotary_dim % 2 or model.rotary_dim == 0:
+        raise ConfigError(
+            f"model.rotary_fraction gives a rotary width of {model.rotary_dim} of head width "
+            f"{model.head_dim}; rotation works on pairs, so choose a fraction that makes it "
+            "even and at least 2"
+        )
+
+
+def check_data(data: DataConfig) -> None:
+    """Raises ConfigError for a value that cannot be run."""
+    check_types(data, "data")
+    if not 257 <= data.vocab_size <= 65_536:
+        raise ConfigError(
+            f"data.vocab_size={data.vocab_size} is outside 257 to 65536 (256 bytes and the "
+            "end-of-text token at least; at most what 16-bit token files hold); for a larger "
+            "vocabulary set data.tokenizer to the path of a tokenizer.json"
+        )
+    if not 0 < data.validation_fraction < 1:
+        raise ConfigError(
+            f"data.validation_fraction={data.validation_fraction} must lie between 0 and 1"
+        )
+    _check_sources(data)
+    _check_validation(data)
+
+
+def _check_sources(data: DataConfig) -> None:
+    local = data.dataset in ("python_source", "text_files")
+    for key in ("sources", "validation_source"):
+        named = getattr(data, key)
+        if local and named is not None and not named.replace(",", "").strip():
+            raise ConfigError(
+                f"data.dataset={data.dataset!r} needs data.{key}: paths or globs, by commas, "
+                f"not {named!r}"
+            )
+    if data.sources and not local:
+        raise ConfigError(
+            f"data.sources={data.sources!r} has no effect on data.dataset={data.dataset!r}; "
+            "set data.dataset to 'text_files' or 'python_source', or leave it empty"
+        )
+    if data.text_field is not None and data.dataset in ("python_stdlib", "python_source"):
+        raise ConfigError(
+            f"data.text_field={data.text_field!r} has no effect on data.dataset="
+            f"{data.dataset!r}, whose documents are whole files; leave it unset"
+        )
+
+    if data.document_separator is not None and data.dataset != "text_files":
+        raise ConfigError(
+            f"data.document_separator={data.document_separator!r} has no effect on "
+            f"data.dataset={data.dataset!r}; set that to 'text_files', or leave it unset"
+        )
+    if data.document_separator == "":
+        raise ConfigError(
+            "data.document_separator='' separates nothing; give a text such as "
+            "'<|endoftext|>', or leave it unset"
+        )
+
+
+def _check_validation(data: DataConfig) -> None:
+    for key, split in (("validation_field", "field"), ("validation_source", "separate")):
+        if (data.validation_split == split) != (getattr(data, key) is not None):
+            raise ConfigError(
+                f"data.{key}={getattr(data, key)!r} goes together with data.validation_split="
+                f"{split!r}, but that is {data.validation_split!r}; set both or neither"
+            )
+    if data.validation_values and data.validation_split != "field":
+        raise ConfigError(
+            f"data.validation_values={data.validation_values!r} has no effect on "
+            f"data.validation_split={data.validation_split!r}; set that to 'field', or leave "
+            "the values empty"
+        )
+    if data.validation_split == "separate" and data.dataset == "python_stdlib":
+        raise ConfigError(
+            "data.validation_split='separate' does not fit data.dataset='python_stdlib', which "
+            "has one split; choose hash, slice or field"
+        )
+
+
+def check_optimizer(optimizer: OptimizerConfig) -> None:
+    """Raises ConfigError for a value that cannot be run."""
+    check_types(optimizer, "optimizer")
+    positive(optimizer, "optimizer", "learning_rate")
+    positive(optimizer, "optimizer", "epsilon")
+    positive(optimizer, "optimizer", "schedule_power")
+    for key in ("beta1", "beta2"):
+        between(optimizer, "optimizer", key, 0.0, 1.0)
+    between(optimizer, "optimizer", "warmup_fraction", 0.0, 1.0, closed=True)
+    at_least(optimizer, "optimizer", "weight_decay", 0)
+    at_least(optimizer, "optimizer", "final_learning_rate", 0)
+    if optimizer.warmup_steps is not None:
+        at_least(optimizer, "optimizer", "warmup_steps", 0)
+    at_least(optimizer, "optimizer", "clip_norm", 0)
+    if optimizer.final_learning_rate > optimizer.learning_rate:
+        raise ConfigError(
+            f"optimizer.final_learning_rate={optimizer.final_learning_rate} exceeds "
+            f"optimizer.learning_rate={optimizer.learning_rate}; the schedule decays to the "
+            "former, so lower it"
+        )
+
+
+def check_training(training: TrainingConfig) -> None:
+    """Raises ConfigError for a value that cannot be run."""
+    check_types(training, "training")
+    if training.dtype == "float16" and training.non_finite == "continue":
+        raise ConfigError(
+            "training.non_finite='continue' cannot be had with training.dtype='float16', whose "
+            "loss scale is found by leaving out updates that are not finite; use 'skip', or "
+            "another type"
+        )
+    for key in ("steps", "batch_size", "log_every"):
+        at_least(training, "training", key, 1)
+    at_least(training, "training", "max_skipped_steps", 0)
+    at_least(training, "training", "seed", 0)
+    if training.seed >= 2**63:
+        raise ConfigError(f"training.seed={training.seed} must be below 2**63")
+    if training.loss_tile_rows is not None:
+        at_least(training, "training", "loss_tile_rows", 1)
+    if training.gradient_accumulation is None:
+        return
+    at_least(training, "training", "gradient_accumulation", 1)
+    if training.batch_size % training.gradient_accumulation:
+        raise ConfigError(
+            f"training.gradient_accumulation={training.gradient_accumulation} does not divide "
+            f"training.batch_size={training.batch_size} (sequences per optimizer step, all devices "
+            "and micro-batches together)"
+        )
+
+
+def check_evaluation(evaluation: EvaluationConfig) -> None:
+    """Raises ConfigError for a value that cannot be run."""
+    check_types(evaluation, "evaluation")
+    at_least(evaluation, "evaluation", "every", 0)
+    at_least(evaluation, "evaluation", "batch_size", 1)
+    if evaluation.max_windows is not None:
+        at_least(evaluation, "evaluation", "max_windows", 1)
+
+
+def check_telemetry(telemetry: TelemetryConfig) -> None:
+    """Raises ConfigError for a value that cannot be run."""
+    check_types(telemetry, "telemetry")
+    at_least(telemetry, "telemetry", "every", 0)
+    at_least(telemetry, "telemetry", "probe_windows", 1)
+
+
+def check_checkpoint(checkpoint: CheckpointConfig) -> None:
+    """Raises ConfigError for a value that cannot be run."""
+    check_types(checkpoint, "checkpoint")
+    at_least(checkpoint, "checkpoint", "every", 0)
+    at_least(checkpoint, "checkpoint", "keep", 1)
+    if checkpoint.keep_every is not None:
+        at_least(checkpoint, "checkpoint", "keep_every", 1)
+
+
+def check_parallel(parallel: ParallelConfig) -> None:
+    """Raises ConfigError for a value that cannot be run."""
+    check_types(parallel, "parallel")
+    if parallel.cpu_devices is not None:
+        at_least(parallel, "parallel", "cpu_devices", 1)
