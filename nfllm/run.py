@@ -141,9 +141,16 @@ def load_run(path: epath.PathLike, step: int | None = None) -> Run:
       RunError: there is no run at `path`, it has no checkpoint of that step, or the checkpoint is
         damaged; with None: no checkpoint can be read.
 
+    Args:
+      path: the run directory, local or `gs://`.
+
+    Returns:
+      The run; its model computes in float32.
+
     Example:
-      run = nfllm.load_run("runs/default")
-      captured = nfllm.capture(run.model, run.params, run.tokenizer.encode("def f(x):")[None])
+      >>> run = load_run("runs/default")
+      >>> run.tokenizer.decode(run.tokenizer.encode("def f(x):"))
+      'def f(x):'
     """
     from nfllm.model.decoder import Decoder
     from nfllm.trainer.checkpoints import restore_params

@@ -99,8 +99,9 @@ def alerts(
         that do not rise, or a maximum that is not positive.
 
     Example:
-      >>> for alert in alerts(entropy_LH=entropy_LH, maximum=causal_entropy_ceiling(128)):
-      ...     print(alert.message)
+      >>> found = alerts(entropy_LH=[[3.8, 3.7], [0.1, np.nan]], maximum=3.88)
+      >>> [alert.kind for alert in found]  # each has a message that says why
+      ['not_finite', 'overload', 'collapse']
     """
     limits = AlertThresholds() if thresholds is None else thresholds
     found: list[Alert | None] = []

@@ -23,7 +23,7 @@ def entropy_floor(norm: Arrays, num_keys: ArrayLike) -> jax.Array:
     From the standard deviation of a row, s is that times sqrt(n).
 
     Args:
-      norm: s, of any shape, not negative.
+      norm: s, of any shape `[...]`, not negative.
       num_keys: n, the keys that each query sees, of a shape that broadcasts with `norm`; for causal
         self-attention `visible_keys(T)`.
 
@@ -35,7 +35,7 @@ def entropy_floor(norm: Arrays, num_keys: ArrayLike) -> jax.Array:
 
     Example:
       >>> entropy_floor([0.0, 1.0, 10.0], 4)
-      Array([1.3862944e+00, 1.2266595e+00, 3.6378836e-04], dtype=float32)
+      Array([1.3863, 1.2267, 0.0004], dtype=float32)
     """
     s, keys = as_float32(norm), as_array(num_keys)
     if is_concrete(s) and bool(np.any(np.asarray(s) < 0)):

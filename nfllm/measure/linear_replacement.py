@@ -69,10 +69,12 @@ def replace_by_linear(
         no row of the model's table.
 
     Example:
-      batches = run.validation_batches()
-      model, params = run.model, run.params
-      fit = nfllm.analyze(model, params, batches, ["linear_fit"])["linear_fit"]
-      cost_L = (r := replace_by_linear(model, params, batches, fit)).layer_loss - r.loss
+      >>> import nfllm
+      >>> run = nfllm.load_run("runs/default")
+      >>> model, params, batches = run.model, run.params, run.validation_batches()
+      >>> fit = nfllm.analyze(model, params, batches, ["linear_fit"])["linear_fit"]
+      >>> replaced = replace_by_linear(model, params, batches, fit)
+      >>> cost_L = replaced.layer_loss - replaced.loss  # nats per target
     """
     num_layers = model.config.num_layers
     slope_L, intercept_L = (np.asarray(x, np.float32) for x in (fit.slope, fit.intercept))

@@ -49,12 +49,22 @@ def capture(
     Memory is that of the result: 2 * L B H T² numbers for the attention maps alone. To stream
     statistics over a dataset instead, see `nfllm.analyze`.
 
+    Args:
+      model: the decoder.
+      params: its parameters.
+      tokens_BT: `[B, T]` token ids, T at most the context length.
+
+    Returns:
+      The arrays named in `Captured`, with their shapes.
+
     Raises:
       ValueError: a token id is no row of the model's table, or a patch does not fit its site.
 
     Example:
-      captured = nfllm.capture(run.model, run.params, tokens_BT)
-      entropy_LBHT = nfllm.analysis.attention_entropy(captured.attention_probs)
+      >>> import nfllm
+      >>> run = nfllm.load_run("runs/default")
+      >>> captured = capture(run.model, run.params, run.tokenizer.encode("def f(x):")[None])
+      >>> entropy_LBHT = nfllm.analysis.attention_entropy(captured.attention_probs)  # nats
     """
     check_token_ids(tokens_BT, model.vocab_size)
     tokens_BT = jnp.asarray(tokens_BT)

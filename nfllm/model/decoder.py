@@ -33,9 +33,12 @@ class Decoder(nn.Module):
       dtype: type of matrix products; the residual stream is float32, as under torch autocast.
 
     Example:
-      model = Decoder(config.model, vocab_size=4096)
-      params = model.init(jax.random.key(0), tokens_BT)["params"]
-      logits_BTV = model.apply({"params": params}, tokens_BT)
+      >>> import nfllm
+      >>> config = nfllm.load_run("runs/default").config
+      >>> model, tokens_BT = Decoder(config.model, vocab_size=256), jnp.array([[0, 1, 2]])
+      >>> params = jax.eval_shape(model.init, jax.random.key(0), tokens_BT)["params"]
+      >>> jax.eval_shape(model.apply, {"params": params}, tokens_BT).shape
+      (1, 3, 256)
     """
 
     config: ModelConfig

@@ -41,9 +41,11 @@ class Checkpoints:
     """The checkpoints of one run directory.
 
     Example:
-      with Checkpoints(run, config.checkpoint) as checkpoints:
-          checkpoints.save(state, data_fingerprint)
-          state = checkpoints.restore(abstract_state, data_fingerprint)
+      >>> import nfllm
+      >>> config = nfllm.load_run("runs/default").config
+      >>> with Checkpoints("runs/default", config.checkpoint) as checkpoints:
+      ...     checkpoints.steps()
+      [0]
     """
 
     def __init__(self, run: epath.PathLike, config: CheckpointConfig) -> None:

@@ -102,16 +102,18 @@ def _cpu_devices_are_set() -> bool:
 class Placement:
     """Compiles steps for all devices, and places states and batches on them.
 
-    Example:
-      parallel = Placement(config)
-      state = parallel.init(init_fn, key)
-      step = parallel.train_step(train_step)
-      state, metrics = step(state, parallel.put_train(batch))
-
     Attributes:
       num_devices: how many devices there are, of all processes.
       micro_batches: into how many a step splits the batch.
       replicated: the sharding of what every device holds a copy of.
+
+    Example:
+      >>> import nfllm
+      >>> from nfllm.training.build import build
+      >>> config = nfllm.load_run("runs/default").config
+      >>> placement, built = Placement(config), build(config, vocab_size=256)
+      >>> state = placement.init(built.init, jax.random.key(0))  # on all devices
+      >>> step = placement.train_step(built.train_step)  # of a state and `put_train(batch)`
     """
 
     def __init__(self, config: Config, devices: Sequence[jax.Device] | None = None) -> None:
