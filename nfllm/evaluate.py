@@ -6,26 +6,21 @@ In Python `nfllm.evaluate` is the function of this name, also after `import nfll
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
 import itertools
 import sys
-import types
-import typing
 from collections.abc import Iterator, Sequence
 
 from absl import logging
-from etils import epath
 
 from nfllm.config import ConfigError, DataConfig
 from nfllm.console import escape_unprintable
 from nfllm.data import corpora
+from nfllm.data.dataset import data_directory
 from nfllm.data.records import MalformedRecordError
-from nfllm.flags import unknown_key
+from nfllm.flags import split_overrides
 from nfllm.measure.evaluation import evaluate, validation_texts
 from nfllm.run import Run, load_run
-
-_PREFIX = "--config.data."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,31 +56,13 @@ def _own_documents(run: Run) -> Iterator[str]:
 
 def _changes(arguments: Sequence[str]) -> dict[str, object]:
     """The keys of `data` that the command line sets."""
-    hints = typing.get_type_hints(DataConfig)
-    changes = {}
-    for argument in arguments:
-        if fault := unknown_key([argument]):
-            raise ConfigError(fault)
-        key, separator, text = argument.removeprefix(_PREFIX).partition("=")
-        if not argument.startswith(_PREFIX) or not separator:
-            raise ConfigError(
-                f"unexpected argument {argument!r}; options of the text are {_PREFIX}KEY=VALUE"
-            )
-        changes[key] = _value(text, hints[key])
-    return changes
-
-
-def _value(text: str, hint: object) -> object:
-    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    kinds = typing.get_args(hint) if is_union else (hint,)
-    if text == "None" and types.NoneType in kinds:
-        return None
-    if not {int, float, bool} & set(kinds):
-        return text
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text  # and the section says what it expected
+    changes, others = split_overrides(list(arguments))
+    other_keys = [f"--config.{name}" for name in changes if not name.startswith("data.")]
+    if unexpected := [*others, *other_keys]:
+        raise ConfigError(
+            f"unexpected argument {unexpected[0]!r}; options of the text are --config.data.KEY=VALUE"
+        )
+    return {name.removeprefix("data."): value for name, value in changes.items()}
 
 
 def _documents(trained_on: DataConfig, changes: dict[str, object]) -> Iterator[str]:
@@ -104,7 +81,7 @@ def _documents(trained_on: DataConfig, changes: dict[str, object]) -> Iterator[s
     other = changes.keys() & {"dataset", "sources"}
     values = {**(whole if other else {}), **changes}
     config = dataclasses.replace(trained_on, **values)  # type: ignore[arg-type]
-    root = epath.Path(config.data_dir or corpora.default_data_dir()).expanduser()
+    root = data_directory(config)
     corpus = corpora.open_corpus(config, root)
     corpus.prepare(progress=False)
     return (record.text for record, _ in corpus.documents())

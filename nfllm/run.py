@@ -134,18 +134,15 @@ def load_run(path: epath.PathLike, step: int | None = None) -> Run:
     """A checkpoint of a run directory, with its model, tokenizer and metrics.
 
     Args:
-      path: the run directory.
+      path: the run directory, local or `gs://`.
       step: of the checkpoint, one of `nfllm.steps(path)`; None: the newest that is whole.
+
+    Returns:
+      The run; its model computes in float32.
 
     Raises:
       RunError: there is no run at `path`, it has no checkpoint of that step, or the checkpoint is
         damaged; with None: no checkpoint can be read.
-
-    Args:
-      path: the run directory, local or `gs://`.
-
-    Returns:
-      The run; its model computes in float32.
 
     Example:
       >>> run = load_run("runs/default")
@@ -157,10 +154,7 @@ def load_run(path: epath.PathLike, step: int | None = None) -> Run:
 
     directory = rundir.run_directory(path)
     record = rundir.read_record(directory)
-    if step is None:
-        step, params = restore_params(directory)
-    else:
-        params = _params_of_step(directory, step)
+    step, params = restore_params(directory, step)
     # What trained it may not exist on this machine, nor in float32.
     model = dataclasses.replace(record.config.model, attention_implementation="auto")
     return Run(
@@ -171,32 +165,3 @@ def load_run(path: epath.PathLike, step: int | None = None) -> Run:
         config=record.config,
         metrics=read_metrics(directory),
     )
-
-
-def _params_of_step(directory: epath.Path, step: int) -> Any:
-    from orbax.checkpoint import PyTreeCheckpointHandler
-
-    from nfllm.trainer import checkpoint_files
-
-    kept = steps(directory)
-    if step not in kept:
-        raise RunError(
-            f"{directory} has no checkpoint of step {step}; it holds "
-            f"{', '.join(map(str, kept)) or 'none'} (checkpoint.every, keep and keep_every say "
-            "which are written and kept)"
-        )
-    checkpoints = directory / rundir.CHECKPOINTS_DIR
-    with checkpoint_files.open_reader(checkpoints, PyTreeCheckpointHandler) as reader:
-        try:
-            notes = checkpoint_files.read_notes(reader, step)
-            checkpoint_files.check_format(checkpoints, step, notes)
-            params = checkpoint_files.read_params(reader, step)
-            checkpoint_files.check_sums(checkpoint_files.named_checksums(params, ".params"), notes)
-        except RunError:
-            raise
-        except Exception as error:  # whatever a damaged file makes Orbax raise
-            raise RunError(
-                f"{checkpoints}: {checkpoint_files.describe_damage(step, error)}; load another of "
-                f"{', '.join(map(str, kept))}"
-            ) from error
-    return params
