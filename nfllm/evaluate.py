@@ -60,7 +60,8 @@ def _changes(arguments: Sequence[str]) -> dict[str, object]:
     other_keys = [f"--config.{name}" for name in changes if not name.startswith("data.")]
     if unexpected := [*others, *other_keys]:
         raise ConfigError(
-            f"unexpected argument {unexpected[0]!r}; options of the text are --config.data.KEY=VALUE"
+            f"unexpected argument {unexpected[0]!r}; options of the text are "
+            "--config.data.KEY=VALUE"
         )
     return {name.removeprefix("data."): value for name, value in changes.items()}
 

@@ -43,9 +43,6 @@ def capture(
 ) -> Captured:
     """The intermediates of `model` on `tokens_BT`, in the model's own types.
 
-    With `patches`, of the model in which other values take the place of some that it computes; see
-    `nfllm.interventions`.
-
     Memory is that of the result: 2 * L B H T² numbers for the attention maps alone. To stream
     statistics over a dataset instead, see `nfllm.analyze`.
 
@@ -53,6 +50,8 @@ def capture(
       model: the decoder.
       params: its parameters.
       tokens_BT: `[B, T]` token ids, T at most the context length.
+      patches: values that take the place of some that the model computes; see
+        `nfllm.interventions`.
 
     Returns:
       The arrays named in `Captured`, with their shapes.
