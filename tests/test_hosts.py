@@ -18,6 +18,8 @@ from nfllm.config import ConfigError
 from nfllm.rundir.metrics import read_metrics
 from nfllm.trainer import hosts
 
+pytestmark = pytest.mark.slow
+
 RUN = {
     "training__steps": 12,
     "checkpoint__every": 6,
