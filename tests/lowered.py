@@ -10,6 +10,8 @@ from nfllm.config import Config
 from nfllm.data.batches import Batch
 
 _TENSOR = r"tensor<((?:\d+x)*)(\w+)>"
+_FUNCTION = re.compile(r"^  func\.func \w+ @([\w.$]+)\((.*?)^  }", re.MULTILINE | re.DOTALL)
+_CALL = re.compile(r"\bcall @([\w.$]+)\(.*\n")
 _DOT = re.compile(rf"stablehlo\.dot_general .*: \({_TENSOR}, {_TENSOR}\) -> {_TENSOR}")
 
 
@@ -25,13 +27,31 @@ class Product(NamedTuple):
 
 
 def lowered_step(config: Config, platform: str = "cpu") -> str:
-    """StableHLO of the training step on `random_batch`, as lowered for a platform."""
+    """StableHLO of the training step on `random_batch`, as lowered for a platform.
+
+    Functions stand where they are called: an operation is there as often as it runs, but for those
+    in the body of a loop, which are there once.
+    """
     parts = make_parts(config)
     state = jax.eval_shape(parts.init, jax.random.key(0))
     micro_batches = config.training.gradient_accumulation or 1
     batch = Batch(*(x.reshape(micro_batches, -1, x.shape[-1]) for x in random_batch(0)))
     traced = jax.jit(parts.train_step).trace(state, batch)
-    return traced.lower(lowering_platforms=(platform,)).as_text()
+    return inlined(traced.lower(lowering_platforms=(platform,)).as_text())
+
+
+def inlined(program: str) -> str:
+    """`main`, with every function's body behind each of its calls.
+
+    Whether equal computations share one function differs between versions of JAX.
+    """
+    bodies = {match[1]: match[2] for match in _FUNCTION.finditer(program)}
+    assert len(bodies) == program.count("func.func "), "a function was not understood"
+
+    def expand(name: str) -> str:
+        return _CALL.sub(lambda call: call[0] + expand(call[1]), bodies[name])
+
+    return expand("main")
 
 
 def products(program: str) -> list[Product]:

@@ -55,6 +55,7 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "induction_score": lambda x: A.induction_score(causal(x)[:, :, None], TOKENS),
     "logit_spread": lambda x: A.logit_spread(x),
     "entropy_by_temperature": lambda x: jnp.stack([*A.entropy_by_temperature(x, [0.5, 2.0])], -1),
+    "entropy_floor": lambda x: A.entropy_floor(x, 6),
     "mean_norm": lambda x: A.mean_norm(x),
     "rms": lambda x: A.rms(x),
     "branch_ratio": lambda x: A.branch_ratio(x, jnp.flip(jnp.asarray(x), -1)),
@@ -100,6 +101,7 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
 }
 # What looks for NaN and counts it, reads numbers of seeds or lengths, or has no numbers at all.
 OTHERS = {
+    *("Alert", "AlertThresholds", "alerts"),
     *("BadSite", "Ledger", "NonfiniteCounts", "Onset", "count_nonfinite", "find_onset"),
     *("first_bad_site", "ledger", "merge_ledgers", "Histogram", "head_histogram"),
     *("Interval", "LinearFit", "SeedComparison", "compare_seeds", "seed_interval"),

@@ -21,7 +21,6 @@ from nfllm.rundir import RunError
 from nfllm.trainer import peers
 from nfllm.trainer.checkpoints import Checkpoints, restore_params
 from nfllm.trainer.placement import Placement
-from nfllm.training.state import without_guard
 
 # Orbax abandons its other reads when one fails.
 pytestmark = [
@@ -60,7 +59,7 @@ def parts():
 @pytest.fixture(scope="module")
 def state(parts):
     """As a checkpoint gives it back."""
-    return without_guard(jax.jit(parts.init)(jax.random.key(0)))
+    return jax.jit(parts.init)(jax.random.key(0)).without_guard()
 
 
 def _at(state, step):

@@ -138,8 +138,9 @@ def test_what_is_not_compressed_at_all_is_named(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"text": "a", }', r"line 3: malformed JSON: .*double quotes.*column 15"),
-        (b'{"text": "a", "id": ' + b"1" * 5000 + b"}", r"line 3: malformed JSON: .*5000 digits"),
+        # The reason is in the words of Python, which differ between its versions.
+        (b'{"text": "a", }', r"line 3: malformed JSON: \w.* column 1[35]\b"),
+        (b'{"text": "a", "id": ' + b"1" * 5000 + b"}", r"line 3: malformed JSON: \w.*\b5000\b"),
         (b"{" * 100_000, r"line 3: malformed JSON"),
         (b"[" * 100_000, r"line 3: malformed JSON"),
         (b'["text"]', r"line 3: a JSON object was expected, not list"),

@@ -13,6 +13,8 @@ from trainer import ROOT, TIMEOUT_SECONDS, wait_until
 
 from nfllm.rundir.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 SIX = ["sm+g", "sm+r", "sm+ln+g", "sm+ln+r", "sm+ln", "sm"]
 
 # Two of the six, one that cannot be trained, and one that diverges.

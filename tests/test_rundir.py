@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from synthetic_runs import make_record
 
-import nfllm.rundir
 from nfllm.rundir import FORMAT_VERSION, RunError, RunRecord, read_record, write_record
 
 
@@ -64,7 +63,7 @@ def test_failed_write_keeps_the_old_record(tmp_path, record, monkeypatch):
     def power_failure(_descriptor):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(nfllm.rundir.os, "fsync", power_failure)
+    monkeypatch.setattr("os.fsync", power_failure)
     with pytest.raises(OSError, match="no space"):
         write_record(tmp_path, dataclasses.replace(record, vocab_size=512))
     assert read_record(tmp_path) == record

@@ -2,13 +2,14 @@
 
 Nothing here knows of nfllm's models: arrays come in (NumPy, JAX, or whatever NumPy can read),
 float32 arrays and integer counts go out. What computes on arrays works inside `jax.jit`; what
-compares whole runs, reads states on the host or finds a step (`compare_seeds`, `seed_interval`,
-`reference_maximum`, `first_bad_site`, `find_onset`, `to_host`) does not. Entropies and divergences
-are in nats.
+compares whole runs, reads states on the host or finds a step (`alerts`, `compare_seeds`,
+`seed_interval`, `reference_maximum`, `first_bad_site`, `find_onset`, `to_host`) does not. Entropies
+and divergences are in nats.
 
 Axes: L layers, B batch, H heads, T query position, S key position, D model width, F MLP width.
 """
 
+from nfllm.analysis.alerting import Alert, AlertThresholds, alerts
 from nfllm.analysis.arrays import array_namespace, causal_mask, visible_keys
 from nfllm.analysis.attention_logits import entropy_by_temperature, logit_spread
 from nfllm.analysis.attention_patterns import (
@@ -24,6 +25,7 @@ from nfllm.analysis.entropy import (
     head_entropy,
     normalized_entropy,
 )
+from nfllm.analysis.entropy_floor import entropy_floor
 from nfllm.analysis.head_diversity import effective_heads, head_divergence, head_entropy_spread
 from nfllm.analysis.heads import (
     collapse_share,
@@ -80,6 +82,8 @@ from nfllm.analysis.statistics import (
 )
 
 __all__ = [
+    "Alert",
+    "AlertThresholds",
     "BadSite",
     "ClassResponses",
     "Comoments",
@@ -94,6 +98,7 @@ __all__ = [
     "SeedComparison",
     "UnitActivity",
     "activation_moments",
+    "alerts",
     "array_namespace",
     "attention_entropy",
     "attention_entropy_from_logits",
@@ -109,6 +114,7 @@ __all__ = [
     "effective_rank",
     "eigenvalue_shares",
     "entropy_by_temperature",
+    "entropy_floor",
     "find_onset",
     "first_bad_site",
     "head_divergence",

@@ -50,7 +50,18 @@ def as_float32(x: Arrays) -> jax.Array:
 
 
 def array_namespace(*arrays: ArrayLike) -> ModuleType:
-    """`jax.numpy` if any of the arrays is JAX's, else NumPy, which computes in double precision."""
+    """The module that computes on these arrays: states on the host stay on the host.
+
+    Args:
+      *arrays: Of any shape `[...]`.
+
+    Returns:
+      `jax.numpy` if any of the arrays is JAX's, else `numpy`, which keeps double precision.
+
+    Example:
+      >>> array_namespace(np.ones(3)).__name__
+      'numpy'
+    """
     return jnp if any(isinstance(x, jax.Array) for x in arrays) else np
 
 
@@ -86,17 +97,41 @@ def check_same_shape(names: str, x: jax.Array, y: jax.Array) -> None:
 
 
 def causal_mask(num_queries: int, num_keys: int | None = None) -> jax.Array:
-    """The causal mask `[T, S]`: True where query t sees key s.
+    """The causal mask: True where query t sees key s.
 
     The last query sees every key: with `offset = S - T` (0 without a key-value cache), query t sees
     the keys `s <= t + offset`.
+
+    Args:
+      num_queries: T.
+      num_keys: S; T by default.
+
+    Returns:
+      `[T, S]` booleans.
+
+    Example:
+      >>> causal_mask(2, 3).astype(int)
+      Array([[1, 1, 0],
+             [1, 1, 1]], dtype=int32)
     """
     num_keys = num_queries if num_keys is None else num_keys
     return jnp.tri(num_queries, num_keys, num_keys - num_queries, dtype=bool)
 
 
 def visible_keys(num_queries: int, num_keys: int | None = None) -> jax.Array:
-    """Number of keys `[T]` that each query of a causal head sees: `t + 1 + (S - T)`."""
+    """Number of keys that each query of a causal head sees: `t + 1 + (S - T)`.
+
+    Args:
+      num_queries: T.
+      num_keys: S; T by default.
+
+    Returns:
+      `[T]` integers, a number of keys.
+
+    Example:
+      >>> visible_keys(2, 3)
+      Array([2, 3], dtype=int32)
+    """
     num_keys = num_queries if num_keys is None else num_keys
     return jnp.arange(1, num_queries + 1) + (num_keys - num_queries)
 

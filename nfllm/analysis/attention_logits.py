@@ -24,7 +24,11 @@ from nfllm.analysis.scaling import center, scale_of
 def logit_spread(
     logits: Arrays, *, mask: ArrayLike | None = None, causal: bool = False
 ) -> jax.Array:
-    """Standard deviation of the logits that a query sees, averaged over queries.
+    r"""Standard deviation of the logits that a query sees, averaged over queries.
+
+    .. math:: \frac{1}{T} \sum_t \sqrt{\frac{1}{n_t} \sum_s (z_{ts} - \bar z_t)^2}
+
+    over the :math:`n_t` keys that query t sees, whose mean logit is :math:`\bar z_t`.
 
     It is what softmax turns into entropy: 0 gives uniform attention. Queries that see a single
     key have none and are left out. Logits at -Inf, or below half the most negative finite number
@@ -36,11 +40,15 @@ def logit_spread(
       causal: Whether query t sees only the keys `s <= t + (S - T)`.
 
     Returns:
-      `[..., H]` float32; NaN where a logit that is seen is NaN or +Inf, or where no query sees two
-      keys.
+      `[..., H]` float32, in the units of the logits; NaN where a logit that is seen is NaN or +Inf,
+      or where no query sees two keys.
 
     Raises:
       ValueError: Wrong rank, or a mask that does not fit.
+
+    Example:
+      >>> logit_spread([[[0.0, 9.0], [1.0, 3.0]]], causal=True)  # the second query sees 1 and 3
+      Array([1.], dtype=float32)
     """
     logits = as_array(logits)
     check_axes("logits", logits, "... H T S")
@@ -82,8 +90,8 @@ def entropy_by_temperature(
 
     Args:
       logits: `[..., H, T, S]`, scaled as the softmax sees them at temperature 1.
-      temperatures: `[N]`, positive.
-      mask: As for `attention_entropy_from_logits`.
+      temperatures: `[N]`, positive, without unit.
+      mask: Booleans `[..., T, S]`, as for `attention_entropy_from_logits`.
       causal: As for `attention_entropy_from_logits`.
 
     Returns:
@@ -91,6 +99,10 @@ def entropy_by_temperature(
 
     Raises:
       ValueError: Wrong rank, a mask that does not fit, or a temperature that is not positive.
+
+    Example:
+      >>> entropy_by_temperature([[[0.0, 1.0]]], [0.1, 1.0, 10.0]).ravel().round(3)
+      Array([0.   , 0.582, 0.692], dtype=float32)
     """
     logits, temperatures = as_array(logits), as_float32(temperatures)
     check_axes("logits", logits, "... H T S")

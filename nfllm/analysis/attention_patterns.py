@@ -21,7 +21,11 @@ def sink_score(probs: Arrays) -> jax.Array:
       probs: `[..., H, T, S]` causal attention probabilities.
 
     Returns:
-      `[..., H]` float32; NaN where T = S = 1.
+      `[..., H]` float32, a share of the mass; NaN where T = S = 1.
+
+    Example:
+      >>> sink_score([[[1.0, 0.0, 0.0], [0.75, 0.25, 0.0], [0.25, 0.25, 0.5]]])
+      Array([0.5], dtype=float32)
     """
     probs = _read(probs)
     own = _own_key(probs)
@@ -38,10 +42,14 @@ def last_keys_mass(probs: Arrays, num_keys: int) -> jax.Array:
       num_keys: Width b of the window.
 
     Returns:
-      `[..., H]` float32; NaN where no query sees more than b keys.
+      `[..., H]` float32, a share of the mass; NaN where no query sees more than b keys.
 
     Raises:
       ValueError: `num_keys` is below 1.
+
+    Example:
+      >>> last_keys_mass([[[1.0, 0.0, 0.0], [0.75, 0.25, 0.0], [0.25, 0.25, 0.5]]], 2)
+      Array([0.75], dtype=float32)
     """
     if num_keys < 1:
         raise ValueError(f"num_keys must be at least 1, got {num_keys}")
@@ -58,7 +66,11 @@ def previous_token_score(probs: Arrays) -> jax.Array:
       probs: `[..., H, T, S]` causal attention probabilities.
 
     Returns:
-      `[..., H]` float32; NaN where T = S = 1.
+      `[..., H]` float32, a share of the mass; NaN where T = S = 1.
+
+    Example:
+      >>> previous_token_score([[[1.0, 0.0, 0.0], [0.75, 0.25, 0.0], [0.25, 0.25, 0.5]]])
+      Array([0.5], dtype=float32)
     """
     probs = _read(probs)
     own = _own_key(probs)
@@ -77,10 +89,15 @@ def induction_score(probs: Arrays, tokens_BT: Arrays) -> jax.Array:
       tokens_BT: `[B, T]` token ids.
 
     Returns:
-      `[..., B, H]` float32; NaN for a sequence in which no token occurs twice.
+      `[..., B, H]` float32, a share of the mass; NaN for a sequence in which no token occurs twice.
 
     Raises:
       ValueError: Shapes that do not belong together.
+
+    Example:
+      >>> probs = [[[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.1, 0.8, 0.1]]]]
+      >>> induction_score(probs, [[7, 4, 7]])  # the second 7 looks at what followed the first
+      Array([[0.8]], dtype=float32)
     """
     probs, tokens = _read(probs), as_array(tokens_BT)
     check_axes("probs", probs, "... B H T S")

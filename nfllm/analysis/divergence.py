@@ -8,9 +8,24 @@ from nfllm.analysis.arrays import Arrays, as_float32, check_axes
 
 
 def shannon_entropy(p: Arrays) -> jax.Array:
-    r"""Entropy :math:`-\sum_i p_i \ln p_i` of distributions `[..., N]`, over the last axis.
+    r"""Entropy of distributions, over the last axis (Shannon, 1948).
+
+    .. math:: H = -\sum_i p_i \ln p_i, \qquad 0 \ln 0 = 0
 
     NaN gives NaN, and a negative probability gives NaN. The gradient at p = 0 is 0.
+
+    Args:
+      p: `[..., N]` distributions.
+
+    Returns:
+      `[...]` float32, in nats.
+
+    Raises:
+      ValueError: `p` is a scalar or empty.
+
+    Example:
+      >>> shannon_entropy([0.25, 0.25, 0.25, 0.25]).round(4)  # ln 4
+      Array(1.3863, dtype=float32)
     """
     p = as_float32(p)
     check_axes("p", p, "... N")
@@ -35,6 +50,10 @@ def jensen_shannon(p: Arrays, q: Arrays) -> jax.Array:
 
     Raises:
       ValueError: The shapes do not broadcast.
+
+    Example:
+      >>> jensen_shannon([1.0, 0.0], [[1.0, 0.0], [0.0, 1.0]]).round(4)
+      Array([0.    , 0.6931], dtype=float32)
     """
     p, q = as_float32(p), as_float32(q)
     check_axes("p", p, "... N")

@@ -32,6 +32,10 @@ def attention_entropy(probs: Arrays, *, tolerance: float | None = None) -> jax.A
 
     .. math:: H_t = -\sum_s p_{ts} \ln p_{ts}, \qquad 0 \ln 0 = 0
 
+    Shannon's entropy (1948) of each row, as Zhai et al. (arXiv 2303.06296) and Jha & Reagen
+    (arXiv 2410.09637) use it. It lies between 0 (one key has all the mass) and ln n (n keys are
+    attended alike).
+
     A row that contains NaN has entropy NaN: it is never summed over as if it were zero, which would
     make a broken head look like a collapsed one. The gradient is finite; at p = 0, where the true
     derivative is infinite, it is 0, as for a masked key.
@@ -51,8 +55,9 @@ def attention_entropy(probs: Arrays, *, tolerance: float | None = None) -> jax.A
         sum to 1 or has a negative entry.
 
     Example:
-      >>> attention_entropy(np.tril(np.ones((1, 3, 3))) / np.array([[1.0], [2.0], [3.0]]))[0]
-      Array([0.       , 0.6931472, 1.0986123], dtype=float32)
+      >>> uniform = np.tril(np.ones((1, 3, 3))) / np.array([[1.0], [2.0], [3.0]])  # [H, T, S]
+      >>> attention_entropy(uniform).round(4)  # ln 1, ln 2, ln 3
+      Array([[0.    , 0.6931, 1.0986]], dtype=float32)
     """
     probs = as_array(probs)
     check_axes("probs", probs, "... H T S")
@@ -136,14 +141,18 @@ def head_entropy(entropy: Arrays, *, where: ArrayLike | None = None) -> jax.Arra
 
     Args:
       entropy: `[..., H, T]`, as `attention_entropy` returns it, in nats.
-      where: Booleans, broadcastable to `entropy`, True for queries to count: padding, say, is left
-        out.
+      where: Booleans of a shape that broadcasts to `entropy`, True for queries to count: padding,
+        say, is left out.
 
     Returns:
       `[..., H]` float32, in nats; NaN where a counted query is NaN, or where none is counted.
 
     Raises:
       ValueError: `entropy` has fewer than two axes, or `where` is not of booleans.
+
+    Example:
+      >>> head_entropy([[0.0, 0.5, 1.0], [0.0, 0.0, 0.0]])
+      Array([0.5, 0. ], dtype=float32)
     """
     entropy = as_float32(entropy)
     check_axes("entropy", entropy, "... H T")
@@ -157,15 +166,19 @@ def normalized_entropy(entropy: Arrays, *, num_visible: ArrayLike | None = None)
 
     Args:
       entropy: `[..., T]` in nats, one value a query.
-      num_visible: Number n of keys that each query sees, broadcastable to `entropy`; by default
-        that of causal self-attention, 1 to T.
+      num_visible: Number n of keys that each query sees, of a shape that broadcasts to `entropy`;
+        by default that of causal self-attention, 1 to T.
 
     Returns:
-      `[..., T]` float32 in [0, 1]. A query that sees one key has no choice to make: it gets 0.
-      (Leave it out of a mean with `head_entropy(..., where=num_visible > 1)`.)
+      `[..., T]` float32, a share between 0 and 1. A query that sees one key has no choice to make:
+      it gets 0. (Leave it out of a mean with `head_entropy(..., where=num_visible > 1)`.)
 
     Raises:
       ValueError: `entropy` is a scalar, or `num_visible` does not broadcast to it.
+
+    Example:
+      >>> normalized_entropy([0.0, math.log(2), 0.0])
+      Array([0., 1., 0.], dtype=float32)
     """
     entropy = as_float32(entropy)
     check_axes("entropy", entropy, "... T")
@@ -187,8 +200,18 @@ def causal_entropy_ceiling(context_length: int) -> float:
     It is reached by uniform attention over the visible keys, and lies below ln T: 3.878 against
     4.852 at T = 128.
 
+    Args:
+      context_length: T, in tokens.
+
+    Returns:
+      The ceiling, in nats.
+
     Raises:
       ValueError: `context_length` is not a positive integer.
+
+    Example:
+      >>> round(causal_entropy_ceiling(128), 3)
+      3.878
     """
     if context_length != int(context_length) or context_length < 1:
         raise ValueError(f"context_length must be a positive integer, got {context_length!r}")

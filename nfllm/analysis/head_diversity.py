@@ -12,9 +12,21 @@ from nfllm.analysis.signal import rms
 
 
 def head_entropy_spread(entropy: Arrays) -> jax.Array:
-    """Standard deviation of entropy over the heads of a layer, `[..., H]` -> `[...]`, in nats.
+    r"""Standard deviation of entropy over the heads of a layer.
+
+    .. math:: \sqrt{\frac{1}{H} \sum_h (e_h - \bar e)^2}
 
     The heads are all there are, not a sample: the sum of squares is divided by H.
+
+    Args:
+      entropy: `[..., H]` head entropies in nats.
+
+    Returns:
+      `[...]` float32, in nats.
+
+    Example:
+      >>> head_entropy_spread([[1.0, 3.0], [2.0, 2.0]])
+      Array([1., 0.], dtype=float32)
     """
     entropy = as_float32(entropy)
     check_axes("entropy", entropy, "... H")
@@ -23,7 +35,12 @@ def head_entropy_spread(entropy: Arrays) -> jax.Array:
 
 
 def head_divergence(probs: Arrays) -> jax.Array:
-    """Jensen-Shannon divergence between every two heads, averaged over the queries.
+    r"""Jensen-Shannon divergence between every two heads, averaged over the queries.
+
+    .. math:: D_{ij} = \frac{1}{T} \sum_t \Big[ H\Big(\frac{p^i_t + p^j_t}{2}\Big)
+        - \frac{H(p^i_t) + H(p^j_t)}{2} \Big]
+
+    with H the entropy of a query's distribution; see `jensen_shannon` for two distributions.
 
     One head at a time is compared with all, so that temporaries are of the size of `probs`.
 
@@ -32,6 +49,11 @@ def head_divergence(probs: Arrays) -> jax.Array:
 
     Returns:
       `[..., H, H]` float32, symmetric with a zero diagonal, in nats between 0 and ln 2.
+
+    Example:
+      >>> head_divergence([[[1.0, 0.0]], [[0.0, 1.0]]]).round(4)  # two heads, one query
+      Array([[0.    , 0.6931],
+             [0.6931, 0.    ]], dtype=float32)
     """
     probs = as_float32(probs)
     check_axes("probs", probs, "... H T S")
@@ -51,20 +73,25 @@ def _head_divergence(probs: jax.Array) -> jax.Array:
 def effective_heads(divergence: Arrays) -> jax.Array:
     r"""Effective number of heads: 1 when all attend alike, H when no two share a key.
 
-    The Vendi score (Friedman & Dieng, arXiv 2210.02410) of the similarity :math:`1 - D_{ij} / \ln
-    2`, which is positive definite for the Jensen-Shannon divergence D (Martins et al., JMLR 10,
-    2009): :math:`\exp(-\sum_i \lambda_i \ln \lambda_i)` over the eigenvalues of the similarity
-    matrix divided by H.
+    .. math:: \exp\Big(-\sum_i \lambda_i \ln \lambda_i\Big), \qquad
+        \lambda = \text{eigenvalues of } \frac{1}{H} \Big(1 - \frac{D_{ij}}{\ln 2}\Big)_{ij}
+
+    The Vendi score (Friedman & Dieng, arXiv 2210.02410) of a similarity that is positive definite
+    for the Jensen-Shannon divergence D (Martins et al., JMLR 10, 2009).
 
     Args:
       divergence: `[..., H, H]` in nats, as `head_divergence` returns it. Average it over the batch
         before, not the result after.
 
     Returns:
-      `[...]` float32 between 1 and H.
+      `[...]` float32, a number of heads between 1 and H.
 
     Raises:
       ValueError: The last two axes differ.
+
+    Example:
+      >>> effective_heads([[0.0, math.log(2)], [math.log(2), 0.0]]).round(4)
+      Array(2., dtype=float32)
     """
     divergence = as_float32(divergence)
     check_axes("divergence", divergence, "... H H")

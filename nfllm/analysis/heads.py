@@ -43,6 +43,10 @@ def reference_maximum(
     Raises:
       ValueError: Unknown kind; a model without context length; or `shared_observed` over different
         context lengths, whose entropies have no maximum in common.
+
+    Example:
+      >>> reference_maximum("shared_observed", {"relu": [1.0, 2.5], "gelu": [3.0, 3.5]}, 128)
+      {'relu': 3.5, 'gelu': 3.5}
     """
     if kind not in get_args(ReferenceMaximum):
         raise ValueError(
@@ -82,13 +86,18 @@ def head_histogram(entropy_LH: Arrays, maximum: ArrayLike) -> jax.Array:
 
     Args:
       entropy_LH: `[L, H]` head entropies in nats.
-      maximum: M in nats, see `reference_maximum`. Heads above it count in the last quarter.
+      maximum: M in nats, a scalar (shape `[]`), see `reference_maximum`. Heads above it count in
+        the last quarter.
 
     Returns:
-      `[4]` float32, fractions of all L x H heads.
+      `[4]` float32, shares of all L x H heads.
 
     Raises:
       ValueError: `entropy_LH` is not of rank 2, or M is not positive.
+
+    Example:
+      >>> head_histogram([[0.1, 3.2], [3.9, 1.7]], maximum=4.0)
+      Array([0.25, 0.25, 0.  , 0.5 ], dtype=float32)
     """
     entropy = as_float32(entropy_LH)
     check_axes("entropy_LH", entropy, "L H")
@@ -101,19 +110,38 @@ def overload_share(entropy: Arrays, maximum: ArrayLike) -> jax.Array:
 
     Args:
       entropy: `[..., H]` head entropies in nats; `[L, H]` gives one share a layer, by depth.
-      maximum: M in nats, see `reference_maximum`.
+      maximum: M in nats, a scalar (shape `[]`), see `reference_maximum`.
 
     Returns:
-      `[...]` float32; NaN where the entropy of a head is NaN.
+      `[...]` float32, shares of the H heads; NaN where the entropy of a head is NaN.
 
     Raises:
       ValueError: M is not positive.
+
+    Example:
+      >>> overload_share([[0.1, 3.2], [3.9, 3.7]], maximum=4.0)
+      Array([0.5, 1. ], dtype=float32)
     """
     return _share_in_quarter(entropy, maximum, 3)
 
 
 def collapse_share(entropy: Arrays, maximum: ArrayLike) -> jax.Array:
-    """Share of collapsed heads (entropy below M/4), as `overload_share` is of overloaded ones."""
+    """Share of collapsed heads (entropy below M/4).
+
+    Args:
+      entropy: `[..., H]` head entropies in nats; `[L, H]` gives one share a layer, by depth.
+      maximum: M in nats, a scalar (shape `[]`), see `reference_maximum`.
+
+    Returns:
+      `[...]` float32, shares of the H heads; NaN where the entropy of a head is NaN.
+
+    Raises:
+      ValueError: M is not positive.
+
+    Example:
+      >>> collapse_share([[0.1, 3.2], [3.9, 3.7]], maximum=4.0)
+      Array([0.5, 0. ], dtype=float32)
+    """
     return _share_in_quarter(entropy, maximum, 0)
 
 

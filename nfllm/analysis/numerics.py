@@ -82,17 +82,22 @@ def count_nonfinite(x: Arrays, *, keep: int = 0, where: ArrayLike | None = None)
     """Counts NaN, +Inf and -Inf over all axes but the first `keep`.
 
     Args:
-      x: Any shape, any float type.
+      x: Of any shape `[...]` and any float type.
       keep: Number of leading axes to keep: 1 gives counts by layer.
-      where: Booleans, broadcastable to `x`, True for entries to look at; masked attention logits
-        are left out.
+      where: Booleans of a shape that broadcasts to `x`, True for entries to look at; masked
+        attention logits are left out.
 
     Returns:
-      Counts of the shape of the kept axes: integers, and `max_abs` in float32.
+      Counts of the shape of the kept axes: integers, and `max_abs` float32 in the units of `x`.
 
     Raises:
       ValueError: `where` does not broadcast to `x` or is not of booleans, or `keep` exceeds the
         rank of `x`.
+
+    Example:
+      >>> found = count_nonfinite([1.0, -3.0, np.nan, np.inf])
+      >>> int(found.nan), int(found.total()), float(found.max_abs)
+      (1, 2, 3.0)
     """
     x = as_array(x)
     use = jnp.ones((), bool) if where is None else as_booleans("where", where)
@@ -114,6 +119,7 @@ def _count_nonfinite(x: jax.Array, use: jax.Array, axes: tuple[int, ...]) -> Non
 
 
 Ledger = dict[str, NonfiniteCounts]
+"""From a site in the model to the counts there: `[L]` for sites of the layers, else scalars."""
 
 
 def ledger(sites: Mapping[str, Any], *, where: Mapping[str, ArrayLike] | None = None) -> Ledger:
@@ -122,13 +128,19 @@ def ledger(sites: Mapping[str, Any], *, where: Mapping[str, ArrayLike] | None = 
     Args:
       sites: From site (`LAYER_SITES`, `MODEL_SITES`, `GRADIENT_SITES`) to its array, or to its tree
         of gradients. Any subset.
-      where: Entries to look at, for some of the sites.
+      where: Entries to look at, for some of the sites, of a shape that broadcasts to the site's.
 
     Returns:
-      Counts `[L]` for layer sites and `gradients`, scalars for the others.
+      Counts `[L]` for layer sites and `gradients`, scalars for the others; integers, and `max_abs`
+      float32 in the units of the site.
 
     Raises:
       ValueError: An unknown site, a mask without its site, or a tree without a gradient.
+
+    Example:
+      >>> record = ledger({"mlp_pre": [[1.0, 2.0], [1.0, np.nan]], "loss": np.nan})
+      >>> first_bad_site(record)[:3]  # site, layer, how many NaN
+      ('mlp_pre', 1, 1)
     """
     known = (*LAYER_SITES, *MODEL_SITES, *GRADIENT_SITES)
     for name in sites:
@@ -180,11 +192,20 @@ class BadSite(NamedTuple):
 
 
 def first_bad_site(record: Ledger) -> BadSite | None:
-    """Where the first non-finite value appeared; None if all are finite.
+    """Where the first non-finite value appeared.
 
     Layer after layer, in each the order of `LAYER_SITES`, then the output of the last layer, the
-    logits and the loss, then the gradients from the last layer to the first. `str()` of the result
-    says it in words.
+    logits and the loss, then the gradients from the last layer to the first.
+
+    Args:
+      record: As `ledger` returns it.
+
+    Returns:
+      The site and its counts, which `str()` says in words; None if all is finite.
+
+    Example:
+      >>> first_bad_site(ledger({"loss": 4.0})) is None
+      True
     """
     counts = {name: jax.tree.map(np.asarray, value) for name, value in record.items()}
     for name, layer in _execution_order(counts):
@@ -219,9 +240,10 @@ class Onset(NamedTuple):
     site: BadSite
     steps_before: tuple[int, ...]
     max_abs_logit: np.ndarray
-    """`[steps before]`, largest finite |attention logit| over the layers; NaN if not recorded."""
+    """`[N]`, of each step before, the largest finite attention logit in absolute value over the
+    layers; NaN if not recorded."""
     max_abs_residual: np.ndarray
-    """`[steps before]`, the same for the residual stream."""
+    """`[N]`, the same for the residual stream."""
 
 
 def find_onset(history: Sequence[tuple[int, Ledger]]) -> Onset | None:
@@ -234,7 +256,13 @@ def find_onset(history: Sequence[tuple[int, Ledger]]) -> Onset | None:
       history: Step and ledger, in the order of steps.
 
     Returns:
-      None if every ledger is finite.
+      The step, its first bad site and the growth before it; None if every ledger is finite.
+
+    Example:
+      >>> history = [(0, ledger({"residual": [[1.0]]})), (1, ledger({"residual": [[np.inf]]}))]
+      >>> onset = find_onset(history)
+      >>> onset.step, onset.max_abs_residual
+      (1, array([1.]))
     """
     for index, (step, record) in enumerate(history):
         site = first_bad_site(record)

@@ -41,7 +41,13 @@ def attention_entropy_from_logits(
     causal: bool = False,
     block_size: int = 128,
 ) -> jax.Array:
-    """Entropy of `softmax(logits)` for every query, without forming the probabilities.
+    r"""Entropy of `softmax(logits)` for every query, without forming the probabilities.
+
+    .. math:: H = \ln l - \frac{u}{l}, \qquad l = \sum_s e^{z_s - m}, \qquad
+        u = \sum_s e^{z_s - m} (z_s - m)
+
+    with m the largest logit z, in one pass over blocks of keys: the recurrence of Milakov &
+    Gimelshein (arXiv 1805.02867) with the second sum u.
 
     Equals `attention_entropy(softmax(logits))` to 1e-5 nats, in float32 inside whatever the type of
     the logits. NaN or +Inf at a key that the query sees gives NaN; -Inf is a key that is not seen.
@@ -59,6 +65,10 @@ def attention_entropy_from_logits(
 
     Raises:
       ValueError: Wrong rank, a mask that does not fit, or a block size below 1.
+
+    Example:
+      >>> attention_entropy_from_logits(jnp.zeros((1, 3, 3)), causal=True).round(4)
+      Array([[0.    , 0.6931, 1.0986]], dtype=float32)
     """
     logits = as_array(logits)
     check_axes("logits", logits, "... H T S")
@@ -75,7 +85,10 @@ def attention_entropy_from_qk(
     causal: bool = True,
     block_size: int = 128,
 ) -> jax.Array:
-    """Entropy of `softmax(scale * q k^T)` for every query; neither logits nor probabilities exist.
+    r"""Entropy of attention for every query; neither logits nor probabilities are formed.
+
+    .. math:: H_t = -\sum_s p_{ts} \ln p_{ts}, \qquad
+        p_t = \mathrm{softmax}_s(\mathrm{scale} \; q_t \cdot k_s)
 
     Scores are summed in float32 at the highest matrix precision of the device, also for bfloat16
     queries and keys, which gives the entropy to 1e-5 nats. The backward pass computes each block
@@ -85,7 +98,7 @@ def attention_entropy_from_qk(
       q_BHTK: `[..., H, T, K]` queries, after rotary embedding where there is one.
       k_BHSK: `[..., H, S, K]` keys; repeat the heads of grouped keys first.
       scale: Factor on the scores; `1 / sqrt(K)` by default.
-      mask: As for `attention_entropy_from_logits`.
+      mask: Booleans `[..., T, S]`, as for `attention_entropy_from_logits`.
       causal: Whether query t sees only the keys `s <= t + (S - T)`.
       block_size: Number of keys a step; the largest temporary is `[..., H, T, block_size]`.
 
@@ -95,6 +108,11 @@ def attention_entropy_from_qk(
     Raises:
       ValueError: Wrong rank, shapes of q and k that do not belong together, a mask that does not
         fit, or a block size below 1.
+
+    Example:
+      >>> q = k = jnp.zeros((1, 3, 4))  # [H, T, K]
+      >>> attention_entropy_from_qk(q, k).round(4)
+      Array([[0.    , 0.6931, 1.0986]], dtype=float32)
     """
     q, k = as_array(q_BHTK), as_array(k_BHSK)
     check_axes("q", q, "... H T K")

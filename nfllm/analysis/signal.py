@@ -22,7 +22,7 @@ from nfllm.analysis.scaling import center, scale_of, scaled_norm
 
 
 def mean_norm(x: Arrays, *, keep: int = 1) -> jax.Array:
-    """Mean Euclidean norm of the vectors on the last axis.
+    r"""Mean Euclidean norm of the vectors on the last axis, :math:`E\,\|x\|_2`.
 
     The norm of the residual stream by depth is `mean_norm(residual)`, `[L+1, B, T, D]` ->
     `[L+1]`; that of the queries of each head is `mean_norm(q_LHBTK, keep=2)`.
@@ -32,7 +32,11 @@ def mean_norm(x: Arrays, *, keep: int = 1) -> jax.Array:
       keep: Number of leading axes to keep.
 
     Returns:
-      The first `keep` axes of `x`, float32.
+      The first `keep` axes of `x`, float32, in the units of `x`.
+
+    Example:
+      >>> mean_norm([[[3.0, 4.0], [0.0, 1.0]]])  # [L, T, D] -> [L]
+      Array([3.], dtype=float32)
     """
     x = as_float32(x)
     check_axes("x", x, "... D")
@@ -43,14 +47,18 @@ def mean_norm(x: Arrays, *, keep: int = 1) -> jax.Array:
 
 
 def rms(x: Arrays, *, keep: int = 1) -> jax.Array:
-    """Root mean square over all entries, `sqrt(mean(x**2))`.
+    r"""Root mean square over all entries, :math:`\sqrt{E[x^2]}`.
 
     Args:
       x: `[L, ...]`, for example pre-activations `[L, B, T, F]`.
       keep: Number of leading axes to keep.
 
     Returns:
-      The first `keep` axes of `x`, float32.
+      The first `keep` axes of `x`, float32, in the units of `x`.
+
+    Example:
+      >>> rms([[3.0, -3.0], [0.0, 0.0]])
+      Array([3., 0.], dtype=float32)
     """
     x = as_float32(x)
     axes = tail_axes(x, keep)
@@ -59,7 +67,9 @@ def rms(x: Arrays, *, keep: int = 1) -> jax.Array:
 
 
 def branch_ratio(branch: Arrays, skip: Arrays, *, keep: int = 1) -> jax.Array:
-    """Mean over tokens of |branch| / |skip|: how much a residual branch adds to what passes by.
+    r"""How much a residual branch adds to what passes by it, a mean over tokens.
+
+    .. math:: E\left[ \|\mathrm{branch}\|_2 \,/\, \|\mathrm{skip}\|_2 \right]
 
     For whole blocks, `branch_ratio(residual[1:] - residual[:-1], residual[:-1])`; for attention
     alone, `branch_ratio(attention_out, residual[:-1])`.
@@ -70,10 +80,14 @@ def branch_ratio(branch: Arrays, skip: Arrays, *, keep: int = 1) -> jax.Array:
       keep: Number of leading axes to keep.
 
     Returns:
-      The first `keep` axes, float32; Inf where a token's skip is zero.
+      The first `keep` axes, float32, a ratio without unit; Inf where a token's skip is zero.
 
     Raises:
       ValueError: The shapes differ.
+
+    Example:
+      >>> branch_ratio([[[3.0, 4.0]]], [[[0.0, 10.0]]])
+      Array([0.5], dtype=float32)
     """
     branch, skip = as_float32(branch), as_float32(skip)
     check_same_shape("branch and skip", branch, skip)
@@ -85,18 +99,24 @@ def branch_ratio(branch: Arrays, skip: Arrays, *, keep: int = 1) -> jax.Array:
 def token_similarity(x: Arrays) -> jax.Array:
     r"""Mean cosine similarity between the tokens of a sequence.
 
-    Over the T (T - 1) ordered pairs of different tokens, in O(T D): with unit vectors u,
-    :math:`(\|\sum_t u_t\|^2 - T) / (T (T-1))`. 1 where all tokens point the same way (rank
-    collapse), about 0 for unrelated ones.
+    .. math:: \frac{1}{T (T-1)} \sum_{s \ne t} u_s \cdot u_t
+        = \frac{\|\sum_t u_t\|^2 - T}{T (T-1)}, \qquad u_t = \frac{x_t}{\|x_t\|}
+
+    Over the ordered pairs of different tokens, in O(T D). 1 where all tokens point the same way
+    (rank collapse), about 0 for unrelated ones.
 
     Args:
       x: `[..., T, D]`, T at least 2.
 
     Returns:
-      `[...]` float32; NaN where a token is the zero vector.
+      `[...]` float32, a cosine between -1 and 1; NaN where a token is the zero vector.
 
     Raises:
       ValueError: Wrong rank, or a single token.
+
+    Example:
+      >>> token_similarity([[[1.0, 0.0], [5.0, 0.0]], [[1.0, 0.0], [0.0, 5.0]]])
+      Array([1., 0.], dtype=float32)
     """
     x = as_float32(x)
     check_axes("x", x, "... T D")
@@ -110,10 +130,21 @@ def token_similarity(x: Arrays) -> jax.Array:
 
 
 def effective_rank(x: Arrays) -> jax.Array:
-    r"""Effective rank of each matrix, `[..., T, D]` -> `[...]`, between 1 and min(T, D).
+    r"""Effective rank of each matrix (Roy & Vetterli, EUSIPCO 2007).
 
-    :math:`\exp(-\sum_i p_i \ln p_i)` with :math:`p_i = \sigma_i / \sum_j \sigma_j` over the
-    singular values (Roy & Vetterli, EUSIPCO 2007). NaN for a zero matrix, and where `x` has NaN.
+    .. math:: \exp\Big(-\sum_i p_i \ln p_i\Big), \qquad p_i = \sigma_i \Big/ \sum_j \sigma_j
+
+    over the singular values.
+
+    Args:
+      x: `[..., T, D]`.
+
+    Returns:
+      `[...]` float32, a rank between 1 and min(T, D); NaN for a zero matrix, and where `x` has NaN.
+
+    Example:
+      >>> effective_rank([[2.0, 0.0], [0.0, 2.0]]).round(4)
+      Array(2., dtype=float32)
     """
     x = as_float32(x)
     check_axes("x", x, "... T D")
@@ -122,7 +153,9 @@ def effective_rank(x: Arrays) -> jax.Array:
 
 
 def kurtosis(x: Arrays, *, keep: int = 1) -> jax.Array:
-    r"""Mean kurtosis of the vectors on the last axis, :math:`E[(x-\mu)^4] / E[(x-\mu)^2]^2`.
+    r"""Mean kurtosis of the vectors on the last axis.
+
+    .. math:: E[(x - \mu)^4] \,/\, E[(x - \mu)^2]^2
 
     3 for a Gaussian (this is not excess kurtosis), about D for a vector with one entry that stands
     out: outlier features show here.
@@ -132,7 +165,11 @@ def kurtosis(x: Arrays, *, keep: int = 1) -> jax.Array:
       keep: Number of leading axes to keep.
 
     Returns:
-      The first `keep` axes of `x`, float32; NaN where a vector is constant.
+      The first `keep` axes of `x`, float32, without unit; NaN where a vector is constant.
+
+    Example:
+      >>> kurtosis([[[1.0, -1.0, 1.0, -1.0]], [[9.0, 0.0, 0.0, 0.0]]]).round(3)
+      Array([1., 2.333], dtype=float32)
     """
     x = as_float32(x)
     _, deviation = center(x / scale_of(x, axis=-1), -1)
@@ -143,16 +180,22 @@ def kurtosis(x: Arrays, *, keep: int = 1) -> jax.Array:
 
 
 def norm_by_layer(tree: Any) -> jax.Array:
-    """Euclidean norm over all leaves of a layer-stacked tree, for each layer.
+    r"""Euclidean norm over all leaves of a layer-stacked tree, for each layer.
+
+    .. math:: n_l = \sqrt{\textstyle\sum_{\text{leaves}} \sum_i x_{l i}^2}
 
     Args:
       tree: Gradients (or parameters, or updates) of the blocks, each leaf `[L, ...]`.
 
     Returns:
-      `[L]` float32.
+      `[L]` float32, in the units of the leaves.
 
     Raises:
       ValueError: The tree is empty, or its leaves do not share their first axis.
+
+    Example:
+      >>> norm_by_layer({"kernel": jnp.array([[3.0], [0.0]]), "bias": jnp.array([[4.0], [2.0]])})
+      Array([5., 2.], dtype=float32)
     """
     leaves = [as_float32(leaf) for leaf in jax.tree.leaves(tree)]
     lengths = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}

@@ -12,11 +12,22 @@ from nfllm.analysis.scaling import scale_of
 
 
 def participation_ratio(covariance: Arrays) -> jax.Array:
-    r"""Participation ratio of the eigenvalues of each matrix, `[..., F, F]` -> `[...]`.
+    r"""Participation ratio of the eigenvalues of each matrix (Gao et al., bioRxiv 214262, 2017).
 
-    .. math:: (\sum_i \lambda_i)^2 / \sum_i \lambda_i^2 = (\mathrm{tr}\, C)^2 / \|C\|_F^2
+    .. math:: \Big(\sum_i \lambda_i\Big)^2 \Big/ \sum_i \lambda_i^2
+        = (\mathrm{tr}\, C)^2 / \|C\|_F^2
 
-    Between 1 (one direction) and F (all alike). No eigenvalue is computed. NaN for a zero matrix.
+    No eigenvalue is computed.
+
+    Args:
+      covariance: `[..., F, F]`, symmetric.
+
+    Returns:
+      `[...]` float32, a number of directions between 1 and F (all alike); NaN for a zero matrix.
+
+    Example:
+      >>> participation_ratio([[2.0, 0.0], [0.0, 2.0]])
+      Array(2., dtype=float32)
     """
     c = _read(covariance)
     # Divided first: the squares of small or of large entries leave the range of float32.
@@ -36,7 +47,11 @@ def projected_participation_ratio(covariance: Arrays, kernel: Arrays) -> jax.Arr
       kernel: `[..., D, F]`, the matrix W.
 
     Returns:
-      `[...]`, float32; NaN where x W does not vary.
+      `[...]` float32, a number of directions between 1 and F; NaN where x W does not vary.
+
+    Example:
+      >>> projected_participation_ratio(jnp.eye(3), [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+      Array(2., dtype=float32)
     """
     c, w = _read(covariance), as_float32(kernel)
     check_axes("kernel", w, "... D F")
@@ -51,20 +66,54 @@ def projected_participation_ratio(covariance: Arrays, kernel: Arrays) -> jax.Arr
 
 
 def eigenvalue_shares(covariance: Arrays) -> jax.Array:
-    """Eigenvalues as shares of their sum, descending, `[..., F, F]` -> `[..., F]`."""
+    r"""Eigenvalues as shares of their sum, :math:`\lambda_i / \sum_j \lambda_j`, descending.
+
+    Args:
+      covariance: `[..., F, F]`, symmetric.
+
+    Returns:
+      `[..., F]` float32, shares.
+
+    Example:
+      >>> eigenvalue_shares([[1.0, 0.0], [0.0, 3.0]])
+      Array([0.75, 0.25], dtype=float32)
+    """
     eigenvalues = jnp.maximum(jnp.linalg.eigvalsh(_read(covariance)), 0.0)[..., ::-1]
     return eigenvalues / jnp.sum(eigenvalues, axis=-1, keepdims=True)
 
 
 def spectral_entropy(covariance: Arrays) -> jax.Array:
-    r"""Entropy of the eigenvalue shares, `[..., F, F]` -> `[...]`, in nats between 0 and ln F."""
+    r"""Entropy of the eigenvalue shares p, :math:`-\sum_i p_i \ln p_i`.
+
+    Args:
+      covariance: `[..., F, F]`, symmetric.
+
+    Returns:
+      `[...]` float32, in nats between 0 and ln F.
+
+    Example:
+      >>> spectral_entropy([[2.0, 0.0], [0.0, 2.0]]).round(4)  # ln 2
+      Array(0.6931, dtype=float32)
+    """
     return shannon_entropy(eigenvalue_shares(covariance))
 
 
 def spectral_divergence(pre: Arrays, post: Arrays) -> jax.Array:
-    """Jensen-Shannon divergence between the spectra before and after an activation, in nats.
+    """Jensen-Shannon divergence between the spectra before and after an activation.
 
-    Shares of eigenvalues are compared rank by rank (arXiv 2603.06922), `[..., F, F]` -> `[...]`.
+    Shares of eigenvalues are compared rank by rank (arXiv 2603.06922); see `jensen_shannon` for
+    the equation.
+
+    Args:
+      pre: `[..., F, F]`, covariance before the activation.
+      post: `[..., F, F]`, after it.
+
+    Returns:
+      `[...]` float32, in nats between 0 and ln 2.
+
+    Example:
+      >>> spectral_divergence(jnp.eye(2), 7 * jnp.eye(2))
+      Array(0., dtype=float32)
     """
     return jensen_shannon(eigenvalue_shares(pre), eigenvalue_shares(post))
 

@@ -54,15 +54,40 @@ S = TypeVar("S", bound=Mergeable)
 
 
 def update(state: S | None, batch: S) -> S:
-    """`state` after one more batch; None is the state before the first."""
+    """`state` after one more batch.
+
+    Args:
+      state: Of the batches so far; None before the first.
+      batch: Of one more.
+
+    Returns:
+      The state of all.
+
+    Example:
+      >>> state = None
+      >>> for x in ([1.0, 2.0], [3.0, 6.0]):
+      ...     state = update(state, Moments.of(x, axis=0))
+      >>> float(state.mean), float(state.variance())
+      (3.0, 3.5)
+    """
     return batch if state is None else state.merge(batch)
 
 
 def merge_all(states: Iterable[S]) -> S:
     """The state of all batches together.
 
+    Args:
+      states: One a batch, of one kind.
+
+    Returns:
+      Their merger.
+
     Raises:
       ValueError: There is none.
+
+    Example:
+      >>> float(merge_all(Moments.of(x, axis=0) for x in ([1.0, 2.0], [3.0, 6.0])).mean)
+      3.0
     """
     merged: S | None = None
     for state in states:
@@ -73,7 +98,18 @@ def merge_all(states: Iterable[S]) -> S:
 
 
 def to_host(state: Any) -> Any:
-    """A tree of states as NumPy arrays in double precision, for long streams."""
+    """A tree of states as NumPy arrays in double precision, for long streams.
+
+    Args:
+      state: A state, or any tree of arrays.
+
+    Returns:
+      The same tree; its numbers are float64, its counts int64.
+
+    Example:
+      >>> to_host(Moments.of([1.0, 2.0], axis=0)).mean.dtype
+      dtype('float64')
+    """
 
     def wide(x: ArrayLike) -> np.ndarray:
         x = np.asarray(x)

@@ -54,10 +54,14 @@ def load_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
       ConversionError: a file is missing or unreadable, the architecture is another, or an attribute
         or a tensor is not understood.
 
+    Returns:
+      The model's config, vocabulary and parameters, in float32.
+
     Example:
-      pythia = nfllm.convert.load_checkpoint("pythia-70m")
-      captured = nfllm.capture(
-          nfllm.Decoder(pythia.config, pythia.vocab_size), pythia.params, tokens_BT)
+      >>> import nfllm
+      >>> gpt2 = load_checkpoint("gpt2")
+      >>> model = nfllm.Decoder(gpt2.config, gpt2.vocab_size)
+      >>> captured = nfllm.capture(model, gpt2.params, [[0, 1, 2, 1]])
     """
     folder = Path(directory)
     values = read_json(folder / CONFIG_FILE)

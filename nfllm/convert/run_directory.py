@@ -25,7 +25,7 @@ from nfllm.data.tokenizer import Tokenizer
 from nfllm.rundir import TOKENIZER_FILE, UNKNOWN_DATA, RunRecord, read_record, write_record
 from nfllm.trainer.checkpoints import Checkpoints, restore_params
 from nfllm.training.optimizer import split_by_decay
-from nfllm.training.state import Guard, TrainState
+from nfllm.training.state import SavedState
 from nfllm.version import nfllm_version
 
 
@@ -93,13 +93,12 @@ def _imported_config(model: ModelConfig) -> Config:
 
 def _write_parameters(run: Path, config: Config, params: Any) -> None:
     """Writes the parameters as the run's checkpoint of step 0."""
-    state = TrainState(
+    state = SavedState(
         step=jnp.zeros((), jnp.int32),
         skipped=jnp.zeros((), jnp.int32),
         params=jax.tree.map(jnp.asarray, params),
         opt_state=(),
         loss_scale=None,
-        guard=jnp.int32(Guard.WATCHING),
     )
     with Checkpoints(run, config.checkpoint) as checkpoints:
         checkpoints.save(state, UNKNOWN_DATA)

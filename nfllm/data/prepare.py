@@ -89,10 +89,15 @@ def _tokenizer_request(config: DataConfig) -> str:
         return f"bpe {config.vocab_size}"
     if config.tokenizer == "bytes":
         return "bytes"
-    return _load_tokenizer(config.tokenizer).fingerprint
+    return load_tokenizer(config.tokenizer).fingerprint
 
 
-def _load_tokenizer(name: str) -> Tokenizer:
+def load_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer of a file that `data.tokenizer` names.
+
+    Raises:
+      ConfigError: there is no such file, or it is no tokenizer.
+    """
     path = epath.Path(name).expanduser()
     if not path.exists():
         raise ConfigError(
@@ -111,7 +116,7 @@ def _make_tokenizer(
     if config.tokenizer == "bytes":
         return bytes_tokenizer()
     if config.tokenizer != "bpe":
-        return _load_tokenizer(config.tokenizer)
+        return load_tokenizer(config.tokenizer)
     share = _TOKENIZER_BYTES / max(1, assignment.num_bytes(Side.TRAIN))
 
     def sample() -> Iterator[str]:

@@ -12,9 +12,10 @@ from flax import linen as nn
 from nfllm.config import ConfigError, ModelConfig
 from nfllm.model import intermediates as names
 from nfllm.model.block import Block
+from nfllm.model.cache import CACHE, positions, start_of
 from nfllm.model.dropout import dropout
 from nfllm.model.head import unembed
-from nfllm.model.intermediates import COLLECTIONS, record, record_size
+from nfllm.model.intermediates import COLLECTIONS, PATCHES, record, record_size
 from nfllm.model.normalizations import NORMALIZATIONS
 from nfllm.model.parameters import constant_param
 from nfllm.model.tuning import tuning
@@ -32,9 +33,12 @@ class Decoder(nn.Module):
       dtype: type of matrix products; the residual stream is float32, as under torch autocast.
 
     Example:
-      model = Decoder(config.model, vocab_size=4096)
-      params = model.init(jax.random.key(0), tokens_BT)["params"]
-      logits_BTV = model.apply({"params": params}, tokens_BT)
+      >>> import nfllm
+      >>> config = nfllm.load_run("runs/default").config
+      >>> model, tokens_BT = Decoder(config.model, vocab_size=256), jnp.array([[0, 1, 2]])
+      >>> params = jax.eval_shape(model.init, jax.random.key(0), tokens_BT)["params"]
+      >>> jax.eval_shape(model.apply, {"params": params}, tokens_BT).shape
+      (1, 3, 256)
     """
 
     config: ModelConfig
@@ -89,15 +93,22 @@ class Decoder(nn.Module):
             )
         x_BTD = self.token_embedding[tokens_BT]
         if config.architecture == "gpt2":
-            x_BTD = x_BTD + self.position_embedding[None, :length]
+            x_BTD = x_BTD + self._position_rows(length)
         if dropout_rows_B is not None:
             key = self.make_rng("dropout")
             x_BTD = dropout(x_BTD, config.embedding_dropout, key, dropout_rows_B)
         slope = self.slope if hasattr(self, "slope") else None
         x_BTD, _ = self.blocks(x_BTD, dropout_rows_B, slope)
-        record(self, names.RESIDUAL, x_BTD)
+        x_BTD = record(self, names.RESIDUAL, x_BTD)
         record_size(self, names.RESIDUAL, x_BTD)
         return self.final_norm(x_BTD)
+
+    def _position_rows(self, length: int) -> jax.Array:
+        """Learned position embeddings of the tokens of this call, [1, T, D], or [B, T, D]."""
+        start_B = start_of(self)
+        if start_B is None:
+            return self.position_embedding[None, :length]
+        return self.position_embedding[positions(length, start_B)]
 
     def head(self, x: jax.Array) -> jax.Array:
         """Logits [..., V], float32, of hidden states [..., D]."""
@@ -112,7 +123,7 @@ def _stacked_blocks(config: ModelConfig) -> type[Block]:
     block = nn.remat(Block, prevent_cse=not scan) if config.remat else Block
     return nn.scan(
         block,
-        variable_axes={"params": 0, **dict.fromkeys(COLLECTIONS, 0)},
+        variable_axes=dict.fromkeys(("params", CACHE, PATCHES, *COLLECTIONS), 0),
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,
         length=config.num_layers,

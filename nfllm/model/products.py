@@ -14,7 +14,9 @@ def einsum_to_float32(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
     16-bit rate. For the output head those two are a fifth of the training FLOPs at GPT-2's size.
 
     Example:
-      logits_BTV = einsum_to_float32("BTD,VD->BTV", x_BTD, table_VD)
+      >>> x_BTD, table_VD = jnp.ones((2, 3, 4), jnp.bfloat16), jnp.ones((5, 4), jnp.bfloat16)
+      >>> einsum_to_float32("BTD,VD->BTV", x_BTD, table_VD).dtype
+      dtype('float32')
     """
     if a.dtype == jnp.float32:
         return jnp.einsum(subscripts, a, b)

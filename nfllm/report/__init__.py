@@ -36,8 +36,8 @@ def write_report(
       nfllm.rundir.RunError: a path is not a directory, or is named twice.
 
     Example:
-      >>> write_report(["runs/relu", "runs/gelu"], "comparison")
-      PosixGPath('comparison/index.html')
+      >>> str(write_report(["runs/relu", "runs/gelu"], "comparison"))
+      'comparison/index.html'
     """
     from nfllm.report.write import write
 

@@ -15,13 +15,13 @@ class Clock:
       trained_seconds: of all steps timed so far.
 
     Example:
-      clock = Clock(tokens_per_step=2048)
-      for batch in batches:
-          train(batch)
-          clock.tick()
-          with clock.paused():
-              evaluate()
-      print(clock.tokens_per_second)
+      >>> clock = Clock(tokens_per_step=2048)
+      >>> for step in range(3):
+      ...     clock.tick()  # after a step
+      ...     with clock.paused():
+      ...         pass  # what is no training, as an evaluation
+      >>> clock.tokens_per_second > 0
+      True
     """
 
     def __init__(self, tokens_per_step: int) -> None:

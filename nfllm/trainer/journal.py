@@ -16,9 +16,10 @@ class Journal:
     """Metrics and progress of the first process; the others are silent.
 
     Example:
-      with Journal(run, total_steps=1000, done=0) as journal:
-          journal.write("eval", step=250, eval_loss_nats=4.0)
-          journal.event("checkpoint", 250, "saved at step 250")
+      >>> with Journal(epath.Path("runs/relu"), total_steps=1000, done=0) as journal:
+      ...     journal.write("eval", step=250, eval_loss_nats=4.0)
+      ...     journal.event("checkpoint", 250, "saved at step 250")
+      saved at step 250
     """
 
     def __init__(self, run: epath.Path, total_steps: int, done: int) -> None:

@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from nfllm.config import Config, ConfigError
 from nfllm.data.batches import Batch
 from nfllm.model.tuning import tuning
-from nfllm.training.state import Guard, TrainState, without_guard
+from nfllm.training.state import Guard, SavedState, TrainState
 from nfllm.training.step import EvalStep, EvalSums, StepMetrics, TrainStep
 
 AXIS = "data"
@@ -102,16 +102,18 @@ def _cpu_devices_are_set() -> bool:
 class Placement:
     """Compiles steps for all devices, and places states and batches on them.
 
-    Example:
-      parallel = Placement(config)
-      state = parallel.init(init_fn, key)
-      step = parallel.train_step(train_step)
-      state, metrics = step(state, parallel.put_train(batch))
-
     Attributes:
       num_devices: how many devices there are, of all processes.
       micro_batches: into how many a step splits the batch.
       replicated: the sharding of what every device holds a copy of.
+
+    Example:
+      >>> import nfllm
+      >>> from nfllm.training.build import build
+      >>> config = nfllm.load_run("runs/default").config
+      >>> placement, built = Placement(config), build(config, vocab_size=256)
+      >>> state = placement.init(built.init, jax.random.key(0))  # on all devices
+      >>> step = placement.train_step(built.train_step)  # of a state and `put_train(batch)`
     """
 
     def __init__(self, config: Config, devices: Sequence[jax.Device] | None = None) -> None:
@@ -141,28 +143,29 @@ class Placement:
         shardings = self._shardings(jax.eval_shape(init_fn, key), self._own_mesh)
         return jax.jit(init_fn, out_shardings=shardings)(key)
 
-    def abstract(self, init_fn: Callable[[jax.Array], TrainState]) -> TrainState:
+    def abstract(self, init_fn: Callable[[jax.Array], TrainState]) -> SavedState:
         """What a checkpoint of `init_fn(key)`, which is not run, restores to."""
-        shapes = without_guard(jax.eval_shape(init_fn, jax.random.key(0)))
+        shapes = jax.eval_shape(init_fn, jax.random.key(0)).without_guard()
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,
             self._shardings(shapes, self._mesh),
         )
 
-    def to_checkpoint(self, state: TrainState) -> TrainState:
-        """The state as global arrays, which all processes write together."""
+    def to_checkpoint(self, state: TrainState) -> SavedState:
+        """What is saved of the state, as global arrays, which all processes write together."""
+        saved = state.without_guard()
         if self._mesh is self._own_mesh or jax.process_count() == 1:
-            return state
-        return host_local_array_to_global_array(state, self._mesh, PartitionSpec())
+            return saved
+        return host_local_array_to_global_array(saved, self._mesh, PartitionSpec())
 
-    def from_checkpoint(self, state: TrainState) -> TrainState:
+    def from_checkpoint(self, state: SavedState) -> TrainState:
         """The state that was restored, as the step takes it."""
         if self._mesh is not self._own_mesh and jax.process_count() > 1:
             state = global_array_to_host_local_array(state, self._mesh, PartitionSpec())
         guard = np.int32(Guard.WATCHING)
         placed = jax.make_array_from_callback((), state.step.sharding, lambda _: guard)
-        return state.replace(guard=placed)
+        return state.with_guard(placed)
 
     def _shardings(self, state: Any, mesh: Mesh) -> Any:
         """A sharding per leaf. fsdp splits the largest dimension that the devices divide."""

@@ -21,7 +21,7 @@ from nfllm.trainer.evaluation import Evaluation, evaluate
 from nfllm.trainer.placement import Placement, configure_devices
 from nfllm.training.build import build, dtype_of
 from nfllm.training.diagnosis import make_diagnosis
-from nfllm.training.state import TrainState
+from nfllm.training.state import SavedState, TrainState
 from nfllm.training.telemetry import make_probe
 
 
@@ -74,7 +74,7 @@ class Program:
         """The state before the first step."""
         return self.placement.init(self._init, jax.random.key(self.config.training.seed))
 
-    def abstract_state(self) -> TrainState:
+    def abstract_state(self) -> SavedState:
         """Shapes, types and shardings of the state, without making it."""
         return self.placement.abstract(self._init)
 

@@ -16,9 +16,11 @@ class Progress:
     """Shows step, loss, tokens per second and time left.
 
     Example:
-      with Progress(total=1000, done=0) as progress:
-          progress.update(step=10, loss_nats=5.1, tokens_per_second=9000.0)
-          progress.say("checkpoint saved")
+      >>> with Progress(total=1000, done=0, stream=sys.stdout) as progress:
+      ...     progress.update(step=10, loss_nats=5.1, tokens_per_second=9000.0)
+      ...     progress.say("checkpoint saved")
+      step 10/1000  loss 5.1000  9,000 tokens/s  0:00:00 left
+      checkpoint saved
     """
 
     def __init__(self, total: int, done: int, stream: TextIO | None = None) -> None:

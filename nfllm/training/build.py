@@ -32,13 +32,16 @@ class Built(NamedTuple):
 def build(config: Config, vocab_size: int) -> Built:
     """The model of a config, its first state, its training and its evaluation step.
 
-    Example:
-      built = build(config, vocab_size=4096)
-      state = jax.jit(built.init)(jax.random.key(0))
-      state, metrics = jax.jit(built.train_step)(state, Batch(tokens_ABT, tokens_ABT))
-
     Raises:
       ConfigError: the schedule of the learning rate leaves no step to decay in.
+
+    Example:
+      >>> import nfllm
+      >>> from nfllm.data.batches import Batch
+      >>> built = build(nfllm.load_run("runs/default").config, vocab_size=256)
+      >>> state = jax.eval_shape(built.init, jax.random.key(0))
+      >>> ids_ABT = jax.ShapeDtypeStruct((1, 8, 32), jnp.int32)
+      >>> state, metrics = jax.eval_shape(built.train_step, state, Batch(ids_ABT, ids_ABT))
     """
     model = Decoder(config.model, vocab_size, dtype_of(config.training.dtype))
     schedule = make_schedule(config.optimizer, config.training.steps)

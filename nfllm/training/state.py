@@ -48,12 +48,11 @@ class Guard(enum.IntEnum):
     OPEN = 2
 
 
-class TrainState(struct.PyTreeNode):
-    """Everything that a step reads and writes.
+class SavedState(struct.PyTreeNode):
+    """What a checkpoint holds of a run.
 
     `step` counts the batches consumed, and so says where in the data the run is; `skipped` counts
     those whose update was left out because it was not finite. Updates applied: step - skipped.
-    `guard` is one of `Guard`; it is not part of a checkpoint (None there).
     """
 
     step: jax.Array
@@ -61,12 +60,20 @@ class TrainState(struct.PyTreeNode):
     params: Any
     opt_state: optax.OptState
     loss_scale: LossScale | None
+
+    def with_guard(self, guard: jax.Array) -> TrainState:
+        """The state from which training goes on."""
+        return TrainState(**vars(self), guard=guard)
+
+
+class TrainState(SavedState):
+    """Everything that a step reads and writes; `guard` is one of `Guard`."""
+
     guard: jax.Array
 
-
-def without_guard(state: TrainState) -> TrainState:
-    """What a checkpoint holds of the state."""
-    return state.replace(guard=None)
+    def without_guard(self) -> SavedState:
+        """What is saved."""
+        return SavedState(**{key: value for key, value in vars(self).items() if key != "guard"})
 
 
 def leave_out_step(state: TrainState) -> TrainState:

@@ -19,10 +19,10 @@ from jax.experimental import multihost_utils
 from nfllm.analysis import to_host
 from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
+from nfllm.measure.metrics import DEFAULT_METRICS, Metric, find_metrics, observe
 from nfllm.model.capture import capture
 from nfllm.model.decoder import Decoder
 from nfllm.model.token_ids import check_token_ids
-from nfllm.streaming_metrics import DEFAULT_METRICS, Metric, find_metrics, observe
 
 Put = Callable[[np.ndarray], jax.Array]
 
@@ -37,20 +37,12 @@ def analyze(
 ) -> dict[str, Any]:
     """Measures a model over all sequences of `batches`.
 
-    Example:
-      run = nfllm.load_run("runs/default")
-      batches = run.validation_batches()
-      results = nfllm.analyze(run.model, run.params, batches, ["head_entropy", "linear_fit"])
-      results["head_entropy"].mean               # [L, H] nats, over sequences
-      results["head_entropy"].standard_error()   # [L, H]
-      results["linear_fit"].r_squared            # [L]
-
     Args:
       model: the model.
       params: its parameters.
-      batches: token ids [B, T], or batches with labels, whose filler rows (no label at all, as
+      batches: token ids `[B, T]`, or batches with labels, whose filler rows (no label at all, as
         `evaluation_batches` adds them) are left out. With several processes, each passes its share.
-      metrics: names from `streaming_metrics.METRICS`, or metrics of your own.
+      metrics: names from `nfllm.measure.metrics.METRICS`, or metrics of your own.
       put: places token ids on devices of this process; `Placement(config).put_probe` spreads them
         over all.
 
@@ -60,6 +52,13 @@ def analyze(
     Raises:
       ValueError: an unknown metric, no sequence (on any process), or a token id that is no row of
         the model's table.
+
+    Example:
+      >>> import nfllm
+      >>> run = nfllm.load_run("runs/default")
+      >>> results = analyze(run.model, run.params, run.validation_batches(), ["head_entropy"])
+      >>> mean_LH = results["head_entropy"].mean  # nats, over sequences
+      >>> error_LH = results["head_entropy"].standard_error()
     """
     chosen = find_metrics(metrics)
     states = merge_across_processes(accumulate(model, params, batches, chosen, put=put))

@@ -16,12 +16,12 @@ import numpy as np
 from nfllm.analysis import LinearFit
 from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
+from nfllm.measure.analyze import merge_across_processes, of_this_process
 from nfllm.model import intermediates as names
 from nfllm.model.block import Mlp
 from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import INTERMEDIATES
 from nfllm.model.token_ids import check_token_ids
-from nfllm.streaming import merge_across_processes, of_this_process
 from nfllm.training.loss import count_targets, next_token_loss
 
 _FIT = "linear_fit"
@@ -69,10 +69,12 @@ def replace_by_linear(
         no row of the model's table.
 
     Example:
-      batches = run.validation_batches()
-      model, params = run.model, run.params
-      fit = nfllm.analyze(model, params, batches, ["linear_fit"])["linear_fit"]
-      cost_L = (r := replace_by_linear(model, params, batches, fit)).layer_loss - r.loss
+      >>> import nfllm
+      >>> run = nfllm.load_run("runs/default")
+      >>> model, params, batches = run.model, run.params, run.validation_batches()
+      >>> fit = nfllm.analyze(model, params, batches, ["linear_fit"])["linear_fit"]
+      >>> replaced = replace_by_linear(model, params, batches, fit)
+      >>> cost_L = replaced.layer_loss - replaced.loss  # nats per target
     """
     num_layers = model.config.num_layers
     slope_L, intercept_L = (np.asarray(x, np.float32) for x in (fit.slope, fit.intercept))

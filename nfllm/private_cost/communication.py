@@ -1,0 +1,165 @@
+"""Bytes that two parties exchange for one forward pass: a fit to published rows, and its limits.
+
+No per-operation figure of the protocol (SecretFlow SPU, BumbleBee) behind the tables of arXiv
+2410.13060 and 2501.03489 is published. The constants below are a weighted least-squares fit, with
+seven coefficients, to the communication of 27 rows of those tables. All are GPT-2 of width 768 with
+12 heads, 12 or 18 layers, and T of 128, 256 or 512. The fit meets the four rows SM+LN+G, SM+LN+R,
+SM+ScFFN and SM+ScFuFFN at T 128 within 0.1%, the other rows within 1%, and SM+ScFuFFN i6 at T 128,
+which saves more than its linear maps can cost, within 1.6%.
+
+What it does not know is left blank: another width, head width or vocabulary, a shorter or longer
+sequence, a normalization or an activation that no row has. LayerNorm alone and an activation alone
+are in no row: they are estimated, which a term says, from the 86 bytes of a comparison in
+OpenBumbleBee (690.5 bits in a 64-bit ring), rounded up to 110 with the product that follows it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from nfllm.private_cost.shape import DecoderShape
+
+Basis = Literal["fit", "estimate"]
+
+LENGTHS = (128, 512)
+"""The shortest and longest sequence that was fitted."""
+WIDTH, HEAD_WIDTH = 768, 64
+"""D and K of every row that was fitted."""
+
+_SOFTMAX_ELEMENT = 1668.2  # with its share of the products that make and use the map
+_GELU_MINUS_RELU = 3365.6  # a hidden unit and token
+_NORMS_AND_RELU = 1_612_390  # a layer and token: two LayerNorms, and ReLU on 4 D units
+_LINEAR_MAP = 49_233  # a D x D matrix and token
+_REST_OF_LAYER = 311_762  # a layer and token
+_EMBEDDING_AND_HEAD = {(50_000, 50_304): 12_775_972, (16_384, 16_384): 6_731_639}  # a token
+
+_RELU = 110.0
+_LAYERNORM_ROW = (_NORMS_AND_RELU - _RELU * 4 * WIDTH) / 2
+_ACTIVATION = {
+    "relu": _RELU,
+    "helu": _RELU,
+    "leaky_relu": _RELU,
+    "gelu": _RELU + _GELU_MINUS_RELU,
+    "gelu_tanh": _RELU + _GELU_MINUS_RELU,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """One term of the formula: how often, and how many bytes each time.
+
+    `basis` is `fit`, or `estimate` where the fit alone does not determine it.
+    """
+
+    name: str
+    count: int
+    bytes_each: float
+    basis: Basis = "fit"
+
+    @property
+    def bytes(self) -> float:
+        """Bytes of the term."""
+        return self.count * self.bytes_each
+
+
+@dataclasses.dataclass(frozen=True)
+class Communication:
+    """Bytes exchanged, term by term.
+
+    Attributes:
+      terms: those that are known.
+      unknown: why the others are not; without any, all terms are known.
+    """
+
+    terms: tuple[Term, ...]
+    unknown: tuple[str, ...]
+
+    @property
+    def total_bytes(self) -> float | None:
+        """Bytes of one forward pass; None where a term is unknown."""
+        return None if self.unknown else sum(term.bytes for term in self.terms)
+
+    @property
+    def basis(self) -> Basis:
+        """`fit`, or `estimate` where one of the terms is."""
+        return "estimate" if any(term.basis == "estimate" for term in self.terms) else "fit"
+
+
+def communication(shape: DecoderShape, num_tokens: int) -> Communication:
+    """What two parties exchange, by the fitted formula; see the module for what it is worth.
+
+    .. code-block:: text
+
+        bytes = 1668.2 L H T² + 3365.6 [GELU] L T F + 1612390 [LayerNorms and activation] L T
+              + 49233 (8 or 1) L' T + 49233 (4 or 2) L T + 311762 L T + 12775972 [V = 50K] T
+
+    A learned softmax temperature and the scalars of a scaled MLP add nothing, as in the tables. The
+    final normalization is in the last term if the published models have one, which no text states.
+    """
+    outside = _outside(shape, num_tokens)
+    if outside:
+        return Communication((), outside)
+    T, L = num_tokens, shape.num_layers
+    maps = shape.num_attention_maps * L
+    mlp_maps = shape.num_mlp_layers * (1 if shape.mlp == "fused" else 8)
+    terms = [
+        Term("softmax and its products", L * shape.num_heads * T**2, _SOFTMAX_ELEMENT),
+        Term("linear maps of attention", maps * T, _LINEAR_MAP),
+        Term("linear maps of the MLP", mlp_maps * T, _LINEAR_MAP),
+        Term("rest of a layer", L * T, _REST_OF_LAYER),
+    ]
+    unknown = []
+    if shape.normalization == "layernorm" and _is_bundle(shape):
+        terms.append(Term("two LayerNorms and ReLU", L * T, _NORMS_AND_RELU))
+        if shape.activation == "gelu":
+            terms.append(Term("GELU beyond ReLU", T * shape.num_activations, _GELU_MINUS_RELU))
+    else:
+        if shape.normalization == "layernorm":
+            rows = (L + shape.num_mlp_layers) * T
+            terms.append(Term("LayerNorm", rows, _LAYERNORM_ROW, "estimate"))
+        elif shape.normalization != "none":
+            unknown.append(f"no row has {shape.normalization} as normalization")
+        if shape.num_activations and shape.activation in _ACTIVATION:
+            name = f"activation ({shape.activation})"
+            each = _ACTIVATION[shape.activation]
+            terms.append(Term(name, T * shape.num_activations, each, "estimate"))
+        elif shape.num_activations:
+            unknown.append(f"no row has {shape.activation} as activation")
+    for (low, high), each in _EMBEDDING_AND_HEAD.items():
+        if low <= shape.vocab_size <= high:
+            terms.append(Term("embedding and output head", T, each))
+            break
+    else:
+        unknown.append(
+            f"vocabularies fitted have 50,000 or 16,384 tokens, not {shape.vocab_size:,}"
+        )
+    return Communication(tuple(term for term in terms if term.count), tuple(unknown))
+
+
+def _outside(shape: DecoderShape, num_tokens: int) -> tuple[str, ...]:
+    """Why no term of the formula holds for the shape, if none does."""
+    shortest, longest = LENGTHS
+    hidden = 4 * WIDTH
+    reasons = {
+        f"fitted at width {WIDTH}, not {shape.embed_dim}": shape.embed_dim != WIDTH,
+        f"fitted at head width {HEAD_WIDTH}, not {shape.head_dim}": shape.head_dim != HEAD_WIDTH,
+        f"fitted at {shortest} to {longest} tokens, not {num_tokens}": not (
+            shortest <= num_tokens <= longest
+        ),
+        f"fitted with an MLP width of {hidden}, not {shape.mlp_dim}": shape.mlp == "two_layer"
+        and shape.num_mlp_layers > 0
+        and shape.mlp_dim != hidden,
+        "no row has normalized queries and keys": shape.qk_normalization != "none",
+        "no row has rotary positions": shape.rotary_dim > 0,
+        f"no row has {shape.final_normalization} as final normalization": (
+            shape.final_normalization not in ("layernorm", "none")
+        ),
+    }
+    return tuple(reason for reason, holds in reasons.items() if holds)
+
+
+def _is_bundle(shape: DecoderShape) -> bool:
+    """Whether every layer has what the rows with LayerNorm have: an MLP with ReLU or GELU."""
+    is_whole = shape.num_mlp_layers == shape.num_layers and shape.num_activations > 0
+    return is_whole and shape.activation in ("relu", "gelu")

@@ -1,0 +1,144 @@
+"""The operations of one private forward pass, counted exactly.
+
+Attention maps are counted as full squares [T, T], as in the tables of arXiv 2410.13060 and
+2501.03489: a protocol must not show which of its entries are masked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+from nfllm.config import ConfigError, Normalization
+from nfllm.private_cost.primitives import (
+    ACTIVATION_ELEMENT,
+    EMBEDDING_ELEMENT,
+    NORMALIZATION_ELEMENT,
+    NORMALIZATION_ROW,
+    NOTHING,
+    SOFTMAX_ELEMENT,
+    SOFTMAX_ROW,
+    Primitives,
+)
+from nfllm.private_cost.shape import DecoderShape
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One kind of operation over all layers.
+
+    Attributes:
+      name: what it is.
+      rows: vectors that come out.
+      width: elements in each.
+      flops: of its matrix products, two a multiplication.
+      primitives: of all its elements and rows; None: nfllm knows no published protocol.
+    """
+
+    name: str
+    rows: int
+    width: int
+    flops: int = 0
+    primitives: Primitives | None = NOTHING
+
+    @property
+    def elements(self) -> int:
+        """Elements that come out."""
+        return self.rows * self.width
+
+
+def count_operations(shape: DecoderShape, num_tokens: int) -> tuple[Operation, ...]:
+    """What one forward pass of T = `num_tokens` tokens does, in its order; what is absent is not.
+
+    The token embedding is a one-hot vector, from V equality tests, times the table. Logits of all T
+    positions are counted.
+
+    Raises:
+      ConfigError: `num_tokens` is below 1.
+    """
+    if num_tokens < 1:
+        raise ConfigError(f"num_tokens={num_tokens} must be at least 1")
+    T, L, L_mlp = num_tokens, shape.num_layers, shape.num_mlp_layers
+    D, H, K, V = shape.embed_dim, shape.num_heads, shape.head_dim, shape.vocab_size
+    maps = shape.num_attention_maps
+    map_rows = L * H * T
+    operations = [
+        Operation("token embedding", T, V, 2 * T * V * D, EMBEDDING_ELEMENT * (T * V)),
+        _normalization("attention normalization", shape.normalization, L * T, D),
+        # Of query, key and value the outputs are H K wide; the output matrix takes as many in.
+        Operation("attention projections", L * T, maps * H * K, 2 * L * T * maps * D * H * K),
+        _normalization("query and key normalization", shape.qk_normalization, 2 * map_rows, K),
+        _temperature(shape, L * T),
+        Operation("scores", map_rows, T, 2 * map_rows * T * K),
+        Operation(
+            "softmax", map_rows, T, 0, SOFTMAX_ELEMENT * (map_rows * T) + SOFTMAX_ROW * map_rows
+        ),
+        Operation("mixing of values", map_rows, K, 2 * map_rows * T * K),
+        _normalization("MLP normalization", shape.normalization, L_mlp * T, D),
+        _mlp(shape, L_mlp * T),
+        _activation(shape, T),
+        _normalization("final normalization", shape.final_normalization, T, D),
+        Operation("output head", T, V, 2 * T * V * D),
+    ]
+    return tuple(operation for operation in operations if operation.elements)
+
+
+def flops_of(operations: Iterable[Operation], *names: str) -> int:
+    """FLOPs of the operations of these names."""
+    return sum(operation.flops for operation in operations if operation.name in names)
+
+
+def published_mlp_flops(shape: DecoderShape, num_tokens: int) -> int:
+    """FLOPs of all MLPs as those tables count them: 4 L' T D F, or 2 L' T D² where fused.
+
+    The one entry that differs is 7.3e9 at 12 layers and T 512, where the product is 7.248e9.
+    """
+    return flops_of(count_operations(shape, num_tokens), "MLP matrices")
+
+
+def published_attention_flops(shape: DecoderShape, num_tokens: int) -> int:
+    """FLOPs of attention as the tables of arXiv 2410.13060 and 2501.03489 count them.
+
+    8 L T D² + 3 L T² D, where the two products of a map are 4 L T² D by the usual count, and
+    4 L T D² + 2 L T² D without value and output matrices. Found from the tables, whose every entry
+    it gives to the printed digit; no text states it.
+    """
+    square = shape.num_layers * num_tokens**2 * shape.num_heads * shape.head_dim
+    of_map = 3 if shape.value_projections else 2
+    projections = flops_of(count_operations(shape, num_tokens), "attention projections")
+    return projections + of_map * square
+
+
+def _normalization(name: str, kind: Normalization, rows: int, width: int) -> Operation:
+    element = NORMALIZATION_ELEMENT[kind]
+    if element is None:
+        return Operation(f"{name} ({kind})", rows, width, 0, None)
+    if element == NOTHING:
+        return Operation(name, 0, width)
+    primitives = element * (rows * width) + NORMALIZATION_ROW * rows
+    return Operation(f"{name} ({kind})", rows, width, 0, primitives)
+
+
+def _temperature(shape: DecoderShape, rows: int) -> Operation:
+    """Queries times 1 / t, which the model's owner knows; one a head folds into the matrix."""
+    width = shape.num_heads * shape.head_dim
+    if shape.softmax_temperature != "head_position":
+        return Operation("softmax temperature", 0, width)
+    return Operation("softmax temperature", rows, width, 0, Primitives(products=rows * width))
+
+
+def _mlp(shape: DecoderShape, rows: int) -> Operation:
+    D, F = shape.embed_dim, shape.mlp_dim
+    if shape.mlp == "fused":
+        return Operation("MLP matrices", rows, D, 2 * rows * D * D)
+    return Operation("MLP matrices", rows, F + D, 4 * rows * D * F)
+
+
+def _activation(shape: DecoderShape, num_tokens: int) -> Operation:
+    name = f"activation ({shape.activation})"
+    if not shape.num_activations:
+        return Operation(name, 0, shape.mlp_dim)
+    rows = shape.num_mlp_layers * num_tokens
+    element = ACTIVATION_ELEMENT[shape.activation]
+    primitives = None if element is None else element * (rows * shape.mlp_dim)
+    return Operation(name, rows, shape.mlp_dim, 0, primitives)

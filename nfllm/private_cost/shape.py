@@ -1,0 +1,95 @@
+"""A decoder as far as the cost of private inference depends on it: its sizes and its parts."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from nfllm.config import Activation, ConfigError, ModelConfig, Normalization
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderShape:
+    """Sizes and parts of a decoder.
+
+    What is not here costs nothing: biases are additions, and the scalars of a scaled MLP (alpha,
+    beta of arXiv 2501.03489) fold into the matrices of a network without normalization.
+
+    Attributes:
+      num_layers: L.
+      num_heads: H.
+      embed_dim: D.
+      head_dim: K.
+      vocab_size: V.
+      mlp_dim: F; of no effect where `mlp` is `fused`.
+      mlp: `two_layer`: activation(x W_in) W_out; `fused`: one D x D matrix, without activation.
+      num_mlp_layers: L', the layers that have an MLP. L less those that are pruned: a pruned layer
+        has no MLP and no normalization before it.
+      activation: of the two-layer MLP.
+      normalization: before attention and before the MLP.
+      final_normalization: before the output head.
+      qk_normalization: of each head's queries and keys.
+      softmax_temperature: `none`; `head`: one a head, which folds into the query matrix;
+        `head_position`: one a head and position, which scales the queries.
+      value_projections: whether attention has value and output matrices; the simplified blocks of
+        arXiv 2311.01906 have none.
+      rotary_dim: leading features of each head that are rotated; 0: none.
+
+    Raises:
+      ConfigError: a size is out of range.
+    """
+
+    num_layers: int
+    num_heads: int
+    embed_dim: int
+    head_dim: int
+    vocab_size: int
+    mlp_dim: int
+    num_mlp_layers: int
+    mlp: Literal["two_layer", "fused"] = "two_layer"
+    activation: Activation
+    normalization: Normalization
+    final_normalization: Normalization
+    qk_normalization: Normalization = "none"
+    softmax_temperature: Literal["none", "head", "head_position"] = "none"
+    value_projections: bool = True
+    rotary_dim: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("num_layers", "num_heads", "embed_dim", "head_dim", "vocab_size", "mlp_dim"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{key}={getattr(self, key)} must be at least 1")
+        if not 0 <= self.num_mlp_layers <= self.num_layers:
+            raise ConfigError(
+                f"num_mlp_layers={self.num_mlp_layers} is outside 0 to num_layers="
+                f"{self.num_layers}; prune no more layers than there are"
+            )
+
+    @classmethod
+    def from_config(cls, model: ModelConfig, vocab_size: int) -> DecoderShape:
+        """The shape of a configured model with a vocabulary of `vocab_size` tokens."""
+        return cls(
+            num_layers=model.num_layers,
+            num_heads=model.num_heads,
+            embed_dim=model.embed_dim,
+            head_dim=model.head_dim,
+            vocab_size=vocab_size,
+            mlp_dim=model.mlp_width,
+            num_mlp_layers=model.num_layers,
+            activation=model.activation,
+            normalization=model.normalization,
+            final_normalization=model.final_normalization,
+            qk_normalization=model.qk_normalization,
+            rotary_dim=model.rotary_dim,
+        )
+
+    @property
+    def num_activations(self) -> int:
+        """Activations a token, L' F: none in an MLP that is linear."""
+        is_linear = self.mlp == "fused" or self.activation in ("identity", "half_identity")
+        return 0 if is_linear else self.num_mlp_layers * self.mlp_dim
+
+    @property
+    def num_attention_maps(self) -> int:
+        """D x D matrices of attention in a layer: query, key, and mostly value and output."""
+        return 4 if self.value_projections else 2
