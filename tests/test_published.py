@@ -9,7 +9,7 @@ import pytest
 
 from nfllm.analysis import causal_entropy_ceiling, weight_decay_curve
 
-PUBLISHED = json.loads(resources.files("nfllm.report").joinpath("published.json").read_text())
+PUBLISHED = json.loads(resources.files("nfllm.papers").joinpath("published.json").read_text())
 PERPLEXITY = PUBLISHED["perplexity"]["gpt2_T128"]
 
 
