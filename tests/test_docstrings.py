@@ -191,7 +191,10 @@ def _listed(page: Path) -> list[str]:
     return re.findall(r"^(?:   |\.\. py:data:: )([A-Za-z]\w*)$", page.read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("module", ["nfllm", "nfllm.analysis", "nfllm.report", "nfllm.convert"])
+@pytest.mark.parametrize(
+    "module",
+    ["nfllm", "nfllm.analysis", "nfllm.convert", "nfllm.private_cost", "nfllm.report"],
+)
 def test_every_public_name_is_in_the_reference(module: str) -> None:
     names = set(importlib.import_module(module).__all__)
     submodules = {name for name in names if inspect.ismodule(getattr(nfllm, name, None))}
