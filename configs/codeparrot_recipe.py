@@ -1,40 +1,9 @@
-"""What the CodeParrot runs of arXiv 2410.09637 have in common, and the models that it compares.
-
-The names are the paper's: SM softmax attention, LN LayerNorm before attention and MLP, G GELU, R
-ReLU; a missing letter means that the part is taken out. The final LayerNorm stays in all of them,
-as in the released code.
-"""
-
-from typing import Any
+"""What the CodeParrot runs of arXiv 2410.09637 have in common."""
 
 from ml_collections import ConfigDict
 
 from nfllm.config import ConfigError, suggest
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "sm+ln+g": {"normalization": "layernorm", "activation": "gelu"},
-    "sm+ln+r": {"normalization": "layernorm", "activation": "relu"},
-    "sm+ln": {"normalization": "layernorm", "activation": "identity"},
-    "sm+g": {"normalization": "none", "activation": "gelu"},
-    "sm+r": {"normalization": "none", "activation": "relu"},
-    "sm": {"normalization": "none", "activation": "identity"},
-    # The slope of the released command for norm-free leaky ReLU.
-    "leaky": {"normalization": "none", "activation": "leaky_relu", "negative_slope": 0.1},
-    "learnable_layer": {
-        "normalization": "none",
-        "activation": "learnable_leaky_relu",
-        "negative_slope": 0.01,
-        "slope_sharing": "layer",
-    },
-    # What the released code calls global is one slope a layer all the same; the one slope that this
-    # name suggests is model.slope_sharing=model.
-    "learnable_global": {
-        "normalization": "none",
-        "activation": "learnable_leaky_relu",
-        "negative_slope": 0.01,
-        "slope_sharing": "untied_global",
-    },
-}
+from nfllm.papers.variants import VARIANTS
 
 
 def apply_recipe(config: ConfigDict, variant: str) -> ConfigDict:
@@ -42,7 +11,7 @@ def apply_recipe(config: ConfigDict, variant: str) -> ConfigDict:
 
     Args:
       config: the default config with the sizes of a model; it is changed.
-      variant: a key of `VARIANTS`, in any case.
+      variant: a key of `nfllm.papers.variants.VARIANTS`, in any case.
 
     Returns:
       `config`.

@@ -2,7 +2,7 @@
 
     python train.py --config configs/gpt2_codeparrot.py:sm+r --workdir runs/gpt2-sm+r
 
-The name after the colon is one of `VARIANTS` in codeparrot_recipe.py; without it, sm+r.
+The name after the colon is one of `VARIANTS` in nfllm/papers/variants.py; without it, sm+r.
 
 Hardware: a GPU; the paper used one RTX 3090. Time: 1.6e18 floating-point operations, so 4 to 5
 hours at a sustained 100 TFLOP/s (estimated, not measured). Needs a network once, for the corpus.

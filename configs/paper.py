@@ -2,16 +2,21 @@
 
     python -m nfllm.experiment configs/paper.py --scale minute --out experiments/minute
 
-    scale   model                  data               tokens a run  runs  time
-    minute  2 layers, width 32     standard library   15 k             6  a minute on 2 cores
-    cpu     8 layers, width 64     standard library   4.1 M           26  2 h on 2 cores
-    gpu     12 layers, width 768   a corpus of yours  46 M            18  see below
-    paper   GPT-2 and Pythia-70M   CodeParrot         2.1 B           25  days of one GPU
+    scale     model                  data               tokens a run  runs  time
+    minute    2 layers, width 32     standard library   15 k             6  a minute on 2 cores
+    cpu       8 layers, width 64     standard library   4.1 M           26  2 h on 2 cores
+    cpu_long  8 layers, width 64     installed packages 16.4 M          51  about 13 h on 2 cores
+    gpu       12 layers, width 768   a corpus of yours  46 M            18  see below
+    paper     GPT-2 and Pythia-70M   CodeParrot         2.1 B           25  days of one GPU
 
 All runs of a group share data, order, schedule and the rule for the initial weights; what differs
 is in the table of the group. The rule was fixed before any result was seen: block matrices start at
 std 0.02 sqrt(768 / width), which is the paper's 0.02 at its width. The group std_0.02 takes the
 literal 0.02 instead, and shows how much hangs on it; at the paper's width there is none.
+
+cpu_long has the paper's number of steps, 32,000, on the Python source of the interpreter's own
+site-packages, or of `--config.data.sources=PATHS`; below 16 M tokens it is read more than once. Its
+time is reckoned from runs of half an hour on a core, two at a time, and grows with slower cores.
 
 gpu needs `--config.data.sources=PATHS` of Python source (jsonl with a field `text`). Its 18 runs
 are 4.7e17 floating-point operations, 20 minutes at a sustained 400 TFLOP/s (estimated, not
@@ -20,18 +25,22 @@ measured).
 
 from __future__ import annotations
 
+import sysconfig
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.codeparrot_recipe import VARIANTS
 from configs.default import get_config as default_config
 from configs.gpt2_codeparrot import get_config as gpt2_config
 from configs.pythia70m_codeparrot import get_config as pythia_config
 from nfllm.experiment import Experiment, Group, Variant
+from nfllm.papers.published import REFERENCE
+from nfllm.papers.sections import paper_sections
+from nfllm.papers.variants import VARIANTS
 
-SCALES = ("minute", "cpu", "gpu", "paper")
+SCALES = ("minute", "cpu", "cpu_long", "gpu", "paper")
 
 FOUR = ("sm+g", "sm+r", "sm+ln+g", "sm+ln+r")
 SIX = (*FOUR, "sm+ln", "sm")
@@ -39,7 +48,21 @@ SIX = (*FOUR, "sm+ln", "sm")
 
 def get_experiment(scale: str) -> Experiment:
     """The grid at one of `SCALES`."""
-    return {"minute": _minute, "cpu": _cpu, "gpu": _gpu, "paper": _paper}[scale]()
+    makers = {"minute": _minute, "cpu": _cpu, "cpu_long": _cpu_long, "gpu": _gpu, "paper": _paper}
+    return makers[scale]()
+
+
+def paper_experiment(
+    note: str, groups: Mapping[str, Group], *, conclusive: bool = True
+) -> Experiment:
+    """An experiment whose page judges the claims of the paper; see `paper_sections`."""
+    return Experiment(
+        note,
+        groups,
+        sections=partial(paper_sections, conclusive=conclusive),
+        reference=REFERENCE,
+        linear_replacement=True,
+    )
 
 
 def _minute() -> Experiment:
@@ -51,16 +74,30 @@ def _minute() -> Experiment:
     base.telemetry.every = 8
     base.training.log_every = 4
     note = "Proves the path in about a minute on 2 cores; its numbers mean nothing."
-    return Experiment(
-        note, {"main": Group("The six models", base, _variants(SIX))}, conclusive=False
-    )
+    groups = {"main": Group("The six models", base, _variants(SIX))}
+    return paper_experiment(note, groups, conclusive=False)
 
 
 def _cpu() -> Experiment:
     base = _small_base(num_layers=8, embed_dim=64, steps=4000, batch_size=8)
-    return Experiment(
+    return paper_experiment(
         "Small models on the standard library's source: 2 hours on 2 cores.",
         _groups(base, main_seeds=(0, 1, 2)),
+    )
+
+
+def _cpu_long() -> Experiment:
+    base = _small_base(num_layers=8, embed_dim=64, steps=32_000, batch_size=4)
+    base.data.dataset = "python_source"
+    base.data.sources = sysconfig.get_path("purelib")
+    base.evaluation.every = 2000
+    base.evaluation.max_windows = 2048
+    base.telemetry.every = 500
+    base.checkpoint.every = 2000
+    return paper_experiment(
+        "The paper's 32,000 steps with small models on the source of installed Python packages: "
+        "about 13 hours on 2 cores.",
+        _groups(base, main_seeds=(0, 1, 2, 3, 4), control_seeds=(0, 1), linear_seeds=5),
     )
 
 
@@ -73,7 +110,7 @@ def _gpu() -> Experiment:
     base.evaluation.max_windows = 8192
     base.telemetry.every = 50
     base.training.gradient_accumulation = 4
-    return Experiment(
+    return paper_experiment(
         "A GPT-2 of the paper's size on 46 M tokens of Python source, for one GPU.",
         _groups(base, main_seeds=(0, 1)),
     )
@@ -84,7 +121,7 @@ def _paper() -> Experiment:
     longer = pythia_config()
     longer.model.context_length = 256
     longer.training.steps = 16_300  # an epoch has half as many windows
-    return Experiment(
+    return paper_experiment(
         "The released recipe on CodeParrot: 2.1 B tokens a run, one seed, float16.",
         {
             "main": Group(
@@ -123,28 +160,38 @@ def _small_base(num_layers: int, embed_dim: int, steps: int, batch_size: int) ->
     return base
 
 
-def _groups(base: ConfigDict, main_seeds: tuple[int, ...]) -> dict[str, Group]:
-    """The main comparison with all its seeds, and one seed of each control."""
+def _groups(
+    base: ConfigDict,
+    main_seeds: tuple[int, ...],
+    control_seeds: tuple[int, ...] = (0,),
+    linear_seeds: int = 1,
+) -> dict[str, Group]:
+    """The main comparison with all its seeds, and fewer seeds of each control.
+
+    The linear MLP is compared with the main models over pairs of seeds, `linear_seeds` of them.
+    """
     groups = {
         "main": Group(
             "Six models, leaky and learned slopes, and linear MLPs",
             base,
             {
                 **_variants(FOUR, main_seeds),
-                **_variants(("sm+ln", "sm")),
-                "sm_float16": _variant("sm", changes={"training.dtype": "float16"}),
+                **_variants(("sm+ln", "sm"), control_seeds),
+                "sm_float16": _variant("sm", control_seeds, {"training.dtype": "float16"}),
                 "half_linear": Variant(
-                    {"model.normalization": "none", "model.activation": "half_identity"}
+                    {"model.normalization": "none", "model.activation": "half_identity"},
+                    main_seeds[:linear_seeds],
                 ),
-                **_leaky(),
-                **_learned(),
+                **_leaky(control_seeds),
+                **_learned(control_seeds),
             },
         ),
     }
     if base.model.embed_dim != 768:  # where both rules give 0.02
         literal = base.copy_and_resolve_references()
         literal.model.init_std_scaling = "none"
-        groups["std_0.02"] = Group("All matrices at std 0.02", literal, _variants(FOUR))
+        variants = _variants(FOUR, control_seeds)
+        groups["std_0.02"] = Group("All matrices at std 0.02", literal, variants)
     return groups
 
 

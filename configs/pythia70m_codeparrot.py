@@ -2,7 +2,7 @@
 
     python train.py --config configs/pythia70m_codeparrot.py:sm+r --workdir runs/pythia-sm+r
 
-The name after the colon is one of `VARIANTS` in codeparrot_recipe.py; without it, sm+r.
+The name after the colon is one of `VARIANTS` in nfllm/papers/variants.py; without it, sm+r.
 
 Hardware: a GPU; the paper used one RTX 3090. Time: 6e17 floating-point operations, so 1 to 2 hours
 at a sustained 100 TFLOP/s (estimated, not measured). Needs a network once, for the corpus.

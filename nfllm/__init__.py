@@ -12,25 +12,40 @@ from typing import Any
 _EXPORTS = {
     "Captured": "nfllm.model.capture",
     "Decoder": "nfllm.model.decoder",
+    "Patch": "nfllm.model.patch",
     "Run": "nfllm.run",
     "analysis": "nfllm.analysis",
-    "analyze": "nfllm.streaming",
+    "analyze": "nfllm.measure.analyze",
     "capture": "nfllm.model.capture",
     "convert": "nfllm.convert",
     "data": "nfllm.data",
+    "evaluate": "nfllm.measure.evaluation",
+    "generate": "nfllm.measure.generation",
+    "head_importance": "nfllm.measure.head_importance",
+    "interventions": "nfllm.measure.interventions",
     "load_run": "nfllm.run",
+    "logit_lens": "nfllm.measure.logit_lens",
+    "steps": "nfllm.run",
 }
+_MODULES = {"analysis", "convert", "data", "interventions"}
 
 __all__ = [
     "Captured",
     "Decoder",
+    "Patch",
     "Run",
     "analysis",
     "analyze",
     "capture",
     "convert",
     "data",
+    "evaluate",
+    "generate",
+    "head_importance",
+    "interventions",
     "load_run",
+    "logit_lens",
+    "steps",
 ]
 
 
@@ -42,7 +57,7 @@ def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'nfllm' has no attribute {name!r}")
     module = importlib.import_module(_EXPORTS[name])
-    return module if _EXPORTS[name] == f"nfllm.{name}" else getattr(module, name)
+    return module if name in _MODULES else getattr(module, name)
 
 
 def __dir__() -> list[str]:

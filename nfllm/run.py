@@ -16,6 +16,7 @@ from nfllm.rundir.metrics import Metrics, read_metrics
 
 if TYPE_CHECKING:
     from nfllm.data.batches import Batch
+    from nfllm.data.dataset import Dataset
     from nfllm.model.decoder import Decoder
 
 
@@ -56,16 +57,10 @@ class Run:
                 "that the model was trained with"
             ) from error
 
-    def validation_batches(
-        self, batch_size: int = 32, *, max_windows: int | None = None
-    ) -> list[Batch]:
-        """The validation split that the run was trained beside, for `nfllm.analyze`.
+    def dataset(self) -> Dataset:
+        """What the run was trained on, and the validation split beside it.
 
         Prepares the data again where that was on another machine, from the run's own sources.
-
-        Args:
-          batch_size: windows in a batch; the last is filled up with rows without a label.
-          max_windows: so many windows, evenly spread over the split; None: all.
 
         Raises:
           RunError: the data is no longer what the run was trained on, or is not known, as that of
@@ -73,7 +68,6 @@ class Run:
           ConfigError: its sources are not there.
         """
         from nfllm import data
-        from nfllm.data.batches import evaluation_batches
 
         if self.config.data.dataset == rundir.UNKNOWN_DATA:
             raise RunError(
@@ -88,6 +82,23 @@ class Run:
                 f"there now has {dataset.fingerprint[:12]}; restore the corpus, or make batches of "
                 "your own"
             )
+        return dataset
+
+    def validation_batches(
+        self, batch_size: int = 32, *, max_windows: int | None = None
+    ) -> list[Batch]:
+        """The validation split that the run was trained beside, for `nfllm.analyze`.
+
+        Args:
+          batch_size: windows in a batch; the last is filled up with rows without a label.
+          max_windows: so many windows, evenly spread over the split; None: all.
+
+        Raises:
+          RunError: as `dataset`, and so does ConfigError.
+        """
+        from nfllm.data.batches import evaluation_batches
+
+        dataset = self.dataset()
         ignored = dataset.tokenizer.end_of_text_id if self.config.data.mask_end_of_text else None
         return list(
             evaluation_batches(
@@ -96,17 +107,42 @@ class Run:
         )
 
 
-def load_run(path: epath.PathLike) -> Run:
-    """The newest whole checkpoint of a run directory, with its model, tokenizer and metrics.
+def steps(path: epath.PathLike) -> list[int]:
+    """Steps whose checkpoints a run directory holds, oldest first; `load_run` takes one of them.
 
     Raises:
-      RunError: there is no run at `path`, or none of its checkpoints can be read.
+      RunError: there is no run at `path`.
+
+    Example:
+      for step in nfllm.steps("runs/default"):
+          run = nfllm.load_run("runs/default", step=step)
+    """
+    from orbax.checkpoint import PyTreeCheckpointHandler
+
+    from nfllm.trainer.checkpoint_files import open_reader
+
+    directory = epath.Path(path)
+    rundir.read_record(directory)
+    checkpoints = directory / rundir.CHECKPOINTS_DIR
+    if not checkpoints.exists():
+        return []
+    with open_reader(checkpoints, PyTreeCheckpointHandler) as reader:
+        return sorted(reader.all_steps())
+
+
+def load_run(path: epath.PathLike, step: int | None = None) -> Run:
+    """A checkpoint of a run directory, with its model, tokenizer and metrics.
 
     Args:
       path: the run directory, local or `gs://`.
+      step: of the checkpoint, one of `nfllm.steps(path)`; None: the newest that is whole.
 
     Returns:
       The run; its model computes in float32.
+
+    Raises:
+      RunError: there is no run at `path`, it has no checkpoint of that step, or the checkpoint is
+        damaged; with None: no checkpoint can be read.
 
     Example:
       >>> run = load_run("runs/default")
@@ -118,7 +154,7 @@ def load_run(path: epath.PathLike) -> Run:
 
     directory = rundir.run_directory(path)
     record = rundir.read_record(directory)
-    step, params = restore_params(directory)
+    step, params = restore_params(directory, step)
     # What trained it may not exist on this machine, nor in float32.
     model = dataclasses.replace(record.config.model, attention_implementation="auto")
     return Run(

@@ -17,10 +17,10 @@ from training_parts import VOCAB_SIZE, random_batch
 from nfllm import analysis
 from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
+from nfllm.measure.analyze import accumulate, analyze, merge_states
+from nfllm.measure.metrics import METRICS, class_responses, find_metrics
 from nfllm.model.capture import Captured, capture
 from nfllm.model.decoder import Decoder
-from nfllm.streaming import accumulate, analyze, merge_states
-from nfllm.streaming_metrics import METRICS, class_responses, find_metrics
 
 CLASSES = class_responses(np.arange(VOCAB_SIZE) % 3, 3)
 SEQUENCES = np.concatenate([random_batch(seed, 4).tokens for seed in range(2)])
@@ -184,8 +184,8 @@ jax.config.update("jax_platforms", "cpu")
 jax.distributed.initialize("localhost:" + sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
 from nfllm import analysis
 from nfllm.analysis import Moments
-from nfllm.streaming import merge_across_processes
-from nfllm.streaming_metrics import Rows
+from nfllm.measure.analyze import merge_across_processes
+from nfllm.measure.metrics import Rows
 x = np.random.default_rng(0).normal(size=(5, 3)) / 3
 mine = x[:2] if jax.process_index() == 0 else x[2:]
 state = {"moments": Moments(*(np.full(3, float(len(mine))), mine.mean(0), mine.var(0) * len(mine),
@@ -234,7 +234,7 @@ def test_no_sequence_is_an_error(model_and_params: tuple[Decoder, Any]) -> None:
 
 def test_what_no_metric_reads_is_not_computed(model_and_params: tuple[Decoder, Any]) -> None:
     """A metric of the residual stream alone compiles to a program without attention entropies."""
-    from nfllm.streaming_metrics import observe
+    from nfllm.measure.metrics import observe
 
     model, params = model_and_params
 

@@ -13,6 +13,8 @@ from trainer import ROOT, TIMEOUT_SECONDS, wait_until
 
 from nfllm.rundir.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 SIX = ["sm+g", "sm+r", "sm+ln+g", "sm+ln+r", "sm+ln", "sm"]
 
 # Two of the six, one that cannot be trained, and one that diverges.
@@ -52,7 +54,7 @@ class Experimenter:
         with open(self.folder / "printed.txt", "w") as printed:
             return subprocess.Popen(
                 command,
-                cwd=ROOT,
+                cwd=self.folder,  # any folder will do
                 stdout=printed,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},

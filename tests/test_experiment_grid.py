@@ -112,11 +112,13 @@ def test_the_paper_grid_compares_like_with_like(scale):
 
 
 def test_the_paper_grid_has_the_rows_that_were_promised():
-    for scale in ("cpu", "gpu"):
+    for scale in ("cpu", "cpu_long", "gpu"):
         entries = paper_entries(scale)
         main = [entry for entry in entries if entry.group == "main"]
         seeds = {v: [e.seed for e in main if e.variant == v] for v in paper.FOUR}
-        assert all(len(found) >= (3 if scale == "cpu" else 2) for found in seeds.values())
+        assert all(
+            len(found) >= {"cpu": 3, "cpu_long": 5, "gpu": 2}[scale] for found in seeds.values()
+        )
         configs = [entry.config for entry in main]
         assert {c.model.negative_slope for c in configs if c.model.activation == "leaky_relu"} == {
             0.1,
@@ -135,7 +137,7 @@ def test_the_paper_grid_has_the_rows_that_were_promised():
             "float16",
         }
         literal = [e.config.model.block_init_std for e in entries if e.group == "std_0.02"]
-        assert literal == ([0.02] * 4 if scale == "cpu" else [])
+        assert literal == [0.02] * {"cpu": 4, "cpu_long": 8, "gpu": 0}[scale]
         assert (main[0].config.model.block_init_std == 0.02) == (scale == "gpu")
 
 
@@ -151,7 +153,8 @@ def test_only_what_is_trained_and_measured_makes_another_run(tmp_path):
             values[section][name] = value
         return read_outcome(tmp_path, dataclasses.replace(entry, config=Config.from_dict(values)))
 
-    assert outcome(model__remat=True, parallel__cpu_devices=1).status == "not run"  # no cause.json
+    measured = dataclasses.replace(entry, config=recorded, linear_replacement=True)
+    assert read_outcome(tmp_path, measured).status == "not run"  # no cause.json
     (tmp_path / entry.name / CAUSE_FILE).write_text("{}")
     assert outcome(model__remat=True, parallel__cpu_devices=1) == Outcome("finished")
     for change in (
@@ -182,3 +185,30 @@ def test_runs_of_data_that_changed_are_not_compared_with_those_of_what_it_became
     old, new, documents = (found[f"main/{variant}/seed0"] for variant in variants)
     assert (old.status, new.status, documents.status) == ("failed", "finished", "finished")
     assert "data with fingerprint aaaa, which has become bbbb since; delete it" in old.message
+
+
+def test_the_long_grid_is_the_papers_run_at_a_small_size():
+    experiment = load_experiment(PAPER, "cpu_long")
+    entries = expand(experiment)
+    counts = dict.fromkeys((entry.variant for entry in entries), 0)
+    for entry in entries:
+        counts[entry.variant] += 1
+        training, model, optimizer = (
+            entry.config.training,
+            entry.config.model,
+            entry.config.optimizer,
+        )
+        assert (model.num_layers, model.embed_dim, model.num_heads) == (8, 64, 4)
+        assert (training.steps, training.batch_size, model.context_length) == (32_000, 4, 128)
+        assert entry.tokens == 16_384_000
+        assert (optimizer.variant, optimizer.learning_rate) == ("hf_adamw", 1e-3)
+        assert (optimizer.schedule, optimizer.schedule_power) == ("polynomial", 1.0)
+        assert (optimizer.warmup_fraction, optimizer.weight_decay) == (0.05, 0.1)
+        assert entry.config.data.dataset == "python_source"
+        assert entry.config.data.vocab_size == 2048
+        assert Path(entry.config.data.sources).is_dir()
+        assert entry.config.checkpoint.every <= 2000  # what an interruption costs
+    assert min(counts.values()) >= 2  # a control of one seed decides nothing
+    assert counts["half_linear"] == 5
+    other = expand(experiment, {"data.sources": "elsewhere"})
+    assert {entry.config.data.sources for entry in other} == {"elsewhere"}

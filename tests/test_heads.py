@@ -10,7 +10,7 @@ import pytest
 
 from nfllm import analysis
 
-PUBLISHED = json.loads(resources.files("nfllm.report").joinpath("published.json").read_text())
+PUBLISHED = json.loads(resources.files("nfllm.papers").joinpath("published.json").read_text())
 HISTOGRAMS = {k: v for k, v in PUBLISHED["head_entropy_histogram_pct"].items() if k != "about"}
 HEATMAPS = {name: np.array(PUBLISHED["head_entropy_nats"][name]) for name in HISTOGRAMS}
 

@@ -8,28 +8,6 @@ import numpy as np
 import pytest
 
 from nfllm import analysis
-from nfllm.analysis.intervals import t_quantile, t_tail
-
-
-@pytest.mark.parametrize(
-    ("degrees", "quantile"),
-    [(1, 12.7062047), (2, 4.3026527), (4, 2.7764451), (10, 2.2281389), (30, 2.0422725)],
-)
-def test_quantiles_of_student_t_as_tabulated(degrees: int, quantile: float) -> None:
-    assert t_quantile(0.975, degrees) == pytest.approx(quantile, abs=1e-6)
-    assert t_quantile(0.025, degrees) == pytest.approx(-quantile, abs=1e-6)
-    assert t_tail(quantile, degrees) == pytest.approx(0.025, abs=1e-8)
-
-
-@pytest.mark.parametrize("t", [-3.0, -0.1, 0.0, 0.5, 2.0, 40.0])
-def test_tails_with_a_closed_form(t: float) -> None:
-    """One degree of freedom is Cauchy's distribution; two have 1/2 - t / (2 sqrt(2 + t²))."""
-    assert t_tail(t, 1) == pytest.approx(0.5 - math.atan(t) / math.pi, abs=1e-12)
-    assert t_tail(t, 2) == pytest.approx(0.5 - t / (2 * math.sqrt(2 + t * t)), abs=1e-12)
-
-
-def test_many_degrees_are_normal() -> None:
-    assert t_quantile(0.975, 1e6) == pytest.approx(1.959964, abs=1e-5)
 
 
 def test_interval_over_seeds_by_hand() -> None:
@@ -57,9 +35,10 @@ def test_welch_by_hand() -> None:
     error = math.sqrt(1 / 3 + 1)
     assert comparison.difference == pytest.approx(-3)
     assert comparison.degrees_of_freedom == pytest.approx(degrees)
-    half = t_quantile(0.975, degrees) * error
+    # The density at 4.571 degrees, integrated numerically.
+    half = 2.6447861 * error
     assert (comparison.low, comparison.high) == pytest.approx((-3 - half, -3 + half))
-    assert comparison.p_value == pytest.approx(2 * t_tail(3 / error, degrees))
+    assert comparison.p_value == pytest.approx(0.05273992)
     assert comparison.num_seeds == (3, 4)
 
 

@@ -12,9 +12,9 @@ from training_parts import random_batch
 from nfllm.analysis import LinearFit
 from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
-from nfllm.linear_replacement import replace_by_linear
+from nfllm.measure.analyze import analyze
+from nfllm.measure.linear_replacement import replace_by_linear
 from nfllm.model.decoder import Decoder
-from nfllm.streaming import analyze
 from nfllm.training.loss import count_targets, next_token_loss
 
 SLOPE, INTERCEPT = np.array([0.7, -1.2]), np.array([0.3, 0.05])

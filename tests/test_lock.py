@@ -11,6 +11,8 @@ from trainer import Trainer, wait_for_step
 from nfllm.rundir.metrics import read_metrics
 from nfllm.trainer import lock
 
+pytestmark = pytest.mark.slow
+
 LONG = {"training__steps": 100_000, "checkpoint__every": 20}
 
 

@@ -6,6 +6,8 @@ import pytest
 from nfllm import analysis
 from nfllm.analysis import ClassResponses, Comoments, Covariance, Histogram, Moments, UnitActivity
 
+pytestmark = pytest.mark.slow
+
 SIZE = 10**7
 
 

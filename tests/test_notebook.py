@@ -9,6 +9,8 @@ import nbformat
 import pytest
 from tiny import make_corpus, tiny_flags
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "notebooks" / "analysis_colab.ipynb"
 IN_COLAB = """

@@ -12,13 +12,13 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import gpt2_codeparrot, pythia70m_codeparrot
-from configs.codeparrot_recipe import VARIANTS
 from nfllm.config import Config, ConfigError
 from nfllm.model import Decoder
+from nfllm.papers.variants import VARIANTS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PRESETS = {"gpt2_codeparrot": gpt2_codeparrot, "pythia70m_codeparrot": pythia70m_codeparrot}
-PUBLISHED = json.loads(resources.files("nfllm.report").joinpath("published.json").read_text())
+PUBLISHED = json.loads(resources.files("nfllm.papers").joinpath("published.json").read_text())
 
 
 def preset(name: str, *variant: str) -> Config:

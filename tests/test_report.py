@@ -13,14 +13,15 @@ import pytest
 from page_checks import cells, check
 from synthetic_runs import make_config, write_run
 
-import nfllm.report
+from nfllm.papers import published
+from nfllm.papers.published import REFERENCE
 from nfllm.report import write_report
 from nfllm.report.__main__ import main
 from nfllm.report.runs import notation, read_runs
 from nfllm.rundir import RunError
 from nfllm.rundir.metrics import MetricsWriter
 
-PUBLISHED = json.loads(Path(nfllm.report.__file__).with_name("published.json").read_text())
+PUBLISHED = json.loads(Path(published.__file__).with_name("published.json").read_text())
 HEATMAPS = {
     name: np.array(v) for name, v in PUBLISHED["head_entropy_nats"].items() if name != "about"
 }
@@ -53,7 +54,7 @@ def paper(tmp_path_factory) -> Path:
             float(np.log(perplexity)),
             nonfinite_from=600 if name == "SM" else None,
         )
-    write_report(sorted(runs.iterdir()), runs / "report")
+    write_report(sorted(runs.iterdir()), runs / "report", REFERENCE)
     return runs / "report"
 
 

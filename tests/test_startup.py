@@ -14,6 +14,8 @@ import pytest
 from nfllm import startup
 from nfllm.trainer import interrupt
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 # Each script presses Ctrl-C once, where Python or a library cannot pass an exception on.
 _PRESS = """

@@ -18,6 +18,8 @@ import nfllm
 from nfllm.report import write_report
 from nfllm.trainer.loop import fit
 
+pytestmark = pytest.mark.slow
+
 RUN = "gs://bucket/runs/one"
 
 

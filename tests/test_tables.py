@@ -11,11 +11,12 @@ import pytest
 from synthetic_runs import make_config
 
 from nfllm.analysis.heads import head_histogram
+from nfllm.papers import published
+from nfllm.papers.published import find_published
 from nfllm.report import tables
-from nfllm.report.published import find_published
 from nfllm.report.tables import Column, Result, Table
 
-PUBLISHED = json.loads(Path(tables.__file__).with_name("published.json").read_text())
+PUBLISHED = json.loads(Path(published.__file__).with_name("published.json").read_text())
 
 
 def result(label: str, perplexity: float | None, data: tuple = ("9f0c", 128), **fields) -> Result:

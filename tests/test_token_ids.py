@@ -13,12 +13,12 @@ from training_parts import VOCAB_SIZE
 from nfllm.analysis import LinearFit
 from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
-from nfllm.linear_replacement import replace_by_linear
+from nfllm.measure.analyze import analyze
+from nfllm.measure.linear_replacement import replace_by_linear
+from nfllm.measure.metrics import class_responses
 from nfllm.model.capture import capture
 from nfllm.model.decoder import Decoder
 from nfllm.model.token_ids import check_token_ids
-from nfllm.streaming import analyze
-from nfllm.streaming_metrics import class_responses
 
 LINE = LinearFit(np.zeros(2), np.zeros(2), np.zeros(2))
 ENTRIES: dict[str, Callable[[Decoder, Any, Any], Any]] = {

@@ -18,6 +18,8 @@ from nfllm.rundir import RunError, read_record
 from nfllm.rundir.metrics import read_metrics
 from nfllm.training.loss import count_targets, next_token_loss
 
+pytestmark = pytest.mark.slow
+
 STEPS = 300
 
 

@@ -19,6 +19,8 @@ from nfllm.convert import Checkpoint, convert, load_checkpoint, save_checkpoint
 from nfllm.data.tokenizer import bytes_tokenizer
 from nfllm.model import Decoder
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 RECORDINGS = Path(__file__).parent / "recordings"

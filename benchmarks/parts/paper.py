@@ -88,7 +88,7 @@ def _train(configs: dict[str, Config], out: Path) -> None:
     for name, config in configs.items():
         log = out / f"{name.replace('/', '-')}.txt"
         command = [sys.executable, "-m", "nfllm.experiment.worker", str(out / name)]
-        command += ["--parent", str(os.getpid())]
+        command += ["--parent", str(os.getpid()), "--linear-replacement"]
         with open(log, "w") as file:
             process = subprocess.Popen(
                 command,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from configs.paper import FOUR
+from configs.paper import FOUR, paper_experiment
 from configs.paper import get_experiment as paper
 from nfllm.experiment import Experiment
 
@@ -18,4 +18,4 @@ def get_experiment(scale: str) -> Experiment:
     variants = {name: dataclasses.replace(main.variants[name], seeds=(0,)) for name in FOUR}
     group = dataclasses.replace(main, title="The four main models", variants=variants)
     note = "GPT-2's size on the source of installed packages, for the time that was left."
-    return Experiment(note, {"main": group}, conclusive=False)
+    return paper_experiment(note, {"main": group}, conclusive=False)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.stats import t as student_t
 
 from nfllm.analysis.arrays import Arrays, as_float32
 
@@ -70,7 +71,7 @@ def bootstrap_interval(
         return measure(values[jax.random.randint(key, (num,), 0, num)])
 
     resampled = jax.lax.map(resample, jax.random.split(key, num_resamples))
-    t = t_quantile((1 + confidence) / 2, num - 1)
+    t = float(student_t.ppf((1 + confidence) / 2, num - 1))
     tail = 50 * math.erfc(t * math.sqrt(num / (num - 1) / 2))
     low, high = jnp.percentile(resampled, jnp.array([tail, 100 - tail]), axis=0)
     if 1 - 2.0 ** (1 - num) < confidence:
@@ -103,7 +104,7 @@ def seed_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
     _check_confidence(confidence)
     half = math.nan
     if len(x) > 1:
-        half = t_quantile((1 + confidence) / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))
+        half = student_t.ppf((1 + confidence) / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))
     return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half))
 
 
@@ -164,56 +165,15 @@ def compare_seeds(
         degrees = sum(variances) ** 2 / sum(
             v**2 / (n - 1) for v, n in zip(variances, sizes, strict=False)
         )
-    half = t_quantile((1 + confidence) / 2, degrees) * error
+    half = float(student_t.ppf((1 + confidence) / 2, degrees)) * error
     p_value = None
     if min(sizes) >= 3:
-        p_value = 2 * t_tail(abs(difference) / error, degrees) if error else float(difference == 0)
+        p_value = (
+            float(2 * student_t.sf(abs(difference) / error, degrees))
+            if error
+            else float(difference == 0)
+        )
     return SeedComparison(difference, difference - half, difference + half, p_value, degrees, sizes)
-
-
-def t_tail(t: float, degrees: float) -> float:
-    """P(X > t) for Student's t with `degrees` degrees of freedom, in double precision."""
-    half = _incomplete_beta(degrees / 2, 0.5, degrees / (degrees + t * t)) / 2
-    return half if t >= 0 else 1 - half
-
-
-def t_quantile(probability: float, degrees: float) -> float:
-    """The t with P(X < t) = probability, in double precision, by bisection."""
-    if probability < 0.5:
-        return -t_quantile(1 - probability, degrees)
-    high = 1.0
-    while t_tail(high, degrees) > 1 - probability:
-        high *= 2
-    low = 0.0
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_tail(middle, degrees) > 1 - probability else (low, middle)
-    return (low + high) / 2
-
-
-def _incomplete_beta(a: float, b: float, x: float) -> float:
-    """Regularized incomplete beta function I_x(a, b) by its continued fraction (DLMF 8.17.22)."""
-    if x <= 0 or x >= 1:
-        return float(x >= 1)
-    if x > (a + 1) / (a + b + 2):
-        return 1 - _incomplete_beta(b, a, 1 - x)
-    front = math.exp(
-        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    )
-    # Lentz's method: numerator and denominator are replaced by their ratios c and d, so that
-    # neither overflows. The fraction converges in a few dozen terms on this side of the mean.
-    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
-    value = d
-    for m in range(1, 500):
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        for term in (even, odd):
-            d = 1 / (1 + term * d)
-            c = 1 + term / c
-            value *= c * d
-        if abs(c * d - 1) < 1e-15:
-            break
-    return front * value / a
 
 
 def _seeds(name: str, values: Sequence[float]) -> np.ndarray:

@@ -45,6 +45,21 @@ class Dataset:
     card: dict[str, Any]
 
 
+def data_directory(config: DataConfig) -> epath.Path:
+    """Where prepared corpora and tokens are kept.
+
+    Raises:
+      ConfigError: `data.data_dir` is no path that can be used, or there is no home for the default.
+    """
+    chosen = config.data_dir
+    root = user_path(chosen, "data.data_dir") if chosen else corpora.default_data_dir()
+    if (name := printable(os.fspath(root))) != os.fspath(root):
+        raise ConfigError(
+            f"data.data_dir={name} is not UTF-8, which the writer of datasets needs; set another"
+        )
+    return root
+
+
 def load(config: DataConfig, context_length: int, *, progress: bool = False) -> Dataset:
     """Opens the dataset of `config`; on first use prepares corpus, tokenizer and token files.
 
@@ -62,12 +77,7 @@ def load(config: DataConfig, context_length: int, *, progress: bool = False) -> 
       MalformedRecordError: a record cannot be read and `config.malformed` is "error".
       OSError: the disk is full; nothing half-written is left behind.
     """
-    chosen = config.data_dir
-    root = user_path(chosen, "data.data_dir") if chosen else corpora.default_data_dir()
-    if (name := printable(os.fspath(root))) != os.fspath(root):
-        raise ConfigError(
-            f"data.data_dir={name} is not UTF-8, which the writer of datasets needs; set another"
-        )
+    root = data_directory(config)
     corpus = corpora.open_corpus(config, root)
     directory = root / "tokens" / prepare.cache_name(config, corpus)
     manifest = cache.read_manifest(directory)

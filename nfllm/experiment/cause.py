@@ -1,8 +1,8 @@
 """Why a run's entropy is what it is, as far as its MLPs go: measured once, after training.
 
 The activation of one layer, of each half, or of all layers is replaced by its best linear fit, and
-the loss is measured again on the same windows (`nfllm.linear_replacement`). A layer whose loss does
-not rise has a linear MLP.
+the loss is measured again on the same windows (`nfllm.measure.linear_replacement`). A layer whose
+loss does not rise has a linear MLP.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 
 import nfllm
-from nfllm.linear_replacement import replace_by_linear
+from nfllm.measure.linear_replacement import replace_by_linear
 from nfllm.rundir import RunError
 
 CAUSE_FILE = "cause.json"

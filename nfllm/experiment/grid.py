@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
 from nfllm.config import Config, ConfigError, suggest
 from nfllm.config.overrides import override_value
+
+if TYPE_CHECKING:
+    from nfllm.experiment.measured import GroupResults
+    from nfllm.report.page import Section
+    from nfllm.report.reference import Reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +33,7 @@ class Variant:
 class Group:
     """Variants to be compared with each other, on one config.
 
-    `title` stands over its table. Variants carry the names of `configs/codeparrot_recipe.py`
-    (`sm+ln+g`, `sm+r`, ...) where the claims of the paper are to be judged.
+    `title` stands over its tables.
     """
 
     title: str
@@ -41,26 +45,40 @@ class Group:
 class Experiment:
     """Groups by name; `note` says what the scale is for, its hardware and its time.
 
-    `conclusive` is whether the runs are long enough for verdicts to mean anything.
-
     The first group is the main one, whose runs are in the figures. Runs start in the order of the
     groups, and within one seed by seed, so that an interrupted experiment has whole comparisons.
+
+    Attributes:
+      note: what the page begins with.
+      groups: what is trained.
+      sections: makes what the page and RESULTS.md say of the measured groups; None:
+        `nfllm.experiment.sections.comparison_sections`, for any grid.
+      reference: published numbers for the figures; None for none.
+      linear_replacement: whether each run ends with the measurement of `nfllm.experiment.cause`.
     """
 
     note: str
     groups: Mapping[str, Group]
-    conclusive: bool = True
+    sections: Callable[[Sequence[GroupResults]], Iterable[Section]] | None = None
+    reference: Reference | None = None
+    linear_replacement: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One run of the grid. `same_as` names an earlier one of equal config, which stands for it."""
+    """One run of the grid.
+
+    `same_as` names an earlier one of equal config, which stands for it. `changes` are those of its
+    variant.
+    """
 
     group: str
     variant: str
     seed: int
     config: Config
     same_as: str | None = None
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    linear_replacement: bool = False
 
     @property
     def name(self) -> str:
@@ -126,7 +144,15 @@ def expand(experiment: Experiment, overrides: Mapping[str, Any] | None = None) -
                     config = Config.from_dict(values)
                 except ConfigError as error:
                     raise ConfigError(f"{where}: {error}") from error
-                entry = Entry(group_name, variant_name, seed, config, first_of.get(config))
+                entry = Entry(
+                    group_name,
+                    variant_name,
+                    seed,
+                    config,
+                    first_of.get(config),
+                    variant.changes,
+                    experiment.linear_replacement,
+                )
                 first_of.setdefault(config, entry.name)
                 entries.append(entry)
     return entries
@@ -176,12 +202,19 @@ def _check_name(*names: str) -> None:
 def _import(path: Path) -> ModuleType:
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; name the file of a grid, as configs/paper.py")
-    folder = str(path.resolve().parents[1])
-    if folder not in sys.path:  # a grid imports the configs beside it as `configs.NAME`
-        sys.path.insert(0, folder)
+    # A grid may import what stands beside it, the folder that it is in (`configs.NAME`), and the
+    # configs of the checkout that this code runs from, wherever the command is given.
+    parents = path.resolve().parents
+    for folder in (*parents[:2], Path(__file__).parents[2]):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
     spec = importlib.util.spec_from_file_location("nfllm_grid", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        line = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{path} cannot be read as a grid ({line})") from error
     return module

@@ -52,6 +52,21 @@ class GroupResults:
         for seeds in self.variants.values():
             yield from seeds.values()
 
+    def series(self, variant: str, field: str) -> dict[int, dict[int, np.ndarray]]:
+        """A recorded quantity of the finished runs: by seed, its values by step."""
+        return {
+            seed: dict(
+                zip(run.run.series[field][0].tolist(), run.run.series[field][1], strict=True)
+            )
+            for seed, run in self.variants.get(variant, {}).items()
+            if run.run is not None and run.outcome.status == "finished" and field in run.run.series
+        }
+
+    def diverged(self, variant: str) -> set[int]:
+        """The seeds whose runs were ended by values that are not finite."""
+        runs = self.variants.get(variant, {})
+        return {seed for seed, run in runs.items() if run.outcome.status == "diverged"}
+
     def losses(self, variant: str) -> dict[int, float]:
         """Final loss by seed of the finished runs."""
         found = {seed: run.loss for seed, run in self.variants.get(variant, {}).items()}

@@ -58,7 +58,8 @@ def read_outcome(out: epath.PathLike, entry: Entry) -> Outcome:
     if last.get("event") == "stopped":
         faults = [event["message"] for event in events if event["event"] == "non_finite"]
         return Outcome("diverged", str(faults[-1]))
-    if last.get("event") == "finished" and (run / CAUSE_FILE).exists():
+    measured = not entry.linear_replacement or (run / CAUSE_FILE).exists()
+    if last.get("event") == "finished" and measured:
         return Outcome("finished")
     return Outcome("not run", f"it stopped at step {last.get('step', 0)}")
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import platform
+import shlex
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +18,7 @@ from typing import Any
 from nfllm.experiment.slots import Machine
 from nfllm.version import nfllm_version
 
+GRID_FILE = "grid.py"
 PROVENANCE_FILE = "provenance.json"
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
@@ -23,7 +26,11 @@ _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """One start of an experiment. `commit` is None outside a git checkout."""
+    """One start of an experiment.
+
+    `grid` is the file of the grid as the command named it, with the first digits of its hash; a
+    copy of it stands in the output directory. `commit` is None outside a git checkout.
+    """
 
     command: str
     scale: str
@@ -33,6 +40,8 @@ class Provenance:
     commit: str | None
     versions: dict[str, str]
     seconds: float
+    grid: str = ""
+    grid_sha256: str = ""
 
     @classmethod
     @contextlib.contextmanager
@@ -41,14 +50,14 @@ class Provenance:
     ) -> Iterator[None]:
         """Adds a record to the file in `out` when the block ends, however it ends."""
         start, date = time.monotonic(), time.strftime("%Y-%m-%d")
+        grid, source = _as_named(config), config.read_bytes()
+        (out / GRID_FILE).write_bytes(source)
         try:
             yield
         finally:
             new = cls(
-                # Paths are the machine's own business.
-                command=" ".join(
-                    ["python -m nfllm.experiment", f"configs/{config.name}", f"--scale {scale}"]
-                    + [text.partition("=")[0] + "=…" for text in overrides]
+                command=shlex.join(
+                    ["python", "-m", "nfllm.experiment", grid, "--scale", scale, *overrides]
                 ),
                 scale=scale,
                 date=date,
@@ -61,6 +70,8 @@ class Provenance:
                     **{name: importlib.metadata.version(name) for name in _PACKAGES},
                 },
                 seconds=round(time.monotonic() - start, 1),
+                grid=grid,
+                grid_sha256=hashlib.sha256(source).hexdigest()[:12],
             )
             records = [*read_provenance(out), new]
             values: list[dict[str, Any]] = [dataclasses.asdict(record) for record in records]
@@ -74,6 +85,14 @@ def read_provenance(out: Path) -> list[Provenance]:
         return [Provenance(**value) for value in values]
     except (OSError, ValueError, TypeError):
         return []
+
+
+def _as_named(path: Path) -> str:
+    """Relative to the current folder where it lies below it; else by its last two parts."""
+    whole, here = path.resolve(), Path.cwd().resolve()
+    if whole.is_relative_to(here):
+        return whole.relative_to(here).as_posix()
+    return path.as_posix() if not path.is_absolute() else "/".join(whole.parts[-2:])
 
 
 def _commit() -> str | None:

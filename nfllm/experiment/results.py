@@ -11,51 +11,34 @@ from nfllm.experiment.grid import Entry, Experiment
 from nfllm.experiment.measured import GroupResults
 from nfllm.experiment.outcome import Outcome
 from nfllm.experiment.provenance import Provenance
-from nfllm.experiment.tables import (
-    cause_table,
-    entropy_table,
-    perplexity_table,
-    problem_table,
-)
-from nfllm.experiment.verdicts import INCONCLUSIVE, judge_claims
+from nfllm.experiment.tables import shown_runs
+from nfllm.report.page import Rows, Section
 from nfllm.report.tables import Table, format_cell
 from nfllm.report.text import entropy_text
 
-_MAPS = ("sm+g", "sm+r", "sm+ln+g", "sm+ln+r")
+_MOST_MAPS = 4
 
 
 def results_markdown(
     experiment: Experiment,
     groups: Sequence[GroupResults],
+    sections: Sequence[Section],
     entries: Sequence[Entry],
     outcomes: Mapping[str, Outcome],
     records: Sequence[Provenance],
 ) -> str:
-    """The whole file: verdicts, tables, heatmaps as text, and where all of it came from."""
+    """The whole file: where it came from, the tables of the sections, and heatmaps as text."""
     lines = ["# Results", "", experiment.note, "", *_provenance(entries, outcomes, records)]
-    main = groups[0]
-    lines += ["## Verdicts", ""]
-    if not experiment.conclusive:
-        lines += [INCONCLUSIVE, ""]
-    lines += [*_verdicts(main), ""]
-    for group in groups:
-        lines += [f"## {group.title}", "", *_shape(group)]
-        if group is not main:
-            lines += ["### Verdicts", "", *_verdicts(group), ""]
-        lines += ["### Perplexity", "", *markdown_table(perplexity_table(group)), ""]
-        heads = entropy_table(group)
-        if heads.rows:
-            lines += ["### Overloaded heads", ""]
-            lines += [f"M = {group.maximum:.3f} nats, the largest head entropy of the group.", ""]
-            lines += [*markdown_table(heads), ""]
-        causes = cause_table(group)
-        if causes.rows:
-            lines += ["### Rise of the loss with linear activations", ""]
-            lines += [*markdown_table(causes), ""]
-    lines += [f"## Head entropies: {main.title}", "", *_heatmaps(main)]
-    problems = problem_table(entries, outcomes)
-    if problems.rows:
-        lines += ["## Runs without a result of their own", "", *markdown_table(problems), ""]
+    lines += [*(line for group in groups for line in _shape(group)), ""]
+    for section in sections:
+        lines += [f"## {section.title}", "", section.lead, ""]
+        for block in section.blocks:
+            if isinstance(block, Rows) and block.shown and block.table.rows:
+                lines += [f"### {block.caption}", ""] if block.caption else []
+                lines += [*markdown_table(block.table), ""]
+    maps = list(_heatmaps(groups[0]))
+    if maps:
+        lines += [f"## Head entropies: {groups[0].title}", "", *maps]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -86,18 +69,12 @@ def _provenance(
         versions = ", ".join(f"{name} {version}" for name, version in last.versions.items())
         commits = dict.fromkeys(record.commit or "unknown" for record in records)
         yield f"- Command: `{last.command} --out DIR`"
+        if last.grid_sha256:
+            yield f"- Grid: {last.grid}, sha256 {last.grid_sha256}"
         yield f"- Hardware: {last.device}; {last.slots} runs at a time"
         yield f"- Wall time: {seconds / 60:,.0f} minutes{starts}, until {last.date}"
         yield f"- Versions: {versions}"
         yield f"- Commit: {', '.join(commits)}"
-        yield ""
-
-
-def _verdicts(group: GroupResults) -> Iterator[str]:
-    for verdict in judge_claims(group):
-        published = f" (published: {verdict.published})" if verdict.published else ""
-        judged = f"- **{verdict.claim}**{published}: **{verdict.judgement}**."
-        yield f"{judged} {verdict.measured}".rstrip()
 
 
 def _shape(group: GroupResults) -> Iterator[str]:
@@ -110,24 +87,22 @@ def _shape(group: GroupResults) -> Iterator[str]:
     parameters = "" if record is None else f", {record.num_parameters:,} parameters"
     vocabulary = "" if record is None else f", vocabulary {record.vocab_size:,}"
     yield (
-        f"{model.architecture}, {model.num_layers} layers, {model.num_heads} heads, width "
-        f"{model.embed_dim}, {model.context_length} tokens{vocabulary}{parameters} "
+        f"- {group.title}: {model.architecture}, {model.num_layers} layers, {model.num_heads} "
+        f"heads, width {model.embed_dim}, {model.context_length} tokens{vocabulary}{parameters} "
         f"({first.entry.variant}); block matrices start at std {model.block_init_std:.4g}; "
         f"{training.steps:,} steps of {training.batch_size} sequences, {first.entry.tokens:,} "
-        f"tokens a run; data {config.data.dataset}."
+        f"tokens a run; data {config.data.dataset}"
     )
-    yield ""
 
 
 def _heatmaps(group: GroupResults) -> Iterator[str]:
-    for variant in _MAPS:
-        entropies = group.entropies(variant)
-        if not entropies:
-            continue
-        seed, entropy_LH = next(iter(entropies.items()))
-        config = next(iter(group.variants[variant].values())).entry.config
-        ceiling = causal_entropy_ceiling(config.model.context_length)
-        yield f"{variant}, seed {seed}, mean {np.mean(entropy_LH):.3f} nats:"
+    """One run of each of the first variants."""
+    measured = [
+        (run.entry, entropy) for run in shown_runs(group) if (entropy := run.entropy) is not None
+    ]
+    for entry, entropy_LH in measured[:_MOST_MAPS]:
+        ceiling = causal_entropy_ceiling(entry.config.model.context_length)
+        yield f"{entry.variant}, seed {entry.seed}, mean {np.mean(entropy_LH):.3f} nats:"
         yield ""
         yield "```"
         yield entropy_text(entropy_LH, ceiling)

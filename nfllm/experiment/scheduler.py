@@ -69,6 +69,8 @@ class _Job:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "nfllm.experiment.worker", str(out / entry.name)]
         command += ["--parent", str(os.getpid())]
+        if entry.linear_replacement:
+            command += ["--linear-replacement"]
         if slot.cores:
             command += ["--cores", ",".join(map(str, slot.cores))]
         with open(self._log, "a") as log:

@@ -3,84 +3,69 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import jax
 import numpy as np
 
 from nfllm.analysis import collapse_share, overload_share, seed_interval
+from nfllm.config import Config, differences
 from nfllm.experiment.grid import Entry
 from nfllm.experiment.measured import GroupResults, Measured
 from nfllm.experiment.outcome import Outcome
-from nfllm.experiment.verdicts import Verdict
-from nfllm.report.published import BASELINE, find_published
-from nfllm.report.runs import notation
-from nfllm.report.tables import Column, Table, percent_change
-
-_BASELINE_VARIANT = "sm+ln+g"
+from nfllm.report.tables import Cell, Column, Table
 
 Measure = Callable[[np.ndarray, float], jax.Array]
 
 
-def verdict_table(verdicts: Sequence[Verdict]) -> Table:
-    """One row a claim."""
-    columns = (Column("claim"), Column("published"), Column("verdict"), Column("measured"))
-    return Table(columns, tuple(tuple(verdict) for verdict in verdicts))
-
-
-def perplexity_table(group: GroupResults) -> Table:
-    """Loss and perplexity of each variant over its seeds, beside the published change."""
-    columns = (
+def comparison_table(group: GroupResults) -> Table:
+    """Loss of each variant over its seeds, beside the keys in which the variants differ."""
+    keys = varying_keys(group)
+    rows: list[tuple[Cell, ...]] = []
+    others = {variant: without_result(runs) for variant, runs in group.variants.items()}
+    for variant, runs in group.variants.items():
+        config = next(iter(runs.values())).entry.config
+        losses = group.losses(variant)
+        mean, low, high = loss_interval(losses.values())
+        rows.append(
+            (
+                variant,
+                *(_setting(config, key) for key in keys),
+                len(losses),
+                mean,
+                low,
+                high,
+                None if mean is None else math.exp(mean),
+                *([others[variant] or "–"] if any(others.values()) else []),
+            )
+        )
+    columns = [
         Column("variant"),
+        *map(Column, keys),
         Column("seeds", "d"),
         Column("eval loss (nats)", ".4f"),
         Column("95% from", ".4f"),
         Column("95% to", ".4f"),
         Column("perplexity", ".2f"),
-        Column(f"against {_BASELINE_VARIANT} (%)", "+.1f"),
-        Column("published perplexity", ".3f"),
-        Column("published change (%)", "+.1f"),
-        Column("runs that did not finish"),
-    )
-    baseline = group.losses(_BASELINE_VARIANT)
-    rows = []
-    for variant, runs in group.variants.items():
-        losses = group.losses(variant)
-        # Against the baseline with the same seeds, that is the same order of data.
-        shared = sorted(losses.keys() & baseline.keys())
-        change = None
-        if shared and variant != _BASELINE_VARIANT:
-            change = 100 * math.expm1(np.mean([losses[s] - baseline[s] for s in shared]))
-        model = next(iter(runs.values())).entry.config.model
-        published = find_published(model, notation(model))
-        reference = find_published(model, BASELINE)
-        perplexity = published and published.perplexity
-        others = ", ".join(
-            f"{run.outcome.status} (seed {seed})"
-            for seed, run in runs.items()
-            if run.outcome.status != "finished"
-        )
-        mean = low = high = None
-        if losses:
-            mean, low, high = map(float, seed_interval(list(losses.values())))
-        is_interval = low is not None and math.isfinite(low)
-        rows.append(
-            (
-                variant,
-                len(losses),
-                mean,
-                low if is_interval else None,
-                high if is_interval else None,
-                None if mean is None else math.exp(mean),
-                change,
-                perplexity,
-                percent_change(perplexity, reference and reference.perplexity)
-                if variant != _BASELINE_VARIANT
-                else None,
-                others or "–",
-            )
-        )
-    return Table(columns, tuple(rows))
+    ]
+    if any(others.values()):
+        columns.append(Column("runs that did not finish"))
+    return Table(tuple(columns), tuple(rows))
+
+
+def varying_keys(group: GroupResults) -> list[str]:
+    """The config keys, seed aside, in which the runs of the group differ."""
+    configs = [run.entry.config for run in group]
+    found = {key for config in configs for key in differences(configs[0], config)}
+    return sorted(found - {"training.seed"})
+
+
+def loss_interval(losses: Collection[float]) -> tuple[float | None, float | None, float | None]:
+    """Mean over seeds and the bounds of its 95% interval (Student's t); None what there is not."""
+    if not losses:
+        return None, None, None
+    mean, low, high = map(float, seed_interval(list(losses)))
+    return (mean, low, high) if math.isfinite(low) else (mean, None, None)
 
 
 def entropy_table(group: GroupResults) -> Table:
@@ -92,12 +77,10 @@ def entropy_table(group: GroupResults) -> Table:
         Column("heads ≥ 3M/4, late half (%)", ".0f"),
         Column("heads ≥ 3M/4, all (%)", ".0f"),
         Column("heads < M/4 (%)", ".0f"),
-        Column("published early (%)", ".0f"),
-        Column("published all (%)", ".0f"),
     )
     maximum = group.maximum
     rows = []
-    for variant, runs in group.variants.items():
+    for variant in group.variants:
         entropies = list(group.entropies(variant).values())
         if not entropies or maximum is None:
             continue
@@ -107,8 +90,6 @@ def entropy_table(group: GroupResults) -> Table:
             shares = [float(of(e.reshape(-1), maximum)) for e in part if e.size]
             return 100 * float(np.mean(shares)) if shares else None
 
-        model = next(iter(runs.values())).entry.config.model
-        published = find_published(model, notation(model))
         rows.append(
             (
                 variant,
@@ -117,8 +98,6 @@ def entropy_table(group: GroupResults) -> Table:
                 share([e[half:] for e in entropies]),
                 share(entropies),
                 share(entropies, collapse_share),
-                published and published.early_overload,
-                published and published.overload,
             )
         )
     return Table(columns, tuple(rows))
@@ -205,3 +184,18 @@ def shown_runs(group: GroupResults) -> list[Measured]:
     """One run of each variant, of its first seed: what the figures show."""
     first = (next(iter(runs.values())) for runs in group.variants.values())
     return [run for run in first if run.run is not None]
+
+
+def without_result(runs: Mapping[int, Measured]) -> str:
+    """The runs of a variant that did not finish, and how they ended."""
+    return ", ".join(
+        f"{run.outcome.status} (seed {seed})"
+        for seed, run in runs.items()
+        if run.outcome.status != "finished"
+    )
+
+
+def _setting(config: Config, key: str) -> str:
+    section, _, name = key.partition(".")
+    value = config.to_dict()[section][name]
+    return f"{value:g}" if isinstance(value, float) else str(value)

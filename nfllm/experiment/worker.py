@@ -1,4 +1,4 @@
-"""One run of a grid, in a process of its own: training, then the test of the cause.
+"""One run of a grid, in a process of its own: training, then what is measured once, at the end.
 
 The config comes as JSON on standard input; the exit status tells the end (`DIVERGED`).
 """
@@ -22,6 +22,9 @@ def main() -> None:
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--parent", type=int, required=True, help="process to end with")
     parser.add_argument("--cores", help="cores of a CPU to stay on, separated by commas")
+    parser.add_argument(
+        "--linear-replacement", action="store_true", help="measure how linear the MLPs are"
+    )
     options = parser.parse_args()
     _end_with(options.parent)
     if options.cores:
@@ -47,7 +50,8 @@ def main() -> None:
         sys.exit(f"error: {error}")
     if result.interrupted:
         sys.exit(128 + result.interrupted)
-    write_cause(options.run)
+    if options.linear_replacement:
+        write_cause(options.run)
 
 
 def _end_with(parent: int) -> None:

@@ -12,17 +12,9 @@ from nfllm.experiment.measured import GroupResults, read_group
 from nfllm.experiment.outcome import Outcome
 from nfllm.experiment.provenance import Provenance, read_provenance
 from nfllm.experiment.results import results_markdown
-from nfllm.experiment.tables import (
-    cause_by_layer_table,
-    cause_table,
-    entropy_table,
-    perplexity_table,
-    problem_table,
-    shown_runs,
-    verdict_table,
-)
-from nfllm.experiment.verdicts import INCONCLUSIVE, judge_claims
-from nfllm.report.page import Block, Rows, Section
+from nfllm.experiment.sections import comparison_sections
+from nfllm.experiment.tables import problem_table, shown_runs
+from nfllm.report.page import Rows, Section
 from nfllm.report.runs import read_runs
 from nfllm.report.sections import figure_sections
 from nfllm.report.write import write_page
@@ -43,20 +35,20 @@ def write_results(
         for name, group in experiment.groups.items()
     ]
     records = read_provenance(out)
-    sections = list(_sections(experiment, groups, entries, outcomes, out))
-    page = write_page("Experiment", _lead(experiment, records), sections, out / REPORT_DIR)
+    sections = [
+        *_problem_sections(entries, outcomes),
+        *(experiment.sections or comparison_sections)(groups),
+    ]
+    whole = [*sections, *_figure_sections(experiment, groups[0], out)]
+    page = write_page("Experiment", _lead(experiment, records), whole, out / REPORT_DIR)
     results = out / RESULTS_FILE
-    text = results_markdown(experiment, groups, entries, outcomes, records)
+    text = results_markdown(experiment, groups, sections, entries, outcomes, records)
     results.write_text(text, encoding="utf-8")
     return page, results
 
 
-def _sections(
-    experiment: Experiment,
-    groups: Sequence[GroupResults],
-    entries: Sequence[Entry],
-    outcomes: Mapping[str, Outcome],
-    out: Path,
+def _problem_sections(
+    entries: Sequence[Entry], outcomes: Mapping[str, Outcome]
 ) -> Iterator[Section]:
     problems = problem_table(entries, outcomes)
     if problems.rows:
@@ -65,50 +57,14 @@ def _sections(
             "A run that diverged is a result; the others are missing below.",
             [Rows("problems", "", problems)],
         )
-    yield Section(
-        "Verdicts",
-        "Each claim of the paper, and what these runs say of it at their scale. Controls of the "
-        "cause are beyond the paper." + ("" if experiment.conclusive else f" {INCONCLUSIVE}"),
-        [Rows(f"verdicts_{g.name}", g.title, verdict_table(judge_claims(g))) for g in groups],
-    )
-    yield Section(
-        "Perplexity",
-        "Mean evaluation loss over seeds with Student's t interval. Changes are against the "
-        "baseline of the same group and the same seeds.",
-        [Rows(f"perplexity_{g.name}", g.title, perplexity_table(g)) for g in groups],
-    )
-    yield Section(
-        "Overloaded heads",
-        "Shares of heads at the last probe; M is the largest head entropy of the group. Published "
-        "shares refer to the published M of 3.87 nats.",
-        [
-            Rows(f"heads_{g.name}", _titled(g), table)
-            for g in groups
-            if (table := entropy_table(g)).rows
-        ],
-    )
-    causes: list[Block] = []
-    for group in groups:
-        if (table := cause_table(group)).rows:
-            causes.append(Rows(f"cause_{group.name}", group.title, table))
-            by_layer = cause_by_layer_table(group)
-            causes.append(Rows(f"cause_by_layer_{group.name}", "By layer.", by_layer, shown=False))
-    if causes:
-        yield Section(
-            "How linear the MLPs are",
-            "Rise of the evaluation loss when the activations of a half of the layers, or of all, "
-            "are replaced by their best linear fits. A layer that loses nothing is linear.",
-            causes,
-        )
-    shown = [run.entry for run in shown_runs(groups[0])]
-    if not shown:
-        return
-    runs = read_runs(list(dict.fromkeys(out / (e.same_as or e.name) for e in shown)))
-    yield from figure_sections(runs)
 
 
-def _titled(group: GroupResults) -> str:
-    return f"{group.title}; M = {group.maximum:.3f} nats"
+def _figure_sections(experiment: Experiment, group: GroupResults, out: Path) -> Iterator[Section]:
+    """Figures of one run of each variant, under the variant's name."""
+    shown = {run.entry.same_as or run.entry.name: run.entry for run in shown_runs(group)}
+    if shown:
+        runs = read_runs([out / name for name in shown], [e.variant for e in shown.values()])
+        yield from figure_sections(runs, experiment.reference)
 
 
 def _lead(experiment: Experiment, records: Sequence[Provenance]) -> str:
@@ -116,5 +72,6 @@ def _lead(experiment: Experiment, records: Sequence[Provenance]) -> str:
         return experiment.note
     last = records[-1]
     return (
-        f"{experiment.note} Run on {last.device}; {last.date}; commit {last.commit or 'unknown'}."
+        f"{experiment.note} {last.command}; run on {last.device}; {last.date}; commit "
+        f"{last.commit or 'unknown'}."
     )

@@ -11,9 +11,11 @@ from nfllm.config import ModelConfig
 from nfllm.model import intermediates as names
 from nfllm.model.attention_implementation import choose_implementation, queries_per_block
 from nfllm.model.bias import add_bias
+from nfllm.model.cache import start_of, visible_keys, with_earlier
 from nfllm.model.dropout import dropout
 from nfllm.model.intermediates import asked_for, record, record_statistic
 from nfllm.model.normalizations import NORMALIZATIONS
+from nfllm.model.parameters import constant_param
 from nfllm.model.products import einsum_to_float32
 from nfllm.model.rotary import rotate
 
@@ -35,6 +37,7 @@ class Attention(nn.Module):
     def __call__(self, x_BTD: jax.Array, dropout_rows_B: jax.Array | None) -> jax.Array:
         """Maps [B, T, D] to [B, T, D]."""
         config = self.config
+        start_B = start_of(self)
         q_BTHK, k_BTHK, v_BTHK = self._project(x_BTD)
         if config.qk_normalization != "none":
             norm = NORMALIZATIONS[config.qk_normalization]
@@ -42,11 +45,16 @@ class Attention(nn.Module):
             k_BTHK = norm(epsilon=config.norm_epsilon, dtype=self.dtype, name="key_norm")(k_BTHK)
         if config.rotary_dim:
             base = 10_000.0 if config.rotary_base is None else config.rotary_base
-            q_BTHK = rotate(q_BTHK, config.rotary_dim, base)
-            k_BTHK = rotate(k_BTHK, config.rotary_dim, base)
-        record(self, names.QUERY, q_BTHK)
-        record(self, names.KEY, k_BTHK)
-        return self._output(self.mix(q_BTHK, k_BTHK, v_BTHK, dropout_rows_B))
+            q_BTHK = rotate(q_BTHK, config.rotary_dim, base, start_B)
+            k_BTHK = rotate(k_BTHK, config.rotary_dim, base, start_B)
+        q_BTHK = record(self, names.QUERY, q_BTHK)
+        k_BTHK = record(self, names.KEY, k_BTHK)
+        v_BTHK = record(self, names.VALUE, v_BTHK)
+        if start_B is None:
+            return self._output(self.mix(q_BTHK, k_BTHK, v_BTHK, dropout_rows_B))
+        k_BSHK, v_BSHK = with_earlier(self, start_B, k_BTHK, v_BTHK)
+        mixed_BTHK, _ = self._attend(q_BTHK, k_BSHK, v_BSHK, dropout_rows_B, start_B)
+        return self._output(mixed_BTHK)
 
     def mix(
         self,
@@ -148,15 +156,16 @@ class Attention(nn.Module):
         k_BSHK: jax.Array,
         v_BSHK: jax.Array,
         dropout_rows_B: jax.Array | None,
+        start_B: jax.Array | None = None,
     ) -> tuple[jax.Array, Callable[[], jax.Array]]:
-        """Mixes the values for the queries of the last T of S positions.
+        """Mixes the values for the queries of the last T of S positions, or of those at `start_B`.
 
         Probabilities are formed, and can be recorded where T = S. The function that is also
         returned computes their entropy [B, H, T].
         """
-        logits_BHTS = self._logits(q_BTHK, k_BSHK)
+        logits_BHTS = self._logits(q_BTHK, k_BSHK, start_B)
         probs_BHTS = jax.nn.softmax(logits_BHTS)
-        record(self, names.ATTENTION_PROBS, probs_BHTS)
+        probs_BHTS = record(self, names.ATTENTION_PROBS, probs_BHTS)
         entropy = partial(_entropy_by_product, logits_BHTS, probs_BHTS)
         if dropout_rows_B is not None:
             key = self.make_rng("dropout")
@@ -171,20 +180,19 @@ class Attention(nn.Module):
         kernel = self.param("qkv_kernel", init, (config.embed_dim, 3, *heads))
         qkv = jnp.einsum("BTD,DCHK->CBTHK", x_BTD, kernel.astype(self.dtype))
         if config.attention_bias == "all":
-            bias = self.param("qkv_bias", nn.initializers.zeros, (3, *heads))
+            bias = constant_param(self, "qkv_bias", 0.0, (3, *heads))
             qkv = add_bias(qkv, bias[:, None, None])
         q, k, v = qkv
         if config.attention_bias == "qk":
-            bias = self.param("qk_bias", nn.initializers.zeros, (2, *heads))
+            bias = constant_param(self, "qk_bias", 0.0, (2, *heads))
             q, k = add_bias(q, bias[0]), add_bias(k, bias[1])
         return q, k, v
 
-    def _logits(self, q_BTHK: jax.Array, k_BSHK: jax.Array) -> jax.Array:
+    def _logits(self, q_BTHK: jax.Array, k_BSHK: jax.Array, start_B: jax.Array | None) -> jax.Array:
         """Scaled scores, float32, with the most negative finite number where key > query."""
-        queries, keys = q_BTHK.shape[1], k_BSHK.shape[1]
-        visible_11TS = jnp.tril(jnp.ones((1, 1, queries, keys), dtype=bool), k=keys - queries)
+        visible_11TS = visible_keys(q_BTHK.shape[1], k_BSHK.shape[1], start_B)
         scores, logits_BHTS = self._scores(q_BTHK, k_BSHK, visible_11TS)
-        record(self, names.ATTENTION_LOGITS, logits_BHTS, where=visible_11TS)
+        logits_BHTS = record(self, names.ATTENTION_LOGITS, logits_BHTS, where=visible_11TS)
         record_statistic(
             self,
             names.LOGIT_MAX_ABS,
@@ -205,15 +213,15 @@ class Attention(nn.Module):
 
     def _output(self, mixed_BTHK: jax.Array) -> jax.Array:
         config = self.config
+        mixed_BTHK = record(self, names.HEAD_OUT, mixed_BTHK)
         init = nn.initializers.normal(config.block_init_std)
         shape = (config.num_heads, config.head_dim, config.embed_dim)
         kernel = self.param("out_kernel", init, shape)
         y_BTD = jnp.einsum("BTHK,HKD->BTD", mixed_BTHK, kernel.astype(self.dtype))
         if config.attention_bias == "all":
-            bias = self.param("out_bias", nn.initializers.zeros, (config.embed_dim,))
+            bias = constant_param(self, "out_bias", 0.0, (config.embed_dim,))
             y_BTD = add_bias(y_BTD, bias)
-        record(self, names.ATTENTION_OUT, y_BTD)
-        return y_BTD
+        return record(self, names.ATTENTION_OUT, y_BTD)
 
 
 def _entropy_by_product(logits_BHTS: jax.Array, probs_BHTS: jax.Array) -> jax.Array:

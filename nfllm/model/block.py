@@ -14,6 +14,7 @@ from nfllm.model.bias import add_bias
 from nfllm.model.dropout import dropout
 from nfllm.model.intermediates import record, record_size, record_statistic
 from nfllm.model.normalizations import NORMALIZATIONS
+from nfllm.model.parameters import constant_param
 
 
 class Mlp(nn.Module):
@@ -34,16 +35,16 @@ class Mlp(nn.Module):
         out_kernel = self.param("out_kernel", init, (config.mlp_width, config.embed_dim))
         pre_BTF = x_BTD @ in_kernel.astype(self.dtype)
         if config.mlp_bias:
-            in_bias = self.param("in_bias", nn.initializers.zeros, (config.mlp_width,))
+            in_bias = constant_param(self, "in_bias", 0.0, (config.mlp_width,))
             pre_BTF = add_bias(pre_BTF, in_bias)
+        pre_BTF = record(self, names.MLP_PRE, pre_BTF)
         post_BTF = ACTIVATIONS[config.activation](pre_BTF, self._coefficient(model_slope))
+        post_BTF = record(self, names.MLP_POST, post_BTF)
         y_BTD = post_BTF @ out_kernel.astype(self.dtype)
         if config.mlp_bias:
-            out_bias = self.param("out_bias", nn.initializers.zeros, (config.embed_dim,))
+            out_bias = constant_param(self, "out_bias", 0.0, (config.embed_dim,))
             y_BTD = add_bias(y_BTD, out_bias)
-        record(self, names.MLP_PRE, pre_BTF)
-        record(self, names.MLP_POST, post_BTF)
-        record(self, names.MLP_OUT, y_BTD)
+        y_BTD = record(self, names.MLP_OUT, y_BTD)
         record_size(self, names.MLP_PRE, pre_BTF)
         # What enters the activation is x times a matrix: D x D instead of F x F for the covariance.
         record_statistic(
@@ -68,7 +69,7 @@ class Mlp(nn.Module):
             return config.slope
         if model_slope is not None:
             return model_slope
-        return self.param("slope", nn.initializers.constant(config.slope), ())
+        return constant_param(self, "slope", config.slope)
 
 
 class Block(nn.Module):
@@ -89,13 +90,15 @@ class Block(nn.Module):
         attention = Attention(config, self.dtype, name="attention")
         mlp = Mlp(config, self.dtype, name="mlp")
 
-        record(self, names.RESIDUAL, x_BTD)
+        x_BTD = record(self, names.RESIDUAL, x_BTD)
         record_size(self, names.RESIDUAL, x_BTD)
+        attention_in_BTD = record(self, names.ATTENTION_IN, attention_norm(x_BTD))
         attended_BTD = x_BTD + self._drop(
-            attention(attention_norm(x_BTD), dropout_rows_B), dropout_rows_B
+            attention(attention_in_BTD, dropout_rows_B), dropout_rows_B
         )
         mlp_input_BTD = x_BTD if config.architecture == "gpt_neox" else attended_BTD
-        update_BTD = mlp(mlp_norm(mlp_input_BTD), model_slope)
+        mlp_in_BTD = record(self, names.MLP_IN, mlp_norm(mlp_input_BTD))
+        update_BTD = mlp(mlp_in_BTD, model_slope)
         return attended_BTD + self._drop(update_BTD, dropout_rows_B), None
 
     def _drop(self, x_BTD: jax.Array, rows_B: jax.Array | None) -> jax.Array:

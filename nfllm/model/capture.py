@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from nfllm.model import intermediates as names
 from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import INTERMEDIATES
+from nfllm.model.patch import Patch, patch_variables
 from nfllm.model.token_ids import check_token_ids
 
 
@@ -21,18 +23,24 @@ class Captured(NamedTuple):
     """
 
     residual: jax.Array  # [L+1, B, T, D]
+    attention_in: jax.Array  # [L, B, T, D], after the normalization
     query: jax.Array  # [L, B, T, H, K]
     key: jax.Array  # [L, B, T, H, K]
+    value: jax.Array  # [L, B, T, H, K]
     attention_logits: jax.Array  # [L, B, H, T, S]
     attention_probs: jax.Array  # [L, B, H, T, S]
+    head_out: jax.Array  # [L, B, T, H, K], values mixed by each head, before the output matrix
     attention_out: jax.Array  # [L, B, T, D], what attention adds to the residual stream
+    mlp_in: jax.Array  # [L, B, T, D], after the normalization
     mlp_pre: jax.Array  # [L, B, T, F]
     mlp_post: jax.Array  # [L, B, T, F]
     mlp_out: jax.Array  # [L, B, T, D], what the MLP adds to the residual stream
     logits: jax.Array  # [B, T, V]
 
 
-def capture(model: Decoder, params: Any, tokens_BT: jax.Array) -> Captured:
+def capture(
+    model: Decoder, params: Any, tokens_BT: jax.Array, *, patches: Sequence[Patch] = ()
+) -> Captured:
     """The intermediates of `model` on `tokens_BT`, in the model's own types.
 
     Memory is that of the result: 2 * L B H T² numbers for the attention maps alone. To stream
@@ -42,12 +50,14 @@ def capture(model: Decoder, params: Any, tokens_BT: jax.Array) -> Captured:
       model: the decoder.
       params: its parameters.
       tokens_BT: `[B, T]` token ids, T at most the context length.
+      patches: values that take the place of some that the model computes; see
+        `nfllm.interventions`.
 
     Returns:
       The arrays named in `Captured`, with their shapes.
 
     Raises:
-      ValueError: a token id is no row of the model's table.
+      ValueError: a token id is no row of the model's table, or a patch does not fit its site.
 
     Example:
       >>> import nfllm
@@ -56,25 +66,38 @@ def capture(model: Decoder, params: Any, tokens_BT: jax.Array) -> Captured:
       >>> entropy_LBHT = nfllm.analysis.attention_entropy(captured.attention_probs)  # nats
     """
     check_token_ids(tokens_BT, model.vocab_size)
-    return _capture(model, params, jnp.asarray(tokens_BT))
+    tokens_BT = jnp.asarray(tokens_BT)
+    variables = patch_variables(patches, site_shapes(model, tokens_BT)) if patches else {}
+    return _capture(model, params, variables, tokens_BT)
+
+
+def site_shapes(model: Decoder, tokens_BT: jax.Array) -> dict[str, tuple[int, ...]]:
+    """The shape of each site that can be patched, on such tokens, as in `Captured`."""
+    config, (B, T) = model.config, tokens_BT.shape
+    L, D, H, F = config.num_layers, config.embed_dim, config.num_heads, config.mlp_width
+    heads, stream = (L, B, T, H, config.head_dim), (L, B, T, D)
+    return {
+        names.RESIDUAL: (L + 1, B, T, D),
+        **dict.fromkeys((names.QUERY, names.KEY, names.VALUE, names.HEAD_OUT), heads),
+        **dict.fromkeys((names.ATTENTION_LOGITS, names.ATTENTION_PROBS), (L, B, H, T, T)),
+        **dict.fromkeys((names.ATTENTION_IN, names.ATTENTION_OUT), stream),
+        **dict.fromkeys((names.MLP_IN, names.MLP_OUT), stream),
+        **dict.fromkeys((names.MLP_PRE, names.MLP_POST), (L, B, T, F)),
+    }
 
 
 @jax.jit(static_argnums=0)
-def _capture(model: Decoder, params: Any, tokens_BT: jax.Array) -> Captured:
-    logits_BTV, state = model.apply({"params": params}, tokens_BT, mutable=[INTERMEDIATES])
+def _capture(
+    model: Decoder, params: Any, patches: dict[str, Any], tokens_BT: jax.Array
+) -> Captured:
+    variables = {"params": params, **patches}
+    logits_BTV, state = model.apply(variables, tokens_BT, mutable=[INTERMEDIATES])
     recorded = state[INTERMEDIATES]
     blocks = recorded["blocks"]
-    attention, mlp = blocks["attention"], blocks["mlp"]
+    sites = {
+        site: (blocks if module is None else blocks[module])[site]
+        for site, module in names.MODULES.items()
+    }
     last = recorded[names.RESIDUAL]
-    return Captured(
-        residual=jnp.concatenate([blocks[names.RESIDUAL], last[None]]),
-        query=attention[names.QUERY],
-        key=attention[names.KEY],
-        attention_logits=attention[names.ATTENTION_LOGITS],
-        attention_probs=attention[names.ATTENTION_PROBS],
-        attention_out=attention[names.ATTENTION_OUT],
-        mlp_pre=mlp[names.MLP_PRE],
-        mlp_post=mlp[names.MLP_POST],
-        mlp_out=mlp[names.MLP_OUT],
-        logits=logits_BTV,
-    )
+    sites[names.RESIDUAL] = jnp.concatenate([sites[names.RESIDUAL], last[None]])
+    return Captured(**sites, logits=logits_BTV)

@@ -12,10 +12,12 @@ from flax import linen as nn
 from nfllm.config import ConfigError, ModelConfig
 from nfllm.model import intermediates as names
 from nfllm.model.block import Block
+from nfllm.model.cache import CACHE, positions, start_of
 from nfllm.model.dropout import dropout
 from nfllm.model.head import unembed
-from nfllm.model.intermediates import COLLECTIONS, record, record_size
+from nfllm.model.intermediates import COLLECTIONS, PATCHES, record, record_size
 from nfllm.model.normalizations import NORMALIZATIONS
+from nfllm.model.parameters import constant_param
 from nfllm.model.tuning import tuning
 
 
@@ -55,7 +57,7 @@ class Decoder(nn.Module):
         if not config.ties_embeddings:
             self.head_embedding = self.param("head_embedding", init, table)
         if config.activation == "learnable_leaky_relu" and config.slope_sharing == "model":
-            self.slope = self.param("slope", nn.initializers.constant(config.slope), ())
+            self.slope = constant_param(self, "slope", config.slope)
         self.blocks = _stacked_blocks(config)(config, self.dtype)
         self.final_norm = NORMALIZATIONS[config.final_normalization](
             epsilon=config.norm_epsilon, dtype=self.dtype
@@ -91,15 +93,22 @@ class Decoder(nn.Module):
             )
         x_BTD = self.token_embedding[tokens_BT]
         if config.architecture == "gpt2":
-            x_BTD = x_BTD + self.position_embedding[None, :length]
+            x_BTD = x_BTD + self._position_rows(length)
         if dropout_rows_B is not None:
             key = self.make_rng("dropout")
             x_BTD = dropout(x_BTD, config.embedding_dropout, key, dropout_rows_B)
         slope = self.slope if hasattr(self, "slope") else None
         x_BTD, _ = self.blocks(x_BTD, dropout_rows_B, slope)
-        record(self, names.RESIDUAL, x_BTD)
+        x_BTD = record(self, names.RESIDUAL, x_BTD)
         record_size(self, names.RESIDUAL, x_BTD)
         return self.final_norm(x_BTD)
+
+    def _position_rows(self, length: int) -> jax.Array:
+        """Learned position embeddings of the tokens of this call, [1, T, D], or [B, T, D]."""
+        start_B = start_of(self)
+        if start_B is None:
+            return self.position_embedding[None, :length]
+        return self.position_embedding[positions(length, start_B)]
 
     def head(self, x: jax.Array) -> jax.Array:
         """Logits [..., V], float32, of hidden states [..., D]."""
@@ -114,7 +123,7 @@ def _stacked_blocks(config: ModelConfig) -> type[Block]:
     block = nn.remat(Block, prevent_cse=not scan) if config.remat else Block
     return nn.scan(
         block,
-        variable_axes={"params": 0, **dict.fromkeys(COLLECTIONS, 0)},
+        variable_axes=dict.fromkeys(("params", CACHE, PATCHES, *COLLECTIONS), 0),
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,
         length=config.num_layers,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from nfllm.analysis.numerics import count_nonfinite
+from nfllm.analysis.numerics import LAYER_SITES, count_nonfinite
 from nfllm.analysis.signal import rms
 
 INTERMEDIATES = "intermediates"
@@ -22,13 +22,19 @@ STATISTICS = "statistics"
 COUNTS = "counts"
 BY_PRODUCTS = "by_products"
 COLLECTIONS = (INTERMEDIATES, STATISTICS, COUNTS, BY_PRODUCTS)
+PATCHES = "patches"
+"""What `nfllm.model.patch` puts in place of recorded tensors: an input, not a record."""
 
 RESIDUAL = "residual"
+ATTENTION_IN = "attention_in"
 QUERY = "query"
 KEY = "key"
+VALUE = "value"
 ATTENTION_LOGITS = "attention_logits"
 ATTENTION_PROBS = "attention_probs"
+HEAD_OUT = "head_out"
 ATTENTION_OUT = "attention_out"
+MLP_IN = "mlp_in"
 MLP_PRE = "mlp_pre"
 MLP_POST = "mlp_post"
 MLP_OUT = "mlp_out"
@@ -45,20 +51,46 @@ WATCHED = (RESIDUAL, ATTENTION_LOGITS, ATTENTION_OUT, MLP_PRE, MLP_OUT)
 """Where telemetry counts. What is not finite elsewhere is not finite at the next of these."""
 
 
+MODULES: dict[str, str | None] = {
+    RESIDUAL: None,
+    ATTENTION_IN: None,
+    QUERY: "attention",
+    KEY: "attention",
+    VALUE: "attention",
+    ATTENTION_LOGITS: "attention",
+    ATTENTION_PROBS: "attention",
+    HEAD_OUT: "attention",
+    ATTENTION_OUT: "attention",
+    MLP_IN: None,
+    MLP_PRE: "mlp",
+    MLP_POST: "mlp",
+    MLP_OUT: "mlp",
+}
+"""The module of a block that records a site; None: the block itself."""
+
+
 def record(
     module: nn.Module, name: str, value: jax.Array, *, where: jax.Array | None = None
-) -> None:
+) -> jax.Array:
     """Records the tensor `value` under `name` when the caller captures intermediates.
+
+    Returns it, or what the caller has put in its place (`nfllm.model.patch`), which is then what is
+    recorded.
 
     When the caller collects counts, counts its entries by kind, of those `where`; when it collects
     statistics, how many of those that telemetry watches are not finite. What `where` leaves out
     must be finite.
     """
+    patch: dict[str, jax.Array] | None = module.get_variable(PATCHES, name, None)
+    if patch is not None:
+        value = jnp.where(patch["where"], patch["value"].astype(value.dtype), value)
     _sow(module, INTERMEDIATES, name, value)
     key = f"{NONFINITE}_{name}"
-    record_statistic(module, key, lambda: count_nonfinite(value, where=where), COUNTS)
+    if name in LAYER_SITES:
+        record_statistic(module, key, lambda: count_nonfinite(value, where=where), COUNTS)
     if name in WATCHED:
         record_statistic(module, key, lambda: jnp.sum(~jnp.isfinite(value)))
+    return value
 
 
 def record_statistic(
@@ -70,8 +102,9 @@ def record_statistic(
 
 
 def asked_for(module: nn.Module) -> frozenset[str]:
-    """Those of `COLLECTIONS` that the caller asks for."""
-    return frozenset(filter(module.is_mutable_collection, COLLECTIONS))
+    """Those of `COLLECTIONS` that the caller asks for, and `PATCHES` where there are any."""
+    patches = {PATCHES} & module.variables.keys()
+    return frozenset(filter(module.is_mutable_collection, COLLECTIONS)) | patches
 
 
 def record_size(module: nn.Module, site: str, x: jax.Array) -> None:

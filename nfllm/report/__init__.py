@@ -9,12 +9,15 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from nfllm.report.reference import Reference
 from nfllm.report.text import ASCII_SHADES, UNICODE_SHADES, entropy_text
 
 __all__ = ["ASCII_SHADES", "UNICODE_SHADES", "entropy_text", "write_report"]
 
 
-def write_report(runs: Sequence[epath.PathLike], out: epath.PathLike) -> epath.Path:
+def write_report(
+    runs: Sequence[epath.PathLike], out: epath.PathLike, reference: Reference | None = None
+) -> epath.Path:
     """Writes the report of one run, or of several side by side.
 
     What is missing or damaged in a run directory is left out, and named on the page.
@@ -23,6 +26,8 @@ def write_report(runs: Sequence[epath.PathLike], out: epath.PathLike) -> epath.P
       runs: run directories.
       out: directory to write `index.html`, `figures/*.png`, `figures/*.pdf` and `tables/*.csv`
         into; made where it does not exist. Files of an earlier report are replaced.
+      reference: published numbers to show beside the runs, such as
+        `nfllm.papers.published.REFERENCE`; None for none.
 
     Returns:
       The path of `index.html`, which loads nothing, neither from the network nor from beside it.
@@ -36,4 +41,4 @@ def write_report(runs: Sequence[epath.PathLike], out: epath.PathLike) -> epath.P
     """
     from nfllm.report.write import write
 
-    return write(runs, out)
+    return write(runs, out, reference)

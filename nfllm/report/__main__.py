@@ -25,9 +25,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.out is None and len(options.runs) > 1:
         parser.error("several runs need --out DIR")
+    # A program may look up the list of packages, for the numbers of the paper; the report may not.
+    from nfllm.papers.published import REFERENCE
+
     out = options.out or epath.Path(options.runs[0]) / REPORT_DIR
     try:
-        print(write_report(options.runs, out))
+        print(write_report(options.runs, out, REFERENCE))
     except (RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -22,7 +22,7 @@ from nfllm.report import figures
 from nfllm.report.figures import Curve, Heatmap, LayerCurves
 from nfllm.report.heatmap import heatmap_html, scale_html
 from nfllm.report.page import Block, Markup, Pictures, Rows, Section
-from nfllm.report.published import find_published
+from nfllm.report.reference import Reference
 from nfllm.report.runs import Run, notation
 from nfllm.report.tables import HeadSummary, entropy_table, heads_table
 
@@ -62,7 +62,7 @@ class _Group(NamedTuple):
         return [Heatmap(run.label, run.last("entropy_nats"), self.ceiling) for run in self.runs]
 
 
-def entropy_sections(runs: Sequence[Run]) -> Iterator[Section]:
+def entropy_sections(runs: Sequence[Run], reference: Reference | None = None) -> Iterator[Section]:
     """Heatmaps, histogram and layer-wise entropy of the runs that recorded entropies."""
     recorded = [run for run in runs if "entropy_nats" in run.series]
     if not recorded:
@@ -85,10 +85,10 @@ def entropy_sections(runs: Sequence[Run]) -> Iterator[Section]:
     yield Section(
         "Head entropy by quarters",
         "Share of heads in each quarter of M, the largest head entropy observed in the runs of one "
-        "context length (the paper's reference). Heads in the top quarter are overloaded, as all "
-        "are before they have learned anything, since attention starts out uniform; heads in the "
-        "bottom one are collapsed. Published rows refer to their own M of 3.87 nats.",
-        [block for group in groups for block in _histogram_blocks(group)],
+        "context length. Heads in the top quarter are overloaded, as all are before they have "
+        "learned anything, since attention starts out uniform; heads in the bottom one are "
+        "collapsed." + ("" if reference is None else f" {reference.histogram_note}"),
+        [block for group in groups for block in _histogram_blocks(group, reference)],
     )
     yield Section(
         "Layer entropy through training",
@@ -123,7 +123,7 @@ def _heatmap_blocks(group: _Group, alone: bool) -> Iterator[Block]:
     )
 
 
-def _histogram_blocks(group: _Group) -> Iterator[Block]:
+def _histogram_blocks(group: _Group, reference: Reference | None) -> Iterator[Block]:
     maximum = group.observed
     if maximum is None:
         yield Markup(f"<p>{group.name} No head of these runs has a finite entropy above 0.</p>")
@@ -133,9 +133,11 @@ def _histogram_blocks(group: _Group) -> Iterator[Block]:
     for run in group.runs:
         labels.append(run.label)
         shares.append(np.asarray(head_histogram(run.last("entropy_nats"), maximum)))
-        if run.model is None or f"{notation(run.model)}, published" in labels:
+        if reference is None or run.model is None:
             continue
-        published = find_published(run.model, notation(run.model))
+        if f"{notation(run.model)}, published" in labels:
+            continue
+        published = reference.find(run.model, notation(run.model))
         if published is not None and published.head_shares is not None:
             labels.append(f"{notation(run.model)}, published")
             shares.append(published.head_shares)

@@ -102,8 +102,13 @@ def notation(model: ModelConfig) -> str:
     return f"SM{normalization}{activation}"
 
 
-def read_runs(paths: Sequence[epath.PathLike]) -> list[Run]:
+def read_runs(paths: Sequence[epath.PathLike], labels: Sequence[str] | None = None) -> list[Run]:
     """Reads each run directory; a fault in one becomes a warning of that run.
+
+    Args:
+      paths: run directories.
+      labels: one for each run; None for the notation of its model, with its name where that is not
+        its own.
 
     Raises:
       RunError: a path is not a directory, or is named twice.
@@ -119,10 +124,12 @@ def read_runs(paths: Sequence[epath.PathLike]) -> list[Run]:
     notations = ["" if record is None else notation(record.config.model) for record, _ in records]
     counts = Counter(notations)
     runs = []
-    for directory, name, short, (record, faults) in zip(
-        directories, names, notations, records, strict=True
+    for index, (directory, name, short, (record, faults)) in enumerate(
+        zip(directories, names, notations, records, strict=True)
     ):
         label = " · ".join(filter(None, [short, name if counts[short] > 1 or not short else ""]))
+        if labels is not None:
+            label = labels[index]
         metrics = read_metrics(directory)
         faults += metrics.warnings
         series = _series(metrics, faults)

@@ -10,7 +10,7 @@ from typing import Any
 from nfllm.report.entropy_sections import entropy_sections
 from nfllm.report.nonfinite_sections import nonfinite_sections
 from nfllm.report.page import Block, Markup, Rows, Section, details_html, list_html, table_html
-from nfllm.report.published import BASELINE, Published, find_published
+from nfllm.report.reference import Published, Reference
 from nfllm.report.runs import Run, notation
 from nfllm.report.tables import (
     Column,
@@ -28,25 +28,25 @@ from nfllm.report.training_sections import (
     spectrum_sections,
 )
 
+_BASELINE = "SM+LN+G"  # the usual decoder
 _MOST_WARNINGS = 12
 
 
-def build_sections(runs: Sequence[Run]) -> list[Section]:
+def build_sections(runs: Sequence[Run], reference: Reference | None = None) -> list[Section]:
     """Every section that the runs have data for, in the order of the page."""
-    makers = (
-        _warning_sections,
-        _result_sections,
-        _difference_sections,
-        figure_sections,
-        _record_sections,
-    )
-    return [section for make in makers for section in make(runs)]
+    return [
+        *_warning_sections(runs),
+        *_result_sections(runs, reference),
+        *_difference_sections(runs),
+        *figure_sections(runs, reference),
+        *_record_sections(runs),
+    ]
 
 
-def figure_sections(runs: Sequence[Run]) -> Iterator[Section]:
+def figure_sections(runs: Sequence[Run], reference: Reference | None = None) -> Iterator[Section]:
     """Entropy, losses, signal, spectra, slopes and non-finite values, as far as recorded."""
+    yield from entropy_sections(runs, reference)
     for make in (
-        entropy_sections,
         loss_sections,
         signal_sections,
         spectrum_sections,
@@ -68,13 +68,14 @@ def _warning_sections(runs: Sequence[Run]) -> Iterator[Section]:
         yield Section("What could not be read", "", [Markup(f"<ul class=warnings>{content}</ul>")])
 
 
-def _result_sections(runs: Sequence[Run]) -> Iterator[Section]:
+def _result_sections(runs: Sequence[Run], reference: Reference | None) -> Iterator[Section]:
     named = {run.label: notation(run.model) for run in runs if run.model is not None}
-    baseline = next((label for label, name in named.items() if name == BASELINE), None)
+    usual = _BASELINE if reference is None else reference.baseline
+    baseline = next((label for label, name in named.items() if name == usual), None)
     if baseline is None and len(runs) > 1:
         baseline = next(iter(named), None)
-    published_baseline = BASELINE if baseline is None else named[baseline]
-    results = [_result(run, published_baseline) for run in runs]
+    published_baseline = usual if baseline is None else named[baseline]
+    results = [_result(run, published_baseline, reference) for run in runs]
     lead = (
         "Perplexity is exp(mean loss) over the validation split. SM is softmax attention, LN "
         "LayerNorm in every block, G GELU, R ReLU; what a name lacks, the model lacks."
@@ -86,14 +87,8 @@ def _result_sections(runs: Sequence[Run]) -> Iterator[Section]:
             " Runs on other data, or more or less of it, with another tokenizer or context length "
             "than the baseline have no change against it, since perplexities do not compare there."
         )
-    models = [_published(run) for run in runs]
-    names = dict.fromkeys(found.model for found in models if found is not None)
-    if names:
-        lead += (
-            f" Published numbers are of {' and '.join(names)}, trained on 2.1 B tokens of "
-            "CodeParrot (arXiv 2410.09637); for another size, corpus or tokenizer only the changes "
-            "compare."
-        )
+    if reference is not None and any(_published(run, reference) for run in runs):
+        lead += f" {reference.source}"
     blocks = [
         Rows("perplexity", "", perplexity_table(results, baseline, published_baseline)),
         *_seed_blocks(runs),
@@ -101,12 +96,14 @@ def _result_sections(runs: Sequence[Run]) -> Iterator[Section]:
     yield Section("Result", lead, blocks)
 
 
-def _result(run: Run, published_baseline: str) -> Result:
+def _result(run: Run, published_baseline: str, reference: Reference | None) -> Result:
     config = None if run.record is None else run.record.config
     steps = f"{run.step:,}" if config is None else f"{run.step:,} of {config.training.steps:,}"
     tokens = run.last("tokens")
-    published = _published(run)
-    reference = None if run.model is None else find_published(run.model, published_baseline)
+    published = _published(run, reference)
+    compared = None
+    if reference is not None and run.model is not None:
+        compared = reference.find(run.model, published_baseline)
     perplexity = None if published is None else published.perplexity
     return Result(
         label=run.label,
@@ -117,7 +114,7 @@ def _result(run: Run, published_baseline: str) -> Result:
         perplexity=run.last("eval_perplexity"),
         comparable=(*_data(run), tokens),
         published_perplexity=perplexity,
-        published_change=percent_change(perplexity, reference and reference.perplexity),
+        published_change=percent_change(perplexity, compared and compared.perplexity),
     )
 
 
@@ -147,8 +144,10 @@ def _data(run: Run) -> tuple[Any, ...]:
     return record.data_fingerprint, record.vocab_size, record.config.model.context_length
 
 
-def _published(run: Run) -> Published | None:
-    return None if run.model is None else find_published(run.model, notation(run.model))
+def _published(run: Run, reference: Reference | None) -> Published | None:
+    if reference is None or run.model is None:
+        return None
+    return reference.find(run.model, notation(run.model))
 
 
 def _difference_sections(runs: Sequence[Run]) -> Iterator[Section]:

@@ -92,7 +92,7 @@ def spectrum_sections(runs: Sequence[Run]) -> Iterator[Section]:
 def slope_sections(runs: Sequence[Run]) -> Iterator[Section]:
     """Learned slopes through training, beside what weight decay alone would make of them."""
     panels = [
-        LayerCurves(run.label, *run.series["negative_slopes"], _without_gradient(run))
+        LayerCurves(run.label, *run.series["negative_slopes"], slopes_without_gradient(run))
         for run in runs
         if "negative_slopes" in run.series
     ]
@@ -103,6 +103,20 @@ def slope_sections(runs: Sequence[Run]) -> Iterator[Section]:
             "gradient.",
             [_through_training("negative_slopes", "", panels, "slope for x < 0")],
         )
+
+
+def slopes_without_gradient(run: Run) -> Curve | None:
+    """What the slopes would be at the recorded steps if only weight decay acted on them."""
+    if run.record is None:
+        return None
+    config = run.record.config
+    steps = run.series["negative_slopes"][0]
+    names = run.record.decayed_parameters
+    if not any(name.rpartition(".")[2] == "slope" for name in names):
+        return Curve("start (no decay)", steps, np.full(len(steps), config.model.slope))
+    rates = make_schedule(config.optimizer, config.training.steps)(jnp.arange(steps[-1]))
+    values = weight_decay_curve(config.model.slope, rates, config.optimizer.weight_decay)
+    return Curve("decay alone", steps, np.asarray(values)[steps])
 
 
 def _profile(runs: Sequence[Run], field: str, xlabel: str, ylabel: str) -> Iterator[Pictures]:
@@ -125,17 +139,3 @@ def _through_training(
     limits = figures.common_range(panels, log=log)
     each = [figures.layer_curves([panel], ylabel, limits, log=log) for panel in panels]
     return Pictures(name, caption, figures.layer_curves(panels, ylabel, limits, log=log), each)
-
-
-def _without_gradient(run: Run) -> Curve | None:
-    """What the slopes would be at the recorded steps if only weight decay acted on them."""
-    if run.record is None:
-        return None
-    config = run.record.config
-    steps = run.series["negative_slopes"][0]
-    names = run.record.decayed_parameters
-    if not any(name.rpartition(".")[2] == "slope" for name in names):
-        return Curve("start (no decay)", steps, np.full(len(steps), config.model.slope))
-    rates = make_schedule(config.optimizer, config.training.steps)(jnp.arange(steps[-1]))
-    values = weight_decay_curve(config.model.slope, rates, config.optimizer.weight_decay)
-    return Curve("decay alone", steps, np.asarray(values)[steps])

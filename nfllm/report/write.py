@@ -8,15 +8,18 @@ from etils import epath
 
 from nfllm.report import render
 from nfllm.report.page import Block, Markup, Pictures, Rows, Section, render_page
+from nfllm.report.reference import Reference
 from nfllm.report.runs import Run, read_runs
 from nfllm.report.sections import build_sections
 from nfllm.rundir import run_directory
 
 
-def write(runs: Sequence[epath.PathLike], out: epath.PathLike) -> epath.Path:
+def write(
+    runs: Sequence[epath.PathLike], out: epath.PathLike, reference: Reference | None = None
+) -> epath.Path:
     """See `nfllm.report.write_report`."""
     read = read_runs(runs)
-    return write_page(_title(read), _lead(read), build_sections(read), out)
+    return write_page(_title(read), _lead(read), build_sections(read, reference), out)
 
 
 def write_page(

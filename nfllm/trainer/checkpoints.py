@@ -212,33 +212,47 @@ def _in_all_processes(step: int, doing: str) -> Iterator[None]:
             raise _DamagedError(other + where)
 
 
-def restore_params(run: epath.PathLike) -> tuple[int, Any]:
-    """Step and parameters of the newest whole checkpoint of a run, as numpy arrays.
+def restore_params(run: epath.PathLike, step: int | None = None) -> tuple[int, Any]:
+    """Step and parameters of a checkpoint of a run, as numpy arrays.
 
-    The devices that trained the run need not be there. A damaged checkpoint is passed over with a
-    warning.
+    The devices that trained the run need not be there.
+
+    Args:
+      run: the run directory.
+      step: of the checkpoint; None: the newest whole one, where a damaged one is passed over with a
+        warning.
 
     Raises:
-      RunError: the run has no checkpoint that can be read, or one is newer than this nfllm reads.
+      RunError: the run has no such checkpoint, or none that can be read, or it is newer than this
+        nfllm reads.
     """
     directory = run_directory(run) / CHECKPOINTS_DIR
     if not directory.exists():
         raise RunError(f"{directory} does not exist; train the run until its first checkpoint")
     faults: list[str] = []
     with open_reader(directory, ocp.PyTreeCheckpointHandler) as manager:
-        for step in sorted(manager.all_steps(), reverse=True):
+        kept = sorted(manager.all_steps())
+        listed = ", ".join(map(str, kept)) or "none"
+        if step is not None and step not in kept:
+            raise RunError(
+                f"{directory.parent} has no checkpoint of step {step}; it holds {listed} "
+                "(checkpoint.every, keep and keep_every say which are written and kept)"
+            )
+        for candidate in kept[::-1] if step is None else [step]:
             try:
-                notes = read_notes(manager, step)
-                check_format(directory, step, notes)
-                check_files(directory, step)
-                params = read_params(manager, step)
+                notes = read_notes(manager, candidate)
+                check_format(directory, candidate, notes)
+                check_files(directory, candidate)
+                params = read_params(manager, candidate)
                 check_sums(named_checksums(params, ".params"), notes)
-                return step, params
+                return candidate, params
             except RunError:
                 raise
             except Exception as error:
-                faults.append(describe_damage(step, reason(error)))
+                faults.append(describe_damage(candidate, reason(error)))
                 logging.warning("%s: %s", directory, faults[-1])
+    if step is not None:
+        raise RunError(f"{directory}: {faults[0]}; load another of {listed}")
     raise RunError(
         f"{directory} has no checkpoint that can be read ({'; '.join(faults) or 'none'})"
     )

@@ -19,10 +19,10 @@ from jax.experimental import multihost_utils
 from nfllm.analysis import to_host
 from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
+from nfllm.measure.metrics import DEFAULT_METRICS, Metric, find_metrics, observe
 from nfllm.model.capture import capture
 from nfllm.model.decoder import Decoder
 from nfllm.model.token_ids import check_token_ids
-from nfllm.streaming_metrics import DEFAULT_METRICS, Metric, find_metrics, observe
 
 Put = Callable[[np.ndarray], jax.Array]
 
@@ -42,7 +42,7 @@ def analyze(
       params: its parameters.
       batches: token ids `[B, T]`, or batches with labels, whose filler rows (no label at all, as
         `evaluation_batches` adds them) are left out. With several processes, each passes its share.
-      metrics: names from `streaming_metrics.METRICS`, or metrics of your own.
+      metrics: names from `nfllm.measure.metrics.METRICS`, or metrics of your own.
       put: places token ids on devices of this process; `Placement(config).put_probe` spreads them
         over all.
 

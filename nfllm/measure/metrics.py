@@ -15,6 +15,7 @@ import numpy as np
 
 from nfllm import analysis
 from nfllm.analysis import Comoments, Covariance, Moments, UnitActivity
+from nfllm.analysis.numerics import LAYER_SITES
 from nfllm.config import suggest
 from nfllm.model.capture import Captured
 
@@ -178,7 +179,7 @@ def _root_mean_square(state: Moments) -> np.ndarray:
 
 def _ledger(x: Observed) -> analysis.Ledger:
     captured = x.captured
-    sites = {name: getattr(captured, name) for name in captured._fields}
+    sites = {name: getattr(captured, name) for name in (*LAYER_SITES, "logits")}
     length = captured.attention_logits.shape[-1]
     return analysis.ledger(sites, where={"attention_logits": analysis.causal_mask(length)})
 

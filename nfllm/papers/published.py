@@ -8,11 +8,12 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import json
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from nfllm.config import ModelConfig
+from nfllm.report.reference import Published, Reference
 
 BASELINE = "SM+LN+G"
 
@@ -23,21 +24,6 @@ _ROWS = {
     ("gpt_neox", 256): "pythia70m_T256",
 }
 _MODELS = {"gpt2": "GPT-2 with 12 layers", "gpt_neox": "Pythia-70M"}
-
-
-class Published(NamedTuple):
-    """What was published for one model.
-
-    `head_shares` are the fractions of heads in the four quarters of M = 3.87 nats, `[4]`; the
-    overload shares are percent of heads with 3/4 M or more, in the first half of the layers and in
-    all. Numbers are None where none was published, or the run diverged.
-    """
-
-    model: str
-    perplexity: float | None
-    head_shares: np.ndarray | None
-    early_overload: float | None
-    overload: float | None
 
 
 def find_published(model: ModelConfig, notation: str) -> Published | None:
@@ -68,7 +54,21 @@ def find_published(model: ModelConfig, notation: str) -> Published | None:
     )
 
 
+REFERENCE = Reference(
+    find=find_published,
+    baseline=BASELINE,
+    source=(
+        f"Published numbers are of {' and '.join(_MODELS.values())}, trained on 2.1 B tokens of "
+        "CodeParrot (arXiv 2410.09637); for another size, corpus or tokenizer only the changes "
+        "compare."
+    ),
+    histogram_note=(
+        "The paper takes the same reference. Published rows refer to their own M of 3.87 nats."
+    ),
+)
+
+
 @functools.cache
 def _published() -> dict[str, Any]:
-    file = importlib.resources.files("nfllm.report").joinpath("published.json")
+    file = importlib.resources.files("nfllm.papers").joinpath("published.json")
     return json.loads(file.read_text("utf-8"))

@@ -16,12 +16,12 @@ import numpy as np
 from nfllm.analysis import LinearFit
 from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
+from nfllm.measure.analyze import merge_across_processes, of_this_process
 from nfllm.model import intermediates as names
 from nfllm.model.block import Mlp
 from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import INTERMEDIATES
 from nfllm.model.token_ids import check_token_ids
-from nfllm.streaming import merge_across_processes, of_this_process
 from nfllm.training.loss import count_targets, next_token_loss
 
 _FIT = "linear_fit"

@@ -1,0 +1,93 @@
+"""From intervals to decisions: ratios of means, p-values by inversion, many claims at once."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.stats import t as student_t
+
+from nfllm.analysis.intervals import Interval
+
+_SMALLEST_P = 1e-9
+
+
+def ratio_interval(
+    numerators: Sequence[float], denominators: Sequence[float], *, confidence: float = 0.95
+) -> Interval:
+    """Ratio of two means over the same seeds, with Fieller's interval (JRSS B 16, 1954).
+
+    The interval holds every ratio r for which the numbers a[i] - r b[i] do not differ from zero by
+    Student's t test, the solutions of (ā - r b̄)² <= t² (s_aa - 2 r s_ab + r² s_bb) / n. Where the
+    mean of the denominators does not differ from zero, any ratio is possible: the bounds are
+    infinite.
+
+    Args:
+      numerators: a, one a seed.
+      denominators: b, of the same seeds.
+      confidence: coverage, between 0 and 1.
+
+    Returns:
+      ā / b̄ and its bounds; NaN bounds for one seed.
+
+    Raises:
+      ValueError: no seed, or not equally many.
+    """
+    a, b = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
+    if a.shape != b.shape or a.ndim != 1 or a.size == 0:
+        raise ValueError(f"expected as many numerators as denominators, got {a.shape}, {b.shape}")
+    mean_a, mean_b = float(a.mean()), float(b.mean())
+    ratio = mean_a / mean_b if mean_b else math.nan
+    if len(a) < 2:
+        return Interval(ratio, math.nan, math.nan)
+    (aa, ab), (_, bb) = (np.cov(a, b, ddof=1) / len(a)).tolist()
+    t2 = float(student_t.ppf((1 + confidence) / 2, len(a) - 1)) ** 2
+    square = mean_b**2 - t2 * bb
+    if square <= 0:
+        return Interval(ratio, -math.inf, math.inf)
+    linear = mean_a * mean_b - t2 * ab
+    root = math.sqrt(max(0.0, linear**2 - square * (mean_a**2 - t2 * aa)))
+    return Interval(ratio, (linear - root) / square, (linear + root) / square)
+
+
+def p_value(interval_at: Callable[[float], Interval], null: float) -> float:
+    """Two-sided p of `null`: one minus the largest confidence whose interval leaves it out.
+
+    Args:
+      interval_at: the interval at a confidence between 0 and 1, wider the larger that is.
+      null: the value to be rejected.
+
+    Returns:
+      p, not below 1e-9; NaN where the interval has no bounds.
+    """
+    if any(math.isnan(bound) for bound in interval_at(0.95)):
+        return math.nan
+
+    def leaves_out(p: float) -> bool:
+        _, low, high = interval_at(1 - p)
+        return not low <= null <= high
+
+    low, high = math.log(_SMALLEST_P), math.log(1 - 1e-9)
+    if leaves_out(math.exp(low)):
+        return _SMALLEST_P
+    if not leaves_out(math.exp(high)):
+        return 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if leaves_out(math.exp(middle)) else (middle, high)
+    return math.exp(high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values (Scandinavian Journal of Statistics 6, 1979), in the order given.
+
+    Of m claims sorted by p, the i-th has max over j <= i of min(1, (m - j + 1) p_j). Where those of
+    at most 0.05 are rejected, an error in any of the claims has a probability of at most 0.05,
+    however they depend on each other. NaN counts as a claim of which nothing is known, and stays.
+    """
+    adjusted = [math.nan] * len(p_values)
+    known = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
+    highest = 0.0
+    for rank, (p, index) in enumerate(known):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p))
+        adjusted[index] = highest
+    return adjusted

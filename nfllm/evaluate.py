@@ -1,0 +1,95 @@
+"""python -m nfllm.evaluate RUN [--config.data.KEY=VALUE ...]
+
+In Python `nfllm.evaluate` is the function of this name, also after `import nfllm.evaluate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+
+from absl import logging
+
+from nfllm.config import ConfigError, DataConfig
+from nfllm.console import escape_unprintable
+from nfllm.data import corpora
+from nfllm.data.dataset import data_directory
+from nfllm.data.records import MalformedRecordError
+from nfllm.flags import split_overrides
+from nfllm.measure.evaluation import evaluate, validation_texts
+from nfllm.run import Run, load_run
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints loss, perplexity and bits per byte; 2 where the arguments are at fault."""
+    escape_unprintable()
+    parser = argparse.ArgumentParser(
+        prog="python -m nfllm.evaluate",
+        description="Loss, perplexity and bits per byte of a run: on the validation documents that "
+        "it was trained beside, or on all documents of the text that --config.data.KEY=VALUE "
+        "names, with the keys of train.py.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run directory")
+    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
+    parser.add_argument("--batch_size", type=int, default=32, help="windows at a time (32)")
+    parser.add_argument("--max_documents", type=int, help="the first so many; default: all")
+    options, others = parser.parse_known_args(arguments)
+    logging.set_verbosity(logging.WARNING)  # Orbax and TFDS tell of every step
+    try:
+        changes = _changes(others)
+        run = load_run(options.run, step=options.step)
+        texts = _documents(run.config.data, changes) if changes else _own_documents(run)
+        chosen = itertools.islice(texts, options.max_documents)
+        print(f"step {run.step}  {evaluate(run, chosen, batch_size=options.batch_size)}")
+    except (MalformedRecordError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _own_documents(run: Run) -> Iterator[str]:
+    return validation_texts(run.dataset())
+
+
+def _changes(arguments: Sequence[str]) -> dict[str, object]:
+    """The keys of `data` that the command line sets."""
+    changes, others = split_overrides(list(arguments))
+    other_keys = [f"--config.{name}" for name in changes if not name.startswith("data.")]
+    if unexpected := [*others, *other_keys]:
+        raise ConfigError(
+            f"unexpected argument {unexpected[0]!r}; options of the text are "
+            "--config.data.KEY=VALUE"
+        )
+    return {name.removeprefix("data."): value for name, value in changes.items()}
+
+
+def _documents(trained_on: DataConfig, changes: dict[str, object]) -> Iterator[str]:
+    """All documents of another text than the one that a run was trained on."""
+    if "sources" in changes and "dataset" not in changes:
+        changes = {"dataset": "text_files", **changes}
+    whole: dict[str, object] = {
+        "sources": "",
+        "text_field": None,
+        "document_separator": None,
+        "validation_split": "hash",
+        "validation_field": None,
+        "validation_values": "",
+        "validation_source": None,
+    }
+    other = changes.keys() & {"dataset", "sources"}
+    values = {**(whole if other else {}), **changes}
+    config = dataclasses.replace(trained_on, **values)  # type: ignore[arg-type]
+    root = data_directory(config)
+    corpus = corpora.open_corpus(config, root)
+    corpus.prepare(progress=False)
+    return (record.text for record, _ in corpus.documents())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+# An import of a module puts it into its package under its name, where the function is wanted.
+sys.modules[__name__] = evaluate  # type: ignore[assignment]

@@ -1,0 +1,57 @@
+"""python -m nfllm.generate RUN PROMPT [--tokens N] [--temperature X] [--top_k K] [--top_p P]
+
+In Python `nfllm.generate` is the function of this name, also after `import nfllm.generate`.
+"""
+
+import argparse
+import sys
+
+from absl import logging
+
+from nfllm.console import escape_unprintable
+from nfllm.measure.generation import generate
+from nfllm.run import load_run
+from nfllm.rundir import RunError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints a prompt and what follows it; 2 where the arguments are at fault."""
+    escape_unprintable()
+    parser = argparse.ArgumentParser(
+        prog="python -m nfllm.generate", description="Text from the model of a run."
+    )
+    parser.add_argument("run", metavar="RUN", help="a run directory")
+    parser.add_argument("prompt", metavar="PROMPT", help="what the text begins with")
+    parser.add_argument("--tokens", type=int, default=100, help="most tokens to write (100)")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="divides the logits (1); 0: no chance"
+    )
+    parser.add_argument("--top_k", type=int, help="draw from the so many most probable tokens")
+    parser.add_argument("--top_p", type=float, help="draw from those of so much probability")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
+    options = parser.parse_args(arguments)
+    logging.set_verbosity(logging.WARNING)  # Orbax tells each step of reading
+    try:
+        run = load_run(options.run, step=options.step)
+        text = generate(
+            run,
+            options.prompt,
+            max_tokens=options.tokens,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            seed=options.seed,
+        )
+    except (RunError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(options.prompt + text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+# An import of a module puts it into its package under its name, where the function is wanted.
+sys.modules[__name__] = generate  # type: ignore[assignment]

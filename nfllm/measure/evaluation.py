@@ -1,0 +1,252 @@
+"""Loss of a model on any text: in nats per token, and in bits per byte, which tokenizers share."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nfllm.analysis import Interval, bootstrap_interval
+from nfllm.config import IGNORED_LABEL
+from nfllm.data.batches import Batch
+from nfllm.data.dataset import Dataset
+from nfllm.data.tokenizer import Tokenizer
+from nfllm.data.tokens import TokenFile, token_dtype
+from nfllm.model.decoder import Decoder
+from nfllm.model.token_ids import check_token_ids
+from nfllm.run import Run
+from nfllm.training.loss import count_targets, next_token_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a model makes of a text.
+
+    Attributes:
+      loss_nats: mean of -log p(token), over all targets of all documents.
+      interval_nats: 95% interval of it: a bootstrap over documents, with the targets of each.
+      perplexity: exp(loss_nats).
+      bits_per_byte: sum of -log2 p(token) over the bytes of the text that its targets stand for;
+        None for batches of tokens, whose text is not known.
+      num_targets: tokens that were predicted.
+      num_bytes: bytes of UTF-8 that they stand for.
+      num_documents: documents with a target; of batches, windows.
+    """
+
+    loss_nats: float
+    interval_nats: tuple[float, float]
+    perplexity: float
+    bits_per_byte: float | None
+    num_targets: int
+    num_bytes: int | None
+    num_documents: int
+
+    def __str__(self) -> str:
+        low, high = self.interval_nats
+        text = (
+            f"loss {self.loss_nats:.4f} nats per token (95% {low:.4f} to {high:.4f} over "
+            f"{self.num_documents:,} documents), perplexity {self.perplexity:.2f}"
+        )
+        if self.bits_per_byte is not None:
+            text += f", {self.bits_per_byte:.4f} bits per byte"
+        return f"{text}; {self.num_targets:,} targets"
+
+
+def evaluate(
+    run: Run,
+    texts: str | Iterable[str] | Dataset | Iterable[Batch | np.ndarray],
+    *,
+    batch_size: int = 32,
+    overlap: int | None = None,
+) -> Evaluation:
+    """The loss of a run's model on texts, on the validation documents of a dataset, or on batches.
+
+    A document is read after an end-of-text token, which lets its first token be a target too; its
+    own end is none. (A run with `data.window=documents` has never seen that token: there the first
+    token of a document is no target, and its bytes do not count.) A document longer than the
+    context is read in windows that overlap: each token is predicted once, given at least `overlap`
+    tokens where there are so many before it.
+
+    Batches are taken as they are, so that `run.validation_batches()` gives the loss of training.
+
+    Example:
+      run = nfllm.load_run("runs/default")
+      nfllm.evaluate(run, ["def f(x): return x"]).bits_per_byte
+
+    Args:
+      run: the run; texts are encoded by its tokenizer.
+      texts: one text or several; a `Dataset`; or token ids [B, T], with or without labels.
+      batch_size: windows computed together.
+      overlap: tokens that two windows of a document share; None: half of the context.
+
+    Returns:
+      The loss and what follows from it.
+
+    Raises:
+      ValueError: there is no target, or `overlap` is not 1 to `context_length - 1`.
+      RunError: the run has no tokenizer to encode texts by.
+    """
+    context_length = run.config.model.context_length
+    overlap = context_length // 2 if overlap is None else overlap
+    if not 1 <= overlap < context_length:
+        raise ValueError(
+            f"overlap={overlap} is outside 1 to {context_length - 1}: a window needs a token to "
+            f"begin with, and one to predict, within model.context_length={context_length}"
+        )
+    if isinstance(texts, Dataset):
+        texts = validation_texts(texts)
+    items = iter([texts] if isinstance(texts, str) else texts)
+    first = next(items, None)
+    items = itertools.chain([] if first is None else [first], items)
+    sums = _Sums([], [], [])
+    if isinstance(first, str):
+        starts_with_end = run.config.data.window != "documents"
+        encode = functools.partial(_encode, run.tokenizer, starts_with_end)
+        rows = _windows(map(encode, items), sums, context_length, overlap)
+        batches: Iterable[_Rows] = _batched(rows, batch_size, context_length)
+    else:
+        batches = _rows_of_batches(items, sums)
+    for batch in batches:
+        check_token_ids(batch.tokens, run.model.vocab_size)
+        check_token_ids(batch.labels, run.model.vocab_size, ignored=IGNORED_LABEL)
+        nats, targets = _losses(run.model, run.params, batch.tokens, batch.labels)
+        sums.add(batch.documents, np.asarray(nats), np.asarray(targets))
+    return _summary(sums)
+
+
+def validation_texts(dataset: Dataset) -> Iterator[str]:
+    """The validation documents of a dataset, as text."""
+    tokenizer = dataset.tokenizer
+    file = TokenFile.open(dataset.directory, "validation", token_dtype(tokenizer.vocab_size))
+    for start, stop in itertools.pairwise(file.offsets):
+        yield tokenizer.decode(file.tokens[start : stop - 1])  # without the end-of-text token
+
+
+class _Rows(NamedTuple):
+    """Windows, and the number of the document that each belongs to."""
+
+    tokens: np.ndarray
+    labels: np.ndarray
+    documents: np.ndarray
+
+
+class _Sums(NamedTuple):
+    """By document: nats, targets, and bytes (None where they are not known)."""
+
+    nats: list[float]
+    targets: list[int]
+    num_bytes: list[int | None]
+
+    def open(self, num_bytes: int | None) -> int:
+        """The number of a new document."""
+        self.nats.append(0.0)
+        self.targets.append(0)
+        self.num_bytes.append(num_bytes)
+        return len(self.nats) - 1
+
+    def add(self, documents: np.ndarray, nats_B: np.ndarray, targets_B: np.ndarray) -> None:
+        """Adds what rows of these documents gave; -1 is no document."""
+        for number, nats, targets in zip(documents, nats_B, targets_B, strict=True):
+            if number >= 0:
+                self.nats[number] += float(nats)
+                self.targets[number] += int(targets)
+
+
+def row_losses(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
+    """Loss of each row, summed over its targets, [B]; see `nfllm.training.loss`."""
+    return jax.vmap(next_token_loss)(logits_BTV[:, None], labels_BT[:, None])
+
+
+def row_targets(labels_BT: jax.Array) -> jax.Array:
+    """Number of targets of each row, [B]."""
+    return jax.vmap(count_targets)(labels_BT[:, None])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _losses(
+    model: Decoder, params: Any, tokens_BT: jax.Array, labels_BT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    logits_BTV: Any = model.apply({"params": params}, tokens_BT)
+    return row_losses(logits_BTV, labels_BT), row_targets(labels_BT)
+
+
+def _encode(tokenizer: Tokenizer, starts_with_end: bool, text: str) -> tuple[np.ndarray, int]:
+    """Tokens of a document, the first of which is no target, and the bytes of the others."""
+    tokens, num_bytes = tokenizer.encode(text), len(text.encode())
+    if starts_with_end:
+        return np.concatenate([[tokenizer.end_of_text_id], tokens]).astype(np.int32), num_bytes
+    return tokens, num_bytes - len(tokenizer.decode(tokens[:1]).encode())
+
+
+def _windows(
+    documents: Iterable[tuple[np.ndarray, int]], sums: _Sums, context_length: int, overlap: int
+) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Windows, each with how many of its first tokens are no target, and its document's number."""
+    for tokens, num_bytes in documents:
+        if len(tokens) < 2:
+            continue
+        number = sums.open(num_bytes)
+        yield tokens[:context_length], 1, number
+        for stop in range(context_length, len(tokens), context_length - overlap):
+            yield tokens[stop - overlap : stop - overlap + context_length], overlap, number
+
+
+def _batched(
+    windows: Iterable[tuple[np.ndarray, int, int]], batch_size: int, context_length: int
+) -> Iterator[_Rows]:
+    windows = iter(windows)
+    while chosen := list(itertools.islice(windows, batch_size)):
+        shape = (batch_size, context_length)
+        rows = _Rows(
+            np.zeros(shape, np.int32), np.full(shape, IGNORED_LABEL), np.full(batch_size, -1)
+        )
+        for row, (tokens, known, number) in enumerate(chosen):
+            rows.tokens[row, : len(tokens)] = tokens
+            rows.labels[row, known : len(tokens)] = tokens[known:]
+            rows.documents[row] = number
+        yield rows
+
+
+def _rows_of_batches(batches: Iterable[Any], sums: _Sums) -> Iterator[_Rows]:
+    for batch in batches:
+        tokens, labels = batch if isinstance(batch, Batch) else (batch, batch)
+        numbers = [sums.open(None) if count else -1 for count in row_targets(jnp.asarray(labels))]
+        yield _Rows(np.asarray(tokens), np.asarray(labels), np.array(numbers))
+
+
+def _summary(sums: _Sums) -> Evaluation:
+    nats, targets = np.array(sums.nats, np.float64), np.array(sums.targets)
+    num_targets = int(targets.sum())
+    if not num_targets:
+        raise ValueError(
+            "there is no target to score: the texts are empty, or the batches have no label"
+        )
+    loss = float(nats.sum() / num_targets)
+    low = high = math.nan
+    if len(nats) > 1:
+        interval: Interval = bootstrap_interval(
+            np.stack([nats, targets], axis=1),
+            key=jax.random.key(0),
+            statistic=lambda x: jnp.sum(x[:, 0]) / jnp.sum(x[:, 1]),
+        )
+        low, high = float(interval.low), float(interval.high)
+    sizes = [size for size in sums.num_bytes if size is not None]
+    num_bytes = sum(sizes) if sizes else None
+    with np.errstate(over="ignore"):
+        perplexity = float(np.exp(np.float64(loss)))
+    return Evaluation(
+        loss_nats=loss,
+        interval_nats=(low, high),
+        perplexity=perplexity,
+        bits_per_byte=loss * num_targets / math.log(2) / num_bytes if num_bytes else None,
+        num_targets=num_targets,
+        num_bytes=num_bytes,
+        num_documents=len(nats),
+    )

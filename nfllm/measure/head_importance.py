@@ -1,0 +1,152 @@
+"""How much each attention head matters: the rise of the loss when it is replaced."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nfllm.analysis import Interval, bootstrap_interval
+from nfllm.config import IGNORED_LABEL, suggest
+from nfllm.data.batches import Batch
+from nfllm.measure.evaluation import row_losses, row_targets
+from nfllm.measure.interventions import (
+    freeze_heads,
+    replace_heads,
+    uniform_attention,
+)
+from nfllm.model.capture import capture, site_shapes
+from nfllm.model.decoder import Decoder
+from nfllm.model.patch import Patch, patch_variables
+from nfllm.model.token_ids import check_token_ids
+from nfllm.run import Run
+
+Replacement = Literal["zero", "mean", "uniform", "mean_pattern"]
+
+
+class HeadImportance(NamedTuple):
+    """What the loss of a model owes to each head."""
+
+    rise_LH: Interval
+    """Loss with the head replaced minus loss as it is, nats per target, with its 95% interval:
+    a paired bootstrap over sequences. Below 0 the model is better without it."""
+    loss_nats: float
+    """Of the model as it is."""
+    num_targets: int
+
+
+def head_importance(
+    run: Run,
+    batches: Iterable[Batch | np.ndarray],
+    replacement: Replacement = "mean",
+) -> HeadImportance:
+    """The rise of the loss when one head after the other is replaced, [L, H].
+
+    Example:
+      run = nfllm.load_run("runs/default")
+      found = nfllm.head_importance(run, run.validation_batches(8, max_windows=64))
+      layer, head = divmod(int(found.rise_LH.estimate.argmax()), run.config.model.num_heads)
+
+    Args:
+      run: the run.
+      batches: token ids [B, T], with or without labels; they are gone through twice, so no
+        generator.
+      replacement: what takes the place of a head's output: "zero", or its "mean" over all
+        positions of `batches`; or of its attention: "uniform", or its "mean_pattern" over all
+        sequences, which must be of one length.
+
+    Returns:
+      Rise and interval of each head.
+
+    Raises:
+      ValueError: an unknown replacement, fewer than two sequences with a target, or a token id that
+        is no row of the model's table.
+    """
+    if replacement not in get_args(Replacement):
+        raise ValueError(
+            f"unknown replacement {replacement!r}; {suggest(replacement, get_args(Replacement))}"
+        )
+    model, params = run.model, run.params
+    replace = replace_heads if replacement in ("zero", "mean") else freeze_heads
+    value: Any = 0.0
+    if replacement in ("mean", "mean_pattern"):
+        value = _mean_site(model, params, batches, replacement)
+    nats, targets = [], []
+    for tokens, labels in map(_tokens_and_labels, batches):
+        check_token_ids(tokens, model.vocab_size)
+        check_token_ids(labels, model.vocab_size, ignored=IGNORED_LABEL)
+        if replacement == "uniform":
+            value = uniform_attention(tokens.shape[1])
+        nats.append(np.asarray(_losses(model, params, value, replace, tokens, labels), np.float64))
+        targets.append(np.asarray(row_targets(jnp.asarray(labels))))
+    rows = np.concatenate(targets) > 0 if targets else np.zeros(0, bool)
+    if rows.sum() < 2:
+        raise ValueError(
+            f"an interval over sequences needs two with a target, but batches has {rows.sum()}"
+        )
+    nats_BN, targets_B = np.concatenate(nats)[rows], np.concatenate(targets)[rows]
+    rises_BN = nats_BN[:, 1:] - nats_BN[:, :1]
+    interval = bootstrap_interval(
+        np.concatenate([targets_B[:, None], rises_BN], axis=1),
+        key=jax.random.key(0),
+        statistic=lambda x: jnp.sum(x[:, 1:], axis=0) / jnp.sum(x[:, 0]),
+    )
+    heads = (model.config.num_layers, model.config.num_heads)
+    rise_LH = Interval(*(jnp.asarray(bound).reshape(heads) for bound in interval))
+    num_targets = int(targets_B.sum())
+    return HeadImportance(rise_LH, float(nats_BN[:, 0].sum() / num_targets), num_targets)
+
+
+def _tokens_and_labels(batch: Batch | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    tokens, labels = batch if isinstance(batch, Batch) else (batch, batch)
+    return np.asarray(tokens), np.asarray(labels)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _losses(
+    model: Decoder,
+    params: Any,
+    value: Any,
+    replace: Callable[[jax.Array, Any], Patch],
+    tokens_BT: jax.Array,
+    labels_BT: jax.Array,
+) -> jax.Array:
+    """Summed loss of each sequence, [B, 1 + L H]: as the model is, then without each head."""
+    shapes = site_shapes(model, tokens_BT)
+
+    def losses(is_head_LH: jax.Array) -> jax.Array:
+        patches = patch_variables([replace(is_head_LH, value)], shapes)
+        logits_BTV: Any = model.apply({"params": params, **patches}, tokens_BT)
+        return row_losses(logits_BTV, labels_BT)
+
+    heads = (model.config.num_layers, model.config.num_heads)
+    count = heads[0] * heads[1]
+    chosen = jnp.concatenate([jnp.zeros((1, count), bool), jnp.eye(count, dtype=bool)])
+    return jax.lax.map(losses, chosen.reshape(-1, *heads)).T
+
+
+def _mean_site(model: Decoder, params: Any, batches: Iterable[Any], replacement: str) -> jax.Array:
+    """The mean output of each head, or its mean pattern, over the sequences that have a target."""
+
+    @jax.jit
+    def summed(params: Any, tokens_BT: jax.Array, counted_B: jax.Array) -> jax.Array:
+        captured = capture(model, params, tokens_BT)
+        if replacement == "mean":
+            site = jnp.mean(captured.head_out, axis=2, keepdims=True)
+        else:
+            site = captured.attention_probs
+        counted = counted_B[None, :, None, None, None]
+        return jnp.sum(jnp.where(counted, site, 0), axis=1, keepdims=True)
+
+    total: Any = 0.0
+    count = 0
+    for tokens, labels in map(_tokens_and_labels, batches):
+        check_token_ids(tokens, model.vocab_size)
+        counted_B = row_targets(jnp.asarray(labels)) > 0
+        total = total + np.asarray(summed(params, tokens, counted_B), np.float64)
+        count += int(counted_B.sum())
+    return jnp.asarray(total / max(1, count), jnp.float32)

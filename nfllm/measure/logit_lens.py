@@ -1,0 +1,25 @@
+"""What each depth of a model would predict, if its residual stream were the last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from nfllm.model.decoder import Decoder
+
+
+def logit_lens(model: Decoder, params: Any, residual: jax.Array) -> jax.Array:
+    """head(final_norm(x_l)), the logits [..., V] of hidden states [..., D] at any depth.
+
+    The logit lens of nostalgebraist (2020). At the last depth it gives the model's own logits.
+
+    Example:
+      captured = nfllm.capture(run.model, run.params, tokens_BT)
+      logits_LTV = nfllm.logit_lens(run.model, run.params, captured.residual[:, 0])
+    """
+    return model.apply({"params": params}, residual, method=_read_out)  # type: ignore[return-value]
+
+
+def _read_out(model: Decoder, residual: jax.Array) -> jax.Array:
+    return model.head(model.final_norm(residual))

@@ -1,0 +1,70 @@
+"""The choice of the next token from its logits."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Sampling(NamedTuple):
+    """How tokens are drawn; None leaves a rule out. See `make_sampling`."""
+
+    temperature: jax.Array | None
+    top_k: jax.Array | None
+    top_p: jax.Array | None
+
+
+def make_sampling(temperature: float, top_k: int | None, top_p: float | None) -> Sampling:
+    """The rules of `sample`.
+
+    Args:
+      temperature: logits are divided by it; at 0 the most probable token is always taken.
+      top_k: only the so many most probable tokens are drawn from; None: all.
+      top_p: only the fewest most probable tokens that have this probability together are drawn from
+        (arXiv 1904.09751, section 3.1); None: all.
+
+    Raises:
+      ValueError: a value outside its limits.
+    """
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature={temperature} must be a finite number, at least 0")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k={top_k} must be at least 1; leave it out to draw from all tokens")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p} is outside (0, 1]; leave it out to draw from all tokens")
+    if temperature == 0:
+        return Sampling(None, None, None)
+    return Sampling(
+        jnp.float32(temperature),
+        None if top_k is None else jnp.int32(min(top_k, 2**31 - 1)),
+        None if top_p is None else jnp.float32(top_p),
+    )
+
+
+def sample(logits_V: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
+    """A token drawn from softmax(kept(logits / temperature)), or the most probable one.
+
+    `top_k` is applied first and `top_p` to what it leaves, as in transformers.
+    """
+    if sampling.temperature is None:
+        return jnp.argmax(logits_V).astype(jnp.int32)
+    # Of the distance to the largest, since a small temperature would make many logits infinite.
+    scaled_V = (logits_V - jnp.max(logits_V)) / sampling.temperature
+    return jax.random.categorical(key, kept(scaled_V, sampling)).astype(jnp.int32)
+
+
+def kept(logits_V: jax.Array, sampling: Sampling) -> jax.Array:
+    """The logits, but -Inf for tokens that `top_k` or `top_p` leaves out."""
+    if sampling.top_k is not None:
+        lowest = jnp.sort(logits_V, descending=True)[jnp.minimum(sampling.top_k, len(logits_V)) - 1]
+        logits_V = jnp.where(logits_V < lowest, -jnp.inf, logits_V)
+    if sampling.top_p is not None:
+        descending_V = jnp.sort(logits_V, descending=True)
+        probs_V = jax.nn.softmax(descending_V)
+        before_V = jnp.cumsum(probs_V) - probs_V
+        lowest = jnp.min(jnp.where(before_V < sampling.top_p, descending_V, jnp.inf))
+        logits_V = jnp.where(logits_V < lowest, -jnp.inf, logits_V)
+    return logits_V

@@ -1,0 +1,78 @@
+"""The key-value cache: what attention keeps of earlier tokens while text is generated.
+
+    y_t = sum over s <= t of softmax_s(q_t · k_s / sqrt(K)) v_s
+
+Keys and values of positions before t do not depend on what follows. So they are kept in the
+variable collection `CACHE`, and a call is given the tokens alone that are new:
+
+    cache = empty_cache(config, batch_size)
+    logits_BTV, new = model.apply({"params": params, CACHE: cache}, tokens_BT, mutable=[CACHE])
+    cache = move(new[CACHE], start_B + T)
+
+A slot of the cache is a position: each sequence has its own `start`, the position of its first new
+token, and what lies in later slots is not seen and is overwritten when its turn comes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from nfllm.config import ModelConfig
+
+CACHE = "cache"
+
+
+def empty_cache(config: ModelConfig, batch_size: int, dtype: jnp.dtype = jnp.float32) -> Any:
+    """Room for `config.context_length` positions of every sequence; all start at 0."""
+    shape = (batch_size, config.context_length, config.num_heads, config.head_dim)
+    keys = jnp.zeros((config.num_layers, *shape), dtype)
+    attention = {"keys": keys, "values": keys}
+    return move({"blocks": {"attention": attention}}, jnp.zeros(batch_size, jnp.int32))
+
+
+def move(cache: Any, start_B: jax.Array) -> Any:
+    """The cache, with the next tokens of each sequence at positions `start_B` and on."""
+    attention = cache["blocks"]["attention"]
+    start_LB = jnp.broadcast_to(start_B[None], (len(attention["keys"]), *start_B.shape))
+    return {"start": start_B, "blocks": {"attention": {**attention, "start": start_LB}}}
+
+
+def start_of(module: nn.Module) -> jax.Array | None:
+    """Position of the first token of each sequence in this call, [B]; None: all are at 0."""
+    return module.get_variable(CACHE, "start", None)
+
+
+def positions(length: int, start_B: jax.Array | None) -> jax.Array:
+    """Positions of the tokens of this call: [1, T], or [B, T] with a cache."""
+    steps_1T = jnp.arange(length)[None]
+    return steps_1T if start_B is None else start_B[:, None] + steps_1T
+
+
+def with_earlier(
+    module: nn.Module, start_B: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Keeps keys and values of this call, and returns those of all positions, [B, S, H, K]."""
+
+    def extended(name: str, new_BTHK: jax.Array) -> jax.Array:
+        kept_BSHK: jax.Array = module.get_variable(CACHE, name)
+        write = jax.vmap(lambda kept, new, at: jax.lax.dynamic_update_slice(kept, new, (at, 0, 0)))
+        kept_BSHK = write(kept_BSHK, new_BTHK.astype(kept_BSHK.dtype), start_B)
+        module.put_variable(CACHE, name, kept_BSHK)
+        return kept_BSHK
+
+    return extended("keys", k_BTHK), extended("values", v_BTHK)
+
+
+def visible_keys(queries: int, keys: int, start_B: jax.Array | None) -> jax.Array:
+    """Which keys a query may see, [1, 1, T, S], or [B, 1, T, S] with a cache.
+
+    Without one the queries are the last T of the S positions.
+    """
+    if start_B is None:
+        return jnp.tril(jnp.ones((1, 1, queries, keys), dtype=bool), k=keys - queries)
+    position_B1T1 = positions(queries, start_B)[:, None, :, None]
+    return jnp.arange(keys)[None, None, None] <= position_B1T1

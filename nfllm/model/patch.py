@@ -1,0 +1,98 @@
+"""Other values in place of those that a model computes: what causal experiments are made of.
+
+A recorded site is x; what the model goes on with is `where(patch.where, patch.value, x)`. Patches
+travel in a variable collection, so that the loop over layers hands each layer its own, scanned or
+unrolled; gradients pass through what is not replaced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nfllm.config import suggest
+from nfllm.model import intermediates as names
+
+Variables = dict[str, Any]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["value", "where"], meta_fields=["site"]
+)
+@dataclasses.dataclass(frozen=True)
+class Patch:
+    """What takes the place of a recorded site; a tree of arrays, to be passed through `jax.jit`.
+
+    Attributes:
+      site: a field of `nfllm.Captured` but `logits`, such as "mlp_post".
+      value: of as many axes as the site's field, each of its length or of 1; or a number.
+      where: which entries are replaced, of the same axes; or one bool for all.
+
+    Example:
+      other = nfllm.capture(model, params, other_tokens_BT)
+      layer_2 = (jnp.arange(num_layers) == 2)[:, None, None, None]
+      patch = Patch("mlp_out", other.mlp_out, layer_2)
+      patched = nfllm.capture(model, params, tokens_BT, patches=[patch])
+    """
+
+    site: str
+    value: jax.Array | float
+    where: jax.Array | bool = True
+
+
+def patch_variables(patches: Sequence[Patch], shapes: Mapping[str, tuple[int, ...]]) -> Variables:
+    """The variables that make a decoder take these patches; of two at one place the later counts.
+
+    Args:
+      patches: the patches.
+      shapes: shape of each site, as in `Captured`.
+
+    Returns:
+      `{"patches": ...}`, to be passed to `Decoder.apply` beside `params`; empty without a patch.
+
+    Raises:
+      ValueError: an unknown site, or a value or mask that does not fit its shape.
+    """
+    by_site: dict[str, dict[str, jax.Array]] = {}
+    for patch in patches:
+        site = patch.site
+        new = {"value": jnp.asarray(patch.value), "where": jnp.asarray(patch.where, bool)}
+        if site not in shapes:
+            raise ValueError(f"unknown site {site!r}; {suggest(site, shapes)}")
+        new = {kind: _fitted(x, shapes[site], f"{kind} of {site}") for kind, x in new.items()}
+        if (old := by_site.get(site)) is not None:
+            new["value"] = jnp.where(new["where"], new["value"], old["value"])
+            new["where"] |= old["where"]
+        by_site[site] = new
+    return {names.PATCHES: _by_module(by_site)} if by_site else {}
+
+
+def _by_module(by_site: dict[str, dict[str, jax.Array]]) -> Variables:
+    """The patches of each module; the residual stream has one that comes after the last block."""
+    model: Variables = {}
+    blocks: Variables = {}
+    for site, patch in by_site.items():
+        if site == names.RESIDUAL:
+            model[site] = {kind: x[-1] for kind, x in patch.items()}
+            patch = {kind: x[:-1] for kind, x in patch.items()}
+        module = names.MODULES[site]
+        (blocks if module is None else blocks.setdefault(module, {}))[site] = patch
+    return {**model, "blocks": blocks}
+
+
+def _fitted(x: jax.Array, shape: tuple[int, ...], what: str) -> jax.Array:
+    """`x` with an entry for each layer and as many axes as `shape`."""
+    if x.ndim == 0:
+        x = x.reshape((1,) * len(shape))
+    fits = x.ndim == len(shape) and all(a in (1, b) for a, b in zip(x.shape, shape, strict=True))
+    if not fits:
+        raise ValueError(
+            f"the {what} has shape {x.shape}, which does not fit {shape}: give it as many axes, "
+            "each of that length or of 1"
+        )
+    return jnp.broadcast_to(x, (shape[0], *x.shape[1:]))

@@ -1,0 +1,95 @@
+"""What the claims of a paper are judged by: measured quantities by variant, seed and step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from nfllm.experiment.measured import GroupResults
+from nfllm.papers.published import find_published
+from nfllm.papers.verdicts import Divergence, Evidence
+from nfllm.report.reference import Published
+from nfllm.report.runs import notation
+
+
+def through_training(
+    group: GroupResults,
+    variants: tuple[str, ...],
+    field: str,
+    evidence: Callable[[Any], Evidence | None],
+) -> list[tuple[int, Evidence]]:
+    """The evidence at every step at which all finished runs of the variants recorded `field`."""
+    series = {variant: group.series(variant, field) for variant in variants}
+    found = []
+    for step in common_steps(series):
+        at_step = {v: {seed: values[step] for seed, values in s.items()} for v, s in series.items()}
+        if (judged := evidence(at_step)) is not None:
+            found.append((step, judged))
+    return found
+
+
+def common_steps(series: Mapping[str, Mapping[int, Mapping[int, np.ndarray]]]) -> list[int]:
+    """The steps that all runs of `{variant: {seed: {step: value}}}` have, in order."""
+    steps = [set(values) for seeds in series.values() for values in seeds.values()]
+    return sorted(set.intersection(*steps)) if steps else []
+
+
+def divergence_of(
+    group: GroupResults, *, supports: tuple[str, ...], opposes: tuple[str, ...]
+) -> Divergence:
+    """Seeds of these variants that diverged; one that did so in all of them speaks for neither."""
+    found = {name: group.diverged(name) for name in dict.fromkeys((*supports, *opposes))}
+    everywhere = set.intersection(*found.values()) if supports != opposes else set()
+    text = ", ".join(
+        f"{len(seeds)} of {len(group.variants[name])} seeds of {name}"
+        for name, seeds in found.items()
+        if seeds
+    )
+    return Divergence(
+        sum(len(found[name] - everywhere) for name in supports),
+        sum(len(found[name] - everywhere) for name in opposes),
+        f"diverged: {text}" if text else "",
+    )
+
+
+def run_cost(group: GroupResults, *variants: str) -> tuple[int, float | None]:
+    """Tokens, and hours where the speed is known, of another seed of each variant."""
+    tokens, seconds = 0, 0.0
+    for variant in variants:
+        runs = list(group.variants[variant].values())
+        tokens += runs[0].entry.tokens
+        speeds = [s for r in runs if r.run is not None and (s := r.run.last("tokens_per_second"))]
+        seconds += runs[0].entry.tokens / float(np.median(speeds)) if speeds else math.nan
+    return tokens, None if math.isnan(seconds) else seconds / 3600
+
+
+def has_all(group: GroupResults, *variants: str) -> bool:
+    """Whether the group has these variants, finished or not."""
+    return all(variant in group.variants for variant in variants)
+
+
+def published_of(group: GroupResults, variant: str) -> Published | None:
+    """The published counterpart of a variant's model; None where there is none."""
+    runs = group.variants.get(variant, {})
+    model = next((run.entry.config.model for run in runs.values()), None)
+    return None if model is None else find_published(model, notation(model))
+
+
+def percent(nats: float) -> str:
+    """The change of perplexity that a difference of losses is, as text."""
+    return f"{100 * math.expm1(nats):+.1f}%"
+
+
+def points(share: float) -> str:
+    """A share in percent, as text."""
+    return f"{100 * share:.0f}%"
+
+
+def interval_text(low: str, high: str, seeds: int) -> str:
+    """The 95% interval over seeds in words, from its bounds as text."""
+    if seeds < 2:
+        return "one seed"
+    return f"95% interval {low} to {high} over {seeds} seeds"

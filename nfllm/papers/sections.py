@@ -1,0 +1,77 @@
+"""What the page of the paper's grid says: verdicts, and tables beside the published numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from nfllm.experiment.measured import GroupResults
+from nfllm.experiment.sections import cause_sections, entropy_sections
+from nfllm.papers.claims import claims_of
+from nfllm.papers.figures import effects_through_training
+from nfllm.papers.tables import entropy_table, perplexity_table, verdict_table
+from nfllm.papers.verdicts import Verdict, judge_together, summary
+from nfllm.report.page import Block, Pictures, Rows, Section
+
+INCONCLUSIVE = "These runs are too short for verdicts, which show only that each can be computed."
+
+_FEWEST_POINTS = 3
+
+
+def paper_sections(groups: Sequence[GroupResults], *, conclusive: bool = True) -> Iterator[Section]:
+    """Verdicts at the end and through training, perplexities, heads, and linear replacements.
+
+    Args:
+      groups: those of the grid; their claims are corrected for as one family.
+      conclusive: whether the runs are long enough for verdicts to mean anything.
+    """
+    claims = [claims_of(group) for group in groups]
+    judged = judge_together([claim for of_group in claims for claim in of_group])
+    by_group, start = [], 0
+    for of_group in claims:
+        by_group.append(judged[start : start + len(of_group)])
+        start += len(of_group)
+    yield Section(
+        "Verdicts",
+        "Each claim of the paper, and what these runs say of it at their scale. Controls of the "
+        f"cause are beyond the paper. {summary(judged)}"
+        + ("" if conclusive else f" {INCONCLUSIVE}"),
+        [
+            Rows(f"verdicts_{group.name}", group.title, verdict_table(verdicts))
+            for group, verdicts in zip(groups, by_group, strict=True)
+            if verdicts
+        ],
+    )
+    yield from _history_sections(groups, by_group)
+    yield Section(
+        "Perplexity",
+        "Mean evaluation loss over seeds with Student's t interval. Changes are against the "
+        "baseline of the same group and the same seeds.",
+        [Rows(f"perplexity_{g.name}", g.title, perplexity_table(g)) for g in groups],
+    )
+    yield from entropy_sections(
+        groups,
+        [entropy_table(group) for group in groups],
+        " Published shares refer to the published M of 3.87 nats; those of the early half are "
+        "computed from the published heatmaps.",
+    )
+    yield from cause_sections(groups)
+
+
+def _history_sections(
+    groups: Sequence[GroupResults], by_group: Sequence[Sequence[Verdict]]
+) -> Iterator[Section]:
+    blocks: list[Block] = []
+    for group, verdicts in zip(groups, by_group, strict=True):
+        drawn = [found for found in verdicts if len(found.trajectory) >= _FEWEST_POINTS]
+        if drawn:
+            name = f"effects_{group.name}"
+            whole = effects_through_training(drawn)
+            panels = [effects_through_training([found]) for found in drawn]
+            blocks.append(Pictures(name, group.title, whole, panels))
+    if blocks:
+        yield Section(
+            "Effects through training",
+            "The effect of each claim, as a positive number, with its 95% interval over seeds; "
+            "one seed has none. M is that of the last probe.",
+            blocks,
+        )

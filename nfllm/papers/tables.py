@@ -1,0 +1,107 @@
+"""The paper's tables: verdicts, and what was measured beside what was published."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from nfllm.experiment import tables
+from nfllm.experiment.measured import GroupResults
+from nfllm.experiment.tables import loss_interval, without_result
+from nfllm.papers.published import BASELINE, find_published
+from nfllm.papers.verdicts import Verdict
+from nfllm.report.runs import notation
+from nfllm.report.tables import Column, Table, percent_change
+
+_BASELINE_VARIANT = "sm+ln+g"
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> Table:
+    """One row a claim."""
+    columns = (
+        Column("claim"),
+        Column("published"),
+        Column("verdict"),
+        Column("measured"),
+        Column("published size in the interval"),
+        Column("p", ".2g"),
+        Column("p after Holm", ".2g"),
+        Column("through training"),
+        Column("what would decide it"),
+    )
+    rows = tuple(
+        (
+            verdict.claim,
+            verdict.published,
+            verdict.judgement,
+            verdict.measured,
+            verdict.published_inside,
+            verdict.p_value,
+            verdict.adjusted_p,
+            verdict.history,
+            verdict.cost,
+        )
+        for verdict in verdicts
+    )
+    return Table(columns, rows)
+
+
+def perplexity_table(group: GroupResults) -> Table:
+    """Loss and perplexity of each variant over its seeds, beside the published change."""
+    columns = (
+        Column("variant"),
+        Column("seeds", "d"),
+        Column("eval loss (nats)", ".4f"),
+        Column("95% from", ".4f"),
+        Column("95% to", ".4f"),
+        Column("perplexity", ".2f"),
+        Column(f"against {_BASELINE_VARIANT} (%)", "+.1f"),
+        Column("published perplexity", ".3f"),
+        Column("published change (%)", "+.1f"),
+        Column("runs that did not finish"),
+    )
+    baseline = group.losses(_BASELINE_VARIANT)
+    rows = []
+    for variant, runs in group.variants.items():
+        losses = group.losses(variant)
+        # Against the baseline with the same seeds, that is the same order of data.
+        shared = sorted(losses.keys() & baseline.keys())
+        change = None
+        if shared and variant != _BASELINE_VARIANT:
+            change = 100 * math.expm1(np.mean([losses[s] - baseline[s] for s in shared]))
+        model = next(iter(runs.values())).entry.config.model
+        published = find_published(model, notation(model))
+        reference = find_published(model, BASELINE)
+        perplexity = published and published.perplexity
+        mean, low, high = loss_interval(losses.values())
+        rows.append(
+            (
+                variant,
+                len(losses),
+                mean,
+                low,
+                high,
+                None if mean is None else math.exp(mean),
+                change,
+                perplexity,
+                percent_change(perplexity, reference and reference.perplexity)
+                if variant != _BASELINE_VARIANT
+                else None,
+                without_result(runs) or "–",
+            )
+        )
+    return Table(columns, tuple(rows))
+
+
+def entropy_table(group: GroupResults) -> Table:
+    """Head entropies of each variant beside the published overload."""
+    columns, rows = tables.entropy_table(group)
+    columns += (Column("published early (%)", ".0f"), Column("published all (%)", ".0f"))
+    beside = []
+    for row in rows:
+        model = next(iter(group.variants[str(row[0])].values())).entry.config.model
+        found = find_published(model, notation(model))
+        beside.append((*row, found and found.early_overload, found and found.overload))
+    return Table(columns, tuple(beside))

@@ -1,0 +1,245 @@
+"""Verdicts on claims: reproduced, smaller than published, not reproduced, or undecided.
+
+Each claim is that some effect is positive. With the effect's 95% interval over seeds it is
+
+- reproduced: the interval lies above zero, and the effect above a tolerance;
+- smaller than published: the interval lies above zero, but the effect is within the tolerance (of
+  a claim that has no published size: below the tolerance);
+- not reproduced: the whole interval lies below the tolerance;
+- undecided: anything else, and always with one seed, whose spread is unknown.
+
+A seed that diverged has no finite effect. It is counted, and a verdict that it speaks against is
+undecided.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy.stats import t as student_t
+
+from nfllm.analysis.comparisons import holm, p_value
+from nfllm.analysis.intervals import Interval
+
+Judgement = Literal[
+    "reproduced",
+    "smaller than published",
+    "below the tolerance",
+    "not reproduced",
+    "undecided at this scale",
+    "not measured",
+]
+SIGNIFICANCE = 0.05
+
+_MOST_SPANS = 6
+_MOST_SEEDS = 200
+
+
+class Evidence(NamedTuple):
+    """An effect over seeds: its interval at any confidence, and what was measured in words."""
+
+    interval_at: Callable[[float], Interval]
+    num_seeds: int
+    text: str
+
+    @property
+    def interval(self) -> Interval:
+        """With 95% confidence; NaN bounds where there is no spread to judge by."""
+        return self.interval_at(0.95)
+
+
+class Divergence(NamedTuple):
+    """Seeds without a finite effect: how many speak for the claim and against it, and which."""
+
+    supports: int = 0
+    opposes: int = 0
+    text: str = ""
+
+
+_ALL_FINITE = Divergence()
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """That an effect is positive, with all that there is to judge it by.
+
+    Attributes:
+      text: the claim.
+      tolerance: effects up to it are too small to count, in the effect's unit.
+      final: the evidence at the end of training; None where nothing was measured.
+      history: the evidence at steps of training, oldest first; empty where it was measured once.
+      divergence: of the runs that the claim is about.
+      published: what was published, in words.
+      published_effect: the same as an effect; None where no size was published.
+      unit: of the effect.
+      run_cost: tokens, and hours if known, of another seed of the runs that the claim is about.
+    """
+
+    text: str
+    tolerance: float
+    final: Evidence | None
+    history: Sequence[tuple[int, Evidence]] = ()
+    divergence: Divergence = _ALL_FINITE
+    published: str = ""
+    published_effect: float | None = None
+    unit: str = "nats"
+    run_cost: tuple[int, float | None] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """A claim as it was judged.
+
+    `p_value` is two-sided, of what the verdict rejects: the tolerance for "not reproduced", zero
+    for all others; `adjusted_p` is after Holm's correction over all claims judged together.
+    `history` says in which steps the claim was judged how, `trajectory` with what intervals, and
+    `cost` what would decide a claim that is undecided.
+    """
+
+    claim: str
+    published: str
+    judgement: Judgement
+    measured: str
+    published_inside: str = "–"
+    p_value: float | None = None
+    adjusted_p: float | None = None
+    history: str = ""
+    cost: str = ""
+    trajectory: Sequence[tuple[int, Interval]] = ()
+    unit: str = "nats"
+
+    @property
+    def stands(self) -> bool:
+        """Whether it is decided, and stays so among all claims that were judged."""
+        return self.adjusted_p is not None and (
+            self.judgement not in ("undecided at this scale", "not measured")
+            and self.adjusted_p <= SIGNIFICANCE
+        )
+
+
+def judge(
+    interval: Interval,
+    tolerance: float,
+    divergence: Divergence = _ALL_FINITE,
+    *,
+    has_size: bool = True,
+) -> Judgement:
+    """The judgement on "this effect is positive" by its interval; `has_size`: one was published."""
+    estimate, low, high = map(float, interval)
+    judgement: Judgement = "undecided at this scale"
+    if low > 0:
+        judgement = "smaller than published" if has_size else "below the tolerance"
+        if estimate > tolerance:
+            judgement = "reproduced"
+        spoken_against = divergence.opposes
+    elif high < tolerance:
+        judgement = "not reproduced"
+        spoken_against = divergence.supports
+    else:
+        return judgement
+    return "undecided at this scale" if spoken_against else judgement
+
+
+def verdict(claim: Claim) -> Verdict:
+    """Judges one claim, at the end and through training; p-values are not yet adjusted."""
+    if claim.final is None:
+        judgement: Judgement = "not measured"
+        if claim.divergence.text:
+            judgement = "undecided at this scale"
+        return Verdict(claim.text, claim.published, judgement, claim.divergence.text)
+    has_size = claim.published_effect is not None
+
+    def judged(evidence: Evidence) -> Judgement:
+        return judge(evidence.interval, claim.tolerance, claim.divergence, has_size=has_size)
+
+    judgement = judged(claim.final)
+    null = claim.tolerance if judgement == "not reproduced" else 0.0
+    p = p_value(claim.final.interval_at, null)
+    is_undecided = judgement == "undecided at this scale"
+    return Verdict(
+        claim=claim.text,
+        published=claim.published,
+        judgement=judgement,
+        measured="; ".join(filter(None, [claim.final.text, claim.divergence.text])),
+        published_inside=_inside(claim.final.interval, claim.published_effect),
+        p_value=None if math.isnan(p) else p,
+        history=_spans([(step, judged(evidence)) for step, evidence in claim.history]),
+        cost=_cost(claim) if is_undecided else "",
+        trajectory=[(step, evidence.interval) for step, evidence in claim.history],
+        unit=claim.unit,
+    )
+
+
+def judge_together(claims: Sequence[Claim]) -> list[Verdict]:
+    """Judges claims as one family: Holm's correction counts all that have an interval."""
+    verdicts = [verdict(claim) for claim in claims]
+    tested = [index for index, found in enumerate(verdicts) if found.p_value is not None]
+    adjusted = holm([p for found in verdicts if (p := found.p_value) is not None])
+    for index, p in zip(tested, adjusted, strict=True):
+        verdicts[index] = dataclasses.replace(verdicts[index], adjusted_p=p)
+    return verdicts
+
+
+def summary(verdicts: Sequence[Verdict]) -> str:
+    """How many claims are judged, decided, and stand after the correction."""
+    tested = [found for found in verdicts if found.p_value is not None]
+    decided = [found for found in tested if found.judgement != "undecided at this scale"]
+    standing = [found for found in decided if found.stands]
+    return (
+        f"{len(verdicts)} claims, of which {len(tested)} have two seeds or more and are judged: "
+        f"{len(decided)} are decided, and {len(standing)} of these stand at 5% after Holm's "
+        f"correction for {len(tested)} claims."
+    )
+
+
+def _inside(interval: Interval, published: float | None) -> str:
+    _, low, high = map(float, interval)
+    if published is None or math.isnan(low):
+        return "–"
+    if low <= published <= high:
+        return "yes"
+    return f"no, it is {'larger' if published > high else 'smaller'}"
+
+
+def _spans(judged: Sequence[tuple[int, Judgement]]) -> str:
+    """From which step to which each judgement held: "undecided 500 to 4,000, reproduced ..."."""
+    spans = []
+    for judgement, members in itertools.groupby(judged, key=lambda pair: pair[1]):
+        steps = [step for step, _ in members]
+        ends = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
+        spans.append(f"{judgement.removesuffix(' at this scale')} {ends}")
+    if len(spans) > _MOST_SPANS:
+        return f"it changes {len(spans) - 1} times, the last spans being " + ", ".join(spans[-3:])
+    return ", ".join(spans)
+
+
+def _cost(claim: Claim) -> str:
+    """How many seeds would decide an undecided claim, by the spread found so far."""
+    assert claim.final is not None
+    estimate, low, high = map(float, claim.final.interval)
+    num, text = claim.final.num_seeds, "more seeds than one"
+    more = 2
+    if math.isfinite(low) and math.isfinite(high) and high > low:
+        half = (high - low) / 2
+        spread = half * math.sqrt(num) / float(student_t.ppf(0.975, num - 1))
+        # Either zero must leave the interval, or the tolerance.
+        distance = (
+            estimate if estimate > claim.tolerance else max(estimate, claim.tolerance - estimate)
+        )
+        numbers = np.arange(num + 1, _MOST_SEEDS + 1)
+        enough = student_t.ppf(0.975, numbers - 1) * spread / np.sqrt(numbers) < distance
+        if not enough.any():
+            return f"more than {_MOST_SEEDS} seeds, if the spread stays"
+        more = int(numbers[enough][0]) - num
+        text = f"{num + more} seeds, if effect and spread stay"
+    if claim.run_cost is not None:
+        tokens, hours = claim.run_cost
+        text += f": {more} more, {more * tokens / 1e6:,.1f} M tokens"
+        if hours is not None:
+            text += f", {more * hours:.2g} hours of one run at a time on this machine"
+    return text

@@ -1,0 +1,44 @@
+"""Numbers published elsewhere, to stand beside those of runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from nfllm.config import ModelConfig
+
+
+class Published(NamedTuple):
+    """What was published for one model.
+
+    `head_shares` are the fractions of heads in the four quarters of the published M, `[4]`; the
+    overload shares are percent of heads with 3/4 M or more, in the first half of the layers and in
+    all. Numbers are None where none was published, or the run diverged.
+    """
+
+    model: str
+    perplexity: float | None
+    head_shares: np.ndarray | None
+    early_overload: float | None
+    overload: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """The numbers of one source, such as a paper.
+
+    Attributes:
+      find: the published counterpart of a model of that config and notation
+        (`nfllm.report.runs.notation`); None where there is none.
+      baseline: notation of the model that published changes refer to.
+      source: what was published, in a sentence.
+      histogram_note: what the published quarters of head entropies refer to.
+    """
+
+    find: Callable[[ModelConfig, str], Published | None]
+    baseline: str
+    source: str
+    histogram_note: str
