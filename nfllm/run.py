@@ -114,8 +114,8 @@ def steps(path: epath.PathLike) -> list[int]:
       RunError: there is no run at `path`.
 
     Example:
-      for step in nfllm.steps("runs/default"):
-          run = nfllm.load_run("runs/default", step=step)
+      >>> for step in steps("runs/default"):
+      ...     run = load_run("runs/default", step=step)
     """
     from orbax.checkpoint import PyTreeCheckpointHandler
 

@@ -191,7 +191,10 @@ def _listed(page: Path) -> list[str]:
     return re.findall(r"^(?:   |\.\. py:data:: )([A-Za-z]\w*)$", page.read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("module", ["nfllm", "nfllm.analysis", "nfllm.report", "nfllm.convert"])
+@pytest.mark.parametrize(
+    "module",
+    ["nfllm", "nfllm.analysis", "nfllm.convert", "nfllm.private_cost", "nfllm.report"],
+)
 def test_every_public_name_is_in_the_reference(module: str) -> None:
     names = set(importlib.import_module(module).__all__)
     submodules = {name for name in names if inspect.ismodule(getattr(nfllm, name, None))}
@@ -203,3 +206,15 @@ def test_every_public_name_is_in_the_reference(module: str) -> None:
 def test_pages_list_no_name_twice() -> None:
     for page in PAGES.rglob("*.md"):
         assert len(_listed(page)) == len(set(_listed(page))), page
+
+
+def test_files_that_guides_name_are_there() -> None:
+    named = {
+        (page.name, name)
+        for page in PAGES.rglob("*.md")
+        for name in re.findall(
+            r"`((?:nfllm|tests|configs|benchmarks)/[\w/]+\.py)`", page.read_text()
+        )
+    }
+    assert named
+    assert not {(page, name) for page, name in named if not (ROOT / name).exists()}

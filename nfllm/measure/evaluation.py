@@ -77,8 +77,10 @@ def evaluate(
     Batches are taken as they are, so that `run.validation_batches()` gives the loss of training.
 
     Example:
-      run = nfllm.load_run("runs/default")
-      nfllm.evaluate(run, ["def f(x): return x"]).bits_per_byte
+      >>> import nfllm
+      >>> run = nfllm.load_run("runs/default")
+      >>> nfllm.evaluate(run, ["def f(x): return x"]).bits_per_byte > 0
+      True
 
     Args:
       run: the run; texts are encoded by its tokenizer.

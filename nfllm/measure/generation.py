@@ -42,8 +42,9 @@ def generate(
     """What follows a prompt, until the model ends the text or `max_tokens` are written.
 
     Example:
-      run = nfllm.load_run("runs/default")
-      nfllm.generate(run, "def f(", max_tokens=200, temperature=0.8, top_k=40)
+      >>> import nfllm
+      >>> run = nfllm.load_run("runs/default")
+      >>> text = nfllm.generate(run, "def f(", max_tokens=20, temperature=0.8, top_k=40)
 
     Args:
       run: the run.

@@ -47,9 +47,10 @@ def head_importance(
     """The rise of the loss when one head after the other is replaced, [L, H].
 
     Example:
-      run = nfllm.load_run("runs/default")
-      found = nfllm.head_importance(run, run.validation_batches(8, max_windows=64))
-      layer, head = divmod(int(found.rise_LH.estimate.argmax()), run.config.model.num_heads)
+      >>> import nfllm
+      >>> run = nfllm.load_run("runs/default")
+      >>> found = nfllm.head_importance(run, run.validation_batches(8, max_windows=8))
+      >>> layer, head = divmod(int(found.rise_LH.estimate.argmax()), run.config.model.num_heads)
 
     Args:
       run: the run.

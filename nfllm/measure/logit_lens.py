@@ -15,8 +15,10 @@ def logit_lens(model: Decoder, params: Any, residual: jax.Array) -> jax.Array:
     The logit lens of nostalgebraist (2020). At the last depth it gives the model's own logits.
 
     Example:
-      captured = nfllm.capture(run.model, run.params, tokens_BT)
-      logits_LTV = nfllm.logit_lens(run.model, run.params, captured.residual[:, 0])
+      >>> import nfllm
+      >>> run = nfllm.load_run("runs/default")
+      >>> captured = nfllm.capture(run.model, run.params, run.tokenizer.encode("def f(")[None])
+      >>> logits_LTV = nfllm.logit_lens(run.model, run.params, captured.residual[:, 0])
     """
     return model.apply({"params": params}, residual, method=_read_out)  # type: ignore[return-value]
 

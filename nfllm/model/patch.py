@@ -34,10 +34,12 @@ class Patch:
       where: which entries are replaced, of the same axes; or one bool for all.
 
     Example:
-      other = nfllm.capture(model, params, other_tokens_BT)
-      layer_2 = (jnp.arange(num_layers) == 2)[:, None, None, None]
-      patch = Patch("mlp_out", other.mlp_out, layer_2)
-      patched = nfllm.capture(model, params, tokens_BT, patches=[patch])
+      >>> import nfllm
+      >>> run = nfllm.load_run("runs/default")
+      >>> other = nfllm.capture(run.model, run.params, jnp.array([[1, 2, 3]]))
+      >>> layer_1 = (jnp.arange(len(other.mlp_out)) == 1)[:, None, None, None]
+      >>> patch = Patch("mlp_out", other.mlp_out, layer_1)
+      >>> patched = nfllm.capture(run.model, run.params, jnp.array([[1, 2, 4]]), patches=[patch])
     """
 
     site: str

@@ -58,8 +58,11 @@ def private_cost(shape: DecoderShape, num_tokens: int) -> PrivateCost:
       ConfigError: `num_tokens` is below 1.
 
     Example:
-      >>> cost = private_cost(DecoderShape.from_config(config.model, 50_000), 128)
-      >>> cost.total.comparisons, cost.flops
+      >>> import nfllm
+      >>> config = nfllm.load_run("runs/default").config  # norm-free ReLU
+      >>> cost = private_cost(DecoderShape.from_config(config.model, 256), num_tokens=32)
+      >>> cost.flops > cost.total.comparisons > 0
+      True
     """
     return PrivateCost(
         shape,
