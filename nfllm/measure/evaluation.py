@@ -27,11 +27,12 @@ from nfllm.training.loss import count_targets, next_token_loss
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What a model makes of a text.
+    """How well a model predicts a text.
 
     Attributes:
       loss_nats: mean of -log p(token), over all targets of all documents.
-      interval_nats: 95% interval of it: a bootstrap over documents, with the targets of each.
+      interval_nats: 95% interval of it: a bootstrap over documents, with the targets of each; NaN
+        for one document.
       perplexity: exp(loss_nats).
       bits_per_byte: sum of -log2 p(token) over the bytes of the text that its targets stand for;
         None for batches of tokens, whose text is not known.
@@ -49,11 +50,11 @@ class Evaluation:
     num_documents: int
 
     def __str__(self) -> str:
-        low, high = self.interval_nats
-        text = (
-            f"loss {self.loss_nats:.4f} nats per token (95% {low:.4f} to {high:.4f} over "
-            f"{self.num_documents:,} documents), perplexity {self.perplexity:.2f}"
-        )
+        text = f"loss {self.loss_nats:.4f} nats per token"
+        if self.num_documents > 1:
+            low, high = self.interval_nats
+            text += f" (95% {low:.4f} to {high:.4f} over {self.num_documents:,} documents)"
+        text += f", perplexity {self.perplexity:.2f}"
         if self.bits_per_byte is not None:
             text += f", {self.bits_per_byte:.4f} bits per byte"
         return f"{text}; {self.num_targets:,} targets"
