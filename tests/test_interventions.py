@@ -178,11 +178,12 @@ def test_head_importance(replacement: str) -> None:
     """Head by head what the patches give; the mean is over both batches without the filler row."""
     model, params = random_model(0.3, attention_bias="all")
     params = without_head(params, 1, 0)
-    labels = OTHER_BT.copy()
-    labels[1, 5:], labels[2] = IGNORED_LABEL, IGNORED_LABEL
-    batches = [Batch(TOKENS_BT, TOKENS_BT), Batch(OTHER_BT, labels)]
+    first, second = (random_batch(seed, sequences=4).tokens for seed in (0, 1))
+    labels = second.copy()
+    labels[1, 5:], labels[3] = IGNORED_LABEL, IGNORED_LABEL
+    batches = [Batch(first, first), Batch(second, labels)]
     found = head_importance(run_of(model, params), batches, replacement)
-    together = capture(model, params, np.concatenate([TOKENS_BT, OTHER_BT[:2]]))
+    together = capture(model, params, np.concatenate([first, second[:3]]))
     config = model.config
     for layer in range(2):
         for head in range(2):
@@ -201,7 +202,7 @@ def test_head_importance(replacement: str) -> None:
             rise = mean_loss(model, params, [patch], batches) - found.loss_nats
             assert found.rise_LH.estimate[layer, head] == pytest.approx(rise, abs=2e-6)
     assert found.loss_nats == pytest.approx(mean_loss(model, params, [], batches), rel=1e-6)
-    assert found.num_targets == 4 * 11 + 4
+    assert found.num_targets == 6 * 11 + 4
     low, estimate, high = found.rise_LH.low, found.rise_LH.estimate, found.rise_LH.high
     np.testing.assert_allclose([low[1, 0], high[1, 0]], [0, 0], atol=1e-6)
     others = np.array([True, True, False, True])

@@ -38,7 +38,7 @@ def share_interval(shares_NL: ArrayLike, *, confidence: float = 0.95) -> Interva
 
     Example:
       >>> share_interval([[1, 1, 1, 0.75], [1, 1, 0.75, 0.75]])  # of 4 layers, 2 seeds
-      Interval(estimate=0.90625, low=0.58..., high=0.98...)
+      Interval(estimate=0.90625, low=0.5676, high=0.9861)
     """
     shares_NL = np.asarray(shares_NL, np.float64)
     if shares_NL.ndim != 2 or shares_NL.size == 0:
