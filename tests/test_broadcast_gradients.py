@@ -87,6 +87,6 @@ def test_sums_over_tokens_are_those_of_float64(name, dtype):
 
 def test_no_parameter_is_left_out():
     source = "".join(file.read_text() for file in Path(nfllm.model.__file__).parent.glob("*.py"))
-    declared = set(re.findall(r'self\.param\(\s*"(\w+)"', source))
+    declared = set(re.findall(r'(?:self\.param\(|_param\(self,)\s*"(\w+)"', source))
     paths = [path for name in MODELS for path in by_path(gradients(name, "float32")[0])]
     assert {path.split("/")[-1] for path in paths} == declared

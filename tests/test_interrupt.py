@@ -21,20 +21,20 @@ def test_nobody_waits_for_an_evaluation(
     tmp_path, monkeypatch, every, stops_at, saved_before_evaluation
 ):
     evaluated = []
-    evaluate, tell = Program.evaluate, loop._Loop._tell
+    evaluate, write = Program.evaluate, loop._Loop._write
 
     def evaluate_and_note(self, state):
         step = int(state.step)
         evaluated.append((step, (run / "checkpoints" / f"step_{step}").is_dir()))
         return evaluate(self, state)
 
-    def tell_and_interrupt(self, values, step, waited):
-        tell(self, values, step, waited)
+    def write_and_interrupt(self, values, step, waited):
+        write(self, values, step, waited)
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Program, "evaluate", evaluate_and_note)
-    monkeypatch.setattr(loop._Loop, "_tell", tell_and_interrupt)
+    monkeypatch.setattr(loop._Loop, "_write", write_and_interrupt)
     run = tmp_path / "run"
     corpus = make_corpus(tmp_path / "corpus")
     config = tiny_config(corpus, tmp_path / "data", evaluation__every=every)
