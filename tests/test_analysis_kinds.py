@@ -15,6 +15,8 @@ import pytest
 from nfllm import analysis
 from nfllm.analysis import ClassResponses, Comoments, Covariance, Moments, UnitActivity
 
+pytestmark = pytest.mark.slow
+
 A = analysis
 SHAPE = (2, 3, 6, 6)
 TOKENS = np.array([[0, 1, 0, 1, 0, 1]] * 3)

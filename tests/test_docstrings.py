@@ -19,6 +19,8 @@ from nfllm.trainer.checkpoints import Checkpoints
 from nfllm.trainer.program import Program
 from nfllm.trainer.record import write_run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs"
 

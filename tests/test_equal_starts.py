@@ -8,6 +8,8 @@ from synthetic_runs import make_config
 
 from nfllm.model import Decoder
 
+pytestmark = pytest.mark.slow
+
 SIZES = {
     "model.num_layers": 2,
     "model.num_heads": 2,

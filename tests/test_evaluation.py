@@ -22,6 +22,8 @@ from nfllm.measure.evaluation import validation_texts
 from nfllm.run import Run
 from nfllm.rundir import RunError
 
+pytestmark = pytest.mark.slow
+
 EVERY = 4
 
 

@@ -15,6 +15,8 @@ from nfllm.trainer.placement import Placement
 from nfllm.training.optimizer import make_optimizer
 from nfllm.training.schedules import make_schedule
 
+pytestmark = pytest.mark.slow
+
 STEPS = 50
 BASE = {"training": {"steps": STEPS}, "optimizer": {"learning_rate": 5e-3, "warmup_steps": 5}}
 

@@ -23,6 +23,8 @@ from nfllm.measure.generation import _within_context, generate_ids
 from nfllm.measure.sampling import kept, make_sampling, sample
 from nfllm.model.decoder import Decoder
 
+pytestmark = pytest.mark.slow
+
 RECORDINGS = Path(__file__).parent / "recordings"
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11]]
 

@@ -20,6 +20,8 @@ from nfllm.measure.evaluation import row_losses, row_targets
 from nfllm.model.intermediates import MODULES
 from nfllm.run import Run
 
+pytestmark = pytest.mark.slow
+
 TOKENS_BT = random_batch(0, sequences=3).tokens
 OTHER_BT = random_batch(1, sequences=3).tokens
 MODELS = [

@@ -163,6 +163,7 @@ def assert_close(one: Measured, two: Measured) -> None:
     jax.tree.map_with_path(compare, one, two)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("normalization", NORMS)
 @pytest.mark.parametrize("activation", typing.get_args(Activation))

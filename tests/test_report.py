@@ -21,6 +21,8 @@ from nfllm.report.runs import notation, read_runs
 from nfllm.rundir import RunError
 from nfllm.rundir.metrics import MetricsWriter
 
+pytestmark = pytest.mark.slow
+
 PUBLISHED = json.loads(Path(published.__file__).with_name("published.json").read_text())
 HEATMAPS = {
     name: np.array(v) for name, v in PUBLISHED["head_entropy_nats"].items() if name != "about"

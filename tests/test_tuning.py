@@ -14,6 +14,8 @@ from training_parts import VOCAB_SIZE, make_parts, random_batch, small_config
 from nfllm.model.tuning import TUNINGS, Tuning, tuning
 from nfllm.trainer.placement import Placement
 
+pytestmark = pytest.mark.slow
+
 OTHER = {
     "attention": "xla",
     "attention_from": 13,

@@ -18,6 +18,7 @@ from nfllm.analysis.attention_patterns import (
     previous_token_score,
     sink_score,
 )
+from nfllm.analysis.covariance import Covariance
 from nfllm.analysis.divergence import jensen_shannon, shannon_entropy
 from nfllm.analysis.entropy import (
     attention_entropy,
@@ -72,7 +73,6 @@ from nfllm.analysis.spectra import (
 )
 from nfllm.analysis.statistics import (
     Comoments,
-    Covariance,
     Histogram,
     LinearFit,
     Moments,

@@ -1,6 +1,6 @@
 """Spectra of covariance matrices: how many directions a representation uses.
 
-Covariances stream: `statistics.Covariance` gathers them over a dataset.
+Covariances stream: `covariance.Covariance` gathers them over a dataset.
 """
 
 import jax

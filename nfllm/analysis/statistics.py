@@ -37,10 +37,6 @@ from nfllm.analysis.arrays import (
 )
 from nfllm.analysis.scaling import center
 
-# Narrower products are too small to be fast.
-_SMALLEST_BLOCK = 128
-_MOST_ROWS = 4096
-
 
 class Mergeable(Protocol):
     """What all states share."""
@@ -300,64 +296,3 @@ class Histogram(NamedTuple):
             self.above + other.above,
             self.nan + other.nan,
         )
-
-
-class Covariance(NamedTuple):
-    """Mean and scatter matrix of vectors, for the spectra of activations."""
-
-    size: jax.Array
-    mean: jax.Array
-    """`[..., F]`."""
-    scatter: jax.Array
-    """`[..., F, F]`, sum of outer products of deviations."""
-
-    @classmethod
-    def of(cls, x: Arrays, *, keep: int = 1) -> Covariance:
-        """State of vectors `[..., F]`, over all axes but the first `keep` and the last."""
-        x = as_float32(x)
-        x = x.reshape(*x.shape[:keep], -1, x.shape[-1])
-        mean, deviation = center(x, -2)
-        size = jnp.full(x.shape[:keep], x.shape[-2], jnp.float32)
-        return cls(size, mean.squeeze(-2), _sum_of_outer_products(deviation))
-
-    def merge(self, other: Covariance) -> Covariance:
-        """The state of both."""
-        count = self.size + other.size
-        weight = other.size / count
-        difference = other.mean - self.mean
-        outer = difference[..., :, None] * difference[..., None, :]
-        return Covariance(
-            count,
-            self.mean + difference * weight[..., None],
-            self.scatter + other.scatter + outer * (self.size * weight)[..., None, None],
-        )
-
-    def covariance(self) -> jax.Array:
-        """`[..., F, F]`, the scatter divided by the number of vectors."""
-        return self.scatter / self.size[..., None, None]
-
-
-def _sum_of_outer_products(x: jax.Array) -> jax.Array:
-    """x.T @ x, `[..., N, F]` -> `[..., F, F]`, of which what the symmetry gives is not computed."""
-    width = x.shape[-1]
-    if width <= 2 * _SMALLEST_BLOCK:
-        return _product(x, x)
-    left, right = x[..., : width // 2], x[..., width // 2 :]
-    corner = _product(left, right)
-    return jnp.block(
-        [
-            [_sum_of_outer_products(left), corner],
-            [jnp.swapaxes(corner, -1, -2), _sum_of_outer_products(right)],
-        ]
-    )
-
-
-def _product(x: jax.Array, y: jax.Array) -> jax.Array:
-    highest = jax.lax.Precision.HIGHEST
-    if x.shape[-1] > _SMALLEST_BLOCK or x.shape[-2] <= _MOST_ROWS:
-        return jnp.einsum("...nf,...ng->...fg", x, y, precision=highest)
-    # The rows of narrow factors are added up one by one on a CPU: 5 million are off by 0.6%.
-    missing = -x.shape[-2] % _MOST_ROWS
-    x, y = (jnp.pad(z, [(0, 0)] * (z.ndim - 2) + [(0, missing), (0, 0)]) for z in (x, y))
-    x, y = (z.reshape(*z.shape[:-2], -1, _MOST_ROWS, z.shape[-1]) for z in (x, y))
-    return jnp.einsum("...bnf,...bng->...bfg", x, y, precision=highest).sum(-3)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from nfllm.analysis.covariance import Covariance
 from nfllm.analysis.spectra import participation_ratio, projected_participation_ratio
-from nfllm.analysis.statistics import Covariance
 from nfllm.config import ModelConfig
 from nfllm.model import intermediates as names
 from nfllm.model.activations import ACTIVATIONS
