@@ -324,7 +324,7 @@ def test_lost_and_unknown_characters_of_a_text_are_said(bpe, caplog, monkeypatch
     assert "are lost: '日ü'" in caplog.text
     caplog.clear()
     Tokenizer(alphabet_tokenizer("[UNK]")).encode("a日b")
-    assert "of 4 tokens 1 are its unknown token" in caplog.text
+    assert "1 of 4 tokens are the tokenizer's unknown token" in caplog.text
 
 
 def test_a_text_that_cannot_be_encoded(bpe):

@@ -106,11 +106,15 @@ class Tokenizer:
         if self._is_partial:
             lost = [c for c in dict.fromkeys(text) if not c.isspace() and self.loses(c)]
             unknown = int(np.count_nonzero(ids == self.unknown_id))
-            if lost or unknown:
+            if lost:
                 logging.warning(
-                    "the tokenizer has no token for these characters, which are lost: %r; of %d "
-                    "tokens %d are its unknown token", "".join(lost), len(ids), unknown,
-                )  # fmt: skip
+                    "the tokenizer has no token for these characters, which are lost: %r",
+                    "".join(lost),
+                )
+            if unknown:
+                logging.warning(
+                    "%d of %d tokens are the tokenizer's unknown token", unknown, len(ids)
+                )
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
