@@ -32,7 +32,7 @@ def run(out, *options):
 
 def test_a_rehearsal_that_is_killed_goes_on_to_the_whole_table(tmp_path):
     out = tmp_path / "results"
-    first = subprocess.Popen(command(out, "--rehearse"), stdout=subprocess.PIPE, text=True)
+    first = subprocess.Popen(command(out, "--rehearse"), stdout=subprocess.DEVNULL)
     numbers = out / "numbers.json"
     deadline = time.monotonic() + 600
     while not numbers.exists():  # its first rows
@@ -90,3 +90,18 @@ def test_results_of_another_machine_are_not_gone_on_with(tmp_path):
     done = run(tmp_path, "--rehearse")
     assert done.returncode == 2
     assert "was measured with kind='NVIDIA H100', but this is 'cpu'" in done.stdout
+
+
+def test_too_little_memory_halves_the_batch_and_says_so(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from parts.rows import halving
+
+    def measure(sequences):
+        if sequences > 5:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 40GiB")
+        return {"ms": 1.0}
+
+    row = halving(16, measure)
+    assert (row["sequences"], row["note"]) == (4, "4 sequences, not 16: too little memory")
+    with pytest.raises(ValueError, match="another fault"):
+        halving(16, lambda _: (_ for _ in ()).throw(ValueError("another fault")))
