@@ -1,13 +1,29 @@
 """Times jobs in turns, in one process: a busy machine slows all alike, and ratios stay."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[float]]:
+    """Seconds of each program that is compiled within it."""
+    seconds: list[float] = []
+    inside = True
+
+    def note(event: str, duration: float, **_: object) -> None:
+        if event == _COMPILED and inside:
+            seconds.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    yield seconds
+    inside = False
 
 
 class Timing(NamedTuple):

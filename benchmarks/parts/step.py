@@ -11,6 +11,7 @@ from unittest import mock
 
 import jax
 from programs import GPT2_124M, LOGITS_16, SMALL, VARIANTS, Trainer, Workload, make_config
+from timing import compilations
 
 from nfllm.model.tuning import TUNINGS, tuning
 from parts.facts import median_seconds
@@ -178,7 +179,9 @@ def _measure(case: Case, future: Any, sequences: int, rehearse: bool, nominal: f
         trainer = _trainer(case, sequences, rehearse)
         trainer.compile(lambda: tuned(case.tuned))
     try:
-        seconds = median_seconds(trainer.step, 2 if rehearse else 10)
+        trainer.step()  # makes the state
+        with compilations() as compiled:
+            seconds = median_seconds(trainer.step, 2 if rehearse else 10)
     finally:
         trainer.free()
     tokens = sequences * trainer.config.model.context_length
@@ -186,6 +189,7 @@ def _measure(case: Case, future: Any, sequences: int, rehearse: bool, nominal: f
     return {
         "ms": 1e3 * seconds,
         "finite": trainer.finite,
+        "compilations": 1 + len(compiled),
         "tokens_per_second": tokens / seconds,
         "tflops": tflops,
         "nominal_share": tflops / nominal if nominal else None,
