@@ -56,8 +56,8 @@ _CPU = Tuning(
     micro_batch_tokens=256,
 )
 
-# With more than 2^31 logits at once, a loss or gradient of GPT-2 124M was not finite within its first
-# steps on an H100. That their number was the cause is not known.
+# With more than 2^31 logits at once, a loss or gradient of GPT-2 124M was not finite within its
+# first steps on an H100. That their number was the cause is not known.
 _GPU = Tuning(
     attention="cudnn",
     attention_from=512,
