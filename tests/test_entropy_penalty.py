@@ -11,9 +11,9 @@ import optax
 import pytest
 
 from nfllm.analysis import causal_entropy_ceiling
+from nfllm.model.softmax import softmax_and_entropy
 from nfllm.training.entropy_penalty import (
     Reduction,
-    differentiable_entropy,
     entropy_penalty,
     free_band,
     highest_threshold,
@@ -111,7 +111,7 @@ def random_attention(num_keys: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @jax.jit
 def entropy_of(logits_BHTS: jax.Array) -> jax.Array:
-    return differentiable_entropy(logits_BHTS, jax.nn.softmax(logits_BHTS))
+    return softmax_and_entropy(logits_BHTS)[1]
 
 
 def entropies(logits_LBHTS: jax.Array) -> jax.Array:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+Site = Literal["attention", "mlp", "query", "key", "final"]
+"""Where a decoder normalizes: before attention, before the MLP, queries, keys, before the head."""
+
 
 class ModelShape:
     """Sizes and start values that the keys leave to be derived."""
 
     architecture: str
+    num_layers: int
     num_heads: int
     embed_dim: int
     mlp_dim: int | None
+    mlp: str
+    mlp_pruned_layers: int
+    softmax_temperature_init: float | None
+    normalization: str
+    qk_normalization: str
+    final_normalization: str
     negative_slope: float | None
     helu_margin: float | None
     tie_embeddings: bool | None
@@ -26,6 +38,22 @@ class ModelShape:
     def mlp_width(self) -> int:
         """Width of the hidden layer of the MLP."""
         return 4 * self.embed_dim if self.mlp_dim is None else self.mlp_dim
+
+    @property
+    def num_mlp_layers(self) -> int:
+        """Layers that have an MLP: the first ones."""
+        return 0 if self.mlp == "none" else self.num_layers - self.mlp_pruned_layers
+
+    @property
+    def first_temperature(self) -> float:
+        """Start value of the learned temperatures of the softmax."""
+        return 1.0 if self.softmax_temperature_init is None else self.softmax_temperature_init
+
+    def normalization_at(self, site: Site) -> str:
+        """Name of the normalization at a site."""
+        if site == "final":
+            return self.final_normalization
+        return self.qk_normalization if site in ("query", "key") else self.normalization
 
     @property
     def ties_embeddings(self) -> bool:

@@ -4,14 +4,13 @@
 
 Files in `configs/` are small deltas on these defaults: a small norm-free ReLU decoder on Python
 source, offline, on a CPU, in minutes. A key whose default is None is derived; its comment says how.
-A new key is declared here, and, where a run that does not have it did something else than its
-default does, in `BEFORE` of `nfllm.config.whole`.
+A new key is declared here, and again in `BEFORE`, with what runs did that do not have it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from nfllm.config.derived import ModelShape
 from nfllm.config.limits import (
@@ -19,6 +18,7 @@ from nfllm.config.limits import (
     check_data,
     check_evaluation,
     check_model,
+    check_objective,
     check_optimizer,
     check_parallel,
     check_telemetry,
@@ -69,6 +69,18 @@ class ModelConfig(ModelShape):
     # None: layer
     slope_sharing: Literal["layer", "model", "untied_global"] | None = None
     helu_margin: float | None = None  # of helu: gradient 1 where x > -margin. None: 0.05
+    # two_layer: activation(x W_in) W_out. fused: one D x D matrix, to which a two-layer MLP with
+    # activation identity comes. none: attention alone
+    mlp: Literal["two_layer", "fused", "none"] = "two_layer"
+    mlp_pruned_layers: int = 0  # so many of the deepest layers have no MLP (2410.13060)
+    # learned: x * residual_gain + mlp(x) / mlp_alpha, a scalar each per layer that starts at 1
+    # (scaled FFN, 2501.03489)
+    mlp_scaling: Literal["none", "learned"] = "none"
+    # Learned divisor of the attention logits (2501.03489). head: one a head; head_position: one a
+    # head and query position
+    softmax_temperature: Literal["none", "head", "head_position"] = "none"
+    # Its start value. None: 1. The paper's own are 0.01 (CodeParrot) and 0.1 (Languini)
+    softmax_temperature_init: float | None = None
     # none; qk: query and key (the paper); all: also value and output
     attention_bias: Literal["none", "qk", "all"] = "none"
     mlp_bias: bool = False
@@ -129,6 +141,27 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_data(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What is added to the loss. The entropy regularizer: nfllm/training/entropy_penalty.py."""
+
+    # Weight of the entropy regularizer (2501.03489: 1e-5, Languini 5e-5); 0: none
+    entropy_weight: float = 0.0
+    # Of ln T: what a head's entropy may be off its threshold at no cost
+    entropy_margin: float = 0.2
+    # Each head's threshold, or its start value where it is learned, as a share of ln T
+    entropy_threshold: float = 0.5
+    entropy_threshold_trainable: bool = True
+    # layer: each layer has its own thresholds; first: all use one row of H, as the released code
+    entropy_threshold_sharing: Literal["layer", "first"] = "layer"
+    # mean: of a head over queries, then the penalty (the paper's Algorithm 1). row_sum: the penalty
+    # of each query, summed (the released code; T times the weight)
+    entropy_reduction: Literal["mean", "row_sum"] = "mean"
+
+    def __post_init__(self) -> None:
+        check_objective(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -203,9 +236,11 @@ class TelemetryConfig:
 
     every: int = 100  # steps between probes of the attention entropy; 0: never
     probe_windows: int = 16  # sequences of the fixed probe batch, from the validation split
-    # Each head's entropy over the training batch itself, computed within every step, and written
-    # with its loss every training.log_every steps
+    # Each head's entropy and largest logit over the training batch itself, computed within every
+    # step, and written with its loss every training.log_every steps
     entropy_every_step: bool = False
+    # The L2 norm of each layer's gradient, before clipping, written with the loss
+    gradient_norms: bool = False
 
     def __post_init__(self) -> None:
         check_telemetry(self)
@@ -233,3 +268,27 @@ class ParallelConfig:
 
     def __post_init__(self) -> None:
         check_parallel(self)
+
+
+BEFORE: dict[str, Any] = {
+    "data.document_separator": None,
+    "model.attention_implementation": "explicit",
+    "model.mlp": "two_layer",
+    "model.mlp_pruned_layers": 0,
+    "model.mlp_scaling": "none",
+    "model.softmax_temperature": "none",
+    "model.softmax_temperature_init": None,
+    "objective.entropy_margin": 0.2,
+    "objective.entropy_reduction": "mean",
+    "objective.entropy_threshold": 0.5,
+    "objective.entropy_threshold_sharing": "layer",
+    "objective.entropy_threshold_trainable": True,
+    "objective.entropy_weight": 0.0,
+    "telemetry.entropy_every_step": False,
+    "telemetry.gradient_norms": False,
+    "training.loss_tile_rows": None,
+}
+"""What a run did before a key existed."""
+
+RETIRED = ("parallel.xla_flags",)
+"""Keys that a run may have recorded, and that say nothing of what it trained."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from nfllm.config.checks import ConfigError, at_least, between, check_types, positive
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
         DataConfig,
         EvaluationConfig,
         ModelConfig,
+        ObjectiveConfig,
         OptimizerConfig,
         ParallelConfig,
         TelemetryConfig,
@@ -38,6 +40,8 @@ def check_model(model: ModelConfig) -> None:
         )
     _check_attention_implementation(model)
     _check_activation(model)
+    _check_mlp(model)
+    _check_temperature(model)
     _check_positions(model)
 
 
@@ -79,6 +83,38 @@ def _check_activation(model: ModelConfig) -> None:
                 f"{model.activation!r}; set model.activation to 'helu', or leave it unset"
             )
         positive(model, "model", "helu_margin")
+
+
+def _check_mlp(model: ModelConfig) -> None:
+    at_least(model, "model", "mlp_pruned_layers", 0)
+    if model.mlp_pruned_layers >= model.num_layers:
+        raise ConfigError(
+            f"model.mlp_pruned_layers={model.mlp_pruned_layers} must be below model.num_layers="
+            f"{model.num_layers}; for no MLP at all set model.mlp to 'none'"
+        )
+    if model.mlp == "two_layer":
+        return
+    neutral: dict[str, object] = {"activation": "identity", "mlp_dim": None, "mlp_bias": False}
+    if model.mlp == "none":
+        neutral |= {"mlp_pruned_layers": 0, "mlp_scaling": "none"}
+    for key, value in neutral.items():
+        if (found := getattr(model, key)) != value:
+            raise ConfigError(
+                f"model.{key}={found!r} has no effect on model.mlp={model.mlp!r}; set model.{key} "
+                f"to {value!r}, or model.mlp to 'two_layer'"
+            )
+
+
+def _check_temperature(model: ModelConfig) -> None:
+    if model.softmax_temperature_init is None:
+        return
+    if model.softmax_temperature == "none":
+        raise ConfigError(
+            f"model.softmax_temperature_init={model.softmax_temperature_init} has no effect on "
+            "model.softmax_temperature='none'; set that to 'head' or 'head_position', or leave the "
+            "start value unset"
+        )
+    positive(model, "model", "softmax_temperature_init")
 
 
 def _check_positions(model: ModelConfig) -> None:
@@ -169,6 +205,23 @@ def _check_validation(data: DataConfig) -> None:
             "data.validation_split='separate' does not fit data.dataset='python_stdlib', which "
             "has one split; choose hash, slice or field"
         )
+
+
+def check_objective(objective: ObjectiveConfig) -> None:
+    """Raises ConfigError for a value that cannot be run."""
+    check_types(objective, "objective")
+    at_least(objective, "objective", "entropy_weight", 0)
+    at_least(objective, "objective", "entropy_margin", 0)
+    between(objective, "objective", "entropy_threshold", 0.0, 1.0, closed=True)
+    if objective.entropy_weight:
+        return
+    defaults = {field.name: field.default for field in dataclasses.fields(objective)}
+    for key, default in defaults.items():
+        if (value := getattr(objective, key)) != default:
+            raise ConfigError(
+                f"objective.{key}={value!r} has no effect on objective.entropy_weight=0; give the "
+                f"regularizer a weight such as 1e-5, or leave the key at {default!r}"
+            )
 
 
 def check_optimizer(optimizer: OptimizerConfig) -> None:

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from nfllm.config.checks import ConfigError, check_keys, section_values, value_type
 from nfllm.config.keys import (
+    BEFORE,
+    RETIRED,
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
     ModelConfig,
+    ObjectiveConfig,
     OptimizerConfig,
     ParallelConfig,
     TelemetryConfig,
@@ -25,15 +28,7 @@ if TYPE_CHECKING:
 # A label that takes no part in the loss. The data layer writes it and the loss reads it.
 IGNORED_LABEL = -100
 
-# What a run did before a key existed.
-BEFORE: dict[str, Any] = {
-    "data.document_separator": None,
-    "model.attention_implementation": "explicit",
-    "telemetry.entropy_every_step": False,
-    "training.loss_tile_rows": None,
-}
-# Keys that a run may have recorded, and that say nothing of what it trained.
-RETIRED = ("parallel.xla_flags",)
+_LATER_SECTIONS = ("objective",)  # an early run has none of their keys
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +37,7 @@ class Config:
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
@@ -57,6 +53,12 @@ class Config:
                 f"model.attention_implementation={chosen!r} does not give; use 'auto', "
                 "'explicit' or 'blocks', or probe with telemetry.every instead"
             )
+        if self.objective.entropy_weight and chosen in ("xla", "cudnn"):
+            raise ConfigError(
+                f"objective.entropy_weight={self.objective.entropy_weight} needs the rows of the "
+                f"attention maps, which model.attention_implementation={chosen!r} does not keep; "
+                "use 'auto', 'explicit' or 'blocks'"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, recorded: bool = False) -> Config:
@@ -71,9 +73,9 @@ class Config:
           ConfigError: a key is unknown or missing, or a value is of the wrong type or out of range.
         """
         sections = typing.get_type_hints(cls)
-        check_keys(values, sections, "config")
         if recorded:
-            values = {name: _as_now(name, keys) for name, keys in values.items()}
+            values = _as_now(values)
+        check_keys(values, sections, "config")
         return cls(
             **{
                 name: section(**section_values(values[name], section, name))
@@ -114,13 +116,18 @@ def get_config() -> ConfigDict:
     return config.lock()
 
 
-def _as_now(section: str, values: Any) -> Any:
-    """The recorded values of a section with today's keys."""
-    if not isinstance(values, Mapping):
-        return values
-    kept = {key: value for key, value in values.items() if f"{section}.{key}" not in RETIRED}
+def _as_now(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The recorded values with today's keys."""
+    found = {
+        section: {key: value for key, value in keys.items() if f"{section}.{key}" not in RETIRED}
+        if isinstance(keys, Mapping)
+        else keys
+        for section, keys in values.items()
+    }
     for name, value in BEFORE.items():
-        home, _, key = name.partition(".")
-        if home == section:
-            kept.setdefault(key, value)
-    return kept
+        section, _, key = name.partition(".")
+        if section in _LATER_SECTIONS:
+            found.setdefault(section, {})
+        if isinstance(keys := found.get(section), dict):
+            keys.setdefault(key, value)
+    return found

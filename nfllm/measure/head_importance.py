@@ -120,7 +120,7 @@ def _losses(
     shapes = site_shapes(model, tokens_BT)
 
     def losses(is_head_LH: jax.Array) -> jax.Array:
-        patches = patch_variables([replace(is_head_LH, value)], shapes)
+        patches = patch_variables([replace(is_head_LH, value)], shapes, model.config)
         logits_BTV: Any = model.apply({"params": params, **patches}, tokens_BT)
         return row_losses(logits_BTV, labels_BT)
 

@@ -18,9 +18,9 @@ from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
 from nfllm.measure.analyze import merge_across_processes, of_this_process
 from nfllm.model import intermediates as names
-from nfllm.model.block import Mlp
 from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import INTERMEDIATES
+from nfllm.model.mlp import TwoLayerMlp
 from nfllm.model.token_ids import check_token_ids
 from nfllm.training.loss import count_targets, next_token_loss
 
@@ -65,8 +65,8 @@ def replace_by_linear(
       The losses, the same on every process.
 
     Raises:
-      ValueError: the fit has not one line a layer, there is no target, or a token id or label is
-        no row of the model's table.
+      ValueError: the MLPs have no activation, the fit has not one line for each layer with an MLP,
+        there is no target, or a token id or label is no row of the model's table.
 
     Example:
       >>> import nfllm
@@ -76,7 +76,9 @@ def replace_by_linear(
       >>> replaced = replace_by_linear(model, params, batches, fit)
       >>> cost_L = replaced.layer_loss - replaced.loss  # nats per target
     """
-    num_layers = model.config.num_layers
+    num_layers = model.config.num_mlp_layers
+    if model.config.mlp != "two_layer":
+        raise ValueError(f"model.mlp={model.config.mlp!r} has no activation to replace")
     slope_L, intercept_L = (np.asarray(x, np.float32) for x in (fit.slope, fit.intercept))
     if slope_L.shape != (num_layers,) or intercept_L.shape != (num_layers,):
         raise ValueError(
@@ -133,7 +135,7 @@ def _apply_replaced(
 
     def swap(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         output = call(*args, **kwargs)
-        if not isinstance(context.module, Mlp) or context.method_name != "__call__":
+        if not isinstance(context.module, TwoLayerMlp) or context.method_name != "__call__":
             return output
         get = context.module.get_variable
         own: dict[str, jax.Array] = get("params", _FIT)

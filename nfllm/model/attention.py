@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +15,22 @@ from nfllm.model.bias import add_bias
 from nfllm.model.cache import start_of, visible_keys, with_earlier
 from nfllm.model.dropout import dropout
 from nfllm.model.intermediates import asked_for, record, record_statistic
-from nfllm.model.normalizations import NORMALIZATIONS
+from nfllm.model.normalizations import normalization
 from nfllm.model.parameters import constant_param
 from nfllm.model.products import einsum_to_float32
 from nfllm.model.rotary import rotate
+from nfllm.model.softmax import divide_by_temperature, entropy_by_product, softmax_and_entropy
 
 _FEWEST_QUERIES = 32
+_OF_A_STEP = {names.BY_PRODUCTS, names.LOSSES}
 _PROBES = ({names.STATISTICS}, {names.STATISTICS, names.BY_PRODUCTS})
+
+
+class _ByProducts(NamedTuple):
+    """Cheap reductions of some rows of the maps: entropy [B, H, T], and largest logit [H]."""
+
+    entropy: Callable[[], jax.Array]
+    logit_max: Callable[[], jax.Array]
 
 
 class Attention(nn.Module):
@@ -40,13 +50,14 @@ class Attention(nn.Module):
         start_B = start_of(self)
         q_BTHK, k_BTHK, v_BTHK = self._project(x_BTD)
         if config.qk_normalization != "none":
-            norm = NORMALIZATIONS[config.qk_normalization]
-            q_BTHK = norm(epsilon=config.norm_epsilon, dtype=self.dtype, name="query_norm")(q_BTHK)
-            k_BTHK = norm(epsilon=config.norm_epsilon, dtype=self.dtype, name="key_norm")(k_BTHK)
+            q_BTHK = normalization(config, "query", self.dtype, name="query_norm")(q_BTHK)
+            k_BTHK = normalization(config, "key", self.dtype, name="key_norm")(k_BTHK)
         if config.rotary_dim:
             base = 10_000.0 if config.rotary_base is None else config.rotary_base
             q_BTHK = rotate(q_BTHK, config.rotary_dim, base, start_B)
             k_BTHK = rotate(k_BTHK, config.rotary_dim, base, start_B)
+        if config.softmax_temperature != "none":
+            q_BTHK = divide_by_temperature(self, config, q_BTHK, start_B)
         q_BTHK = record(self, names.QUERY, q_BTHK)
         k_BTHK = record(self, names.KEY, k_BTHK)
         v_BTHK = record(self, names.VALUE, v_BTHK)
@@ -73,7 +84,7 @@ class Attention(nn.Module):
         if collections in _PROBES and dropout_rows_B is None:
             return self._mix_for_statistics(q_BTHK, k_BTHK, v_BTHK)
         length = q_BTHK.shape[1]
-        by_blocks = implementation == "blocks" and collections <= {names.BY_PRODUCTS}
+        by_blocks = implementation == "blocks" and collections <= _OF_A_STEP
         block = queries_per_block(length) if by_blocks else length
         return self._mix_by_blocks(q_BTHK, k_BTHK, v_BTHK, dropout_rows_B, block)
 
@@ -86,20 +97,25 @@ class Attention(nn.Module):
         block: int,
     ) -> jax.Array:
         """Mixes the values for `block` queries at a time, by the keys that one of them sees."""
-        mixed, entropies = [], []
+        mixed, by_products = [], []
         for start in range(0, q_BTHK.shape[1], block):
             stop = start + block
-            mixed_BTHK, entropy_of_block = self._attend(
+            mixed_BTHK, of_block = self._attend(
                 q_BTHK[:, start:stop], k_BTHK[:, :stop], v_BTHK[:, :stop], dropout_rows_B
             )
             mixed.append(mixed_BTHK)
-            entropies.append(entropy_of_block)
-        record_statistic(
-            self,
-            names.ENTROPY,
-            lambda: jnp.concatenate([entropy() for entropy in entropies], axis=-1).mean((0, 2)),
-            collection=names.BY_PRODUCTS,
-        )
+            by_products.append(of_block)
+
+        def entropies() -> jax.Array:
+            return jnp.concatenate([of_block.entropy() for of_block in by_products], axis=-1)
+
+        def largest_logits() -> jax.Array:
+            return jnp.stack([of_block.logit_max() for of_block in by_products]).max(0)
+
+        kind = names.BY_PRODUCTS
+        record_statistic(self, names.ENTROPY, lambda: _mean_of_heads(entropies()), kind)
+        record_statistic(self, names.LOGIT_MAX, largest_logits, kind)
+        record_statistic(self, names.ENTROPY, entropies, names.LOSSES)
         return jnp.concatenate(mixed, axis=1)
 
     def _mix_for_statistics(
@@ -128,7 +144,7 @@ class Attention(nn.Module):
             mixed_BtHK = jnp.einsum("BHTS,BSHK->BTHK", probs.astype(self.dtype), v_BSHK)
             return (
                 mixed_BtHK,
-                _entropy_by_product(logits, probs),
+                entropy_by_product(logits, probs),
                 jnp.where(counted_11tS, jnp.abs(scores), 0).max((0, 2, 3)),
                 jnp.sum(counted_11tS & ~jnp.isfinite(logits)),
             )
@@ -157,21 +173,25 @@ class Attention(nn.Module):
         v_BSHK: jax.Array,
         dropout_rows_B: jax.Array | None,
         start_B: jax.Array | None = None,
-    ) -> tuple[jax.Array, Callable[[], jax.Array]]:
+    ) -> tuple[jax.Array, _ByProducts]:
         """Mixes the values for the queries of the last T of S positions, or of those at `start_B`.
 
-        Probabilities are formed, and can be recorded where T = S. The function that is also
-        returned computes their entropy [B, H, T].
+        Probabilities are formed, and can be recorded where T = S.
         """
         logits_BHTS = self._logits(q_BTHK, k_BSHK, start_B)
-        probs_BHTS = jax.nn.softmax(logits_BHTS)
+        if self.is_mutable_collection(names.LOSSES):
+            probs_BHTS, entropy_BHT = softmax_and_entropy(logits_BHTS)
+            entropy: Callable[[], jax.Array] = lambda: entropy_BHT  # noqa: E731
+        else:
+            probs_BHTS = jax.nn.softmax(logits_BHTS)
+            entropy = partial(entropy_by_product, logits_BHTS, probs_BHTS)
         probs_BHTS = record(self, names.ATTENTION_PROBS, probs_BHTS)
-        entropy = partial(_entropy_by_product, logits_BHTS, probs_BHTS)
         if dropout_rows_B is not None:
             key = self.make_rng("dropout")
             probs_BHTS = dropout(probs_BHTS, self.config.attention_dropout, key, dropout_rows_B)
         mixed_BTHK = jnp.einsum("BHTS,BSHK->BTHK", probs_BHTS.astype(self.dtype), v_BSHK)
-        return mixed_BTHK, entropy
+        logit_max = partial(_largest_of_heads, logits_BHTS)
+        return mixed_BTHK, _ByProducts(entropy, logit_max)
 
     def _project(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         config = self.config
@@ -224,15 +244,9 @@ class Attention(nn.Module):
         return record(self, names.ATTENTION_OUT, y_BTD)
 
 
-def _entropy_by_product(logits_BHTS: jax.Array, probs_BHTS: jax.Array) -> jax.Array:
-    """Entropy [B, H, T] of a softmax whose logits, sums and probabilities are there anyway.
+def _mean_of_heads(x_BHT: jax.Array) -> jax.Array:
+    return jax.lax.stop_gradient(x_BHT).mean((0, 2))
 
-    H = log sum e^(s - m) - E_p[s - m] with the row's maximum m. The sum is that of the softmax,
-    which the compiler computes once; what is added is a pass over the two tensors, without a third.
-    """
-    logits_BHTS, probs_BHTS = jax.lax.stop_gradient((logits_BHTS, probs_BHTS))
-    distance_BHTS = logits_BHTS - jnp.max(logits_BHTS, axis=-1, keepdims=True)
-    log_sum_BHT = jnp.log(jnp.sum(jnp.exp(distance_BHTS), axis=-1))
-    # A logit of -Inf, as float16 can give, has probability 0 and an infinite distance.
-    weighted_BHTS = jnp.where(probs_BHTS == 0, 0.0, probs_BHTS * distance_BHTS)
-    return log_sum_BHT - jnp.sum(weighted_BHTS, axis=-1)
+
+def _largest_of_heads(logits_BHTS: jax.Array) -> jax.Array:
+    return jax.lax.stop_gradient(logits_BHTS).max((0, 2, 3))

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from nfllm.config import ModelConfig
+from nfllm.model.layers import split_layers
 
 CACHE = "cache"
 
@@ -30,15 +31,18 @@ def empty_cache(config: ModelConfig, batch_size: int, dtype: jnp.dtype = jnp.flo
     """Room for `config.context_length` positions of every sequence; all start at 0."""
     shape = (batch_size, config.context_length, config.num_heads, config.head_dim)
     keys = jnp.zeros((config.num_layers, *shape), dtype)
-    attention = {"keys": keys, "values": keys}
-    return move({"blocks": {"attention": attention}}, jnp.zeros(batch_size, jnp.int32))
+    blocks = split_layers(config, {"attention": {"keys": keys, "values": keys}})
+    return move(blocks, jnp.zeros(batch_size, jnp.int32))
 
 
 def move(cache: Any, start_B: jax.Array) -> Any:
     """The cache, with the next tokens of each sequence at positions `start_B` and on."""
-    attention = cache["blocks"]["attention"]
-    start_LB = jnp.broadcast_to(start_B[None], (len(attention["keys"]), *start_B.shape))
-    return {"start": start_B, "blocks": {"attention": {**attention, "start": start_LB}}}
+    moved: dict[str, Any] = {"start": start_B}
+    for stack in cache.keys() - {"start"}:
+        attention = cache[stack]["attention"]
+        start_LB = jnp.broadcast_to(start_B[None], (len(attention["keys"]), *start_B.shape))
+        moved[stack] = {"attention": {**attention, "start": start_LB}}
+    return moved
 
 
 def start_of(module: nn.Module) -> jax.Array | None:

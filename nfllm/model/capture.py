@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from nfllm.model import intermediates as names
 from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import INTERMEDIATES
+from nfllm.model.layers import join_layers
 from nfllm.model.patch import Patch, patch_variables
 from nfllm.model.token_ids import check_token_ids
 
@@ -19,7 +20,10 @@ class Captured(NamedTuple):
     """Intermediates of one forward pass; masked attention logits are float32's lowest number.
 
     `residual[l]` is the input of block l; `residual[L]` the output of the last block, before the
-    final normalization. `query` and `key` are after rotation and normalization.
+    final normalization. `query` and `key` are after rotation and normalization, `query` also after
+    division by a learned temperature. The MLP's fields have an entry for each layer that has one:
+    fewer than L with `model.mlp_pruned_layers`, and none of `mlp_pre` and `mlp_post` where the MLP
+    is fused.
     """
 
     residual: jax.Array  # [L+1, B, T, D]
@@ -67,7 +71,8 @@ def capture(
     """
     check_token_ids(tokens_BT, model.vocab_size)
     tokens_BT = jnp.asarray(tokens_BT)
-    variables = patch_variables(patches, site_shapes(model, tokens_BT)) if patches else {}
+    shapes = site_shapes(model, tokens_BT)
+    variables = patch_variables(patches, shapes, model.config)
     return _capture(model, params, variables, tokens_BT)
 
 
@@ -75,14 +80,16 @@ def site_shapes(model: Decoder, tokens_BT: jax.Array) -> dict[str, tuple[int, ..
     """The shape of each site that can be patched, on such tokens, as in `Captured`."""
     config, (B, T) = model.config, tokens_BT.shape
     L, D, H, F = config.num_layers, config.embed_dim, config.num_heads, config.mlp_width
+    mlps = config.num_mlp_layers
+    hidden = mlps if config.mlp == "two_layer" else 0
     heads, stream = (L, B, T, H, config.head_dim), (L, B, T, D)
     return {
         names.RESIDUAL: (L + 1, B, T, D),
         **dict.fromkeys((names.QUERY, names.KEY, names.VALUE, names.HEAD_OUT), heads),
         **dict.fromkeys((names.ATTENTION_LOGITS, names.ATTENTION_PROBS), (L, B, H, T, T)),
         **dict.fromkeys((names.ATTENTION_IN, names.ATTENTION_OUT), stream),
-        **dict.fromkeys((names.MLP_IN, names.MLP_OUT), stream),
-        **dict.fromkeys((names.MLP_PRE, names.MLP_POST), (L, B, T, F)),
+        **dict.fromkeys((names.MLP_IN, names.MLP_OUT), (mlps, B, T, D)),
+        **dict.fromkeys((names.MLP_PRE, names.MLP_POST), (hidden, B, T, F)),
     }
 
 
@@ -93,10 +100,11 @@ def _capture(
     variables = {"params": params, **patches}
     logits_BTV, state = model.apply(variables, tokens_BT, mutable=[INTERMEDIATES])
     recorded = state[INTERMEDIATES]
-    blocks = recorded["blocks"]
+    found = join_layers(recorded)
+    shapes = site_shapes(model, tokens_BT)
     sites = {
-        site: (blocks if module is None else blocks[module])[site]
-        for site, module in names.MODULES.items()
+        site: found[site] if site in found else jnp.zeros(shapes[site], model.dtype)
+        for site in names.MODULES
     }
     last = recorded[names.RESIDUAL]
     sites[names.RESIDUAL] = jnp.concatenate([sites[names.RESIDUAL], last[None]])

@@ -15,8 +15,9 @@ from nfllm.model.block import Block
 from nfllm.model.cache import CACHE, positions, start_of
 from nfllm.model.dropout import dropout
 from nfllm.model.head import unembed
-from nfllm.model.intermediates import COLLECTIONS, PATCHES, record, record_size
-from nfllm.model.normalizations import NORMALIZATIONS
+from nfllm.model.intermediates import COLLECTIONS, PATCHES, UPDATES, record, record_size
+from nfllm.model.layers import BLOCKS, stacks
+from nfllm.model.normalizations import normalization
 from nfllm.model.parameters import constant_param
 from nfllm.model.tuning import tuning
 
@@ -58,10 +59,10 @@ class Decoder(nn.Module):
             self.head_embedding = self.param("head_embedding", init, table)
         if config.activation == "learnable_leaky_relu" and config.slope_sharing == "model":
             self.slope = constant_param(self, "slope", config.slope)
-        self.blocks = _stacked_blocks(config)(config, self.dtype)
-        self.final_norm = NORMALIZATIONS[config.final_normalization](
-            epsilon=config.norm_epsilon, dtype=self.dtype
-        )
+        for name, depth in stacks(config).items():
+            has_mlp = config.num_mlp_layers > 0 and name == BLOCKS
+            setattr(self, name, _stacked_blocks(config, depth)(config, self.dtype, has_mlp))
+        self.final_norm = normalization(config, "final", self.dtype)
 
     def __call__(
         self, tokens_BT: jax.Array, *, dropout_rows_B: jax.Array | None = None
@@ -98,7 +99,8 @@ class Decoder(nn.Module):
             key = self.make_rng("dropout")
             x_BTD = dropout(x_BTD, config.embedding_dropout, key, dropout_rows_B)
         slope = self.slope if hasattr(self, "slope") else None
-        x_BTD, _ = self.blocks(x_BTD, dropout_rows_B, slope)
+        for name in stacks(config):
+            x_BTD, _ = getattr(self, name)(x_BTD, dropout_rows_B, slope)
         x_BTD = record(self, names.RESIDUAL, x_BTD)
         record_size(self, names.RESIDUAL, x_BTD)
         return self.final_norm(x_BTD)
@@ -117,15 +119,15 @@ class Decoder(nn.Module):
         return unembed(x, table.astype(self.dtype))
 
 
-def _stacked_blocks(config: ModelConfig) -> type[Block]:
-    """`Block` over the layers: one compiled body that loops, or all layers unrolled."""
+def _stacked_blocks(config: ModelConfig, depth: int) -> type[Block]:
+    """`Block` over `depth` layers: one compiled body that loops, or all layers unrolled."""
     scan = tuning().scan_layers if config.scan_layers is None else config.scan_layers
     block = nn.remat(Block, prevent_cse=not scan) if config.remat else Block
     return nn.scan(
         block,
-        variable_axes=dict.fromkeys(("params", CACHE, PATCHES, *COLLECTIONS), 0),
+        variable_axes=dict.fromkeys(("params", CACHE, PATCHES, UPDATES, *COLLECTIONS), 0),
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,
-        length=config.num_layers,
-        unroll=1 if scan else config.num_layers,
+        length=depth,
+        unroll=1 if scan else depth,
     )

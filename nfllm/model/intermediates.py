@@ -4,7 +4,11 @@ All are `sow`: nothing is computed, or even traced, unless the caller makes the 
 `INTERMEDIATES` holds whole tensors, for analysis. `STATISTICS` holds what is left of them after a
 reduction on the device, for telemetry while training; `COUNTS` what is not finite of every tensor,
 for the diagnosis of a step. `BY_PRODUCTS` holds the few reductions that are cheap enough for the
-training step itself; telemetry reads them too.
+training step itself; telemetry reads them too. `LOSSES` holds what a loss beside cross-entropy is
+made of, through which gradients flow.
+
+`UPDATES` is for parameters that are measured and not learned (`Kind.STATISTIC`): their next values,
+which only a training step asks for.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +20,15 @@ from flax import linen as nn
 
 from nfllm.analysis.numerics import LAYER_SITES, count_nonfinite
 from nfllm.analysis.signal import rms
+from nfllm.model.layers import join_layers
 
 INTERMEDIATES = "intermediates"
 STATISTICS = "statistics"
 COUNTS = "counts"
 BY_PRODUCTS = "by_products"
-COLLECTIONS = (INTERMEDIATES, STATISTICS, COUNTS, BY_PRODUCTS)
+LOSSES = "losses"
+UPDATES = "updates"
+COLLECTIONS = (INTERMEDIATES, STATISTICS, COUNTS, BY_PRODUCTS, LOSSES)
 PATCHES = "patches"
 """What `nfllm.model.patch` puts in place of recorded tensors: an input, not a record."""
 
@@ -40,6 +47,7 @@ MLP_POST = "mlp_post"
 MLP_OUT = "mlp_out"
 
 ENTROPY = "entropy"
+LOGIT_MAX = "logit_max"
 LOGIT_MAX_ABS = "logit_max_abs"
 MAX_ABS = "max_abs"
 NONFINITE = "nonfinite"
@@ -67,6 +75,9 @@ MODULES: dict[str, str | None] = {
     MLP_OUT: "mlp",
 }
 """The module of a block that records a site; None: the block itself."""
+
+MLP_SITES = (MLP_IN, MLP_PRE, MLP_POST, MLP_OUT)
+"""What a block without an MLP does not record; a fused one has no `MLP_PRE` and `MLP_POST`."""
 
 
 def record(
@@ -120,13 +131,18 @@ def record_size(module: nn.Module, site: str, x: jax.Array) -> None:
 def nonfinite_by_site(collected: Mapping[str, Any], sites: Sequence[str]) -> dict[str, Any]:
     """What `record` counted in a decoder at each of `sites`, `[L]`: numbers, or counts by kind.
 
-    `residual` has L + 1: the last is what leaves the last layer.
+    `residual` has L + 1: the last is what leaves the last layer. A site that the decoder does not
+    have, as of a fused MLP, is left out.
     """
-    block = collected["blocks"]
-    found = {**block, **block["attention"], **block["mlp"]}
-    counts = {site: found[f"{NONFINITE}_{site}"] for site in sites}
+    found = join_layers(collected)
+    counts = {site: found[key] for site in sites if (key := f"{NONFINITE}_{site}") in found}
     last = collected[f"{NONFINITE}_{RESIDUAL}"]
     return counts | {RESIDUAL: jax.tree.map(jnp.append, counts[RESIDUAL], last)}
+
+
+def record_update(module: nn.Module, name: str, compute: Callable[[], jax.Array]) -> None:
+    """Records the next value of the statistic `name` of `module`, when a training step asks."""
+    record_statistic(module, name, compute, UPDATES)
 
 
 def _sow(module: nn.Module, collection: str, name: str, value: Any) -> None:

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from nfllm.config import Normalization
+from nfllm.config import ModelConfig
+from nfllm.config.derived import Site
 from nfllm.model.tuning import tuning
 
 
@@ -67,10 +68,16 @@ def _statistical(norm: type[nn.Module], **options: Any) -> nn.Module:
 LayerNorm = partial(_statistical, nn.LayerNorm, use_fast_variance=False)
 RMSNorm = partial(_statistical, nn.RMSNorm)
 
-NORMALIZATIONS: dict[Normalization, Callable[..., nn.Module]] = {
+NORMALIZATIONS: dict[str, Callable[..., nn.Module]] = {
     "layernorm": LayerNorm,
     "none": NoNorm,
     "rmsnorm": RMSNorm,
     "dyt": partial(Pointwise, function=jnp.tanh, has_shift=False),
     "derf": partial(Pointwise, function=jax.lax.erf, has_shift=True),
 }
+
+
+def normalization(config: ModelConfig, site: Site, dtype: jnp.dtype, **options: Any) -> nn.Module:
+    """The normalization that a config has at a site; `options` are those of a Flax module."""
+    norm = NORMALIZATIONS[config.normalization_at(site)]
+    return norm(epsilon=config.norm_epsilon, dtype=dtype, **options)

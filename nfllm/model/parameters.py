@@ -1,8 +1,53 @@
-"""Parameters that start at a constant."""
+"""The parameters of a decoder: what each is, by its name, and those that start at a constant."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from nfllm.config import ConfigError
+
+
+class Kind(enum.Enum):
+    """What becomes of a parameter in an update."""
+
+    DECAYED = "decayed"
+    UNDECAYED = "undecayed"
+    SLOPE = "slope"  # decays with `optimizer.decay_slopes`
+    STATISTIC = "statistic"  # measured, not learned: see `nfllm.training.updates`
+
+
+_MATRICES = ("qkv_kernel", "out_kernel", "in_kernel", "kernel")
+_EMBEDDINGS = ("token_embedding", "position_embedding", "head_embedding")
+_BIASES = ("qkv_bias", "qk_bias", "out_bias", "in_bias", "bias")
+_SCALARS = ("scale", "alpha", "shift", "residual_gain", "mlp_alpha", "temperature")
+
+KINDS: dict[str, Kind] = {
+    **dict.fromkeys((*_MATRICES, *_EMBEDDINGS), Kind.DECAYED),
+    **dict.fromkeys((*_BIASES, *_SCALARS, "entropy_threshold"), Kind.UNDECAYED),
+    "slope": Kind.SLOPE,
+}
+"""The kind of each parameter, by the last part of its path."""
+
+
+def kind_of(path: tuple[Any, ...]) -> Kind:
+    """The declared kind of the parameter at a path of the tree.
+
+    Raises:
+      ConfigError: nobody has declared it.
+    """
+    name = path[-1].key
+    if name not in KINDS:
+        where = ".".join(key.key for key in path)
+        raise ConfigError(
+            f"parameter {where}: {name!r} is not declared, so whether it decays is unknown; add it "
+            "to KINDS in nfllm/model/parameters.py"
+        )
+    return KINDS[name]
 
 
 def constant_param(

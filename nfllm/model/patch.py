@@ -15,8 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nfllm.config import suggest
+from nfllm.config import ModelConfig, suggest
 from nfllm.model import intermediates as names
+from nfllm.model.layers import BLOCKS, split_layers
 
 Variables = dict[str, Any]
 
@@ -47,18 +48,22 @@ class Patch:
     where: jax.Array | bool = True
 
 
-def patch_variables(patches: Sequence[Patch], shapes: Mapping[str, tuple[int, ...]]) -> Variables:
+def patch_variables(
+    patches: Sequence[Patch], shapes: Mapping[str, tuple[int, ...]], config: ModelConfig
+) -> Variables:
     """The variables that make a decoder take these patches; of two at one place the later counts.
 
     Args:
       patches: the patches.
+      config: of the decoder.
       shapes: shape of each site, as in `Captured`.
 
     Returns:
       `{"patches": ...}`, to be passed to `Decoder.apply` beside `params`; empty without a patch.
 
     Raises:
-      ValueError: an unknown site, or a value or mask that does not fit its shape.
+      ValueError: an unknown site, one that no layer has, or a value or mask that does not fit its
+        shape.
     """
     by_site: dict[str, dict[str, jax.Array]] = {}
     for patch in patches:
@@ -66,25 +71,30 @@ def patch_variables(patches: Sequence[Patch], shapes: Mapping[str, tuple[int, ..
         new = {"value": jnp.asarray(patch.value), "where": jnp.asarray(patch.where, bool)}
         if site not in shapes:
             raise ValueError(f"unknown site {site!r}; {suggest(site, shapes)}")
+        if not shapes[site][0]:
+            raise ValueError(f"no layer has a site {site!r}: model.mlp is {config.mlp!r}")
         new = {kind: _fitted(x, shapes[site], f"{kind} of {site}") for kind, x in new.items()}
         if (old := by_site.get(site)) is not None:
             new["value"] = jnp.where(new["where"], new["value"], old["value"])
             new["where"] |= old["where"]
         by_site[site] = new
-    return {names.PATCHES: _by_module(by_site)} if by_site else {}
+    return {names.PATCHES: _by_module(by_site, config)} if by_site else {}
 
 
-def _by_module(by_site: dict[str, dict[str, jax.Array]]) -> Variables:
+def _by_module(by_site: dict[str, dict[str, jax.Array]], config: ModelConfig) -> Variables:
     """The patches of each module; the residual stream has one that comes after the last block."""
-    model: Variables = {}
-    blocks: Variables = {}
+    variables: Variables = {}
     for site, patch in by_site.items():
         if site == names.RESIDUAL:
-            model[site] = {kind: x[-1] for kind, x in patch.items()}
+            variables[site] = {kind: x[-1] for kind, x in patch.items()}
             patch = {kind: x[:-1] for kind, x in patch.items()}
+        has_all = site not in names.MLP_SITES
+        parts = split_layers(config, patch) if has_all else {BLOCKS: patch}
         module = names.MODULES[site]
-        (blocks if module is None else blocks.setdefault(module, {}))[site] = patch
-    return {**model, "blocks": blocks}
+        for stack, part in parts.items():
+            block = variables.setdefault(stack, {})
+            (block if module is None else block.setdefault(module, {}))[site] = part
+    return variables
 
 
 def _fitted(x: jax.Array, shape: tuple[int, ...], what: str) -> jax.Array:

@@ -75,11 +75,13 @@ class DecoderShape:
             head_dim=model.head_dim,
             vocab_size=vocab_size,
             mlp_dim=model.mlp_width,
-            num_mlp_layers=model.num_layers,
+            num_mlp_layers=model.num_mlp_layers,
+            mlp="fused" if model.mlp == "fused" else "two_layer",
             activation=model.activation,
             normalization=model.normalization,
             final_normalization=model.final_normalization,
             qk_normalization=model.qk_normalization,
+            softmax_temperature=model.softmax_temperature,
             rotary_dim=model.rotary_dim,
         )
 

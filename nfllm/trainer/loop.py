@@ -199,11 +199,16 @@ class _Loop:
         if step % config.log_every and step != config.steps:
             return
         speed = self.clock.lap()
-        entropy_LH = values.entropy_LH
+        on_request = {
+            "entropy_nats": values.entropy_LH,
+            "logit_max": values.logit_max_LH,
+            "grad_norm_by_layer": values.grad_norm_L,
+        }
         self.journal.write(
             "train",
             step,
-            **({} if entropy_LH is None else {"entropy_nats": entropy_LH}),
+            **{name: value for name, value in on_request.items() if value is not None},
+            **{name: float(value) for name, value in values.auxiliary.items()},
             loss_nats=float(values.loss_nats),
             grad_norm=float(values.grad_norm),
             learning_rate=float(values.learning_rate),

@@ -68,6 +68,7 @@ class Program:
             config.optimizer.accumulation_weighting,
             training,
             self.placement.replicated,
+            built.auxiliaries,
         )
 
     def init_state(self) -> TrainState:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from nfllm.config import Config
 from nfllm.model.decoder import Decoder
+from nfllm.training.auxiliary import Auxiliary, auxiliary_losses
 from nfllm.training.optimizer import make_optimizer
 from nfllm.training.schedules import make_schedule
 from nfllm.training.state import TrainState, init_state
@@ -20,10 +21,12 @@ from nfllm.training.step import EvalStep, TrainStep, make_eval_step, make_train_
 class Built(NamedTuple):
     """Pure functions; where they run is the caller's choice.
 
-    `init(key)` makes the state before the first step.
+    `init(key)` makes the state before the first step; `auxiliaries` are what the objective has
+    beside cross-entropy.
     """
 
     model: Decoder
+    auxiliaries: tuple[Auxiliary, ...]
     init: Callable[[jax.Array], TrainState]
     train_step: TrainStep
     eval_step: EvalStep
@@ -46,10 +49,13 @@ def build(config: Config, vocab_size: int) -> Built:
     model = Decoder(config.model, vocab_size, dtype_of(config.training.dtype))
     schedule = make_schedule(config.optimizer, config.training.steps)
     optimizer = make_optimizer(config.optimizer, schedule)
+    auxiliaries = auxiliary_losses(config)
+    own = {name: value for loss in auxiliaries for name, value in loss.parameters.items()}
     return Built(
         model,
-        functools.partial(init_state, model=model, optimizer=optimizer),
-        make_train_step(config, model, optimizer, schedule),
+        auxiliaries,
+        functools.partial(init_state, model=model, optimizer=optimizer, objective_params=own),
+        make_train_step(config, model, optimizer, schedule, auxiliaries),
         make_eval_step(model, config.training.loss_tile_rows),
     )
 

@@ -22,6 +22,8 @@ from nfllm.config import TrainingConfig
 from nfllm.data.batches import Batch
 from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import COUNTS, nonfinite_by_site
+from nfllm.model.layers import stacks
+from nfllm.training.auxiliary import Auxiliary
 from nfllm.training.loss import count_targets
 from nfllm.training.objective import MicroBatch, make_objective, micro_batch_weights
 
@@ -33,6 +35,7 @@ def make_diagnosis(
     weighting: str,
     training: TrainingConfig,
     result_sharding: jax.sharding.Sharding | None = None,
+    auxiliaries: tuple[Auxiliary, ...] = (),
 ) -> Diagnose:
     """Returns `diagnose(params, parts, step, loss_scale, num_micro_batches)`, compiled when called.
 
@@ -51,7 +54,7 @@ def make_diagnosis(
     `gradients` are those of the blocks, `other_gradients` those of embeddings, head and final
     normalization; `loss` has one entry for each part.
     """
-    objective = make_objective(model, training)
+    objective = make_objective(model, training, auxiliaries)
 
     @functools.partial(jax.jit, static_argnames="num_micro_batches", out_shardings=result_sharding)
     def diagnose(
@@ -67,6 +70,7 @@ def make_diagnosis(
             labels_PBT,
             jnp.arange(num_parts * rows).reshape(num_parts, rows),
             jnp.repeat(weights_A, num_parts // num_micro_batches),
+            jnp.full(num_parts, 1.0 / (num_parts * rows), jnp.float32),
         )
         differentiate = jax.value_and_grad(objective, has_aux=True)
 
@@ -80,9 +84,11 @@ def make_diagnosis(
         zeros = jax.tree.map(jnp.zeros_like, params)
         grads, counts_P = jax.lax.scan(accumulate, zeros, micro_batches)
         grads = jax.tree.map(lambda g: g / scale, grads)
-        others = {name: value for name, value in grads.items() if name != "blocks"}
-        gradients = {"gradients": grads["blocks"], "other_gradients": others}
-        return counts_P, analysis.ledger(gradients)
+        names = stacks(model.config)
+        others = {name: value for name, value in grads.items() if name not in names}
+        by_stack = [analysis.ledger({"gradients": grads[name]}) for name in names]
+        gradients: Ledger = jax.tree.map(lambda *counts: jnp.concatenate(counts), *by_stack)
+        return counts_P, gradients | analysis.ledger({"other_gradients": others})
 
     def on_host(
         params: Any, parts: Batch, step: int, loss_scale: float, num_micro_batches: int

@@ -25,25 +25,6 @@ import jax.numpy as jnp
 Reduction = Literal["mean", "row_sum"]
 
 
-def differentiable_entropy(logits_BHTS: jax.Array, probs_BHTS: jax.Array) -> jax.Array:
-    """Entropy [B, H, T] of a softmax, in nats, with its exact gradient at masked keys too.
-
-    H = log sum e^(s - m) - E_p[s - m], with the row's maximum m, through which nothing flows: H
-    does not depend on it. -sum p log p has a gradient of NaN wherever a probability is 0.
-
-    Args:
-      logits_BHTS: what the softmax saw, with masked keys at -Inf or at a finite number as low.
-      probs_BHTS: its outcome, on which the gradient depends as well.
-    """
-    maximum = jax.lax.stop_gradient(jnp.max(logits_BHTS, axis=-1, keepdims=True))
-    distance = logits_BHTS - maximum
-    log_sum = jnp.log(jnp.sum(jnp.exp(distance), axis=-1))
-    # Both factors are replaced: 0 x -Inf is NaN in the product and in either derivative.
-    is_zero = probs_BHTS == 0
-    weighted = jnp.where(is_zero, 0.0, probs_BHTS * jnp.where(is_zero, 0.0, distance))
-    return log_sum - jnp.sum(weighted, axis=-1)
-
-
 def entropy_penalty(
     entropy_LBHT: jax.Array,
     threshold_LH: jax.Array,

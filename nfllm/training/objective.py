@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from nfllm.config import TrainingConfig
 from nfllm.model.decoder import Decoder
+from nfllm.model.intermediates import LOSSES
+from nfllm.training.auxiliary import Auxiliary, sum_losses
 from nfllm.training.loss import next_token_loss_from_features
 
 
@@ -17,33 +19,40 @@ class MicroBatch(NamedTuple):
     """Sequences, and what of the whole step their loss depends on.
 
     `rows_B` is the place of each sequence in the step's global batch, which its dropout follows;
-    `weight` is the factor of their summed loss (`micro_batch_weights`).
+    `weight` is the factor of their summed loss (`micro_batch_weights`), `share` that of their
+    summed auxiliary losses, one divided by the step's number of sequences.
     """
 
     tokens_BT: jax.Array
     labels_BT: jax.Array
     rows_B: jax.Array
     weight: jax.Array
+    share: jax.Array
 
 
 class Forward(NamedTuple):
     """Summed loss in nats without weight and scale, and how it came about.
 
-    `features_BTD` is what the output head reads; `collected` has the collections asked for.
+    `features_BTD` is what the output head reads; `collected` has the collections asked for;
+    `auxiliary` the sum of each auxiliary loss over sequences, by name.
     """
 
     loss: jax.Array
     features_BTD: jax.Array
     collected: Any
+    auxiliary: dict[str, jax.Array]
 
 
 Objective = Callable[..., tuple[jax.Array, Forward]]
 
 
-def make_objective(model: Decoder, training: TrainingConfig) -> Objective:
+def make_objective(
+    model: Decoder, training: TrainingConfig, auxiliaries: tuple[Auxiliary, ...] = ()
+) -> Objective:
     """Returns `objective(params, micro_batch, step, scale, collect=())`.
 
-    Its value is `loss * weight * scale`, to be differentiated; with it comes the `Forward`. `step`
+    Its value is `(loss * weight + auxiliary * share) * scale`, to be differentiated, where
+    `auxiliary` is the weighted sum of the auxiliary losses; with it comes the `Forward`. `step`
     chooses the dropout.
     """
     config = model.config
@@ -59,14 +68,21 @@ def make_objective(model: Decoder, training: TrainingConfig) -> Objective:
         scale: jax.Array,
         collect: Sequence[str] = (),
     ) -> tuple[jax.Array, Forward]:
-        tokens_BT, labels_BT, rows_B, weight = micro_batch
+        tokens_BT, labels_BT, rows_B, weight, share = micro_batch
         options: dict[str, Any] = {}
         if uses_dropout:
             options["rngs"] = {"dropout": jax.random.fold_in(jax.random.key(training.seed), step)}
             options["dropout_rows_B"] = rows_B
         tile_rows = training.loss_tile_rows
-        forward = run_forward(model, params, tokens_BT, labels_BT, tile_rows, collect, **options)
-        return forward.loss * weight * scale, forward
+        collections = (*collect, LOSSES) if auxiliaries else collect
+        forward = run_forward(
+            model, params, tokens_BT, labels_BT, tile_rows, collections, **options
+        )
+        if not auxiliaries:
+            return forward.loss * weight * scale, forward
+        sums, weighted = sum_losses(auxiliaries, params, forward.collected)
+        total = forward.loss * weight + weighted * share
+        return total * scale, forward._replace(auxiliary=sums)
 
     return objective
 
@@ -101,7 +117,7 @@ def run_forward(
         return model.apply(variables, x_ND, method=model.head)
 
     loss = next_token_loss_from_features(head, x_BTD, labels_BT, tile_rows)
-    return Forward(loss, x_BTD, collected)
+    return Forward(loss, x_BTD, collected, {})
 
 
 def micro_batch_weights(targets_A: jax.Array, weighting: str) -> jax.Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from nfllm.config import OptimizerConfig
+from nfllm.model.parameters import Kind, kind_of
 from nfllm.training.schedules import Schedule
 
 # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6.
@@ -15,15 +16,15 @@ _CLIP_EPSILON = 1e-6
 
 
 def decay_mask(params: Any, *, decay_slopes: bool) -> Any:
-    """True for each parameter that weight decay acts on.
+    """True for each parameter that weight decay acts on: as declared, see `kind_of`.
 
-    The rule is by name, since stacked layers hide the rank: kernels and embeddings decay; biases
-    and all of a normalization do not; learned slopes do with `decay_slopes`.
+    Kernels and embeddings decay; biases and all of a normalization do not; learned slopes do with
+    `decay_slopes`.
     """
 
     def decays(path: tuple[Any, ...], _: jax.Array) -> bool:
-        name = path[-1].key
-        return name.endswith(("kernel", "embedding")) or (name == "slope" and decay_slopes)
+        kind = kind_of(path)
+        return kind is Kind.DECAYED or (kind is Kind.SLOPE and decay_slopes)
 
     return jax.tree_util.tree_map_with_path(decays, params)
 

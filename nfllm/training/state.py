@@ -93,11 +93,19 @@ def open_guard(state: TrainState) -> TrainState:
 
 
 def init_state(
-    key: jax.Array, model: Decoder, optimizer: optax.GradientTransformation
+    key: jax.Array,
+    model: Decoder,
+    optimizer: optax.GradientTransformation,
+    objective_params: dict[str, jax.Array] | None = None,
 ) -> TrainState:
-    """The state before the first step; pure, so that it can be compiled with any sharding."""
+    """The state before the first step; pure, so that it can be compiled with any sharding.
+
+    `objective_params` are parameters of the loss and not of the model: `params["objective"]`.
+    """
     tokens_BT = jnp.zeros((1, model.config.context_length), jnp.int32)
     params = model.init(key, tokens_BT, mutable=["params"])["params"]
+    if objective_params:
+        params = {**params, "objective": objective_params}
     scales = model.dtype == jnp.float16
     return TrainState(
         step=jnp.zeros((), jnp.int32),

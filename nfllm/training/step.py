@@ -15,7 +15,9 @@ import optax
 from nfllm.config import Config
 from nfllm.data.batches import Batch
 from nfllm.model.decoder import Decoder
-from nfllm.model.intermediates import BY_PRODUCTS, ENTROPY
+from nfllm.model.intermediates import BY_PRODUCTS, ENTROPY, LOGIT_MAX, UPDATES
+from nfllm.model.layers import ATTENTION_BLOCKS, BLOCKS, join_layers
+from nfllm.training.auxiliary import Auxiliary
 from nfllm.training.loss import count_targets
 from nfllm.training.objective import (
     Forward,
@@ -26,6 +28,7 @@ from nfllm.training.objective import (
 )
 from nfllm.training.schedules import Schedule
 from nfllm.training.state import Guard, LossScale, TrainState
+from nfllm.training.updates import has_statistics, with_statistics
 
 
 class StepMetrics(NamedTuple):
@@ -34,8 +37,10 @@ class StepMetrics(NamedTuple):
     `grad_norm` is the L2 norm before clipping; `finite` is whether loss and gradients all were;
     `tripped` whether the step changed nothing (`Guard`); `micro_losses` are the mean losses of the
     micro-batches, in nats per target; `loss_scale` is the factor by which the loss was scaled, 1
-    but for float16; `entropy_LH` is the attention entropy in nats, a mean over sequences and
-    queries, with `telemetry.entropy_every_step`.
+    but for float16; `auxiliary` are the auxiliary losses, means over sequences, without their
+    weights. With `telemetry.entropy_every_step`, `entropy_LH` is the attention entropy in nats, a
+    mean over sequences and queries, and `logit_max_LH` the largest scaled logit; with
+    `telemetry.gradient_norms`, `grad_norm_L` is the norm of each layer's gradient.
     """
 
     loss_nats: jax.Array
@@ -46,7 +51,20 @@ class StepMetrics(NamedTuple):
     tripped: jax.Array
     micro_losses: jax.Array  # [A]
     loss_scale: jax.Array
+    auxiliary: dict[str, jax.Array]
     entropy_LH: jax.Array | None
+    logit_max_LH: jax.Array | None
+    grad_norm_L: jax.Array | None
+
+
+class _Measured(NamedTuple):
+    """What a micro-batch measured beside its gradients; `updates` are of `with_statistics`."""
+
+    loss: jax.Array
+    auxiliary: dict[str, jax.Array]
+    entropy_LH: jax.Array | None
+    logit_max_LH: jax.Array | None
+    updates: Any
 
 
 class EvalSums(NamedTuple):
@@ -73,7 +91,11 @@ class EvalStep(Protocol):
 
 
 def make_train_step(
-    config: Config, model: Decoder, optimizer: optax.GradientTransformation, schedule: Schedule
+    config: Config,
+    model: Decoder,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    auxiliaries: tuple[Auxiliary, ...] = (),
 ) -> TrainStep:
     """The training step of a config.
 
@@ -82,8 +104,8 @@ def make_train_step(
     caller, who reads metrics one step late, finds the state as the bad step found it, and goes on
     by `leave_out_step` or `open_guard`.
     """
-    objective = make_objective(model, config.training)
-    collect = (BY_PRODUCTS,) if config.telemetry.entropy_every_step else ()
+    objective = make_objective(model, config.training, auxiliaries)
+    by_products = (BY_PRODUCTS,) if config.telemetry.entropy_every_step else ()
     grad_of = jax.value_and_grad(objective, has_aux=True)
 
     def train_step(
@@ -95,24 +117,27 @@ def make_train_step(
         scale = jnp.float32(1.0) if state.loss_scale is None else state.loss_scale.factor
         num_micro_batches, rows, _ = tokens_ABT.shape
         rows_AB = _global_rows(num_micro_batches, rows, axis_name)
-        micro_batches = MicroBatch(tokens_ABT, labels_ABT, rows_AB, weights_A)
+        share = 1.0 / (num_micro_batches * rows * _num_devices(axis_name))
+        shares_A = jnp.full(num_micro_batches, share, jnp.float32)
+        micro_batches = MicroBatch(tokens_ABT, labels_ABT, rows_AB, weights_A, shares_A)
+        collect = (*by_products, UPDATES) if has_statistics(state.params) else by_products
 
-        def gradients(micro_batch: MicroBatch) -> tuple[Any, tuple[jax.Array, jax.Array | None]]:
+        def gradients(micro_batch: MicroBatch) -> tuple[Any, _Measured]:
             (_, forward), grads = grad_of(state.params, micro_batch, state.step, scale, collect)
-            return grads, (forward.loss, _entropy_of(forward))
+            return grads, _measured(forward)
 
-        def accumulate(grads: Any, micro_batch: MicroBatch) -> tuple[Any, Any]:
+        def accumulate(grads: Any, micro_batch: MicroBatch) -> tuple[Any, _Measured]:
             new, measured = gradients(micro_batch)
             return jax.tree.map(jnp.add, grads, new), measured
 
         if num_micro_batches == 1:
             grads, measured = gradients(jax.tree.map(lambda x: x[0], micro_batches))
-            losses_A, entropy_ALH = jax.tree.map(lambda x: x[None], measured)
+            measured = jax.tree.map(lambda x: x[None], measured)
         else:
             zeros = jax.tree.map(jnp.zeros_like, state.params)
-            grads, (losses_A, entropy_ALH) = jax.lax.scan(accumulate, zeros, micro_batches)
+            grads, measured = jax.lax.scan(accumulate, zeros, micro_batches)
 
-        losses_A, grads = _sum_over_devices((losses_A, grads), axis_name)
+        losses_A, grads = _sum_over_devices((measured.loss, grads), axis_name)
         grads = jax.tree.map(lambda g: g / scale, grads)
         grad_norm = optax.tree.norm(grads)
         loss = jnp.sum(losses_A * weights_A)
@@ -121,11 +146,12 @@ def make_train_step(
 
         def update(state: TrainState) -> TrainState:
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            return state.replace(
-                params=optax.apply_updates(state.params, updates), opt_state=opt_state
-            )
+            params = optax.apply_updates(state.params, updates)
+            statistics = _mean_over_devices(measured.updates, axis_name)
+            return state.replace(params=with_statistics(params, statistics), opt_state=opt_state)
 
         new_state, tripped = _guarded(state, update, updates_finite, finite)
+        auxiliary_A = _sum_over_devices(measured.auxiliary, axis_name)
         return new_state, StepMetrics(
             loss_nats=loss,
             grad_norm=grad_norm,
@@ -135,7 +161,10 @@ def make_train_step(
             tripped=tripped,
             micro_losses=losses_A / jnp.maximum(targets_A, 1),
             loss_scale=scale,
-            entropy_LH=_mean_over_devices(entropy_ALH, axis_name),
+            auxiliary=jax.tree.map(lambda sum_A: jnp.sum(sum_A) * share, auxiliary_A),
+            entropy_LH=_mean_over_devices(measured.entropy_LH, axis_name),
+            logit_max_LH=_max_over_devices(measured.logit_max_LH, axis_name),
+            grad_norm_L=_norms(grads) if config.telemetry.gradient_norms else None,
         )
 
     return train_step
@@ -187,30 +216,54 @@ def _is_sound(loss: jax.Array, updates_finite: jax.Array, scale: LossScale | Non
     return jnp.isfinite(loss) & (updates_finite | (scale.factor > 1.0))
 
 
-def _entropy_of(forward: Forward) -> jax.Array | None:
-    """The entropy [L, H] of a forward pass that collected by-products."""
-    if not forward.collected:
-        return None
-    entropy_LH: jax.Array = forward.collected[BY_PRODUCTS]["blocks"]["attention"][ENTROPY]
-    return entropy_LH
+def _measured(forward: Forward) -> _Measured:
+    found = forward.collected
+    layers = join_layers(found[BY_PRODUCTS]) if BY_PRODUCTS in found else {}
+    return _Measured(
+        forward.loss,
+        forward.auxiliary,
+        layers.get(ENTROPY),
+        layers.get(LOGIT_MAX),
+        found.get(UPDATES, {}),
+    )
+
+
+def _norms(grads: Any) -> jax.Array:
+    """The L2 norm of each layer's gradient, [L]."""
+
+    def squares(blocks: Any) -> jax.Array:
+        leaves = jax.tree.leaves(blocks)
+        return sum((jnp.sum(jnp.square(g), axis=range(1, g.ndim)) for g in leaves), jnp.zeros(()))
+
+    stacks = [squares(grads[name]) for name in (BLOCKS, ATTENTION_BLOCKS) if name in grads]
+    return jnp.sqrt(jnp.concatenate(stacks))
 
 
 def _sum_over_devices(tree: Any, axis_name: str | None) -> Any:
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
-def _mean_over_devices(x_ALH: jax.Array | None, axis_name: str | None) -> jax.Array | None:
+def _mean_over_devices(tree: Any, axis_name: str | None) -> Any:
     """Mean over micro-batches and devices, all of which hold equally many sequences."""
+    tree = jax.tree.map(lambda x_A: jnp.mean(x_A, axis=0), tree)
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def _max_over_devices(x_ALH: jax.Array | None, axis_name: str | None) -> jax.Array | None:
+    """Maximum over micro-batches and devices."""
     if x_ALH is None:
         return None
-    x_LH = jnp.mean(x_ALH, axis=0)
-    return x_LH if axis_name is None else jax.lax.pmean(x_LH, axis_name)
+    x_LH = jnp.max(x_ALH, axis=0)
+    return x_LH if axis_name is None else jax.lax.pmax(x_LH, axis_name)
+
+
+def _num_devices(axis_name: str | None) -> int:
+    return 1 if axis_name is None else jax.lax.axis_size(axis_name)
 
 
 def _global_rows(num_micro_batches: int, rows: int, axis_name: str | None) -> jax.Array:
     """Place [A, B] of each local sequence in the step's global batch, [A, devices, B] flattened."""
-    devices, device = 1, jnp.int32(0)
-    if axis_name is not None:
-        devices, device = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name)
+    devices = _num_devices(axis_name)
+    device = jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name)
     places_A1 = jnp.arange(num_micro_batches)[:, None] * devices + device
     return places_A1 * rows + jnp.arange(rows)[None]

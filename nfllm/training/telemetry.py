@@ -13,9 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nfllm.config import ModelConfig
 from nfllm.model import intermediates as names
 from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import BY_PRODUCTS, STATISTICS
+from nfllm.model.layers import join_layers
 
 
 def make_probe(
@@ -28,12 +30,16 @@ def make_probe(
 
     entropy_nats [L, H]: attention entropy, mean over sequences and queries.
     logit_max_abs [L, H]: largest |attention logit| among visible keys.
-    residual_rms [L + 1], mlp_pre_rms [L]: root mean squares.
-    mlp_pre_participation, mlp_post_participation [L]: participation ratios of the covariance
+    residual_rms [L + 1], mlp_pre_rms [L']: root mean squares; L' are the layers with an MLP.
+    mlp_pre_participation, mlp_post_participation [L']: participation ratios of the covariance
       matrices, over all tokens, of what enters the activation and of what leaves it.
     residual_max_abs [L + 1]: largest absolute value.
     nonfinite {site: [L]}: how many entries are NaN or infinite; `residual` has L + 1.
-    negative_slopes [L]: of a learned leaky ReLU, one per layer also where layers share it.
+    negative_slopes [L']: of a learned leaky ReLU, one per layer also where layers share it.
+    residual_gain, mlp_alpha [L']: of a scaled MLP.
+    temperature_min, temperature_max, temperature_not_positive [L, H]: least and largest learned
+      temperature of a head, and how many are 0 or less, which no softmax should have.
+    entropy_threshold [L, H]: of the entropy regularizer, as shares of ln T, where they are learned.
     """
     config = model.config
 
@@ -46,27 +52,48 @@ def make_probe(
             method=model.features,
         )
         statistics = state[STATISTICS]
-        block = statistics["blocks"]
-        attention, mlp = block["attention"], block["mlp"]
+        layers = join_layers(statistics)
 
         def residual(statistic: str) -> jax.Array:
             name = f"{statistic}_{names.RESIDUAL}"
-            return jnp.append(block[name], statistics[name])
+            return jnp.append(layers[name], statistics[name])
 
         fields = {
-            "entropy_nats": state[BY_PRODUCTS]["blocks"]["attention"][names.ENTROPY],
-            "logit_max_abs": attention[names.LOGIT_MAX_ABS],
-            "mlp_pre_rms": mlp[f"{names.RMS}_{names.MLP_PRE}"],
-            "mlp_pre_participation": mlp[f"{names.PARTICIPATION}_{names.MLP_PRE}"],
-            "mlp_post_participation": mlp[f"{names.PARTICIPATION}_{names.MLP_POST}"],
+            "entropy_nats": join_layers(state[BY_PRODUCTS])[names.ENTROPY],
+            "logit_max_abs": layers[names.LOGIT_MAX_ABS],
             "residual_rms": residual(names.RMS),
             "residual_max_abs": residual(names.MAX_ABS),
             "nonfinite": names.nonfinite_by_site(statistics, names.WATCHED),
         }
-        if config.activation == "learnable_leaky_relu":
-            shared = config.slope_sharing == "model"
-            slope = params["slope"] if shared else params["blocks"]["mlp"]["slope"]
-            fields["negative_slopes"] = jnp.broadcast_to(slope, (config.num_layers,))
-        return fields
+        if config.num_mlp_layers and config.mlp == "two_layer":
+            fields |= {
+                "mlp_pre_rms": layers[f"{names.RMS}_{names.MLP_PRE}"],
+                "mlp_pre_participation": layers[f"{names.PARTICIPATION}_{names.MLP_PRE}"],
+                "mlp_post_participation": layers[f"{names.PARTICIPATION}_{names.MLP_POST}"],
+            }
+        return fields | _learned(config, params)
 
     return lambda params, tokens_BT: jax.device_get(probe(params, tokens_BT))
+
+
+def _learned(config: ModelConfig, params: Any) -> dict[str, Any]:
+    """The learned scalars whose course is of interest beside the entropies."""
+    layers = join_layers(params)
+    fields: dict[str, Any] = {}
+    if config.activation == "learnable_leaky_relu":
+        slope = params["slope"] if config.slope_sharing == "model" else layers["slope"]
+        fields["negative_slopes"] = jnp.broadcast_to(slope, (config.num_mlp_layers,))
+    if config.mlp_scaling == "learned":
+        fields |= {name: layers[name] for name in ("residual_gain", "mlp_alpha")}
+    if config.softmax_temperature != "none":
+        temperature = layers["temperature"]
+        by_head = temperature.reshape(*temperature.shape[:2], -1)
+        fields["temperature_min"] = by_head.min(-1)
+        fields["temperature_max"] = by_head.max(-1)
+        fields["temperature_not_positive"] = jnp.sum(by_head <= 0, axis=-1)
+    if "objective" in params:
+        threshold = params["objective"]["entropy_threshold"]
+        fields["entropy_threshold"] = jnp.broadcast_to(
+            threshold, (config.num_layers, config.num_heads)
+        )
+    return fields

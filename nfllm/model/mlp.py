@@ -1,0 +1,89 @@
+"""The MLP of a block: with a hidden layer, or fused into one matrix."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from nfllm.analysis.covariance import Covariance
+from nfllm.analysis.spectra import participation_ratio, projected_participation_ratio
+from nfllm.config import ModelConfig
+from nfllm.model import intermediates as names
+from nfllm.model.activations import ACTIVATIONS
+from nfllm.model.bias import add_bias
+from nfllm.model.intermediates import record, record_size, record_statistic
+from nfllm.model.parameters import constant_param
+
+
+class TwoLayerMlp(nn.Module):
+    """activation(x W_in + b_in) W_out + b_out, with `in_kernel` [D, F] and `out_kernel` [F, D].
+
+    The slope of a learned leaky ReLU is the parameter `slope`, unless all layers share one.
+    """
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, model_slope: jax.Array | None) -> jax.Array:
+        """Maps [B, T, D] to [B, T, D]; `model_slope` is the slope that all layers share, if any."""
+        config = self.config
+        init = nn.initializers.normal(config.block_init_std)
+        in_kernel = self.param("in_kernel", init, (config.embed_dim, config.mlp_width))
+        out_kernel = self.param("out_kernel", init, (config.mlp_width, config.embed_dim))
+        pre_BTF = x_BTD @ in_kernel.astype(self.dtype)
+        if config.mlp_bias:
+            in_bias = constant_param(self, "in_bias", 0.0, (config.mlp_width,))
+            pre_BTF = add_bias(pre_BTF, in_bias)
+        pre_BTF = record(self, names.MLP_PRE, pre_BTF)
+        post_BTF = ACTIVATIONS[config.activation](pre_BTF, self._coefficient(model_slope))
+        post_BTF = record(self, names.MLP_POST, post_BTF)
+        y_BTD = post_BTF @ out_kernel.astype(self.dtype)
+        if config.mlp_bias:
+            out_bias = constant_param(self, "out_bias", 0.0, (config.embed_dim,))
+            y_BTD = add_bias(y_BTD, out_bias)
+        y_BTD = record(self, names.MLP_OUT, y_BTD)
+        record_size(self, names.MLP_PRE, pre_BTF)
+        # What enters the activation is x times a matrix: D x D instead of F x F for the covariance.
+        record_statistic(
+            self,
+            f"{names.PARTICIPATION}_{names.MLP_PRE}",
+            lambda: projected_participation_ratio(
+                Covariance.of(x_BTD, keep=0).covariance(), in_kernel
+            ),
+        )
+        record_statistic(
+            self,
+            f"{names.PARTICIPATION}_{names.MLP_POST}",
+            lambda: participation_ratio(Covariance.of(post_BTF, keep=0).covariance()),
+        )
+        return y_BTD
+
+    def _coefficient(self, model_slope: jax.Array | None) -> jax.Array | float:
+        config = self.config
+        if config.activation == "helu":
+            return config.margin
+        if config.activation != "learnable_leaky_relu":
+            return config.slope
+        if model_slope is not None:
+            return model_slope
+        return constant_param(self, "slope", config.slope)
+
+
+class FusedMlp(nn.Module):
+    """x W, with `kernel` [D, D]: what a two-layer MLP without activation computes (2501.03489)."""
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, model_slope: jax.Array | None) -> jax.Array:
+        """Maps [B, T, D] to [B, T, D]; there is no slope."""
+        del model_slope
+        config = self.config
+        init = nn.initializers.normal(config.block_init_std)
+        kernel = self.param("kernel", init, (config.embed_dim, config.embed_dim))
+        return record(self, names.MLP_OUT, x_BTD @ kernel.astype(self.dtype))
+
+
+MLPS: dict[str, type[nn.Module]] = {"two_layer": TwoLayerMlp, "fused": FusedMlp}
+"""By `model.mlp`; a block of `none` has no MLP."""

@@ -1,0 +1,83 @@
+"""Losses beside cross-entropy, each a mean over the sequences of a step.
+
+    objective = cross-entropy + sum over auxiliary losses of weight * mean over sequences of loss
+
+A sum over sequences that is divided by those of the whole step does not depend on how the batch is
+cut into micro-batches, devices and processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from nfllm.config import Config
+from nfllm.model.intermediates import ENTROPY, LOSSES
+from nfllm.model.layers import join_layers
+from nfllm.training.entropy_penalty import entropy_penalty, highest_threshold
+
+
+class Auxiliary(NamedTuple):
+    """A loss beside cross-entropy.
+
+    Attributes:
+      name: its field in a line of metrics.
+      weight: factor of its mean over sequences.
+      parameters: start values of parameters of its own, `params["objective"]`.
+      loss: of each sequence, [B], from the parameters and from what the model put
+        into the collection `LOSSES`.
+    """
+
+    name: str
+    weight: float
+    parameters: dict[str, jax.Array]
+    loss: Callable[[Any, Any], jax.Array]
+
+
+def auxiliary_losses(config: Config) -> tuple[Auxiliary, ...]:
+    """Those that a config asks for."""
+    return (_entropy_regularizer(config),) if config.objective.entropy_weight else ()
+
+
+def _entropy_regularizer(config: Config) -> Auxiliary:
+    """See `entropy_penalty`. Thresholds are [L, H], or [1, H] where all layers use one row."""
+    objective, model = config.objective, config.model
+    highest = highest_threshold(objective.entropy_margin, model.context_length)
+    if objective.entropy_threshold >= highest:
+        logging.warning(
+            "objective.entropy_threshold=%g with entropy_margin=%g never penalizes a uniform head: "
+            "with %d causal queries that takes a threshold below %.4f",
+            objective.entropy_threshold,
+            objective.entropy_margin,
+            model.context_length,
+            highest,
+        )
+    whole = (model.num_layers, model.num_heads)
+    rows = model.num_layers if objective.entropy_threshold_sharing == "layer" else 1
+    start = jnp.full((rows, model.num_heads), objective.entropy_threshold, jnp.float32)
+    trainable = objective.entropy_threshold_trainable
+
+    def loss(params: Any, collected: Any) -> jax.Array:
+        threshold = params["objective"]["entropy_threshold"] if trainable else start
+        return entropy_penalty(
+            join_layers(collected)[ENTROPY],
+            jnp.broadcast_to(threshold, whole),
+            margin=objective.entropy_margin,
+            reduction=objective.entropy_reduction,
+        )
+
+    parameters = {"entropy_threshold": start} if trainable else {}
+    return Auxiliary("entropy_penalty", objective.entropy_weight, parameters, loss)
+
+
+def sum_losses(
+    auxiliaries: tuple[Auxiliary, ...], params: Any, collected: Any
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """The sum of each over the sequences, by name, and their weighted sum."""
+    sums = {a.name: jnp.sum(a.loss(params, collected[LOSSES])) for a in auxiliaries}
+    weighted = jnp.stack([a.weight * sums[a.name] for a in auxiliaries])
+    return sums, jnp.sum(weighted)
