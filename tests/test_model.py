@@ -82,6 +82,7 @@ def norm_size(name: str, width: int) -> int:
         "dyt": 2 * width + 1,
         "derf": 2 * width + 2,
         "none": 0,
+        "frozen_layernorm": 2 * width + 2,
     }[name]
 
 
@@ -91,6 +92,7 @@ def expected_parameters(config: ModelConfig, vocab_size: int) -> int:
     attention = 4 * width**2 + {"none": 0, "qk": 2 * width, "all": 4 * width}[config.attention_bias]
     mlp = 2 * width * hidden + (hidden + width if config.mlp_bias else 0)
     norms = 2 * norm_size(config.normalization, width)
+    norms += 2 if config.normalization == "frozen_layernorm" else 0  # before attention: two paths
     norms += 2 * norm_size(config.qk_normalization, width // config.num_heads)
     slopes = {None: layers, "layer": layers, "untied_global": layers, "model": 1}
     tables = 1 + (not config.ties_embeddings)
@@ -240,7 +242,7 @@ def test_parameter_count_is_the_formula(data):
         context_length=draw(st.integers(2, 9)),
         normalization=draw(norms),
         final_normalization=draw(norms),
-        qk_normalization=draw(norms),
+        qk_normalization=draw(norms.filter(lambda name: name != "frozen_layernorm")),
         activation=activation,
         slope_sharing=draw(st.sampled_from([None, "layer", "model", "untied_global"]))
         if learned

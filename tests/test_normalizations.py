@@ -15,6 +15,7 @@ LEARNED = {
     "none": set(),
     "dyt": {"alpha", "scale", "bias"},
     "derf": {"alpha", "shift", "scale", "bias"},
+    "frozen_layernorm": {"scale", "bias", "gate", "sigma"},
 }
 
 
@@ -25,10 +26,12 @@ def module(name, epsilon=1e-5, dtype=jnp.float32):
 def random_parameters(name):
     generator = np.random.default_rng(1)
     scalars = {"alpha", "shift"}
-    return {
+    found = {
         key: generator.normal(size=() if key in scalars else WIDTH).astype(np.float32)
         for key in sorted(LEARNED[name])
     }
+    statistics = {"gate": np.float32([0.0]), "sigma": np.float32([1.7])}
+    return found | (statistics if name == "frozen_layernorm" else {})
 
 
 def formula(name, x, p, epsilon):
@@ -37,8 +40,10 @@ def formula(name, x, p, epsilon):
     if name in ("dyt", "derf"):
         inner = p["alpha"] * x + p.get("shift", 0.0)
         return p["scale"] * (np.tanh(inner) if name == "dyt" else erf(inner)) + p["bias"]
-    if name == "layernorm":
+    if name in ("layernorm", "frozen_layernorm"):
         x = x - x.mean(-1, keepdims=True)
+    if name == "frozen_layernorm":
+        return p["scale"] * x / p["sigma"] + p["bias"]
     y = x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon)
     return p["scale"] * y + p.get("bias", 0.0)
 
@@ -63,6 +68,8 @@ def test_parameters_and_their_start(name):
         "shift": np.float32(0.0),
         "scale": np.ones(WIDTH, np.float32),
         "bias": np.zeros(WIDTH, np.float32),
+        "gate": np.zeros(1, np.float32),
+        "sigma": np.zeros(1, np.float32),
     }
     assert set(params) == LEARNED[name]
     for key, value in params.items():
@@ -118,6 +125,8 @@ def derivative(name, x, p, epsilon, cotangent):
         x = x - x.mean(-1, keepdims=True)
     size = np.sqrt((x**2).mean(-1, keepdims=True) + epsilon)
     y, cotangent = x / size, p["scale"] * cotangent
+    if name == "frozen_layernorm":
+        return (cotangent - cotangent.mean(-1, keepdims=True)) / p["sigma"]
     if name == "layernorm":
         cotangent = cotangent - cotangent.mean(-1, keepdims=True)
     return (cotangent - y * (y * cotangent).mean(-1, keepdims=True)) / size
@@ -138,7 +147,10 @@ def test_value_and_derivative_at_every_size(name, dtype):
     y, backward = jax.vjp(norm, x)
     exact, cotangent64, params64 = jax.tree.map(np.float64, (x, cotangent, params))
     tolerance = {"rtol": 4 * float(limits.eps), "atol": 4 * float(limits.eps)}
-    np.testing.assert_allclose(np.float64(y), formula(name, exact, params64, 1e-5), **tolerance)
+    expected = formula(name, exact, params64, 1e-5)
+    # What grows with its input is as exact as the largest of its row, from which a mean is taken.
+    row = np.abs(expected).max(-1, keepdims=True) if name == "frozen_layernorm" else 1.0
+    np.testing.assert_allclose(np.float64(y) / row, expected / row, **tolerance)
     slope = derivative(name, exact, params64, 1e-5, cotangent64)
     found = np.float64(backward(cotangent)[0])
     # What cancels is as exact as its terms: the largest of the row, or 1 where f saturates.

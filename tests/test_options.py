@@ -39,6 +39,7 @@ fast_jit = functools.partial(
     },
 )
 NEOX = {"architecture": "gpt_neox", "rotary_fraction": 1.0}
+FROZEN = {"normalization": "frozen_layernorm"}
 LEARNED = {"activation": "learnable_leaky_relu"}
 
 # Key: what else is set, the two values, and what must differ.
@@ -53,6 +54,9 @@ MODEL_KEYS: dict[str, tuple[dict[str, Any], Any, Any, str]] = {
     "final_normalization": ({}, "layernorm", "none", "shapes"),
     "qk_normalization": ({}, "none", "rmsnorm", "shapes"),
     "attention_implementation": ({}, "explicit", "xla", "program"),
+    "frozen_first_position": (FROZEN, False, True, "shapes"),
+    "frozen_momentum": (FROZEN, 0.9, 0.5, "updates"),
+    "head_bias": ({}, False, True, "shapes"),
     "norm_epsilon": ({}, 1e-5, 1e-2, "logits"),
     "activation": ({}, "relu", "gelu", "logits"),
     "negative_slope": ({"activation": "leaky_relu"}, None, 0.3, "logits"),
@@ -109,6 +113,14 @@ class Observed:
         with jax.disable_jit():
             gradients = jax.grad(lambda params: jnp.sum(self._apply(params) ** 2))(self.params)
         return jax.tree.map(lambda x: np.asarray(x).tolist(), gradients)
+
+    def updates(self) -> object:
+        for norm in ("attention_norm", "mlp_norm"):  # a norm that is not removed yet measures
+            self.params["blocks"][norm]["gate"][:] = 1.0
+            self.params["blocks"][norm]["sigma"][:] = 1.0
+        with jax.disable_jit():
+            _, found = self._apply(self.params, mutable=["updates"])
+        return jax.tree.map(lambda x: np.asarray(x).tolist(), found)
 
     def program(self) -> object:
         return str(jax.make_jaxpr(jax.grad(lambda p: self._apply(p).sum()))(self.params))

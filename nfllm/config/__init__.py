@@ -18,6 +18,7 @@ from nfllm.config.keys import (
     ObjectiveConfig,
     OptimizerConfig,
     ParallelConfig,
+    RemovalConfig,
     TelemetryConfig,
     TrainingConfig,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "RemovalConfig",
     "TelemetryConfig",
     "TrainingConfig",
     "differences",

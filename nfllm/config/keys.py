@@ -21,12 +21,13 @@ from nfllm.config.limits import (
     check_objective,
     check_optimizer,
     check_parallel,
+    check_removal,
     check_telemetry,
     check_training,
 )
 
 Architecture = Literal["gpt2", "gpt_neox"]
-Normalization = Literal["layernorm", "none", "rmsnorm", "dyt", "derf"]
+Normalization = Literal["layernorm", "none", "rmsnorm", "dyt", "derf", "frozen_layernorm"]
 AttentionImplementation = Literal["auto", "explicit", "blocks", "xla", "cudnn"]
 Activation = Literal[
     "gelu",
@@ -54,11 +55,18 @@ class ModelConfig(ModelShape):
     embed_dim: int = 64
     mlp_dim: int | None = None  # width of the MLP; None: 4 * embed_dim
     context_length: int = 128  # tokens; also the length of the position table
-    # layernorm, none, rmsnorm, dyt (2503.10622), derf: before attention and before the MLP
+    # layernorm, none, rmsnorm, dyt (2503.10622), derf, frozen_layernorm (2507.02559; see
+    # nfllm/model/frozen_norm.py): before attention and before the MLP
     normalization: Normalization = "none"
     final_normalization: Normalization = "layernorm"  # the same names: before the output head
     qk_normalization: Normalization = "none"  # the same names: of each head's queries and keys
     norm_epsilon: float = 1e-5  # added to the variance
+    # Of frozen_layernorm: the first position, whose stream is often far larger, has a deviation of
+    # its own
+    frozen_first_position: bool = False
+    # Of frozen_layernorm: share of the old value in the moving average that measures the deviation
+    # until a norm is removed
+    frozen_momentum: float = 0.9
     # gelu (exact erf), gelu_tanh, relu, leaky_relu, learnable_leaky_relu, silu, relu_squared,
     # helu (2411.10573), identity (the MLP becomes linear), half_identity (x/2, as GELU near zero)
     activation: Activation = "relu"
@@ -85,6 +93,7 @@ class ModelConfig(ModelShape):
     attention_bias: Literal["none", "qk", "all"] = "none"
     mlp_bias: bool = False
     tie_embeddings: bool | None = None  # output head = token embedding. None: gpt2 only
+    head_bias: bool = False  # of the output head; a folded final norm leaves one
     rotary_fraction: float | None = None  # share of each head that is rotated. None: 0.25
     rotary_base: float | None = None  # None: 10000
     embedding_dropout: float = 0.0  # probability; on token + position embedding
@@ -201,6 +210,12 @@ class TrainingConfig:
     # as keep one at 256 tokens or less per device, which is faster there
     gradient_accumulation: int | None = None
     seed: int = 0  # of parameters, data order and dropout
+    # RUN or RUN@STEP: a run, or an imported checkpoint, whose parameters are the first ones here
+    # (nfllm/trainer/warm_start.py). A run that is resumed does not read it again
+    init_from: str | None = None
+    # Of init_from: parameters, by commas, that start anew here or are left out there, such as
+    # blocks.mlp or token_embedding; layers: those that only one of the two has
+    init_skip: str = ""
     # Of matrix products; parameters, softmax and loss stay float32. auto: float32 on a CPU,
     # bfloat16 elsewhere. float16 scales the loss dynamically
     dtype: DType = "auto"
@@ -216,6 +231,25 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_training(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RemovalConfig:
+    """When each norm of a model with frozen_layernorm stops measuring its input (2507.02559)."""
+
+    # Step before which each is a LayerNorm, and at which the first one is removed. None: all are
+    # frozen from the start
+    start: int | None = None
+    gap: int = 2  # steps from one removal to the next; a site may have its own: value:3
+    # Sites, one after the other, layer by layer: mlp, query_key, value, final, first_position (its
+    # own deviation becomes that of all)
+    order: str = "mlp,query_key,value,final"
+    taper_steps: int = 0  # a norm goes in so many steps, by a cosine (2602.10408); 0: at once
+    # Weight of the spread of the deviation of the last stream within a sequence; the paper: 0.1
+    scale_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_removal(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -273,6 +307,9 @@ class ParallelConfig:
 BEFORE: dict[str, Any] = {
     "data.document_separator": None,
     "model.attention_implementation": "explicit",
+    "model.frozen_first_position": False,
+    "model.frozen_momentum": 0.9,
+    "model.head_bias": False,
     "model.mlp": "two_layer",
     "model.mlp_pruned_layers": 0,
     "model.mlp_scaling": "none",
@@ -284,8 +321,15 @@ BEFORE: dict[str, Any] = {
     "objective.entropy_threshold_sharing": "layer",
     "objective.entropy_threshold_trainable": True,
     "objective.entropy_weight": 0.0,
+    "removal.gap": 2,
+    "removal.order": "mlp,query_key,value,final",
+    "removal.scale_weight": 0.0,
+    "removal.start": None,
+    "removal.taper_steps": 0,
     "telemetry.entropy_every_step": False,
     "telemetry.gradient_norms": False,
+    "training.init_from": None,
+    "training.init_skip": "",
     "training.loss_tile_rows": None,
 }
 """What a run did before a key existed."""

@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from nfllm.config.checks import ConfigError, at_least, between, check_types, positive
+from nfllm.config.removal import read_order
 
 if TYPE_CHECKING:
     from nfllm.config.keys import (
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
         ObjectiveConfig,
         OptimizerConfig,
         ParallelConfig,
+        RemovalConfig,
         TelemetryConfig,
         TrainingConfig,
     )
@@ -39,6 +41,7 @@ def check_model(model: ModelConfig) -> None:
             f"{model.embed_dim}; choose a divisor of {model.embed_dim}"
         )
     _check_attention_implementation(model)
+    _check_frozen(model)
     _check_activation(model)
     _check_mlp(model)
     _check_temperature(model)
@@ -58,6 +61,23 @@ def _check_attention_implementation(model: ModelConfig) -> None:
             f"and at most 256, but model.embed_dim={model.embed_dim} over model.num_heads="
             f"{model.num_heads} gives {model.head_dim}; use 'auto', or change the heads"
         )
+
+
+def _check_frozen(model: ModelConfig) -> None:
+    between(model, "model", "frozen_momentum", 0.0, 1.0)
+    if model.qk_normalization == "frozen_layernorm":
+        raise ConfigError(
+            "model.qk_normalization='frozen_layernorm' cannot be had: what is frozen is the "
+            "deviation of the residual stream; choose another, or 'none'"
+        )
+    if "frozen_layernorm" in (model.normalization, model.final_normalization):
+        return
+    for key, default in (("frozen_first_position", False), ("frozen_momentum", 0.9)):
+        if (value := getattr(model, key)) != default:
+            raise ConfigError(
+                f"model.{key}={value} has no effect on model.normalization="
+                f"{model.normalization!r}; set that to 'frozen_layernorm', or leave it at {default}"
+            )
 
 
 def _check_activation(model: ModelConfig) -> None:
@@ -261,6 +281,13 @@ def check_training(training: TrainingConfig) -> None:
     at_least(training, "training", "seed", 0)
     if training.seed >= 2**63:
         raise ConfigError(f"training.seed={training.seed} must be below 2**63")
+    if training.init_skip and training.init_from is None:
+        raise ConfigError(
+            f"training.init_skip={training.init_skip!r} has no effect without training.init_from; "
+            "name the run to start from, or leave it empty"
+        )
+    if training.init_from == "":
+        raise ConfigError("training.init_from='' names no run; give a path, or leave it unset")
     if training.loss_tile_rows is not None:
         at_least(training, "training", "loss_tile_rows", 1)
     if training.gradient_accumulation is None:
@@ -272,6 +299,25 @@ def check_training(training: TrainingConfig) -> None:
             f"training.batch_size={training.batch_size} (sequences per optimizer step, all devices "
             "and micro-batches together)"
         )
+
+
+def check_removal(removal: RemovalConfig) -> None:
+    """Raises ConfigError for a value that cannot be run."""
+    check_types(removal, "removal")
+    at_least(removal, "removal", "gap", 1)
+    at_least(removal, "removal", "taper_steps", 0)
+    at_least(removal, "removal", "scale_weight", 0)
+    read_order(removal)
+    if removal.start is not None:
+        at_least(removal, "removal", "start", 1)
+        return
+    defaults = {field.name: field.default for field in dataclasses.fields(removal)}
+    for key in ("gap", "order", "taper_steps"):
+        if (value := getattr(removal, key)) != defaults[key]:
+            raise ConfigError(
+                f"removal.{key}={value!r} has no effect without removal.start; give the step of "
+                f"the first removal, or leave the key at {defaults[key]!r}"
+            )
 
 
 def check_evaluation(evaluation: EvaluationConfig) -> None:

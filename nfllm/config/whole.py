@@ -7,7 +7,8 @@ import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from nfllm.config.checks import ConfigError, check_keys, section_values, value_type
+from nfllm.config.across import check_across
+from nfllm.config.checks import check_keys, section_values, value_type
 from nfllm.config.keys import (
     BEFORE,
     RETIRED,
@@ -18,6 +19,7 @@ from nfllm.config.keys import (
     ObjectiveConfig,
     OptimizerConfig,
     ParallelConfig,
+    RemovalConfig,
     TelemetryConfig,
     TrainingConfig,
 )
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 # A label that takes no part in the loss. The data layer writes it and the loss reads it.
 IGNORED_LABEL = -100
 
-_LATER_SECTIONS = ("objective",)  # an early run has none of their keys
+_LATER_SECTIONS = ("objective", "removal")  # an early run has none of their keys
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,25 +42,14 @@ class Config:
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    removal: RemovalConfig = dataclasses.field(default_factory=RemovalConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     telemetry: TelemetryConfig = dataclasses.field(default_factory=TelemetryConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
-        chosen = self.model.attention_implementation
-        if self.telemetry.entropy_every_step and chosen in ("xla", "cudnn"):
-            raise ConfigError(
-                "telemetry.entropy_every_step=True needs attention logits, which "
-                f"model.attention_implementation={chosen!r} does not give; use 'auto', "
-                "'explicit' or 'blocks', or probe with telemetry.every instead"
-            )
-        if self.objective.entropy_weight and chosen in ("xla", "cudnn"):
-            raise ConfigError(
-                f"objective.entropy_weight={self.objective.entropy_weight} needs the rows of the "
-                f"attention maps, which model.attention_implementation={chosen!r} does not keep; "
-                "use 'auto', 'explicit' or 'blocks'"
-            )
+        check_across(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, recorded: bool = False) -> Config:

@@ -44,11 +44,16 @@ class Attention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, dropout_rows_B: jax.Array | None) -> jax.Array:
-        """Maps [B, T, D] to [B, T, D]."""
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        dropout_rows_B: jax.Array | None,
+        value_in_BTD: jax.Array | None = None,
+    ) -> jax.Array:
+        """Maps [B, T, D] to [B, T, D]; values are made of `value_in_BTD` where it is given."""
         config = self.config
         start_B = start_of(self)
-        q_BTHK, k_BTHK, v_BTHK = self._project(x_BTD)
+        q_BTHK, k_BTHK, v_BTHK = self._project(x_BTD, value_in_BTD)
         if config.qk_normalization != "none":
             q_BTHK = normalization(config, "query", self.dtype, name="query_norm")(q_BTHK)
             k_BTHK = normalization(config, "key", self.dtype, name="key_norm")(k_BTHK)
@@ -193,12 +198,20 @@ class Attention(nn.Module):
         logit_max = partial(_largest_of_heads, logits_BHTS)
         return mixed_BTHK, _ByProducts(entropy, logit_max)
 
-    def _project(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _project(
+        self, x_BTD: jax.Array, value_in_BTD: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         config = self.config
         heads = (config.num_heads, config.head_dim)
         init = nn.initializers.normal(config.block_init_std)
         kernel = self.param("qkv_kernel", init, (config.embed_dim, 3, *heads))
-        qkv = jnp.einsum("BTD,DCHK->CBTHK", x_BTD, kernel.astype(self.dtype))
+        kernel = kernel.astype(self.dtype)
+        if value_in_BTD is None:
+            qkv = jnp.einsum("BTD,DCHK->CBTHK", x_BTD, kernel)
+        else:
+            qk = jnp.einsum("BTD,DCHK->CBTHK", x_BTD, kernel[:, :2])
+            v = jnp.einsum("BTD,DCHK->CBTHK", value_in_BTD, kernel[:, 2:])
+            qkv = jnp.concatenate([qk, v])
         if config.attention_bias == "all":
             bias = constant_param(self, "qkv_bias", 0.0, (3, *heads))
             qkv = add_bias(qkv, bias[:, None, None])

@@ -8,6 +8,7 @@ from nfllm.config import ModelConfig
 from nfllm.model import intermediates as names
 from nfllm.model.attention import Attention
 from nfllm.model.dropout import dropout
+from nfllm.model.frozen_norm import value_input
 from nfllm.model.intermediates import record, record_size
 from nfllm.model.mlp import MLPS
 from nfllm.model.normalizations import normalization
@@ -36,8 +37,9 @@ class Block(nn.Module):
         x_BTD = record(self, names.RESIDUAL, x_BTD)
         record_size(self, names.RESIDUAL, x_BTD)
         attention_in_BTD = record(self, names.ATTENTION_IN, attention_norm(x_BTD))
+        value_in_BTD = value_input(config, attention_norm, x_BTD)
         attended_BTD = x_BTD + self._drop(
-            attention(attention_in_BTD, dropout_rows_B), dropout_rows_B
+            attention(attention_in_BTD, dropout_rows_B, value_in_BTD), dropout_rows_B
         )
         if not self.has_mlp:
             return attended_BTD, None

@@ -31,17 +31,23 @@ def empty_cache(config: ModelConfig, batch_size: int, dtype: jnp.dtype = jnp.flo
     """Room for `config.context_length` positions of every sequence; all start at 0."""
     shape = (batch_size, config.context_length, config.num_heads, config.head_dim)
     keys = jnp.zeros((config.num_layers, *shape), dtype)
-    blocks = split_layers(config, {"attention": {"keys": keys, "values": keys}})
-    return move(blocks, jnp.zeros(batch_size, jnp.int32))
+    cache = split_layers(config, {"attention": {"keys": keys, "values": keys}})
+    if config.frozen_first_position:  # norms ask where the first position is
+        for stack in cache:
+            cache[stack] |= {"attention_norm": {}, "mlp_norm": {}}
+        cache["final_norm"] = {}
+    return move(cache, jnp.zeros(batch_size, jnp.int32))
 
 
 def move(cache: Any, start_B: jax.Array) -> Any:
     """The cache, with the next tokens of each sequence at positions `start_B` and on."""
     moved: dict[str, Any] = {"start": start_B}
-    for stack in cache.keys() - {"start"}:
-        attention = cache[stack]["attention"]
-        start_LB = jnp.broadcast_to(start_B[None], (len(attention["keys"]), *start_B.shape))
-        moved[stack] = {"attention": {**attention, "start": start_LB}}
+    if "final_norm" in cache:
+        moved["final_norm"] = {"start": start_B}
+    for stack in cache.keys() - moved.keys():
+        depth = len(cache[stack]["attention"]["keys"])
+        start_LB = jnp.broadcast_to(start_B[None], (depth, *start_B.shape))
+        moved[stack] = {name: {**x, "start": start_LB} for name, x in cache[stack].items()}
     return moved
 
 

@@ -27,7 +27,7 @@ class Captured(NamedTuple):
     """
 
     residual: jax.Array  # [L+1, B, T, D]
-    attention_in: jax.Array  # [L, B, T, D], after the normalization
+    attention_in: jax.Array  # [L, B, T, D], after the normalization; of queries and keys
     query: jax.Array  # [L, B, T, H, K]
     key: jax.Array  # [L, B, T, H, K]
     value: jax.Array  # [L, B, T, H, K]

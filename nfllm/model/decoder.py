@@ -62,6 +62,8 @@ class Decoder(nn.Module):
         for name, depth in stacks(config).items():
             has_mlp = config.num_mlp_layers > 0 and name == BLOCKS
             setattr(self, name, _stacked_blocks(config, depth)(config, self.dtype, has_mlp))
+        if config.head_bias:
+            self.head_bias = constant_param(self, "head_bias", 0.0, (self.vocab_size,))
         self.final_norm = normalization(config, "final", self.dtype)
 
     def __call__(
@@ -116,7 +118,10 @@ class Decoder(nn.Module):
         """Logits [..., V], float32, of hidden states [..., D]."""
         config = self.config
         table = self.token_embedding if config.ties_embeddings else self.head_embedding
-        return unembed(x, table.astype(self.dtype))
+        logits = unembed(x, table.astype(self.dtype))
+        if config.head_bias:
+            logits += self.head_bias[(None,) * (logits.ndim - 1)]
+        return logits
 
 
 def _stacked_blocks(config: ModelConfig, depth: int) -> type[Block]:

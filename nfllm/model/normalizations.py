@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from nfllm.config import ModelConfig
 from nfllm.config.derived import Site
+from nfllm.model.frozen_norm import FROZEN, FrozenLayerNorm, frozen_options
 from nfllm.model.tuning import tuning
 
 
@@ -74,10 +75,14 @@ NORMALIZATIONS: dict[str, Callable[..., nn.Module]] = {
     "rmsnorm": RMSNorm,
     "dyt": partial(Pointwise, function=jnp.tanh, has_shift=False),
     "derf": partial(Pointwise, function=jax.lax.erf, has_shift=True),
+    FROZEN: FrozenLayerNorm,
 }
 
 
 def normalization(config: ModelConfig, site: Site, dtype: jnp.dtype, **options: Any) -> nn.Module:
     """The normalization that a config has at a site; `options` are those of a Flax module."""
-    norm = NORMALIZATIONS[config.normalization_at(site)]
+    name = config.normalization_at(site)
+    if name == FROZEN:
+        options |= frozen_options(config, site)
+    norm = NORMALIZATIONS[name]
     return norm(epsilon=config.norm_epsilon, dtype=dtype, **options)

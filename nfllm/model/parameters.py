@@ -23,12 +23,14 @@ class Kind(enum.Enum):
 
 _MATRICES = ("qkv_kernel", "out_kernel", "in_kernel", "kernel")
 _EMBEDDINGS = ("token_embedding", "position_embedding", "head_embedding")
-_BIASES = ("qkv_bias", "qk_bias", "out_bias", "in_bias", "bias")
+_BIASES = ("qkv_bias", "qk_bias", "out_bias", "in_bias", "bias", "head_bias")
+_STATISTICS = ("gate", "sigma")
 _SCALARS = ("scale", "alpha", "shift", "residual_gain", "mlp_alpha", "temperature")
 
 KINDS: dict[str, Kind] = {
     **dict.fromkeys((*_MATRICES, *_EMBEDDINGS), Kind.DECAYED),
     **dict.fromkeys((*_BIASES, *_SCALARS, "entropy_threshold"), Kind.UNDECAYED),
+    **dict.fromkeys(_STATISTICS, Kind.STATISTIC),
     "slope": Kind.SLOPE,
 }
 """The kind of each parameter, by the last part of its path."""

@@ -77,6 +77,7 @@ NORMALIZATION_ELEMENT: dict[Normalization, Primitives | None] = {
     "none": NOTHING,
     "dyt": None,
     "derf": None,
+    "frozen_layernorm": NOTHING,  # affine: it folds into the matrices
 }
 """Of one element; a row of LayerNorm and RMSNorm takes an inverse square root besides."""
 

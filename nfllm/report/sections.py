@@ -11,6 +11,7 @@ from nfllm.report.entropy_sections import entropy_sections
 from nfllm.report.nonfinite_sections import nonfinite_sections
 from nfllm.report.page import Block, Markup, Rows, Section, details_html, list_html, table_html
 from nfllm.report.reference import Published, Reference
+from nfllm.report.removal_sections import frozen_sections, mark_removals, removal_sections
 from nfllm.report.runs import Run, notation
 from nfllm.report.tables import (
     Column,
@@ -34,13 +35,15 @@ _MOST_WARNINGS = 12
 
 def build_sections(runs: Sequence[Run], reference: Reference | None = None) -> list[Section]:
     """Every section that the runs have data for, in the order of the page."""
-    return [
+    sections = [
         *_warning_sections(runs),
         *_result_sections(runs, reference),
         *_difference_sections(runs),
         *figure_sections(runs, reference),
         *_record_sections(runs),
     ]
+    mark_removals(sections, runs)
+    return sections
 
 
 def figure_sections(runs: Sequence[Run], reference: Reference | None = None) -> Iterator[Section]:
@@ -51,6 +54,8 @@ def figure_sections(runs: Sequence[Run], reference: Reference | None = None) -> 
         signal_sections,
         spectrum_sections,
         slope_sections,
+        removal_sections,
+        frozen_sections,
         nonfinite_sections,
     ):
         yield from make(runs)
@@ -177,6 +182,8 @@ def _record_sections(runs: Sequence[Run]) -> Iterator[Section]:
                 for key, value in keys.items()
             )
             parts.append(_folded("Configuration", rows))
+        if run.record is not None and run.record.origin is not None:
+            parts.append(f"<p>{html.escape(f'Began with {run.record.origin}.')}</p>")
         if run.corpus:
             parts.append(_folded("Corpus", tuple(run.corpus.items())))
         if run.record is not None:

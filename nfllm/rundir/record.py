@@ -38,11 +38,30 @@ class RunError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where the first parameters of a run come from.
+
+    `fingerprint` is the SHA-256 of the checksums of the source's parameters; `notes` say in words
+    what differs, and what became of parameters that did not fit.
+    """
+
+    path: str
+    step: int
+    fingerprint: str
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        what = f"weights of {self.path} at step {self.step} ({self.fingerprint[:12]})"
+        return "; ".join([what, *self.notes])
+
+
+@dataclasses.dataclass(frozen=True)
 class RunRecord:
     """What a run is: enough to build its model again and to tell whether two runs are comparable.
 
     `decayed_parameters` and `undecayed_parameters` name every parameter array once, by whether
-    weight decay acts on it. `data_fingerprint` is the hash of corpus, tokenizer and split.
+    weight decay acts on it. `data_fingerprint` is the hash of corpus, tokenizer and split. `origin`
+    is None where the parameters started at random.
     """
 
     config: Config
@@ -52,6 +71,7 @@ class RunRecord:
     decayed_parameters: tuple[str, ...]
     undecayed_parameters: tuple[str, ...]
     nfllm_version: str
+    origin: Origin | None = None
 
 
 def write_record(run: epath.PathLike, record: RunRecord) -> None:
@@ -66,6 +86,8 @@ def write_record(run: epath.PathLike, record: RunRecord) -> None:
         "decayed_parameters": list(record.decayed_parameters),
         "undecayed_parameters": list(record.undecayed_parameters),
     }
+    if record.origin is not None:
+        values["origin"] = dataclasses.asdict(record.origin)
     directory = epath.Path(run)
     directory.mkdir(parents=True, exist_ok=True)
     _write_whole(directory / RECORD_FILE, (json.dumps(values, indent=1) + "\n").encode())
@@ -116,7 +138,7 @@ def _record(path: epath.Path, values: Any) -> RunRecord:
         "decayed_parameters": list,
         "undecayed_parameters": list,
     }
-    unknown = sorted(values.keys() - types.keys() - {"format_version"})
+    unknown = sorted(values.keys() - types.keys() - {"format_version", "origin"})
     if unknown:
         raise RunError(
             f"{path} has the unknown key {unknown[0]!r}, {writer}; read it with that version"
@@ -141,7 +163,17 @@ def _record(path: epath.Path, values: Any) -> RunRecord:
         decayed_parameters=tuple(values["decayed_parameters"]),
         undecayed_parameters=tuple(values["undecayed_parameters"]),
         nfllm_version=values["nfllm_version"],
+        origin=_origin(path, values.get("origin")),
     )
+
+
+def _origin(path: epath.Path, values: Any) -> Origin | None:
+    if values is None:
+        return None
+    try:
+        return Origin(**{**values, "notes": tuple(values["notes"])})
+    except (TypeError, KeyError) as error:
+        raise RunError(f"{path}: origin={values!r} is not that of a run ({error!r})") from error
 
 
 def _write_whole(path: epath.Path, content: bytes) -> None:

@@ -175,6 +175,7 @@ class Checkpoints:
             with _in_all_processes(step, "look at"):
                 notes = read_notes(reader, step)
                 check_format(self._directory, step, notes)
+                _check_optimizer(self._directory, step, notes)
                 _check_data(self._directory, step, notes, data_fingerprint)
                 share, shares = jax.process_index(), jax.process_count()
                 check_files(self._directory, step, share, shares)
@@ -256,6 +257,15 @@ def restore_params(run: epath.PathLike, step: int | None = None) -> tuple[int, A
     raise RunError(
         f"{directory} has no checkpoint that can be read ({'; '.join(faults) or 'none'})"
     )
+
+
+def _check_optimizer(directory: epath.Path, step: int, notes: Mapping[str, Any]) -> None:
+    if not any(name.startswith(".opt_state") for name in notes["checksums"]):
+        raise RunError(
+            f"the checkpoint of step {step} in {directory} has no optimizer: it was imported, or "
+            "made of another run's. To train on from it, name it in another --workdir: "
+            f"--config.training.init_from={directory.parent}"
+        )
 
 
 def _check_data(

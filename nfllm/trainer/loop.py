@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Collection
 from signal import Signals
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ from nfllm.config import Config
 from nfllm.config.paths import user_path
 from nfllm.data.batches import Batch, Prefetcher
 from nfllm.model.attention_implementation import implementation_of_step
-from nfllm.trainer import hosts, interrupt, lock, peers
+from nfllm.rundir import Origin, read_record
+from nfllm.trainer import hosts, interrupt, lock, peers, warm_start
 from nfllm.trainer.checkpoints import Checkpoints
 from nfllm.trainer.clock import Clock
 from nfllm.trainer.evaluation import Evaluation
@@ -24,6 +26,7 @@ from nfllm.trainer.journal import Journal
 from nfllm.trainer.non_finite import NonFiniteSteps
 from nfllm.trainer.program import Program
 from nfllm.trainer.record import check_resumable, check_writable, write_run
+from nfllm.trainer.removals import Removals
 from nfllm.training.state import TrainState
 from nfllm.training.step import StepMetrics
 
@@ -70,16 +73,20 @@ def fit(config: Config, workdir: epath.PathLike) -> FitResult:
     ):
         state = checkpoints.restore(program.abstract_state(), fingerprint)
         resumed = state is not None
-        state = program.init_state() if state is None else program.placement.from_checkpoint(state)
+        if state is None:
+            state, origin = warm_start.first_state(program)
+        else:
+            state, origin = program.placement.from_checkpoint(state), read_record(run).origin
         if hosts.is_first():
-            write_run(run, program, state.params)
+            write_run(run, program, state.params, origin)
         with Journal(run, config.training.steps, int(state.step)) as journal:
             step = int(state.step)
             clock = Clock(config.training.batch_size * config.model.context_length)
             watch = InputWatch(journal, step)
             faults = NonFiniteSteps(program, checkpoints, journal)
-            loop = _Loop(program, checkpoints, journal, signals, watch, clock, faults)
-            loop.announce(resumed, step, changes)
+            removed = Removals(program, journal)
+            loop = _Loop(program, checkpoints, journal, signals, watch, clock, faults, removed)
+            loop.announce(resumed, step, changes, origin)
             return loop.run(state)
 
 
@@ -94,9 +101,10 @@ class _Loop:
     input: InputWatch
     clock: Clock
     faults: NonFiniteSteps
+    removals: Removals
     waited_seconds: float = 0.0
 
-    def announce(self, resumed: bool, step: int, changes: list[str]) -> None:
+    def announce(self, resumed: bool, step: int, changes: list[str], origin: Origin | None) -> None:
         for line in self.checkpoints.fallbacks:
             self.journal.event("fell_back", step, f"{line}; going on from step {step}")
         if resumed:
@@ -113,7 +121,8 @@ class _Loop:
                 "started",
                 step,
                 f"started: {model.config.architecture}, {jax.device_count()} "
-                f"{jax.default_backend()} device(s), {model.dtype} products, {attention} attention",
+                f"{jax.default_backend()} device(s), {model.dtype} products, {attention} attention"
+                + ("" if origin is None else f"; {origin}"),
             )
 
     def run(self, state: TrainState) -> FitResult:
@@ -145,7 +154,7 @@ class _Loop:
                 if unread is not None and (bad := self._read(unread, step, batches)) is not None:
                     return self.faults.resolve(state, bad, step), None
                 step, unread = step + 1, metrics
-                due = _due(config, step)
+                due = _due(config, step, self.removals.steps)
                 signal = self.signals.signal
                 if hosts.stop_agreed(step):
                     signal = Signals.SIGTERM
@@ -172,6 +181,8 @@ class _Loop:
             if signal is not None:  # whoever sent it may not wait for an evaluation
                 self._save(state)
                 self.checkpoints.wait()
+            if "removal" in due:
+                self.removals.tell(state, step)
             if "telemetry" in due:
                 self._probe(state, step)
             if "evaluation" in due:
@@ -256,11 +267,12 @@ class _Loop:
         return FitResult(step, None, None, self.clock.tokens_per_second, signal)
 
 
-def _due(config: Config, step: int) -> set[str]:
+def _due(config: Config, step: int, removal_steps: Collection[int]) -> set[str]:
     """What is to be done after `step` steps, besides training."""
     intervals: dict[str, Any] = {
         "telemetry": config.telemetry.every,
         "evaluation": config.evaluation.every,
         "checkpoint": config.checkpoint.every,
     }
-    return {what for what, every in intervals.items() if every and step % every == 0}
+    due = {what for what, every in intervals.items() if every and step % every == 0}
+    return due | ({"removal"} if step in removal_steps else set())

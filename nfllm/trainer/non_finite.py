@@ -8,6 +8,7 @@ from nfllm import analysis
 from nfllm.trainer.checkpoints import Checkpoints
 from nfllm.trainer.journal import Journal
 from nfllm.trainer.program import Program
+from nfllm.trainer.removals import last_removal
 from nfllm.training.diagnosis import describe
 from nfllm.training.state import TrainState, leave_out_step, open_guard
 from nfllm.training.step import StepMetrics
@@ -53,6 +54,8 @@ class NonFiniteSteps:
             f"loss {float(values.loss_nats)} and gradient norm {float(values.grad_norm)} at step "
             f"{step}: {describe(ledger)}"
         )
+        if (removal := last_removal(self.program.config, step)) is not None:
+            message += f"; the last norm to go was that of {removal}, at step {removal.step}"
         self.journal.event("non_finite", step, message, **(site._asdict() if site else {}))
         limit = config.max_skipped_steps
         if config.non_finite == "stop":

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -224,6 +224,30 @@ class Placement:
     def replace(self, state: TrainState, change: Callable[[TrainState], TrainState]) -> TrainState:
         """`change(state)`, placed as the train step takes it."""
         return jax.jit(change, out_shardings=jax.tree.map(lambda x: x.sharding, state))(state)
+
+    def with_params(self, state: TrainState, values: Mapping[str, np.ndarray]) -> TrainState:
+        """The state with `values` in place of the parameters of their names, placed as these are.
+
+        A name is the path in the tree, joined by dots. A value with fewer rows than the parameter
+        takes the place of its first ones.
+        """
+
+        def put(path: Any, old: jax.Array) -> jax.Array:
+            name = ".".join(key.key for key in path)
+            if name not in values:
+                return old
+            value = np.asarray(values[name], old.dtype)
+            if value.shape == old.shape:
+                return place(value, old.sharding)
+            rows, whole = len(value), np.zeros(old.shape, old.dtype)
+            whole[:rows] = value
+            join = jax.jit(lambda x, old: x.at[rows:].set(old[rows:]), out_shardings=old.sharding)
+            return join(place(whole, old.sharding), old)
+
+        def place(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+            return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+        return state.replace(params=jax.tree_util.tree_map_with_path(put, state.params))
 
     def split_by_sequence(self, rows: int) -> contextlib.AbstractContextManager[None]:
         """Within it, what goes into and comes out of every module stays split by sequence.

@@ -16,6 +16,7 @@ from nfllm.rundir import (
     CORPUS_FILE,
     RECORD_FILE,
     TOKENIZER_FILE,
+    Origin,
     RunError,
     RunRecord,
     read_record,
@@ -98,7 +99,7 @@ def measured_differently(old: Config, new: Config) -> dict[str, tuple[Any, Any]]
     }
 
 
-def write_run(run: epath.Path, program: Program, params: Any) -> None:
+def write_run(run: epath.Path, program: Program, params: Any, origin: Origin | None = None) -> None:
     """Writes config, tokenizer and corpus card: all that is needed to judge and load the run."""
     decayed, undecayed = split_by_decay(params, decay_slopes=program.config.optimizer.decay_slopes)
     dataset = program.dataset
@@ -114,5 +115,6 @@ def write_run(run: epath.Path, program: Program, params: Any) -> None:
             decayed_parameters=decayed,
             undecayed_parameters=undecayed,
             nfllm_version=nfllm_version(),
+            origin=origin,
         ),
     )

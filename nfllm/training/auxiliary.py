@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from nfllm.config import Config
+from nfllm.model.frozen_norm import DEVIATION
 from nfllm.model.intermediates import ENTROPY, LOSSES
 from nfllm.model.layers import join_layers
 from nfllm.training.entropy_penalty import entropy_penalty, highest_threshold
@@ -40,7 +41,29 @@ class Auxiliary(NamedTuple):
 
 def auxiliary_losses(config: Config) -> tuple[Auxiliary, ...]:
     """Those that a config asks for."""
-    return (_entropy_regularizer(config),) if config.objective.entropy_weight else ()
+    chosen = []
+    if config.objective.entropy_weight:
+        chosen.append(_entropy_regularizer(config))
+    if config.removal.scale_weight:
+        chosen.append(Auxiliary("scale_spread", config.removal.scale_weight, {}, _scale_spread))
+    return tuple(chosen)
+
+
+def _scale_spread(params: Any, collected: Any) -> jax.Array:
+    return scale_spread(collected["final_norm"][DEVIATION])
+
+
+def scale_spread(deviation_BT: jax.Array) -> jax.Array:
+    """Variance over positions of the deviation of the last stream, [B] (2507.02559).
+
+    mean over positions of (sigma_t - mean sigma)². A final norm that is removed divides all
+    positions by one number: they should be of one size. The mean has no gradient, and is that of
+    the sequence, where the paper takes that of a micro-batch. The first position, whose stream is
+    far larger, counts in neither.
+    """
+    rest_BT = deviation_BT[:, 1:]
+    mean_B1 = jax.lax.stop_gradient(jnp.mean(rest_BT, axis=1, keepdims=True))
+    return jnp.mean(jnp.square(rest_BT - mean_B1), axis=1)
 
 
 def _entropy_regularizer(config: Config) -> Auxiliary:

@@ -13,6 +13,7 @@ from nfllm.config import Config
 from nfllm.model.decoder import Decoder
 from nfllm.training.auxiliary import Auxiliary, auxiliary_losses
 from nfllm.training.optimizer import make_optimizer
+from nfllm.training.removal import make_gating
 from nfllm.training.schedules import make_schedule
 from nfllm.training.state import TrainState, init_state
 from nfllm.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
@@ -54,7 +55,13 @@ def build(config: Config, vocab_size: int) -> Built:
     return Built(
         model,
         auxiliaries,
-        functools.partial(init_state, model=model, optimizer=optimizer, objective_params=own),
+        functools.partial(
+            init_state,
+            model=model,
+            optimizer=optimizer,
+            objective_params=own,
+            gating=make_gating(config),
+        ),
         make_train_step(config, model, optimizer, schedule, auxiliaries),
         make_eval_step(model, config.training.loss_tile_rows),
     )

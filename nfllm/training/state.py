@@ -11,6 +11,7 @@ import optax
 from flax import struct
 
 from nfllm.model.decoder import Decoder
+from nfllm.training.removal import Gating
 
 _FIRST_LOSS_SCALE = 2.0**15
 
@@ -97,15 +98,19 @@ def init_state(
     model: Decoder,
     optimizer: optax.GradientTransformation,
     objective_params: dict[str, jax.Array] | None = None,
+    gating: Gating | None = None,
 ) -> TrainState:
     """The state before the first step; pure, so that it can be compiled with any sharding.
 
-    `objective_params` are parameters of the loss and not of the model: `params["objective"]`.
+    `objective_params` are parameters of the loss and not of the model: `params["objective"]`;
+    `gating` is that of `nfllm.training.removal`.
     """
     tokens_BT = jnp.zeros((1, model.config.context_length), jnp.int32)
     params = model.init(key, tokens_BT, mutable=["params"])["params"]
     if objective_params:
         params = {**params, "objective": objective_params}
+    if gating is not None:
+        params = gating(params, 0)
     scales = model.dtype == jnp.float16
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -26,6 +26,7 @@ from nfllm.training.objective import (
     micro_batch_weights,
     run_forward,
 )
+from nfllm.training.removal import make_gating
 from nfllm.training.schedules import Schedule
 from nfllm.training.state import Guard, LossScale, TrainState
 from nfllm.training.updates import has_statistics, with_statistics
@@ -105,6 +106,7 @@ def make_train_step(
     by `leave_out_step` or `open_guard`.
     """
     objective = make_objective(model, config.training, auxiliaries)
+    gating = make_gating(config)
     by_products = (BY_PRODUCTS,) if config.telemetry.entropy_every_step else ()
     grad_of = jax.value_and_grad(objective, has_aux=True)
 
@@ -148,7 +150,8 @@ def make_train_step(
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             statistics = _mean_over_devices(measured.updates, axis_name)
-            return state.replace(params=with_statistics(params, statistics), opt_state=opt_state)
+            params = gating(with_statistics(params, statistics), state.step + 1)
+            return state.replace(params=params, opt_state=opt_state)
 
         new_state, tripped = _guarded(state, update, updates_finite, finite)
         auxiliary_A = _sum_over_devices(measured.auxiliary, axis_name)

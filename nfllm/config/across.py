@@ -1,0 +1,58 @@
+"""Limits that concern keys of several sections."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nfllm.config.checks import ConfigError
+from nfllm.config.removal import removals
+
+if TYPE_CHECKING:
+    from nfllm.config.whole import Config
+
+_FROZEN = "frozen_layernorm"
+
+
+def check_across(config: Config) -> None:
+    """Raises ConfigError for values that do not go together."""
+    _check_attention(config)
+    _check_removal(config)
+
+
+def _check_attention(config: Config) -> None:
+    chosen = config.model.attention_implementation
+    if chosen not in ("xla", "cudnn"):
+        return
+    if config.telemetry.entropy_every_step:
+        raise ConfigError(
+            "telemetry.entropy_every_step=True needs attention logits, which "
+            f"model.attention_implementation={chosen!r} does not give; use 'auto', "
+            "'explicit' or 'blocks', or probe with telemetry.every instead"
+        )
+    if config.objective.entropy_weight:
+        raise ConfigError(
+            f"objective.entropy_weight={config.objective.entropy_weight} needs the rows of the "
+            f"attention maps, which model.attention_implementation={chosen!r} does not keep; "
+            "use 'auto', 'explicit' or 'blocks'"
+        )
+
+
+def _check_removal(config: Config) -> None:
+    model, removal = config.model, config.removal
+    if removal.scale_weight and model.final_normalization != _FROZEN:
+        raise ConfigError(
+            f"removal.scale_weight={removal.scale_weight} weighs what the final norm measures, but "
+            f"model.final_normalization={model.final_normalization!r}; set that to {_FROZEN!r}, or "
+            "the weight to 0"
+        )
+    if removal.start is None:
+        return
+    last = removals(model, removal)[-1]
+    end = last.step + removal.taper_steps
+    if end >= config.training.steps:
+        taper = f" in {removal.taper_steps} steps" if removal.taper_steps else ""
+        raise ConfigError(
+            f"removal.start={removal.start} with removal.gap={removal.gap} removes {last}{taper} "
+            f"at step {end}, but training.steps={config.training.steps}; start earlier, shorten "
+            "the gap, or train longer, so that some steps are left without norms"
+        )

@@ -1,0 +1,88 @@
+"""When each norm is removed: what follows from the section `removal`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from nfllm.config.checks import ConfigError, suggest
+
+if TYPE_CHECKING:
+    from nfllm.config.keys import ModelConfig, RemovalConfig
+
+BLOCK_SITES = ("mlp", "query_key", "value")
+"""Sites of every layer: the input of the MLP, of queries and keys, and of values."""
+
+SITES = (*BLOCK_SITES, "final", "first_position")
+
+
+class Removal(NamedTuple):
+    """One norm, and the step at which it goes.
+
+    Batches from number `step` on, the first being 0, meet the model without it, or begin to where
+    norms go in several steps. `layer` is None for sites of the whole model.
+    """
+
+    step: int
+    site: str
+    layer: int | None
+
+    def __str__(self) -> str:
+        where = "" if self.layer is None else f" of layer {self.layer}"
+        return f"{self.site}{where}"
+
+
+def read_order(removal: RemovalConfig) -> list[tuple[str, int]]:
+    """The sites of `removal.order`, each with its gap in steps.
+
+    Raises:
+      ConfigError: a site is unknown or named twice, or a gap is no number of steps.
+    """
+    found: list[tuple[str, int]] = []
+    for part in removal.order.split(","):
+        site, separator, gap = (piece.strip() for piece in part.partition(":"))
+        if site not in SITES:
+            raise ConfigError(
+                f"removal.order={removal.order!r} has the unknown site {site!r}; "
+                f"{suggest(site, SITES)}"
+            )
+        if separator and (not gap.isdecimal() or int(gap) < 1):
+            raise ConfigError(
+                f"removal.order={removal.order!r}: the gap {gap!r} of {site} must be a number of "
+                "steps from 1 on, as in value:3"
+            )
+        if site in dict(found):
+            raise ConfigError(f"removal.order={removal.order!r} names {site} twice; name it once")
+        found.append((site, int(gap) if separator else removal.gap))
+    return found
+
+
+def removals(model: ModelConfig, removal: RemovalConfig) -> tuple[Removal, ...]:
+    """All removals in their order; none where `removal.start` is None.
+
+    Raises:
+      ConfigError: the model has no frozen_layernorm at a site of the order.
+    """
+    if removal.start is None:
+        return ()
+    found, step = [], removal.start
+    for site, gap in read_order(removal):
+        for layer in _layers(model, removal, site):
+            found.append(Removal(step, site, layer))
+            step += gap
+    return tuple(found)
+
+
+def _layers(model: ModelConfig, removal: RemovalConfig, site: str) -> list[int | None]:
+    keys: dict[str, tuple[str, object]] = {
+        "final": ("final_normalization", "frozen_layernorm"),
+        "first_position": ("frozen_first_position", True),
+    }
+    key, needed = keys.get(site, ("normalization", "frozen_layernorm"))
+    count = model.num_mlp_layers if site == "mlp" else model.num_layers
+    if (value := getattr(model, key)) != needed or not count:
+        why = f"model.{key}={value!r}" if value != needed else f"model.mlp={model.mlp!r}"
+        raise ConfigError(
+            f"removal.order={removal.order!r} names {site}, which this model does not have "
+            f"({why}); set model.{key} to {needed!r}, or take {site} out of the order"
+        )
+    return list(range(count)) if site in BLOCK_SITES else [None]

@@ -1,0 +1,103 @@
+"""LayerNorm whose deviation can be a measured constant: the norm that a model can be rid of.
+
+    y = (x - mean(x)) (g / sqrt(var(x) + epsilon) + (1 - g) / sigma) scale + bias
+
+With gate g = 1 it is LayerNorm, with g = 0 the FakeLN of arXiv 2507.02559, which is affine in x, so
+that `nfllm.fold` can take it into the matrices; between the two lies the taper of 2602.10408 (there
+of RMSNorm). Gate and sigma are statistics, no gradient changes them: while g is 1, training takes
+into sigma, as a moving average, the mean deviation of the stream; g follows the section `removal`
+(`nfllm.training.removal`).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from nfllm.config import ModelConfig
+from nfllm.config.derived import Site
+from nfllm.model.cache import positions, start_of
+from nfllm.model.intermediates import LOSSES, record_statistic, record_update
+from nfllm.model.parameters import constant_param
+
+FROZEN = "frozen_layernorm"
+GATE, SIGMA = "gate", "sigma"
+QUERY_KEY, VALUE = 0, 1
+"""Paths of the norm before attention, which are frozen at different steps."""
+
+DEVIATION = "deviation"
+"""What the norm records for a loss: deviation of every position, [B, T]."""
+
+
+class FrozenLayerNorm(nn.Module):
+    """See the module. `scale` and `bias` are [D], `gate` is [P], with one entry for each path.
+
+    Attributes:
+      paths: P, 2 before attention (`QUERY_KEY`, `VALUE`), 1 elsewhere.
+      first_position: whether position 0 has a sigma of its own: `sigma` is [P, 2], of position 0
+        and of the others; else it is [P]. 0 stands for one not measured yet, and counts as 1.
+      momentum: share of the old sigma in the moving average.
+    """
+
+    epsilon: float
+    dtype: jnp.dtype
+    paths: int = 1
+    first_position: bool = False
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(self, x: jax.Array, path: int = 0) -> jax.Array:
+        """Maps [..., D] to [..., D], in `dtype`, as that path has it."""
+        scale = constant_param(self, "scale", 1.0, x.shape[-1:])
+        bias = constant_param(self, "bias", 0.0, x.shape[-1:])
+        gate_P = constant_param(self, GATE, 0.0, (self.paths,))
+        each = (self.paths, 2) if self.first_position else (self.paths,)
+        sigma = constant_param(self, SIGMA, 0.0, each)
+
+        x = x.astype(jnp.float32)
+        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        deviation = jnp.sqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.epsilon)
+        record_update(self, SIGMA, lambda: self._next(sigma, gate_P, deviation[..., 0]))
+        record_statistic(self, DEVIATION, lambda: deviation[..., 0], LOSSES)
+
+        gate = jax.lax.stop_gradient(gate_P[path])
+        frozen = jax.lax.stop_gradient(self._at_positions(measured(sigma)[path], x))
+        factor = gate / deviation + (1.0 - gate) / frozen
+        leading = (None,) * (x.ndim - 1)
+        return (centred * factor * scale[leading] + bias[leading]).astype(self.dtype)
+
+    def _at_positions(self, sigma: jax.Array, x_BTD: jax.Array) -> jax.Array:
+        """The sigma of every position of x, such that it broadcasts against x."""
+        if not self.first_position:
+            return sigma
+        is_first = positions(x_BTD.shape[1], start_of(self)) == 0
+        return jnp.where(is_first, sigma[0], sigma[1])[..., None]
+
+    def _next(self, sigma: jax.Array, gate_P: jax.Array, deviation_BT: jax.Array) -> jax.Array:
+        found = jnp.mean(deviation_BT)
+        if self.first_position:
+            found = jnp.stack([jnp.mean(deviation_BT[:, 0]), jnp.mean(deviation_BT[:, 1:])])[None]
+        average = self.momentum * sigma + (1.0 - self.momentum) * found
+        is_real = gate_P == 1.0
+        is_real = is_real[:, None] if self.first_position else is_real
+        return jnp.where(is_real, jnp.where(sigma > 0, average, found), sigma)
+
+
+def measured(sigma: jax.Array) -> jax.Array:
+    """The deviations by which a frozen norm divides: 1 where none has been measured."""
+    return jnp.where(sigma > 0, sigma, 1.0)
+
+
+def frozen_options(config: ModelConfig, site: Site) -> dict[str, object]:
+    """The fields of the module at a site, beside those that all normalizations have."""
+    return {
+        "paths": 2 if site == "attention" else 1,
+        "first_position": config.frozen_first_position,
+        "momentum": config.frozen_momentum,
+    }
+
+
+def value_input(config: ModelConfig, norm: nn.Module, x_BTD: jax.Array) -> jax.Array | None:
+    """What values are made of where that differs from what queries and keys are made of."""
+    return norm(x_BTD, VALUE) if config.normalization == FROZEN else None

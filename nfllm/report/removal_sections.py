@@ -1,0 +1,131 @@
+"""What runs tell of norms that were removed or frozen: a section, and marks in every curve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from nfllm.report import figures
+from nfllm.report.page import Block, Pictures, Rows, Section
+from nfllm.report.runs import Run
+from nfllm.report.style import FAINT, literal, shortened
+from nfllm.report.tables import Column, Table
+
+
+def removal_sections(runs: Sequence[Run]) -> Iterator[Section]:
+    """When each norm went, with the mean entropy before and after."""
+    rows = [
+        (
+            run.label,
+            row["step"],
+            str(row.get("site", "")),
+            row.get("layer"),
+            _mean(row.get("entropy_before_nats")),
+            _mean(row.get("entropy_after_nats")),
+        )
+        for run in runs
+        for row in _events(run, "removed")
+    ]
+    if not rows:
+        return
+    columns = (
+        Column("run"),
+        Column("step", ",.0f"),
+        Column("norm"),
+        Column("layer", ".0f"),
+        Column("mean entropy before (nats)", ".4f"),
+        Column("after", ".4f"),
+    )
+    yield Section(
+        "Norms that were removed",
+        "Mean attention entropy over all heads on the probe batch, of the same weights with the "
+        "norm and without it. In curves over steps a dotted line is where a norm is removed.",
+        [Rows("removals", "", Table(columns, tuple(rows)))],
+    )
+
+
+def frozen_sections(runs: Sequence[Run]) -> Iterator[Section]:
+    """What each norm is worth: how the loss rises when it alone is frozen."""
+    blocks: list[Block] = []
+    rows: list[tuple[Any, ...]] = []
+    curves: list[figures.Curve] = []
+    for place, run in enumerate(runs):
+        for event in _events(run, "frozen")[-1:]:
+            whole = event.get("loss_nats", {})
+            each = event.get("each", [])
+            rows += [
+                (run.label, str(norm["site"]), norm.get("layer"), *_losses(norm, whole))
+                for norm in each
+            ]
+            for site in dict.fromkeys(norm["site"] for norm in each if "layer" in norm):
+                own = [norm for norm in each if norm["site"] == site]
+                rises = [norm["loss_nats"] - whole.get("layernorm", np.nan) for norm in own]
+                layers = np.asarray([norm["layer"] for norm in own])
+                label = site if len(runs) == 1 else f"{run.label}: {site}"
+                curves.append(figures.Curve(label, layers, np.asarray(rises), place + len(curves)))
+    if not rows:
+        return
+    if curves:
+        figure = figures.layer_profiles(curves, "layer", "rise of the loss (nats)")
+        blocks.append(Pictures("frozen_norms", "", figure, [figure]))
+    columns = (
+        Column("run"),
+        Column("norm"),
+        Column("layer", ".0f"),
+        Column("loss, it alone frozen (nats)", ".4f"),
+        Column("rise", "+.4f"),
+    )
+    blocks.append(Rows("frozen_norms_table", "", Table(columns, tuple(rows))))
+    yield Section(
+        "What each norm is worth",
+        "Loss when one norm alone divides by its mean deviation instead of that of its input. The "
+        "figure shows the rises above 0.",
+        blocks,
+    )
+
+
+def mark_removals(sections: Sequence[Section], runs: Sequence[Run]) -> None:
+    """Draws a dotted line in every curve over steps where a norm of its run is removed.
+
+    A panel that shows one run has its name as its title; one without a title shows all.
+    """
+    steps = {run.label: [row["step"] for row in _events(run, "removed")] for run in runs}
+    if not any(steps.values()):
+        return
+    for section in sections:
+        for block in section.blocks:
+            if isinstance(block, Pictures):
+                for figure in {id(f): f for f in (block.whole, *block.panels)}.values():
+                    _mark(figure, steps)
+
+
+def _mark(figure: Figure, steps: dict[str, list[int]]) -> None:
+    titles = {literal(shortened(label, 36)): label for label in steps}
+    for axes in figure.axes:
+        if axes.get_xlabel() != "step":
+            continue
+        label = titles.get(axes.get_title(loc="left"))
+        found = (
+            steps[label]
+            if label is not None
+            else sorted({s for own in steps.values() for s in own})
+        )
+        for step in found:
+            axes.axvline(step, color=FAINT, linestyle=":", linewidth=0.6, zorder=0.5)
+
+
+def _events(run: Run, kind: str) -> list[dict[str, Any]]:
+    return [row for row in run.metrics.rows["event"] if row.get("event") == kind]
+
+
+def _mean(entropy_LH: Any) -> float | None:
+    return None if entropy_LH is None else float(np.mean(np.asarray(entropy_LH, np.float64)))
+
+
+def _losses(norm: dict[str, Any], whole: dict[str, float]) -> tuple[float, float | None]:
+    reference = whole.get("layernorm")
+    loss = float(norm["loss_nats"])
+    return loss, None if reference is None else loss - reference

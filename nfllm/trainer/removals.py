@@ -1,0 +1,63 @@
+"""What a run tells of each norm that is removed: an event, with the entropies before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from nfllm.config import Config
+from nfllm.config.removal import Removal, removals
+from nfllm.trainer.journal import Journal
+from nfllm.trainer.program import Program
+from nfllm.training.removal import make_gating
+from nfllm.training.state import TrainState
+
+
+class Removals:
+    """The removals of a run, by their step.
+
+    Attributes:
+      steps: those at which there is one.
+    """
+
+    def __init__(self, program: Program, journal: Journal) -> None:
+        self._program = program
+        self._journal = journal
+        self._all = removals(program.config.model, program.config.removal)
+        self.steps = frozenset(removal.step for removal in self._all)
+        self._gate: Callable[[Any, int], Any] | None = None
+
+    def tell(self, state: TrainState, step: int) -> None:
+        """Writes an event for what goes at `step`; `state` is the one after as many steps.
+
+        Entropies, [L, H] in nats, are of the same weights on the probe batch: with the gates of the
+        step before the removal and, where the norm goes in several steps, those of its end.
+        """
+        removal = next(removal for removal in self._all if removal.step == step)
+        taper = self._program.config.removal.taper_steps
+        fields: dict[str, Any] = {"site": removal.site}
+        if removal.layer is not None:
+            fields["layer"] = removal.layer
+        message = f"step {step}: the norm of {removal} {'begins to go' if taper else 'is removed'}"
+        if self._program.config.telemetry.every:
+            before, after = (self._entropies(state, at) for at in (step - 1, step + taper))
+            fields |= {"entropy_before_nats": before, "entropy_after_nats": after}
+            message += f"; mean entropy {np.mean(before):.3f} nats, then {np.mean(after):.3f}"
+        self._journal.event("removed", step, message, **fields)
+
+    def _entropies(self, state: TrainState, step: int) -> np.ndarray:
+        if self._gate is None:
+            placed = jax.tree.map(lambda x: x.sharding, state.params)
+            self._gate = jax.jit(make_gating(self._program.config), out_shardings=placed)
+        gated = state.replace(params=self._gate(state.params, step))
+        entropy_LH: np.ndarray = self._program.probe(gated)["entropy_nats"]
+        return entropy_LH
+
+
+def last_removal(config: Config, step: int) -> Removal | None:
+    """The newest removal that batches before number `step` have met."""
+    past = [removal for removal in removals(config.model, config.removal) if removal.step < step]
+    return past[-1] if past else None

@@ -1,0 +1,94 @@
+"""The gates of norms that are removed, as a function of the step (`nfllm.model.frozen_norm`).
+
+    g = 1 before its removal at step r; (1 + cos(pi (step - r) / taper)) / 2; 0 from r + taper on
+
+What a resumed run needs is the step and the sigmas, which lie among the parameters: it is the same
+as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nfllm.config import Config
+from nfllm.config.removal import removals
+from nfllm.model.frozen_norm import FROZEN, GATE, QUERY_KEY, SIGMA, VALUE
+from nfllm.model.layers import split_layers
+
+Gating = Callable[[Any, Any], Any]
+
+_NORMS = {
+    "mlp": ("mlp_norm", 0),
+    "query_key": ("attention_norm", QUERY_KEY),
+    "value": ("attention_norm", VALUE),
+}
+"""The norm of a block at each site, and the site's path through it."""
+
+_NEVER = np.iinfo(np.int32).max
+
+
+def make_gating(config: Config) -> Gating:
+    """Returns `gating(params, step)`: the parameters with the gates that batch `step` meets.
+
+    From the removal of `first_position` on, the first position has the sigma of the others. Without
+    a schedule, parameters stay as they are.
+    """
+    steps = {(r.site, r.layer): r.step for r in removals(config.model, config.removal)}
+    if not steps:
+        return lambda params, step: params
+    starts = _starts(config, steps)
+    joined_at = steps.get(("first_position", None), _NEVER)
+
+    def gating(params: Any, step: jax.Array | int) -> Any:
+        def gated(norm: Mapping[str, Any], start_P: np.ndarray) -> dict[str, Any]:
+            gate = gate_of(step, start_P, config.removal.taper_steps)
+            return {**norm, GATE: gate, SIGMA: _joined(norm[SIGMA], step, joined_at)}
+
+        return _at_norms(gated, params, starts)
+
+    return gating
+
+
+def gate_of(step: jax.Array | int, start: np.ndarray, taper_steps: int) -> jax.Array:
+    """The gates at a step, of norms that begin to go at `start`."""
+    past = jnp.asarray(step) - jnp.asarray(start)
+    share = jnp.clip(past / taper_steps, 0.0, 1.0) if taper_steps else past >= 0
+    return (1.0 + jnp.cos(jnp.pi * jnp.asarray(share, jnp.float32))) / 2.0
+
+
+def _joined(sigma: jax.Array, step: jax.Array | int, joined_at: int) -> jax.Array:
+    if joined_at == _NEVER:
+        return sigma
+    return jnp.where(step >= joined_at, sigma[..., 1:], sigma)
+
+
+def _starts(config: Config, steps: Mapping[tuple[str, int | None], int]) -> dict[str, Any]:
+    """The step of each gate's removal, in the tree of the parameters."""
+    model = config.model
+    blocks = {
+        "attention_norm": np.full((model.num_layers, 2), _NEVER, np.int32),
+        "mlp_norm": np.full((model.num_mlp_layers, 1), _NEVER, np.int32),
+    }
+    for (site, layer), step in steps.items():
+        if site in _NORMS:
+            norm, path = _NORMS[site]
+            blocks[norm][layer, path] = step
+    starts: dict[str, Any] = {}
+    if model.normalization == FROZEN:
+        for stack, norms in split_layers(model, blocks).items():
+            starts[stack] = {name: start for name, start in norms.items() if len(start)}
+    if model.final_normalization == FROZEN:
+        starts["final_norm"] = np.full(1, steps.get(("final", None), _NEVER), np.int32)
+    return starts
+
+
+def _at_norms(change: Callable[..., Any], params: Any, starts: Any) -> Any:
+    if not isinstance(starts, Mapping):
+        return change(params, starts)
+    changed = {name: _at_norms(change, params[name], start) for name, start in starts.items()}
+    return {**params, **changed}

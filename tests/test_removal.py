@@ -1,0 +1,271 @@
+"""Norms that are removed while training goes on: the schedule, the statistics, and resuming."""
+
+import dataclasses
+import re
+import types
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import make_corpus, tiny_config
+from training_parts import make_parts, random_batch, small_config
+
+from nfllm.config import ConfigError, ModelConfig, RemovalConfig
+from nfllm.config.removal import removals
+from nfllm.model.frozen_norm import FrozenLayerNorm
+from nfllm.report import figures, write_report
+from nfllm.report.figures import Curve, LayerCurves
+from nfllm.report.page import Pictures, Section
+from nfllm.report.removal_sections import mark_removals
+from nfllm.rundir.metrics import read_metrics
+from nfllm.trainer.checkpoints import restore_params
+from nfllm.trainer.loop import fit
+from nfllm.training.auxiliary import scale_spread
+from nfllm.training.removal import gate_of, make_gating
+
+FROZEN = {"normalization": "frozen_layernorm", "final_normalization": "frozen_layernorm"}
+X = np.asarray([[[1.0, 3.0, 5.0, 7.0]]], np.float32)
+
+
+def config_of(model, removal=None, **training):
+    """The config of `small_config` with these values, of which none is checked without the rest."""
+    plain = small_config()
+    return dataclasses.replace(
+        plain,
+        model=dataclasses.replace(plain.model, **model),
+        removal=RemovalConfig(**(removal or {})),
+        training=dataclasses.replace(plain.training, **training),
+    )
+
+
+def norm(x, gate, sigma, path=0, **options):
+    module = FrozenLayerNorm(epsilon=1e-30, dtype=jnp.float32, **options)
+    ones = np.ones(x.shape[-1], np.float32)
+    params = {"scale": ones, "bias": 0 * ones, "gate": np.float32(gate), "sigma": np.float32(sigma)}
+    y, found = module.apply({"params": params}, jnp.asarray(x), path, mutable=["updates"])
+    return np.asarray(y), found["updates"]["sigma"]
+
+
+@pytest.mark.parametrize(
+    ("gate", "sigma", "expected"),
+    [
+        (1.0, 2.0, (-1.3416394449, -0.4472131483, 0.4472131483, 1.3416394449)),
+        (0.0, 2.0, (-1.5, -0.5, 0.5, 1.5)),
+        (0.5, 2.0, (-1.42082, -0.4736066, 0.4736066, 1.42082)),
+        (0.0, 0.0, (-3.0, -1.0, 1.0, 3.0)),  # not measured
+    ],
+)
+def test_vectors(gate, sigma, expected):
+    """LayerNorm, FakeLN with sigma 2, and half of each (METHODS A3)."""
+    y, _ = norm(X, [gate], [sigma])
+    np.testing.assert_allclose(y[0, 0], expected, rtol=2e-6)
+
+
+def test_a_row_divided_by_its_own_deviation_is_layernorm():
+    x = np.random.default_rng(0).normal(2, 3, (1, 1, 16)).astype(np.float32)
+    frozen, _ = norm(x, [0.0], [x.std()])
+    real, _ = norm(x, [1.0], [1.0])
+    np.testing.assert_allclose(frozen, real, rtol=0, atol=2e-6)
+
+
+def test_paths_have_gates_and_deviations_of_their_own():
+    for path, expected in enumerate((-1.3416394449, -0.75)):
+        y, _ = norm(X, [1.0, 0.0], [9.0, 4.0], path=path, paths=2)
+        assert y[0, 0, 0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_first_position_has_a_deviation_of_its_own():
+    x = np.concatenate([X, X], axis=1)
+    y, _ = norm(x, [0.0], [[2.0, 4.0]], first_position=True)
+    np.testing.assert_allclose(y[0, :, 0], [-1.5, -0.75])
+
+
+@pytest.mark.parametrize(
+    ("gate", "sigma", "expected"),
+    [(1.0, 2.0, 2.1), (1.0, 0.0, 3.0), (0.0, 2.0, 2.0), (0.7, 2.0, 2.0)],
+)
+def test_the_moving_average(gate, sigma, expected):
+    """sigma 2, momentum 0.9, batch mean 3: 2.1 while the norm is real, and the first as it is."""
+    x = np.asarray([[[-2.0, 2.0], [-4.0, 4.0]]], np.float32)  # deviations 2 and 4
+    _, found = norm(x, [gate], [sigma])
+    assert found[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_moving_average_of_the_first_position():
+    x = np.asarray([[[-50.0, 50.0], [-2.0, 2.0], [-4.0, 4.0]]], np.float32)
+    _, found = norm(x, [1.0], [[40.0, 2.0]], first_position=True)
+    np.testing.assert_allclose(found, [[41.0, 2.1]], rtol=1e-6)
+
+
+def test_the_spread_of_the_last_scale():
+    """Positions of deviation 1 and 3: 1, whatever the first position has; the mean has no slope."""
+    deviation_BT = jnp.asarray([[100.0, 1.0, 3.0], [0.0, 2.0, 2.0]])
+    np.testing.assert_allclose(scale_spread(deviation_BT), [1.0, 0.0])
+    slope = jax.grad(lambda x: scale_spread(x).sum())(deviation_BT)
+    np.testing.assert_allclose(slope, [[0.0, -1.0, 1.0], [0.0, 0.0, 0.0]])
+
+
+def test_the_schedule_of_gpt2_small():
+    """Start 20, gaps of 2, 2 and 3 over 12 layers: the final norm at 104 (2507.02559)."""
+    model = ModelConfig(num_layers=12, **FROZEN, frozen_first_position=True)
+    order = "mlp,query_key,value:3,final:12,first_position"
+    found = removals(model, RemovalConfig(start=20, order=order))
+    at = {(removal.site, removal.layer): removal.step for removal in found}
+    assert len(found) == 38
+    assert [at["mlp", 0], at["mlp", 11], at["query_key", 0], at["value", 0]] == [20, 42, 44, 68]
+    assert [at["value", 1], at["final", None], at["first_position", None]] == [71, 104, 116]
+
+
+def test_gates_by_step():
+    start = np.asarray([5, 9])
+    at_once = [np.asarray(gate_of(step, start, 0)).tolist() for step in (0, 4, 5, 9)]
+    assert at_once == [[1, 1], [1, 1], [0, 1], [0, 0]]
+    taper = [float(gate_of(step, start, 4)[0]) for step in (5, 6, 7, 8, 9, 100)]
+    assert taper[0] == 1.0
+    assert taper[4:] == [0.0, 0.0]
+    np.testing.assert_allclose(taper[1:4], (1 + np.cos(np.pi * np.array([1, 2, 3]) / 4)) / 2, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "removal", "message"),
+    [
+        (FROZEN, {"start": 15}, "removes final at step 27, but training.steps=20"),
+        (FROZEN, {"start": 5, "taper_steps": 5}, "removes final in 5 steps at step 22"),
+        ({}, {"start": 1}, "names mlp, which this model does not have (model.normalization='none'"),
+        ({"normalization": "frozen_layernorm"}, {"start": 1}, "names final, which this model"),
+        (FROZEN, {"start": 1, "order": "final,first_position"}, "names first_position, which this"),
+        ({**FROZEN, "activation": "identity", "mlp": "none"}, {"start": 1}, "model.mlp='none'"),
+        (FROZEN, {"start": 1, "order": "mpl"}, "unknown site 'mpl'; did you mean 'mlp'?"),
+        (FROZEN, {"start": 1, "order": "mlp,mlp"}, "names mlp twice"),
+        (FROZEN, {"start": 1, "order": "mlp:x"}, "the gap 'x' of mlp must be a number"),
+        (FROZEN, {"start": 0}, "removal.start=0 must be at least 1"),
+        (FROZEN, {"gap": 3}, "removal.gap=3 has no effect without removal.start"),
+        ({}, {"scale_weight": 0.1}, "weighs what the final norm measures"),
+        ({"qk_normalization": "frozen_layernorm"}, {}, "model.qk_normalization='frozen_layernorm'"),
+        ({"frozen_first_position": True}, {}, "model.frozen_first_position=True has no effect"),
+    ],
+)
+def test_what_cannot_be_run(model, removal, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        config_of(model, removal)
+
+
+REMOVAL = {"start": 2, "gap": 1, "order": "mlp,query_key,value,final", "scale_weight": 0.1}
+
+
+def trained(micro_batches):
+    """Parameters after each of ten steps."""
+    model = {**FROZEN, "mlp_pruned_layers": 1}
+    built = make_parts(config_of(model, REMOVAL, gradient_accumulation=micro_batches))
+    step = jax.jit(built.train_step)
+    state = built.init(jax.random.key(0))
+    for number in range(10):
+        batch = jax.tree.map(lambda x: x.reshape(micro_batches, -1, 12), random_batch(number))
+        state, metrics = step(state, batch)
+        assert float(metrics.auxiliary["scale_spread"]) > 0
+        yield jax.device_get(state.params)
+
+
+def test_training_measures_then_freezes():
+    """Each sigma stays what it was when its norm went, however the batch is cut."""
+    seen = list(trained(1))
+    mlp = [p["blocks"]["mlp_norm"]["gate"][0, 0] for p in seen]
+    final = [p["final_norm"]["gate"][0] for p in seen]
+    assert mlp == [1.0] + [0.0] * 9  # from batch 2 on, which the state after two steps meets
+    assert final == [1.0] * 6 + [0.0] * 4  # 2 + an MLP + two layers by two paths
+    paths = np.asarray([p["attention_blocks"]["attention_norm"]["gate"][0] for p in seen])
+    assert paths.sum(0).tolist() == [3.0, 5.0]  # of layer 1: from batch 4, and from batch 6 on
+    sigma = np.asarray([p["final_norm"]["sigma"][0] for p in seen])
+    assert np.all(np.diff(sigma[:7]) != 0)
+    assert np.all(sigma[6:] == sigma[6])
+    *_, cut = trained(4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=3e-5), seen[-1], cut)
+
+
+def test_the_first_position_joins_the_others():
+    model = {**FROZEN, "frozen_first_position": True}
+    config = config_of(model, {"start": 2, "order": "first_position"})
+    params = make_parts(config).init(jax.random.key(0)).params
+    norm = {**params["final_norm"], "sigma": jnp.asarray([[9.0, 2.0]])}
+    gating = make_gating(config)
+    for step, expected in ((1, [9.0, 2.0]), (2, [2.0, 2.0])):
+        gated = gating({**params, "final_norm": norm}, step)
+        assert np.asarray(gated["final_norm"]["sigma"]).tolist() == [expected]
+        assert np.asarray(gated["final_norm"]["gate"]).tolist() == [1.0]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("removal")
+    return make_corpus(folder / "corpus"), folder / "data"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["pmap", "fsdp"])
+def test_resume_in_the_middle_of_the_schedule(strategy, corpus, tmp_path):
+    """Bit for bit, with an event for each removal and a mark in every curve."""
+    changes = {
+        **{f"model__{key}": value for key, value in FROZEN.items()},
+        "removal__start": 2,
+        "removal__gap": 1,
+        "removal__taper_steps": 1,
+        "removal__scale_weight": 0.1,
+        "optimizer__schedule": "constant",
+        "optimizer__warmup_steps": 0,
+        "parallel__strategy": strategy,
+        "telemetry__every": 4,
+    }
+    whole = tiny_config(*corpus, training__steps=12, **changes)
+    fit(whole, tmp_path / "whole")
+    first = dataclasses.replace(whole, checkpoint=dataclasses.replace(whole.checkpoint, every=5))
+    interrupted = tmp_path / "parts"
+    until_six = dataclasses.replace(
+        first, evaluation=dataclasses.replace(first.evaluation, every=6)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nfllm.trainer.loop._Loop._evaluate", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fit(until_six, interrupted)
+    fit(first, interrupted)
+    one, two = (restore_params(path, 12)[1] for path in (tmp_path / "whole", interrupted))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    rows = read_metrics(tmp_path / "whole").rows["event"]
+    removed = [row for row in rows if row["event"] == "removed"]
+    sites = [(row["step"], row["site"], row.get("layer")) for row in removed]
+    assert sites == [
+        *((2 + layer, "mlp", layer) for layer in range(2)),
+        *((4 + layer, "query_key", layer) for layer in range(2)),
+        *((6 + layer, "value", layer) for layer in range(2)),
+        (8, "final", None),
+    ]
+    assert np.shape(removed[0]["entropy_before_nats"]) == (2, 2)
+    changed = [row["entropy_before_nats"] != row["entropy_after_nats"] for row in removed]
+    assert changed[0]
+    assert not changed[-1]  # no attention comes after the final norm
+    page = Path(write_report([tmp_path / "whole"], tmp_path / "report")).read_text()
+    assert "Norms that were removed" in page
+
+
+def test_marks_in_every_curve_over_steps():
+    rows = [{"step": step, "event": "removed", "kind": "event"} for step in (3, 5)]
+    runs = [
+        types.SimpleNamespace(label=label, metrics=types.SimpleNamespace(rows={"event": events}))
+        for label, events in (("a", rows), ("b", []))
+    ]
+    curve = Curve("a", np.arange(9), np.arange(9.0))
+    layers = [LayerCurves(label, np.arange(9), np.ones((9, 2)), None) for label in "ab"]
+    by_step, panels = figures.curves([curve], "loss"), figures.layer_curves(layers, "entropy")
+    by_layer = figures.layer_profiles([curve], "layer", "rms")
+    lines = [len(axes.lines) for figure in (by_step, panels, by_layer) for axes in figure.axes]
+    blocks = [Pictures("x", "", figure, [figure]) for figure in (by_step, panels, by_layer)]
+    mark_removals([Section("", "", blocks)], runs)
+    after = [len(axes.lines) for figure in (by_step, panels, by_layer) for axes in figure.axes]
+    added = [new - old for new, old in zip(after, lines, strict=True)]
+    assert (added[0], added[1:3], sum(added)) == (2, [2, 0], 4)
+    assert [line.get_xdata()[0] for line in by_step.axes[0].lines[-2:]] == [3, 5]
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
