@@ -20,11 +20,14 @@ _EXPORTS = {
     "convert": "nfllm.convert",
     "data": "nfllm.data",
     "evaluate": "nfllm.measure.evaluation",
+    "fold": "nfllm.convert.fold",
+    "freeze_norms": "nfllm.measure.freeze",
     "generate": "nfllm.measure.generation",
     "head_importance": "nfllm.measure.head_importance",
     "interventions": "nfllm.measure.interventions",
     "load_run": "nfllm.run",
     "logit_lens": "nfllm.measure.logit_lens",
+    "save_run": "nfllm.run",
     "steps": "nfllm.run",
 }
 _MODULES = {"analysis", "convert", "data", "interventions"}
@@ -40,11 +43,14 @@ __all__ = [
     "convert",
     "data",
     "evaluate",
+    "fold",
+    "freeze_norms",
     "generate",
     "head_importance",
     "interventions",
     "load_run",
     "logit_lens",
+    "save_run",
     "steps",
 ]
 

@@ -130,6 +130,35 @@ def steps(path: epath.PathLike) -> list[int]:
         return sorted(reader.all_steps())
 
 
+def save_run(run: Run, path: epath.PathLike, *, how: str = "changed", **fields: Any) -> epath.Path:
+    """Writes a run that was made of another one, as by `nfllm.freeze_norms` or `nfllm.fold`.
+
+    It has no optimizer: it loads, is measured and exported, and `training.init_from` starts from
+    it. Its record names the run `run.path` and its step as its origin.
+
+    Args:
+      run: with the parameters to be written.
+      path: a new directory.
+      how: what was done to the parameters, in a word or two.
+      **fields: of the event of this name in its metrics.
+
+    Returns:
+      The directory.
+
+    Raises:
+      RunError: the directory holds something, or `run.path` cannot be read.
+    """
+    from nfllm.trainer.checkpoints import restore_params
+    from nfllm.trainer.derived import new_directory, write_derived
+    from nfllm.trainer.warm_start import fingerprint
+
+    directory = new_directory(path)
+    _, theirs = restore_params(run.path, run.step)
+    origin = rundir.Origin(str(run.path), run.step, fingerprint(theirs), (how,))
+    event = {"event": how, "message": f"{how}: {origin}", **fields}
+    return write_derived(directory, run.path, run.config, run.params, origin, event)
+
+
 def load_run(path: epath.PathLike, step: int | None = None) -> Run:
     """A checkpoint of a run directory, with its model, tokenizer and metrics.
 

@@ -53,7 +53,7 @@ def frozen_sections(runs: Sequence[Run]) -> Iterator[Section]:
     rows: list[tuple[Any, ...]] = []
     curves: list[figures.Curve] = []
     for place, run in enumerate(runs):
-        for event in _events(run, "frozen")[-1:]:
+        for event in _frozen(run)[-1:]:
             whole = event.get("loss_nats", {})
             each = event.get("each", [])
             rows += [
@@ -119,6 +119,10 @@ def _mark(figure: Figure, steps: dict[str, list[int]]) -> None:
 
 def _events(run: Run, kind: str) -> list[dict[str, Any]]:
     return [row for row in run.metrics.rows["event"] if row.get("event") == kind]
+
+
+def _frozen(run: Run) -> list[dict[str, Any]]:
+    return [row for row in run.metrics.rows["event"] if isinstance(row.get("each"), list)]
 
 
 def _mean(entropy_LH: Any) -> float | None:

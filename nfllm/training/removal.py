@@ -17,17 +17,10 @@ import numpy as np
 
 from nfllm.config import Config
 from nfllm.config.removal import removals
-from nfllm.model.frozen_norm import FROZEN, GATE, QUERY_KEY, SIGMA, VALUE
-from nfllm.model.layers import split_layers
+from nfllm.model.frozen_norm import GATE, SIGMA
+from nfllm.model.norm_sites import at_places, map_norms
 
 Gating = Callable[[Any, Any], Any]
-
-_NORMS = {
-    "mlp": ("mlp_norm", 0),
-    "query_key": ("attention_norm", QUERY_KEY),
-    "value": ("attention_norm", VALUE),
-}
-"""The norm of a block at each site, and the site's path through it."""
 
 _NEVER = np.iinfo(np.int32).max
 
@@ -41,7 +34,7 @@ def make_gating(config: Config) -> Gating:
     steps = {(r.site, r.layer): r.step for r in removals(config.model, config.removal)}
     if not steps:
         return lambda params, step: params
-    starts = _starts(config, steps)
+    starts = at_places(config.model, steps, np.int32(_NEVER))
     joined_at = steps.get(("first_position", None), _NEVER)
 
     def gating(params: Any, step: jax.Array | int) -> Any:
@@ -49,7 +42,7 @@ def make_gating(config: Config) -> Gating:
             gate = gate_of(step, start_P, config.removal.taper_steps)
             return {**norm, GATE: gate, SIGMA: _joined(norm[SIGMA], step, joined_at)}
 
-        return _at_norms(gated, params, starts)
+        return map_norms(gated, params, starts)
 
     return gating
 
@@ -65,30 +58,3 @@ def _joined(sigma: jax.Array, step: jax.Array | int, joined_at: int) -> jax.Arra
     if joined_at == _NEVER:
         return sigma
     return jnp.where(step >= joined_at, sigma[..., 1:], sigma)
-
-
-def _starts(config: Config, steps: Mapping[tuple[str, int | None], int]) -> dict[str, Any]:
-    """The step of each gate's removal, in the tree of the parameters."""
-    model = config.model
-    blocks = {
-        "attention_norm": np.full((model.num_layers, 2), _NEVER, np.int32),
-        "mlp_norm": np.full((model.num_mlp_layers, 1), _NEVER, np.int32),
-    }
-    for (site, layer), step in steps.items():
-        if site in _NORMS:
-            norm, path = _NORMS[site]
-            blocks[norm][layer, path] = step
-    starts: dict[str, Any] = {}
-    if model.normalization == FROZEN:
-        for stack, norms in split_layers(model, blocks).items():
-            starts[stack] = {name: start for name, start in norms.items() if len(start)}
-    if model.final_normalization == FROZEN:
-        starts["final_norm"] = np.full(1, steps.get(("final", None), _NEVER), np.int32)
-    return starts
-
-
-def _at_norms(change: Callable[..., Any], params: Any, starts: Any) -> Any:
-    if not isinstance(starts, Mapping):
-        return change(params, starts)
-    changed = {name: _at_norms(change, params[name], start) for name, start in starts.items()}
-    return {**params, **changed}

@@ -1,0 +1,150 @@
+"""Frozen norms taken into the matrices that read them: a norm-free model with biases.
+
+    ((x - mean(x)) / sigma * scale + bias) W + b  =  x P diag(scale / sigma) W + (bias W + b)
+
+P = I - 1 1ᵀ / D subtracts the mean. The algebra is in float64, layer by layer exact; what remains
+between the two models is the rounding of their parameters to float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from nfllm.config import ModelConfig, RemovalConfig
+from nfllm.model.decoder import Decoder
+from nfllm.model.frozen_norm import FROZEN, GATE, QUERY_KEY, SIGMA, VALUE
+from nfllm.model.layers import stacks
+from nfllm.run import Run
+
+Arrays = dict[str, Any]
+
+
+def fold(run: Run) -> Run:
+    """A run whose frozen norms are gone, and that computes the same.
+
+    It is in memory; `nfllm.save_run(folded, path)` writes it.
+
+    Args:
+      run: a run with `frozen_layernorm`, all of whose norms are removed: one that a schedule has
+        brought to its end, or of `nfllm.freeze_norms`.
+
+    Raises:
+      ValueError: the model has no frozen norm, or one that is no affine map.
+
+    Example:
+      >>> import nfllm
+      >>> run = nfllm.load_run("runs/default")
+      >>> batches = run.validation_batches(8, max_windows=8)
+      >>> frozen = nfllm.freeze_norms(run, batches, with_losses=False)
+      >>> fold(frozen.run).config.model.final_normalization
+      'none'
+    """
+    model, params = fold_params(run.model.config, run.params)
+    single = _map(lambda x: np.asarray(x, np.float32), params)
+    config = dataclasses.replace(run.config, model=model, removal=RemovalConfig())
+    decoder = Decoder(model, run.model.vocab_size, run.model.dtype)
+    return dataclasses.replace(run, model=decoder, params=single, config=config)
+
+
+def fold_params(config: ModelConfig, params: Mapping[str, Any]) -> tuple[ModelConfig, Arrays]:
+    """Config and parameters, float64, of the norm-free model; see `fold`."""
+    if FROZEN not in (config.normalization, config.final_normalization):
+        raise ValueError(
+            f"the model has no frozen norm to fold (model.normalization={config.normalization!r}, "
+            f"model.final_normalization={config.final_normalization!r}); freeze them first: "
+            "nfllm.freeze_norms, or python -m nfllm.freeze RUN OUT"
+        )
+    tree: Arrays = _map(lambda x: np.asarray(x, np.float64), params)
+    changes: dict[str, Any] = {"frozen_first_position": False, "frozen_momentum": 0.9}
+    if config.normalization == FROZEN:
+        for name in stacks(config):
+            tree[name] = _folded_block(config, tree[name], name)
+        changes |= {"normalization": "none", "attention_bias": "all"}
+        if config.num_mlp_layers and config.mlp == "two_layer":
+            changes["mlp_bias"] = True
+    if config.final_normalization == FROZEN:
+        scale, bias = affine(tree.pop("final_norm"), "final_norm")
+        table_VD = tree["token_embedding" if config.ties_embeddings else "head_embedding"]
+        head_bias_V = table_VD @ bias + tree.get("head_bias", 0.0)
+        tree["head_embedding"] = _without_mean(table_VD * scale[0], axis=1)
+        changes |= {"final_normalization": "none", "tie_embeddings": False}
+        if np.any(head_bias_V):
+            tree["head_bias"] = head_bias_V
+            changes["head_bias"] = True
+    return dataclasses.replace(config, **changes), tree
+
+
+def affine(norm: Mapping[str, np.ndarray], where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Factor of the centred input, scale / sigma, [P, ..., D], and bias, [..., D].
+
+    Raises:
+      ValueError: the norm is not removed, or its first position has a deviation of its own.
+    """
+    gate, sigma = norm[GATE], norm[SIGMA]
+    if np.any(gate != 0.0):
+        raise ValueError(
+            f"{where} is not removed (gates {np.unique(gate).tolist()}): let the schedule come to "
+            "its end, or freeze what is left with nfllm.freeze_norms"
+        )
+    sigma = np.where(sigma > 0, sigma, 1.0)
+    if sigma.ndim > gate.ndim:
+        if np.any(sigma[..., 0] != sigma[..., 1]):
+            raise ValueError(
+                f"{where} has another deviation for the first position, which no matrix can "
+                "express; end removal.order with first_position, or freeze without it"
+            )
+        sigma = sigma[..., 1]
+    sigma_P = np.moveaxis(sigma, -1, 0)
+    return norm["scale"] / sigma_P[..., None], norm["bias"]
+
+
+def _folded_block(config: ModelConfig, block: Arrays, name: str) -> Arrays:
+    block = {key: dict(value) if isinstance(value, dict) else value for key, value in block.items()}
+    attention = block["attention"]
+    depth, width = attention["qkv_kernel"].shape[:2]
+    scale_PLD, bias_LD = affine(block.pop("attention_norm"), f"{name}.attention_norm")
+    kernel_LDCHK = attention["qkv_kernel"]
+    scale_LDC = np.stack([scale_PLD[p] for p in (QUERY_KEY, QUERY_KEY, VALUE)], axis=-1)
+    shift_LCHK = np.einsum("LD,LDCHK->LCHK", bias_LD, kernel_LDCHK)
+    attention["qkv_kernel"] = _without_mean(kernel_LDCHK * scale_LDC[..., None, None], axis=1)
+    attention["qkv_bias"] = shift_LCHK + _full_bias(attention, shift_LCHK.shape)
+    attention.setdefault("out_bias", np.zeros((depth, width)))
+    if "mlp_norm" not in block:
+        return block
+    scale_PLD, bias_LD = affine(block.pop("mlp_norm"), f"{name}.mlp_norm")
+    mlp = block["mlp"]
+    kernel = "in_kernel" if config.mlp == "two_layer" else "kernel"
+    shift_LF = np.einsum("LD,LDF->LF", bias_LD, mlp[kernel])
+    mlp[kernel] = _without_mean(mlp[kernel] * scale_PLD[0][..., None], axis=1)
+    if config.mlp == "two_layer":
+        mlp["in_bias"] = shift_LF + mlp.get("in_bias", 0.0)
+        mlp.setdefault("out_bias", np.zeros((depth, width)))
+    elif np.any(shift_LF):
+        raise ValueError(
+            f"{name}.mlp_norm has a bias, for which model.mlp='fused' has no place behind its "
+            "matrix; train it with a norm without bias, or with model.mlp='two_layer'"
+        )
+    return block
+
+
+def _full_bias(attention: Arrays, shape: tuple[int, ...]) -> np.ndarray:
+    """Bias of query, key and value, [L, 3, H, K], whichever the model has; `qk_bias` is taken."""
+    bias = np.zeros(shape)
+    if "qk_bias" in attention:
+        bias[:, :2] = attention.pop("qk_bias")
+    return bias + attention.get("qkv_bias", 0.0)
+
+
+def _without_mean(matrix: np.ndarray, axis: int) -> np.ndarray:
+    """P times a matrix whose inputs lie on `axis`: what a constant input no longer moves."""
+    return matrix - matrix.mean(axis=axis, keepdims=True)
+
+
+def _map(change: Any, tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {name: _map(change, value) for name, value in tree.items()}
+    return change(tree)

@@ -1,0 +1,174 @@
+"""Norms frozen after training: their deviations measured over a split, and what each is worth."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nfllm.config import IGNORED_LABEL, ModelConfig, RemovalConfig
+from nfllm.data.batches import Batch
+from nfllm.model.decoder import Decoder
+from nfllm.model.frozen_norm import FROZEN, GATE, SIGMA
+from nfllm.model.intermediates import UPDATES
+from nfllm.model.norm_sites import Place, at_places, frozen_places, map_norms, of_norms
+from nfllm.run import Run
+from nfllm.trainer.evaluation import evaluate
+from nfllm.training.step import make_eval_step
+from nfllm.training.updates import with_statistics
+
+_SITE_KEYS = ("normalization", "final_normalization")
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenNorms:
+    """A run with all its norms frozen, and what that costs.
+
+    Attributes:
+      run: the run, of the same path as the one that was frozen.
+      loss_nats: mean loss of the model as it was.
+      frozen_loss_nats: with all norms frozen; None where losses were not asked for, as are the
+        others then.
+      each: loss with this one norm alone frozen, by site and layer (None of the final norm).
+      num_windows: how many windows the deviations and losses are of.
+    """
+
+    run: Run
+    loss_nats: float | None
+    frozen_loss_nats: float | None
+    each: dict[Place, float]
+    num_windows: int
+
+
+def freeze_norms(
+    run: Run,
+    batches: Sequence[Batch],
+    *,
+    first_position: bool = False,
+    with_losses: bool = True,
+) -> FrozenNorms:
+    """Replaces what each LayerNorm divides by with its mean over a split (arXiv 2507.02559).
+
+    Norms of a `frozen_layernorm` model that a schedule has removed keep their deviation.
+
+    Args:
+      run: a run with LayerNorm before its branches, or before the head, or both.
+      batches: token ids and labels, such as `run.validation_batches()`; windows without a label
+        are passed over.
+      first_position: give the first position, whose stream may be far larger, its own deviation.
+      with_losses: also evaluate the model as it is, frozen, and with each norm alone frozen, which
+        takes 3 L + 3 evaluations.
+
+    Raises:
+      ValueError: the model has no LayerNorm, or there is no window.
+
+    Example:
+      >>> import nfllm
+      >>> run = nfllm.load_run("runs/default")
+      >>> batches = run.validation_batches(8, max_windows=8)
+      >>> frozen = freeze_norms(run, batches, with_losses=False)
+      >>> frozen.run.config.model.final_normalization
+      'frozen_layernorm'
+    """
+    batches = [rows for batch in batches if len((rows := _labelled(batch)).tokens)]
+    if not batches:
+        raise ValueError("no window has a label; give batches of the text to measure over")
+    model, params = with_gates(run.model, run.params, first_position=first_position)
+    open_gates = of_norms(model.config, params, GATE)
+    real = map_norms(_at_zero, params, open_gates)
+    measured = _measure(model, real, batches)
+    frozen = map_norms(_closed, measured, open_gates)
+    config = dataclasses.replace(run.config, model=model.config, removal=RemovalConfig())
+    result = dataclasses.replace(run, model=model, params=frozen, config=config)
+    num_windows = sum(len(batch.tokens) for batch in batches)
+    if not with_losses:
+        return FrozenNorms(result, None, None, {}, num_windows)
+
+    step = jax.jit(make_eval_step(model))
+
+    def loss(gates: Any) -> float:
+        own = map_norms(lambda norm, gate: {**norm, GATE: jnp.asarray(gate)}, measured, gates)
+        return evaluate(step, own, batches, lambda batch: batch).loss_nats
+
+    each = {}
+    for place in frozen_places(model.config):
+        alone = at_places(model.config, {place: 0.0}, 1.0)
+        each[place] = loss(jax.tree.map(lambda a, b: np.minimum(a, b), alone, open_gates))
+    return FrozenNorms(
+        result, loss(open_gates), loss(of_norms(model.config, frozen, GATE)), each, num_windows
+    )
+
+
+class Gated(NamedTuple):
+    """A model, and its parameters."""
+
+    model: Decoder
+    params: Any
+
+
+def with_gates(model: Decoder, params: Any, *, first_position: bool = False) -> Gated:
+    """The same model with frozen_layernorm, its gates at 1, in place of LayerNorm.
+
+    Raises:
+      ValueError: it has neither.
+    """
+    old = model.config
+    names = {key: getattr(old, key) for key in _SITE_KEYS}
+    if not {"layernorm", FROZEN} & set(names.values()):
+        listed = ", ".join(f"model.{key}={name!r}" for key, name in names.items())
+        raise ValueError(f"the model has no LayerNorm to freeze ({listed})")
+    has = old.frozen_first_position or first_position
+    new = {key: FROZEN if name == "layernorm" else name for key, name in names.items()}
+    config: ModelConfig = dataclasses.replace(old, **new, frozen_first_position=has)  # type: ignore[arg-type]
+    ones = at_places(config, {}, np.float32(1.0))
+
+    def gated(norm: dict[str, Any], gate: np.ndarray) -> dict[str, Any]:
+        gate = norm.get(GATE, gate)
+        sigma = norm.get(SIGMA, np.zeros_like(gate))
+        if has and sigma.ndim == gate.ndim:
+            sigma = np.stack([sigma, sigma], axis=-1)
+        return {**norm, GATE: gate, SIGMA: sigma}
+
+    return Gated(model.clone(config=config), map_norms(gated, params, ones))
+
+
+def _labelled(batch: Batch) -> Batch:
+    has = np.any(np.asarray(batch.labels)[:, 1:] != IGNORED_LABEL, axis=1)
+    return Batch(np.asarray(batch.tokens)[has], np.asarray(batch.labels)[has])
+
+
+def _at_zero(norm: dict[str, Any], gate: np.ndarray) -> dict[str, Any]:
+    """The norm with no deviation where its gate is open, so that it takes that of the batch."""
+    sigma = np.asarray(norm[SIGMA])
+    is_open = gate == 1.0
+    is_open = is_open[..., None] if sigma.ndim > gate.ndim else is_open
+    return {**norm, SIGMA: np.where(is_open, np.float32(0.0), sigma)}
+
+
+def _closed(norm: dict[str, Any], gate: np.ndarray) -> dict[str, Any]:
+    return {**norm, GATE: np.zeros_like(gate)}
+
+
+def _measure(model: Decoder, params: Any, batches: Iterable[Batch]) -> Any:
+    """The parameters with the mean deviations over all windows."""
+
+    @jax.jit
+    def deviations(params: Any, tokens_BT: jax.Array) -> Any:
+        _, state = model.apply(
+            {"params": params}, tokens_BT, method=model.features, mutable=[UPDATES]
+        )
+        return state[UPDATES]
+
+    total, count = None, 0
+    for batch in batches:
+        rows = len(batch.tokens)
+        found = jax.device_get(deviations(params, batch.tokens))
+        scaled = jax.tree.map(lambda x: rows * np.asarray(x, np.float64), found)  # noqa: B023
+        total = scaled if total is None else jax.tree.map(np.add, total, scaled)
+        count += rows
+    means = jax.tree.map(lambda x: np.float32(x / count), total)
+    return with_statistics(params, means)

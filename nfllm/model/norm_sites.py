@@ -1,0 +1,78 @@
+"""The norms of a decoder that can be frozen, one by one, and where they are in its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from nfllm.config import ModelConfig
+from nfllm.model.frozen_norm import FROZEN, QUERY_KEY, VALUE
+from nfllm.model.layers import split_layers
+
+Place = tuple[str, int | None]
+"""A site (`mlp`, `query_key`, `value`, `final`) and its layer; None for the final norm."""
+
+_NORMS = {
+    "mlp": ("mlp_norm", 0),
+    "query_key": ("attention_norm", QUERY_KEY),
+    "value": ("attention_norm", VALUE),
+}
+"""The norm of a block at each site, and the site's path through it."""
+
+
+def frozen_places(config: ModelConfig) -> list[Place]:
+    """Every norm of a model that is, or can be, frozen; in the order of `removal.order`."""
+    found: list[Place] = []
+    if config.normalization == FROZEN:
+        found += [("mlp", layer) for layer in range(config.num_mlp_layers)]
+        for site in ("query_key", "value"):
+            found += [(site, layer) for layer in range(config.num_layers)]
+    if config.final_normalization == FROZEN:
+        found.append(("final", None))
+    return found
+
+
+def at_places(config: ModelConfig, values: Mapping[Place, Any], default: Any) -> dict[str, Any]:
+    """A value for every norm, in the tree of the parameters: [L, P] for a stack, [P] for the last.
+
+    P are the paths of a norm; `default` is for places without a value.
+    """
+    blocks = {
+        "attention_norm": np.full((config.num_layers, 2), default),
+        "mlp_norm": np.full((config.num_mlp_layers, 1), default),
+    }
+    for (site, layer), value in values.items():
+        if site in _NORMS:
+            norm, path = _NORMS[site]
+            blocks[norm][layer, path] = value
+    tree: dict[str, Any] = {}
+    if config.normalization == FROZEN:
+        for stack, norms in split_layers(config, blocks).items():
+            tree[stack] = {name: value for name, value in norms.items() if len(value)}
+    if config.final_normalization == FROZEN:
+        tree["final_norm"] = np.full(1, values.get(("final", None), default))
+    return tree
+
+
+def of_norms(config: ModelConfig, params: Any, name: str) -> dict[str, Any]:
+    """The parameter `name` of every norm, in the tree of `at_places`."""
+
+    def pick(params: Any, tree: Any) -> Any:
+        if not isinstance(tree, Mapping):
+            return np.asarray(params[name])
+        return {key: pick(params[key], value) for key, value in tree.items()}
+
+    found: dict[str, Any] = pick(params, at_places(config, {}, 0))
+    return found
+
+
+def map_norms(change: Callable[..., Any], params: Any, *trees: Any) -> Any:
+    """The parameters with `change(norm, *values)` in place of every norm of the trees."""
+    if not isinstance(trees[0], Mapping):
+        return change(params, *trees)
+    changed = {
+        name: map_norms(change, params[name], *(tree[name] for tree in trees)) for name in trees[0]
+    }
+    return {**params, **changed}
