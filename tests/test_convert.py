@@ -190,7 +190,7 @@ def test_import_without_a_tokenizer_says_so(source, tmp_path):
         _ = nfllm.load_run(tmp_path / "run").tokenizer
     with pytest.raises(RunError, match="holds an imported checkpoint, whose data is not known"):
         nfllm.load_run(tmp_path / "run").validation_batches()
-    assert len(repr(nfllm.load_run(tmp_path / "run"))) < 3000  # no arrays
+    assert len(repr(nfllm.load_run(tmp_path / "run"))) < 4000  # no arrays
 
 
 def test_files_of_the_bare_model_with_mask_buffers(source):
@@ -388,7 +388,7 @@ def test_files_that_cannot_be_read(source, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"normalization": "none"}, "model.normalization='none' has no form in transformers"),
+        ({"normalization": "none"}, "model.final_normalization='layernorm' has no form beside"),
         ({"normalization": "dyt"}, "model.normalization='dyt' has no form"),
         ({"final_normalization": "rmsnorm"}, "model.final_normalization='rmsnorm' has no form"),
         ({"qk_normalization": "layernorm"}, "model.qk_normalization='layernorm' has no form"),

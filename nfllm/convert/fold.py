@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from nfllm.config import ModelConfig, RemovalConfig
+from nfllm.convert.foreign import ConversionError
 from nfllm.model.decoder import Decoder
 from nfllm.model.frozen_norm import FROZEN, GATE, QUERY_KEY, SIGMA, VALUE
 from nfllm.model.layers import stacks
@@ -33,7 +34,7 @@ def fold(run: Run) -> Run:
         brought to its end, or of `nfllm.freeze_norms`.
 
     Raises:
-      ValueError: the model has no frozen norm, or one that is no affine map.
+      ConversionError: the model has no frozen norm, or one that is no affine map.
 
     Example:
       >>> import nfllm
@@ -53,7 +54,7 @@ def fold(run: Run) -> Run:
 def fold_params(config: ModelConfig, params: Mapping[str, Any]) -> tuple[ModelConfig, Arrays]:
     """Config and parameters, float64, of the norm-free model; see `fold`."""
     if FROZEN not in (config.normalization, config.final_normalization):
-        raise ValueError(
+        raise ConversionError(
             f"the model has no frozen norm to fold (model.normalization={config.normalization!r}, "
             f"model.final_normalization={config.final_normalization!r}); freeze them first: "
             "nfllm.freeze_norms, or python -m nfllm.freeze RUN OUT"
@@ -82,18 +83,18 @@ def affine(norm: Mapping[str, np.ndarray], where: str) -> tuple[np.ndarray, np.n
     """Factor of the centred input, scale / sigma, [P, ..., D], and bias, [..., D].
 
     Raises:
-      ValueError: the norm is not removed, or its first position has a deviation of its own.
+      ConversionError: the norm is not removed, or its first position has a deviation of its own.
     """
     gate, sigma = norm[GATE], norm[SIGMA]
     if np.any(gate != 0.0):
-        raise ValueError(
+        raise ConversionError(
             f"{where} is not removed (gates {np.unique(gate).tolist()}): let the schedule come to "
             "its end, or freeze what is left with nfllm.freeze_norms"
         )
     sigma = np.where(sigma > 0, sigma, 1.0)
     if sigma.ndim > gate.ndim:
         if np.any(sigma[..., 0] != sigma[..., 1]):
-            raise ValueError(
+            raise ConversionError(
                 f"{where} has another deviation for the first position, which no matrix can "
                 "express; end removal.order with first_position, or freeze without it"
             )
@@ -124,7 +125,7 @@ def _folded_block(config: ModelConfig, block: Arrays, name: str) -> Arrays:
         mlp["in_bias"] = shift_LF + mlp.get("in_bias", 0.0)
         mlp.setdefault("out_bias", np.zeros((depth, width)))
     elif np.any(shift_LF):
-        raise ValueError(
+        raise ConversionError(
             f"{name}.mlp_norm has a bias, for which model.mlp='fused' has no place behind its "
             "matrix; train it with a norm without bias, or with model.mlp='two_layer'"
         )

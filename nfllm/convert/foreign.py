@@ -207,12 +207,26 @@ def activation_name(config: ModelConfig) -> str:
 
 
 def check_form(config: ModelConfig) -> None:
-    """Raises ConfigError unless transformers can express the model's normalizations."""
-    for key, value in (
-        ("normalization", "layernorm"),
-        ("final_normalization", "layernorm"),
-        ("qk_normalization", "none"),
-    ):
+    """Raises ConfigError unless transformers can express the model's norms, branches and head."""
+    check_branches(config)
+    norms = {"normalization": "layernorm", "final_normalization": "layernorm"}
+    _check_values(config, {**norms, "head_bias": False})
+
+
+def check_branches(config: ModelConfig) -> None:
+    """Raises ConfigError unless transformers can express attention and MLP."""
+    branches = {
+        "qk_normalization": "none",
+        "mlp": "two_layer",
+        "mlp_pruned_layers": 0,
+        "mlp_scaling": "none",
+        "softmax_temperature": "none",
+    }
+    _check_values(config, branches)
+
+
+def _check_values(config: ModelConfig, expressible: Mapping[str, Any]) -> None:
+    for key, value in expressible.items():
         if getattr(config, key) != value:
             raise no_form(key, getattr(config, key), [value])
 

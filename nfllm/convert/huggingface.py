@@ -17,6 +17,7 @@ import safetensors.numpy
 from nfllm.config import ModelConfig, suggest
 from nfllm.convert import gpt2, gpt_neox
 from nfllm.convert.foreign import Attributes, ConversionError, TensorReader, Tensors
+from nfllm.convert.stock_norms import read_frozen, stock_form
 
 CONFIG_FILE = "config.json"
 TENSORS_FILE = "model.safetensors"
@@ -76,6 +77,7 @@ def load_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
     reader = TensorReader(_read_tensors(folder, form, config), f"the checkpoint in {folder}")
     params = form.read_tensors(reader, config, vocab_size)
     reader.finish()
+    config, params = read_frozen(config, params)
     return Checkpoint(config, vocab_size, params)
 
 
@@ -86,14 +88,15 @@ def save_checkpoint(
 
     Args:
       directory: where to write; it is made.
-      checkpoint: LayerNorm models with an activation that transformers has. Biases that the model
-        lacks are written as zeros.
+      checkpoint: a model with an activation that transformers has, and with LayerNorm, or norms
+        that are all frozen or gone (`nfllm.convert.stock_norms`). Biases that it lacks are written
+        as zeros.
       end_of_text_id: written as the first and the last token's id.
 
     Raises:
       ConfigError: the model has no form in transformers; the message names the key.
     """
-    config = checkpoint.config
+    config, params = stock_form(checkpoint.config, _as_numpy(checkpoint.params))
     form = _FORMATS[config.architecture]
     values = {
         "architectures": [form.ARCHITECTURE],
@@ -104,7 +107,7 @@ def save_checkpoint(
         "torch_dtype": "float32",
         **form.write_config(config),
     }
-    tensors = form.write_tensors(_as_numpy(checkpoint.params), config)
+    tensors = form.write_tensors(params, config)
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.numpy.save_file(

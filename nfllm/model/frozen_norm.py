@@ -11,6 +11,8 @@ into sigma, as a moving average, the mean deviation of the stream; g follows the
 
 from __future__ import annotations
 
+from typing import Final
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -21,7 +23,7 @@ from nfllm.model.cache import positions, start_of
 from nfllm.model.intermediates import LOSSES, record_statistic, record_update
 from nfllm.model.parameters import constant_param
 
-FROZEN = "frozen_layernorm"
+FROZEN: Final = "frozen_layernorm"
 GATE, SIGMA = "gate", "sigma"
 QUERY_KEY, VALUE = 0, 1
 """Paths of the norm before attention, which are frozen at different steps."""
