@@ -1,10 +1,10 @@
-"""Does the entropic overload come when norms are taken out of a model that was trained with them?
+r"""Does the entropic overload come when norms are taken out of a model that was trained with them?
 
     python -m nfllm.experiment configs/remove_norms.py --scale minute --out experiments/removal
 
-    scale   model                data              tokens a run  runs  time
-    minute  2 layers, width 32   standard library  15 k          12    2 minutes on 2 cores
-    cpu     6 layers, width 64   standard library  4.1 M         12    about 1 h on 2 cores (estimate)
+    scale   model               data              tokens a run  runs  time
+    minute  2 layers, width 32  standard library  15 k          12    2 minutes on 2 cores
+    cpu     6 layers, width 64  standard library  4.1 M         12    1 h on 2 cores, estimated
 
 Every variant has three seeds. `layernorm` is the control: the same steps and schedule, with all its
 norms. `removed` is the same model until the middle of the run; then its norms go, one after the
@@ -12,7 +12,7 @@ other (2507.02559), and the rest of the run is without any. `norm_free` models n
 
 To remove the norms of a model that is trained already, or imported, start from it instead:
 
-    python train.py --config.training.init_from=RUN --config.model.normalization=frozen_layernorm \\
+    python train.py --config.training.init_from=RUN --config.model.normalization=frozen_layernorm \
         --config.model.final_normalization=frozen_layernorm --config.removal.start=100
 """
 

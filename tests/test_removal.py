@@ -12,8 +12,10 @@ import pytest
 from tiny import make_corpus, tiny_config
 from training_parts import make_parts, random_batch, small_config
 
-from nfllm.config import ConfigError, ModelConfig, RemovalConfig
+from configs import remove_norms
+from nfllm.config import ConfigError, ModelConfig, RemovalConfig, differences
 from nfllm.config.removal import removals
+from nfllm.experiment.grid import expand
 from nfllm.model.frozen_norm import FrozenLayerNorm
 from nfllm.report import figures, write_report
 from nfllm.report.figures import Curve, LayerCurves
@@ -246,6 +248,22 @@ def test_resume_in_the_middle_of_the_schedule(strategy, corpus, tmp_path):
     assert not changed[-1]  # no attention comes after the final norm
     page = Path(write_report([tmp_path / "whole"], tmp_path / "report")).read_text()
     assert "Norms that were removed" in page
+
+
+@pytest.mark.parametrize("scale", remove_norms.SCALES)
+def test_the_grid_compares_like_with_like(scale):
+    """Variants differ in norms, activation and removals alone; each has three seeds."""
+    entries = expand(remove_norms.get_experiment(scale))
+    assert len(entries) == 12
+    assert not any(entry.same_as for entry in entries)
+    for entry in entries:
+        changed = differences(entries[0].config, entry.config).keys()
+        assert {key.partition(".")[0] for key in changed} <= {"model", "removal", "training"}
+        assert {key for key in changed if key.startswith("training")} <= {"training.seed"}
+    removed = next(entry.config for entry in entries if entry.variant == "removed_gelu")
+    last = removals(removed.model, removed.removal)[-1]
+    assert last.site == "final"
+    assert last.step < 0.7 * removed.training.steps
 
 
 def test_marks_in_every_curve_over_steps():

@@ -73,7 +73,10 @@ def test_models_with_real_norms_stay_as_they_are():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"normalization": "none"}, r"final_normalization='layernorm' has no form .* one epsilon"),
+        (
+            {"normalization": "none"},
+            r"final_normalization='layernorm' has no form .* for all norms; freeze it",
+        ),
         ({**FREE, "final_normalization": "rmsnorm"}, r"model.final_normalization='rmsnorm' has no"),
         ({**FROZEN, "normalization": "layernorm"}, r"model.normalization='layernorm' has no form"),
         ({**FREE, "architecture": "gpt_neox"}, r"only 'gpt2' has, at twice the width"),
