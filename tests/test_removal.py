@@ -15,6 +15,7 @@ from training_parts import make_parts, random_batch, small_config
 from configs import remove_norms
 from nfllm.config import ConfigError, ModelConfig, RemovalConfig, differences
 from nfllm.config.removal import removals
+from nfllm.data import batches
 from nfllm.experiment.grid import expand
 from nfllm.model.frozen_norm import FrozenLayerNorm
 from nfllm.report import figures, write_report
@@ -24,6 +25,8 @@ from nfllm.report.removal_sections import mark_removals
 from nfllm.rundir.metrics import read_metrics
 from nfllm.trainer.checkpoints import restore_params
 from nfllm.trainer.loop import fit
+from nfllm.trainer.non_finite import NonFiniteError
+from nfllm.trainer.removals import last_removal
 from nfllm.training.auxiliary import scale_spread
 from nfllm.training.removal import gate_of, make_gating
 
@@ -184,6 +187,51 @@ def test_training_measures_then_freezes():
     assert np.all(sigma[6:] == sigma[6])
     *_, cut = trained(4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=3e-5), seen[-1], cut)
+
+
+def test_before_the_first_removal_training_is_that_of_layernorm():
+    """Step by step the losses of the control, up to rounding; then they part."""
+    layernorm = dict.fromkeys(FROZEN, "layernorm")
+    losses = []
+    for model, removal in ((FROZEN, {"start": 4, "gap": 1}), (layernorm, None)):
+        built = make_parts(config_of(model, removal))
+        step, state = jax.jit(built.train_step), built.init(jax.random.key(0))
+        losses.append([])
+        for number in range(8):
+            batch = jax.tree.map(lambda x: x[None], random_batch(number))
+            state, metrics = step(state, batch)
+            losses[-1].append(float(metrics.loss_nats))
+    np.testing.assert_allclose(losses[0][:4], losses[1][:4], rtol=1e-5)
+    assert losses[0][4] != pytest.approx(losses[1][4], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_divergence_names_the_last_norm_that_went(corpus, tmp_path, monkeypatch):
+    train_batch = batches.train_batch
+
+    def faulty(windows, seed, step, batch_size, **options):
+        tokens, labels = train_batch(windows, seed, step, batch_size, **options)
+        if step == 4:
+            labels = np.full_like(labels, 10_000)  # outside the vocabulary: NaN
+        return batches.Batch(tokens, labels)
+
+    monkeypatch.setattr(batches, "train_batch", faulty)
+    model = {f"model__{key}": value for key, value in FROZEN.items()}
+    config = tiny_config(*corpus, removal__start=2, removal__gap=1, removal__order="mlp", **model)
+    with pytest.raises(NonFiniteError, match=r"at step 5: .*; the last norm to go was that of mlp"):
+        fit(config, tmp_path)
+    (event,) = [r for r in read_metrics(tmp_path).rows["event"] if r["event"] == "non_finite"]
+    assert "that of mlp of layer 1, at step 3" in event["message"]
+
+
+def test_the_last_removal_that_batches_have_met():
+    config = config_of(FROZEN, {"start": 4})
+    assert [str(last_removal(config, step)) for step in (4, 5, 7)] == [
+        "None",
+        "mlp of layer 0",
+        "mlp of layer 1",
+    ]
+    assert last_removal(config_of(FROZEN), 5) is None
 
 
 def test_the_first_position_joins_the_others():

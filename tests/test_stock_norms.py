@@ -1,10 +1,13 @@
 """Frozen and norm-free models as stock GPT-2: against NumPy in float64, and transformers itself."""
 
+import dataclasses
+
 import float64_model
 import jax
 import numpy as np
 import pytest
 from random_model import random_model
+from tiny import make_corpus, tiny_config
 from training_parts import VOCAB_SIZE
 
 import nfllm
@@ -12,7 +15,9 @@ from nfllm.config import ConfigError
 from nfllm.convert import Checkpoint, ConversionError, convert, load_checkpoint, save_checkpoint
 from nfllm.convert.stock_norms import read_frozen, stock_form
 from nfllm.data.batches import Batch
+from nfllm.data.tokenizer import bytes_tokenizer
 from nfllm.model import Decoder
+from nfllm.trainer.loop import fit
 
 FROZEN = {"normalization": "frozen_layernorm", "final_normalization": "frozen_layernorm"}
 FREE = {"normalization": "none", "final_normalization": "none"}
@@ -138,7 +143,7 @@ def random_gpt2(folder, **options):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 12, "vocab_size": VOCAB_SIZE}
-    config = transformers.GPT2Config(**sizes, **options)
+    config = transformers.GPT2Config(**{**sizes, **options})
     model = transformers.GPT2LMHeadModel(config).eval()
     generator = np.random.default_rng(1)
     factor = np.sqrt(config.layer_norm_epsilon) if config.layer_norm_epsilon > 1 else 1.0
@@ -158,6 +163,30 @@ def test_a_checkpoint_without_layernorm_is_recognised(tmp_path):
     found = load_checkpoint(tmp_path)
     assert found.config.normalization == found.config.final_normalization == "frozen_layernorm"
     check(Decoder(found.config, VOCAB_SIZE), found.params, logits_of_transformers(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_gpt2_loses_its_norms_in_training(tmp_path):
+    """Imported, trained on while all its norms go, exported: transformers agrees."""
+    corpus = make_corpus(tmp_path / "corpus")
+    random_gpt2(tmp_path / "source", n_positions=32, vocab_size=257)
+    bytes_tokenizer().save(tmp_path / "source" / "tokenizer.json")
+    convert(tmp_path / "source", tmp_path / "imported")
+    model = dataclasses.asdict(nfllm.load_run(tmp_path / "imported").config.model)
+    config = tiny_config(
+        corpus,
+        tmp_path / "data",
+        **{f"model__{key}": value for key, value in {**model, **FROZEN}.items()},
+        training__init_from=str(tmp_path / "imported"),
+        training__steps=12,
+        removal__start=2,
+        removal__gap=1,
+    )
+    fit(config, tmp_path / "run")
+    convert(tmp_path / "run", tmp_path / "exported")
+    run = nfllm.load_run(tmp_path / "run")
+    assert np.all(run.params["blocks"]["attention_norm"]["gate"] == 0)
+    check(run.model, run.params, logits_of_transformers(tmp_path / "exported"))
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 from etils import epath
 from scipy.interpolate import interp1d
 from tiny import make_corpus, tiny_config
+from trainer import Trainer
 
 from nfllm.config import Config, ConfigError
 from nfllm.report import write_report
@@ -215,6 +216,46 @@ def test_resume_is_exact_and_reads_the_source_once(corpus, source, tmp_path):
     assert "positions: interpolated from 32 to 40" in started["message"]
     page = Path(write_report([tmp_path / "parts"], tmp_path / "report")).read_text()
     assert f"Began with weights of {moved} at step 2" in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["pmap", "fsdp"])
+def test_two_processes_start_and_lose_norms_as_one(strategy, source, tmp_path, compilation_cache):
+    """Two of two devices against one of four, from the same weights and through all removals."""
+    make_corpus(tmp_path / "corpus")
+    trainer = Trainer(tmp_path, compilation_cache)
+    changes = {
+        "training__init_from": str(source),
+        "model__normalization": "frozen_layernorm",
+        "model__final_normalization": "frozen_layernorm",
+        "model__activation": "gelu",
+        "removal__start": 2,
+        "removal__gap": 1,
+        "removal__scale_weight": 0.1,
+        "training__steps": 12,
+        "telemetry__every": 6,
+        "parallel__strategy": strategy,
+    }
+    code, _, err = trainer.run(tmp_path / "one", parallel__cpu_devices=4, **changes)
+    assert code == 0, err
+    pair = trainer.run_pair(tmp_path / "two", **changes)
+    assert [code for code, _, _ in pair] == [0, 0], pair
+    one, two = (read_metrics(tmp_path / name) for name in ("one", "two"))
+    for kind, field in (
+        ("train", "loss_nats"),
+        ("train", "scale_spread"),
+        ("eval", "eval_loss_nats"),
+    ):
+        found, wanted = two.series(kind, field), one.series(kind, field)
+        np.testing.assert_array_equal(found[0], wanted[0])
+        np.testing.assert_allclose(found[1], wanted[1], rtol=1e-5, err_msg=field)
+    removed = [
+        [(row["step"], row["site"]) for row in metrics.rows["event"] if row["event"] == "removed"]
+        for metrics in (one, two)
+    ]
+    assert removed[0] == removed[1]
+    assert len(removed[0]) == 7
+    assert read_record(tmp_path / "two").origin == read_record(tmp_path / "one").origin
 
 
 def test_only_a_run_with_an_optimizer_is_gone_on_with(corpus, source, tmp_path):
