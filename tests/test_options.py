@@ -58,6 +58,11 @@ MODEL_KEYS: dict[str, tuple[dict[str, Any], Any, Any, str]] = {
     "negative_slope": ({"activation": "leaky_relu"}, None, 0.3, "logits"),
     "slope_sharing": (LEARNED, None, "model", "shapes"),
     "helu_margin": ({"activation": "helu"}, None, 0.9, "gradients"),
+    "mlp": ({"activation": "identity", "mlp_dim": None}, "two_layer", "fused", "shapes"),
+    "mlp_pruned_layers": ({}, 0, 1, "shapes"),
+    "mlp_scaling": ({}, "none", "learned", "shapes"),
+    "softmax_temperature": ({}, "none", "head", "shapes"),
+    "softmax_temperature_init": ({"softmax_temperature": "head"}, None, 0.1, "initial"),
     "attention_bias": ({}, "none", "qk", "shapes"),
     "mlp_bias": ({}, False, True, "shapes"),
     "tie_embeddings": ({}, None, False, "shapes"),
@@ -116,7 +121,8 @@ class Observed:
 
 def test_every_key_is_here():
     assert set(MODEL_KEYS) == {field.name for field in dataclasses.fields(ModelConfig)}
-    assert set(OPTIMIZER_KEYS) | {"accumulation_weighting"} == {
+    of_the_step = {"accumulation_weighting", "qk_clip"}  # below, and tests/test_qk_clip.py
+    assert set(OPTIMIZER_KEYS) | of_the_step == {
         field.name for field in dataclasses.fields(OptimizerConfig)
     }
 

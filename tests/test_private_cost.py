@@ -297,6 +297,8 @@ FREE = {
     "negative_slope",
     "slope_sharing",
     "helu_margin",
+    "mlp_scaling",  # its scalars fold into the matrices
+    "softmax_temperature_init",
     "attention_bias",
     "mlp_bias",
     "tie_embeddings",
@@ -317,13 +319,15 @@ PRICED = {
     "final_normalization": "none",
     "qk_normalization": "rmsnorm",
     "activation": "gelu",
+    "mlp_pruned_layers": 1,
+    "softmax_temperature": "head_position",
 }
 
 
 def test_every_key_of_a_model_is_priced_or_free() -> None:
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
     rotary = {"rotary_fraction", "rotary_base"}  # the fit leaves out what is rotated
-    assert fields == FREE | rotary | set(PRICED)
+    assert fields == FREE | rotary | set(PRICED) | {"mlp"}
     base = make_config({}).model
     plain = private_cost(DecoderShape.from_config(base, 100), 16)
     for key, value in PRICED.items():
@@ -331,6 +335,16 @@ def test_every_key_of_a_model_is_priced_or_free() -> None:
         assert private_cost(DecoderShape.from_config(changed, 100), 16).operations != (
             plain.operations
         ), key
+    costs = [
+        private_cost(
+            DecoderShape.from_config(
+                dataclasses.replace(base, activation="identity", mlp=mlp), 100
+            ),
+            16,
+        ).flops
+        for mlp in ("two_layer", "fused", "none")
+    ]
+    assert costs == sorted(set(costs), reverse=True)
 
 
 @pytest.mark.parametrize(

@@ -293,10 +293,24 @@ def test_seeds_of_one_variant_are_averaged(tmp_path):
             {"model.activation": "learnable_leaky_relu", "model.slope_sharing": "model"},
             "SM+learnable_leaky_relu (model)",
         ),
+        ({"model.activation": "identity", "model.mlp_scaling": "learned"}, "SM+ScFFN"),
+        ({"model.mlp_scaling": "learned"}, "SM+R+Sc"),
+        (
+            {
+                "model.activation": "identity",
+                "model.mlp": "fused",
+                "model.mlp_scaling": "learned",
+                "model.mlp_pruned_layers": 1,
+                "model.softmax_temperature": "head_position",
+                "objective.entropy_weight": 1e-5,
+            },
+            "EReg(SM(t)+ScFuFFN i1)",
+        ),
+        ({"model.activation": "identity", "model.mlp": "none"}, "SM without FFN"),
     ],
 )
 def test_notation_is_the_papers(changes, expected):
-    assert notation(make_config(changes).model) == expected
+    assert notation(make_config(changes)) == expected
 
 
 def test_status_is_how_the_run_ended(tmp_path):

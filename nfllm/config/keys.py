@@ -184,6 +184,9 @@ class OptimizerConfig:
     weight_decay: float = 0.1  # of matrices and embeddings; never of biases and normalizations
     decay_slopes: bool = False  # also of learned slopes (the paper)
     clip_norm: float = 1.0  # of the global gradient norm; 0: no clipping
+    # QK-clip (2507.20534, whose limit is 100): where a head's largest logit in a step exceeds the
+    # limit, its queries and keys are scaled back to it. None: none
+    qk_clip: float | None = None
     # token: every target counts alike; micro_batch: mean of the micro-batches' means (the paper)
     accumulation_weighting: Literal["token", "micro_batch"] = "token"
 
@@ -284,6 +287,7 @@ BEFORE: dict[str, Any] = {
     "objective.entropy_threshold_sharing": "layer",
     "objective.entropy_threshold_trainable": True,
     "objective.entropy_weight": 0.0,
+    "optimizer.qk_clip": None,
     "telemetry.entropy_every_step": False,
     "telemetry.gradient_norms": False,
     "training.loss_tile_rows": None,

@@ -238,6 +238,8 @@ def check_optimizer(optimizer: OptimizerConfig) -> None:
     if optimizer.warmup_steps is not None:
         at_least(optimizer, "optimizer", "warmup_steps", 0)
     at_least(optimizer, "optimizer", "clip_norm", 0)
+    if optimizer.qk_clip is not None:
+        positive(optimizer, "optimizer", "qk_clip")
     if optimizer.final_learning_rate > optimizer.learning_rate:
         raise ConfigError(
             f"optimizer.final_learning_rate={optimizer.final_learning_rate} exceeds "

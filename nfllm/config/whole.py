@@ -53,11 +53,28 @@ class Config:
                 f"model.attention_implementation={chosen!r} does not give; use 'auto', "
                 "'explicit' or 'blocks', or probe with telemetry.every instead"
             )
+        if self.optimizer.qk_clip is not None:
+            self._check_qk_clip()
         if self.objective.entropy_weight and chosen in ("xla", "cudnn"):
             raise ConfigError(
                 f"objective.entropy_weight={self.objective.entropy_weight} needs the rows of the "
                 f"attention maps, which model.attention_implementation={chosen!r} does not keep; "
                 "use 'auto', 'explicit' or 'blocks'"
+            )
+
+    def _check_qk_clip(self) -> None:
+        model, limit = self.model, self.optimizer.qk_clip
+        if model.attention_implementation in ("xla", "cudnn"):
+            raise ConfigError(
+                f"optimizer.qk_clip={limit} needs attention logits, which "
+                f"model.attention_implementation={model.attention_implementation!r} does not give; "
+                "use 'auto', 'explicit' or 'blocks'"
+            )
+        if model.qk_normalization != "none":
+            raise ConfigError(
+                f"optimizer.qk_clip={limit} has no effect on model.qk_normalization="
+                f"{model.qk_normalization!r}, after which the size of queries and keys does not "
+                "count; leave one of them out"
             )
 
     @classmethod

@@ -20,16 +20,14 @@ from nfllm.papers.evidence import (
     divergence_of,
     has_all,
     interval_text,
-    percent,
     points,
     published_of,
     run_cost,
     through_training,
 )
+from nfllm.papers.loss_claims import LOSS_TOLERANCE, loss_claim
 from nfllm.papers.slope_claims import divergence_claims, slope_claims
 from nfllm.papers.verdicts import Claim, Evidence
-
-LOSS_TOLERANCE = math.log(1.018)  # nats
 
 
 def claims_of(group: GroupResults) -> list[Claim]:
@@ -54,36 +52,11 @@ def _perplexity_claims(group: GroupResults) -> Iterator[Claim]:
     ):
         if not has_all(group, worse, better):
             continue
-
-        def evidence(
-            losses: Mapping[str, Mapping[int, float]], worse: str = worse, better: str = better
-        ) -> Evidence | None:
-            a, b = losses[worse], losses[better]
-            pairs = [float(a[seed] - b[seed]) for seed in sorted(a.keys() & b.keys())]
-            if not pairs:
-                return None
-            mean, low, high = map(float, seed_interval(pairs))
-            measured = (
-                f"perplexity of {worse} against {better}: {percent(mean)} "
-                f"({interval_text(percent(low), percent(high), len(pairs))}), {mean:+.4f} nats; "
-                "tolerance 1.8%"
-            )
-            return Evidence(lambda c: seed_interval(pairs, confidence=c), len(pairs), measured)
-
         there, here = (published_of(group, variant) for variant in (worse, better))
         effect = None
         if there and here and there.perplexity and here.perplexity:
             effect = math.log(there.perplexity / here.perplexity)
-        yield Claim(
-            text,
-            LOSS_TOLERANCE,
-            evidence({name: group.losses(name) for name in (worse, better)}),
-            through_training(group, (worse, better), "eval_loss_nats", evidence),
-            divergence_of(group, supports=(worse,), opposes=(better,)),
-            "" if effect is None else percent(effect),
-            effect,
-            run_cost=run_cost(group, worse, better),
-        )
+        yield loss_claim(group, text, worse, better, effect)
 
 
 def _linearity_claims(group: GroupResults) -> Iterator[Claim]:

@@ -74,8 +74,8 @@ def has_all(group: GroupResults, *variants: str) -> bool:
 def published_of(group: GroupResults, variant: str) -> Published | None:
     """The published counterpart of a variant's model; None where there is none."""
     runs = group.variants.get(variant, {})
-    model = next((run.entry.config.model for run in runs.values()), None)
-    return None if model is None else find_published(model, notation(model))
+    config = next((run.entry.config for run in runs.values()), None)
+    return None if config is None else find_published(config.model, notation(config))
 
 
 def percent(nats: float) -> str:

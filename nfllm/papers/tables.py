@@ -71,9 +71,9 @@ def perplexity_table(group: GroupResults) -> Table:
         change = None
         if shared and variant != _BASELINE_VARIANT:
             change = 100 * math.expm1(np.mean([losses[s] - baseline[s] for s in shared]))
-        model = next(iter(runs.values())).entry.config.model
-        published = find_published(model, notation(model))
-        reference = find_published(model, BASELINE)
+        config = next(iter(runs.values())).entry.config
+        published = find_published(config.model, notation(config))
+        reference = find_published(config.model, BASELINE)
         perplexity = published and published.perplexity
         mean, low, high = loss_interval(losses.values())
         rows.append(
@@ -101,7 +101,7 @@ def entropy_table(group: GroupResults) -> Table:
     columns += (Column("published early (%)", ".0f"), Column("published all (%)", ".0f"))
     beside = []
     for row in rows:
-        model = next(iter(group.variants[str(row[0])].values())).entry.config.model
-        found = find_published(model, notation(model))
+        config = next(iter(group.variants[str(row[0])].values())).entry.config
+        found = find_published(config.model, notation(config))
         beside.append((*row, found and found.early_overload, found and found.overload))
     return Table(columns, tuple(beside))

@@ -23,7 +23,7 @@ from nfllm.report.figures import Curve, Heatmap, LayerCurves
 from nfllm.report.heatmap import heatmap_html, scale_html
 from nfllm.report.page import Block, Markup, Pictures, Rows, Section
 from nfllm.report.reference import Reference
-from nfllm.report.runs import Run, notation
+from nfllm.report.runs import Run
 from nfllm.report.tables import HeadSummary, entropy_table, heads_table
 
 
@@ -135,11 +135,11 @@ def _histogram_blocks(group: _Group, reference: Reference | None) -> Iterator[Bl
         shares.append(np.asarray(head_histogram(run.last("entropy_nats"), maximum)))
         if reference is None or run.model is None:
             continue
-        if f"{notation(run.model)}, published" in labels:
+        if f"{run.notation}, published" in labels:
             continue
-        published = reference.find(run.model, notation(run.model))
+        published = reference.find(run.model, run.notation)
         if published is not None and published.head_shares is not None:
-            labels.append(f"{notation(run.model)}, published")
+            labels.append(f"{run.notation}, published")
             shares.append(published.head_shares)
     figure = figures.head_histograms(labels, np.asarray(shares), maximum)
     yield Pictures(f"head_entropy_histogram{group.suffix}", group.name, figure, [figure])

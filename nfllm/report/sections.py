@@ -11,6 +11,7 @@ from nfllm.report.entropy_sections import entropy_sections
 from nfllm.report.nonfinite_sections import nonfinite_sections
 from nfllm.report.page import Block, Markup, Rows, Section, details_html, list_html, table_html
 from nfllm.report.reference import Published, Reference
+from nfllm.report.regularizer_sections import regularizer_sections
 from nfllm.report.runs import Run, notation
 from nfllm.report.tables import (
     Column,
@@ -51,6 +52,7 @@ def figure_sections(runs: Sequence[Run], reference: Reference | None = None) -> 
         signal_sections,
         spectrum_sections,
         slope_sections,
+        regularizer_sections,
         nonfinite_sections,
     ):
         yield from make(runs)
@@ -69,7 +71,7 @@ def _warning_sections(runs: Sequence[Run]) -> Iterator[Section]:
 
 
 def _result_sections(runs: Sequence[Run], reference: Reference | None) -> Iterator[Section]:
-    named = {run.label: notation(run.model) for run in runs if run.model is not None}
+    named = {run.label: run.notation for run in runs if run.notation}
     usual = _BASELINE if reference is None else reference.baseline
     baseline = next((label for label, name in named.items() if name == usual), None)
     if baseline is None and len(runs) > 1:
@@ -129,7 +131,7 @@ def _seed_blocks(runs: Sequence[Run]) -> Iterator[Rows]:
             variants.setdefault((config, *_data(run)), []).append(run)
     losses = {}
     for (config, *_), members in variants.items():
-        name = notation(config.model)
+        name = notation(config)
         label = members[0].label if name in losses else name
         losses[label] = [run.last("eval_loss_nats") for run in members]
     if any(len(values) > 1 for values in losses.values()):
@@ -147,7 +149,7 @@ def _data(run: Run) -> tuple[Any, ...]:
 def _published(run: Run, reference: Reference | None) -> Published | None:
     if reference is None or run.model is None:
         return None
-    return reference.find(run.model, notation(run.model))
+    return reference.find(run.model, run.notation)
 
 
 def _difference_sections(runs: Sequence[Run]) -> Iterator[Section]:
