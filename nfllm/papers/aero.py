@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.resources
 import json
@@ -18,8 +19,10 @@ from nfllm.papers.loss_claims import loss_claim
 from nfllm.papers.sections import INCONCLUSIVE
 from nfllm.papers.tables import verdict_table
 from nfllm.papers.verdicts import Claim, judge_together, summary
+from nfllm.report.cost_sections import cost_sections
 from nfllm.report.page import Rows, Section
 from nfllm.report.reference import Published, Reference
+from nfllm.report.runs import Run
 
 BASELINE = "SM+LN+G"
 
@@ -45,7 +48,7 @@ AERO_REFERENCE = Reference(
 
 
 def aero_sections(groups: Sequence[GroupResults], *, conclusive: bool = True) -> Iterator[Section]:
-    """Verdicts on the claims, and the comparison of all variants.
+    """Verdicts on the claims, the comparison of all variants, and perplexity against cost.
 
     Args:
       groups: those of the grid; their claims are corrected for as one family.
@@ -66,6 +69,21 @@ def aero_sections(groups: Sequence[GroupResults], *, conclusive: bool = True) ->
         ],
     )
     yield from comparison_sections(groups)
+    yield from cost_sections(_first_seeds(groups))
+
+
+def _first_seeds(groups: Sequence[GroupResults]) -> list[Run]:
+    """One run of each variant, under the variant's name."""
+    firsts = [
+        (variant, next(iter(runs.values())))
+        for group in groups
+        for variant, runs in group.variants.items()
+    ]
+    return [
+        dataclasses.replace(first.run, label=variant)
+        for variant, first in firsts
+        if first.run is not None
+    ]
 
 
 def aero_claims(group: GroupResults) -> Iterator[Claim]:
