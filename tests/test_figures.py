@@ -13,7 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from nfllm.report import figures, render
+from nfllm.report import figures
+from nfllm.report.cost_sections import pareto, render
 from nfllm.report.figures import Counts, Curve, Heatmap, LayerCurves
 from nfllm.report.style import RUN_COLORS, contrast, shortened
 
@@ -316,3 +317,8 @@ def test_contrast_is_that_of_wcag():
 def test_long_labels_lose_their_middle():
     assert shortened("abcdefghij", 10) == "abcdefghij"
     assert shortened("abcdefghijk", 10) == "abcde…hijk"
+
+
+def test_the_front_is_what_nothing_beats_in_both():
+    cost, perplexity = np.array([3.0, 1, 2, 2, 3]), np.array([1.0, 5, 3, 4, 1])
+    np.testing.assert_array_equal(pareto(cost, perplexity), [1, 2, 0])

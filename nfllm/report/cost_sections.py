@@ -7,19 +7,22 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from nfllm.private_cost import DecoderShape, PrivateCost, private_cost
 from nfllm.report.page import Pictures, Rows, Section
 from nfllm.report.runs import Run
 from nfllm.report.style import (
     PANEL,
-    SMALL,
-    literal,
+    add_legend,
     panel_grid,
     run_style,
     style_axes,
 )
 from nfllm.report.tables import Column, Table
+
+_MARKERS = "osD^v"
 
 
 class _Point(NamedTuple):
@@ -93,13 +96,14 @@ def _scatter(points: Sequence[_Point]) -> Figure:
     figure, (axes,) = panel_grid(PANEL[0], [PANEL[1] * 1.4])
     style_axes(axes, "", "comparisons on secret values", "perplexity")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_locator(NullLocator())
     front = pareto(cost_N, perplexity_N)
     axes.plot(cost_N[front], perplexity_N[front], color="0.6", linewidth=1, zorder=1)
-    for place, (point, x, y) in enumerate(zip(points, cost_N, perplexity_N, strict=True)):
-        style = {**run_style(place), "linestyle": "none"}
-        axes.plot(x, y, **style, marker="o", markersize=5)
-        axes.annotate(
-            literal(point.label), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=SMALL
-        )
+    dots: list[Line2D] = []
+    for place, (x, y) in enumerate(zip(cost_N, perplexity_N, strict=True)):
+        dots += axes.plot(x, y, color=run_style(place)["color"], marker=_MARKERS[place % 5], ls="")
     axes.margins(x=0.2, y=0.15)
+    add_legend(figure, dots, [point.label for point in points], columns=2)
     return figure
