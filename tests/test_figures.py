@@ -13,8 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from nfllm.report import figures
-from nfllm.report.cost_sections import pareto, render
+from nfllm.report import figures, render
+from nfllm.report.cost_sections import pareto
 from nfllm.report.figures import Counts, Curve, Heatmap, LayerCurves
 from nfllm.report.style import RUN_COLORS, contrast, shortened
 
