@@ -121,8 +121,9 @@ class Observed:
 
 def test_every_key_is_here():
     assert set(MODEL_KEYS) == {field.name for field in dataclasses.fields(ModelConfig)}
-    of_the_step = {"accumulation_weighting", "qk_clip"}  # below, and tests/test_qk_clip.py
-    assert set(OPTIMIZER_KEYS) | of_the_step == {
+    # Below, and in test_qk_clip.py and test_muon.py.
+    elsewhere = {"accumulation_weighting", "qk_clip", "muon_momentum", "muon_per_head"}
+    assert set(OPTIMIZER_KEYS) | elsewhere == {
         field.name for field in dataclasses.fields(OptimizerConfig)
     }
 

@@ -169,8 +169,11 @@ class OptimizerConfig:
     """Adam, its schedule, its decay and its clipping."""
 
     # adamw: decoupled decay, as in optax. hf_adamw: as transformers.AdamW (the paper): epsilon is
-    # added to the uncorrected second moment, and decay acts on the updated parameter
-    variant: Literal["adamw", "hf_adamw"] = "adamw"
+    # added to the uncorrected second moment, and decay acts on the updated parameter. muon: the
+    # matrices of the blocks by Muon with updates of AdamW's size (2502.16982), the rest by adamw
+    variant: Literal["adamw", "hf_adamw", "muon"] = "adamw"
+    muon_momentum: float = 0.95
+    muon_per_head: bool = False  # each head's matrices are orthogonalized on their own
     learning_rate: float = 1e-3  # at the end of warmup
     final_learning_rate: float = 1e-5  # where the decay would be after the last step
     schedule: Literal["polynomial", "cosine", "constant"] = "cosine"  # after warmup
@@ -287,6 +290,8 @@ BEFORE: dict[str, Any] = {
     "objective.entropy_threshold_sharing": "layer",
     "objective.entropy_threshold_trainable": True,
     "objective.entropy_weight": 0.0,
+    "optimizer.muon_momentum": 0.95,
+    "optimizer.muon_per_head": False,
     "optimizer.qk_clip": None,
     "telemetry.entropy_every_step": False,
     "telemetry.gradient_norms": False,

@@ -230,8 +230,14 @@ def check_optimizer(optimizer: OptimizerConfig) -> None:
     positive(optimizer, "optimizer", "learning_rate")
     positive(optimizer, "optimizer", "epsilon")
     positive(optimizer, "optimizer", "schedule_power")
-    for key in ("beta1", "beta2"):
+    for key in ("beta1", "beta2", "muon_momentum"):
         between(optimizer, "optimizer", key, 0.0, 1.0)
+    for key, default in (("muon_momentum", 0.95), ("muon_per_head", False)):
+        if optimizer.variant != "muon" and (value := getattr(optimizer, key)) != default:
+            raise ConfigError(
+                f"optimizer.{key}={value} has no effect on optimizer.variant="
+                f"{optimizer.variant!r}; set that to 'muon', or leave the key at {default}"
+            )
     between(optimizer, "optimizer", "warmup_fraction", 0.0, 1.0, closed=True)
     at_least(optimizer, "optimizer", "weight_decay", 0)
     at_least(optimizer, "optimizer", "final_learning_rate", 0)
