@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
-import runpy
 import sys
 import typing
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import app, flags
 from ml_collections import ConfigDict
 
 from nfllm.config import ConfigError, get_config
+from nfllm.config.files import load_config
 from nfllm.config.overrides import key_type, override_value
 
 _PREFIX = "config."
@@ -103,43 +101,6 @@ def split_overrides(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
             text = following
         changes[key] = override_value(key, text)
     return changes, others
-
-
-def load_config(choice: str) -> ConfigDict:
-    """The config of a file, given as FILE or FILE:ARGUMENT.
-
-    Raises:
-      ConfigError: there is no such file, or it does not make a config.
-    """
-    path, separator, argument = choice.partition(":")
-    if not Path(path).is_file():
-        raise ConfigError(f"--config {path} does not exist; give a file such as configs/default.py")
-    try:
-        names = runpy.run_path(path)
-    except (SyntaxError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {choice} cannot be read as Python: {error}") from error
-    if "get_config" not in names:
-        remedy = (
-            f"it is a grid of runs, for `python -m nfllm.experiment {path} --scale SCALE --out DIR`"
-            if "get_experiment" in names
-            else "give a file such as configs/default.py"
-        )
-        raise ConfigError(f"--config {path} has no function get_config(); {remedy}")
-    arguments = [argument] if separator else []
-    try:
-        inspect.signature(names["get_config"]).bind(*arguments)
-    except TypeError as error:
-        given = repr(argument) if separator else "nothing"
-        raise ConfigError(f"--config {choice} gives get_config() {given}: {error}") from error
-    try:
-        config = names["get_config"](*arguments)
-    except ConfigError as error:
-        raise ConfigError(f"--config {choice}: {error}") from error
-    if not isinstance(config, ConfigDict):
-        raise ConfigError(
-            f"--config {path}: get_config() gives {type(config).__name__}, expected a ConfigDict"
-        )
-    return config
 
 
 def check_no_arguments(arguments: list[str]) -> None:

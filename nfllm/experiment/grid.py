@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
 from nfllm.config import Config, ConfigError, suggest
+from nfllm.config.files import find_file, run_file
 from nfllm.config.overrides import override_value
 
 if TYPE_CHECKING:
@@ -98,9 +96,8 @@ def load_experiment(path: Path, scale: str) -> Experiment:
     Raises:
       ConfigError: there is no such file, it is no grid, or it has no such scale.
     """
-    module = _import(path)
-    get_experiment = getattr(module, "get_experiment", None)
-    scales = getattr(module, "SCALES", None)
+    names = _run(path)
+    get_experiment, scales = names.get("get_experiment"), names.get("SCALES")
     if get_experiment is None or scales is None:
         raise ConfigError(
             f"{path} has no get_experiment(scale) and SCALES; take configs/paper.py as an example"
@@ -199,22 +196,14 @@ def _check_name(*names: str) -> None:
             )
 
 
-def _import(path: Path) -> ModuleType:
-    if not path.is_file():
+def _run(path: Path) -> dict[str, Any]:
+    """The names that the file of a grid defines."""
+    if not find_file(path).is_file():
         raise ConfigError(f"{path} does not exist; name the file of a grid, as configs/paper.py")
-    # A grid may import what stands beside it, the folder that it is in (`configs.NAME`), and the
-    # configs of the checkout that this code runs from, wherever the command is given.
-    parents = path.resolve().parents
-    for folder in (*parents[:2], Path(__file__).parents[2]):
-        if str(folder) not in sys.path:
-            sys.path.append(str(folder))
-    spec = importlib.util.spec_from_file_location("nfllm_grid", path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise ConfigError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        return run_file(path)
     except Exception as error:
         line = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{path} cannot be read as a grid ({line})") from error
-    return module

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from nfllm.config.files import find_file
 from nfllm.experiment.slots import Machine
 from nfllm.version import nfllm_version
 
@@ -50,7 +51,7 @@ class Provenance:
     ) -> Iterator[None]:
         """Adds a record to the file in `out` when the block ends, however it ends."""
         start, date = time.monotonic(), time.strftime("%Y-%m-%d")
-        grid, source = _as_named(config), config.read_bytes()
+        grid, source = _as_named(config), find_file(config).read_bytes()
         (out / GRID_FILE).write_bytes(source)
         try:
             yield

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from nfllm.config import Config, ConfigError
+from nfllm.config.files import load_config
 from nfllm.console import escape_unprintable
-from nfllm.flags import load_config, split_overrides
+from nfllm.flags import split_overrides
 from nfllm.private_cost.cost import private_cost
 from nfllm.private_cost.shape import DecoderShape
 from nfllm.private_cost.text import cost_as_text, least_time_as_text
@@ -87,8 +87,6 @@ def _read(source: str, changes: Mapping[str, Any]) -> tuple[Config, int]:
             raise ConfigError(f"{source} is a run, whose keys are what they were; change a config")
         record = read_record(source)
         return record.config, record.vocab_size
-    # A config imports those beside it as `configs.NAME`, from wherever the command is called.
-    sys.path.append(str(Path(path).resolve().parents[1]))
     values = load_config(source).to_dict()
     for name, value in changes.items():
         section, _, key = name.partition(".")
