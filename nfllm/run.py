@@ -29,7 +29,7 @@ class Run:
       step: optimizer steps behind `params`.
       model: the decoder, computing in float32.
       params: its parameters, a nested dictionary of float32 arrays; blocks are stacked, [L, ...].
-      config: what was run.
+      config: what was run; of an imported model, `config.model` alone is known.
       metrics: the lines of metrics.jsonl.
     """
 
@@ -69,13 +69,14 @@ class Run:
         """
         from nfllm import data
 
-        if self.config.data.dataset == rundir.UNKNOWN_DATA:
+        record = rundir.read_record(self.path)
+        if record.is_imported:
             raise RunError(
                 f"{self.path} holds an imported checkpoint, whose data is not known; make batches "
                 "of your own: token ids [B, T]"
             )
         dataset = data.load(self.config.data, self.config.model.context_length)
-        expected = rundir.read_record(self.path).data_fingerprint
+        expected = record.data_fingerprint
         if dataset.fingerprint != expected:
             raise RunError(
                 f"{self.path} was trained on data with fingerprint {expected[:12]}, but what is "

@@ -29,6 +29,7 @@ from nfllm.convert.__main__ import main
 from nfllm.convert.authors import from_authors, to_authors
 from nfllm.data.tokenizer import bytes_tokenizer
 from nfllm.model import Decoder
+from nfllm.report import write_report
 from nfllm.rundir import RunError, read_record, write_record
 
 RECORDINGS = Path(__file__).parent / "recordings"
@@ -170,6 +171,13 @@ def test_import_and_export_through_run_directories(source, tmp_path, capsys):
     assert nfllm.load_run(tmp_path / "run").model == run.model
     assert record.num_parameters == sum(x.size for x in jax.tree.leaves(run.params))
     assert record.data_fingerprint == record.config.data.dataset == "unknown"
+    assert record.is_imported
+    # Neither an optimizer nor a number of steps is known, and none is made up.
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert list(written["config"]) == ["model"]
+    assert written["decayed_parameters"] == written["undecayed_parameters"] == []
+    page = write_report([tmp_path / "run"], tmp_path / "report").read_text()
+    assert "0, imported" in page
 
     assert main([str(tmp_path / "run"), str(tmp_path / "back")]) == 0
     assert "exported the parameters of step 0" in capsys.readouterr().out

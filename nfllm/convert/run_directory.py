@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nfllm.config import Config, DataConfig, ModelConfig
+from nfllm.config import Config
 from nfllm.config.paths import local_path
 from nfllm.convert.foreign import ConversionError
 from nfllm.convert.huggingface import (
@@ -22,9 +22,15 @@ from nfllm.convert.huggingface import (
     save_checkpoint,
 )
 from nfllm.data.tokenizer import Tokenizer
-from nfllm.rundir import TOKENIZER_FILE, UNKNOWN_DATA, RunRecord, read_record, write_record
+from nfllm.rundir import (
+    TOKENIZER_FILE,
+    UNKNOWN_DATA,
+    RunRecord,
+    imported_config,
+    read_record,
+    write_record,
+)
 from nfllm.trainer.checkpoints import Checkpoints, restore_params
-from nfllm.training.optimizer import split_by_decay
 from nfllm.training.state import SavedState
 from nfllm.version import nfllm_version
 
@@ -64,11 +70,10 @@ def convert(source: str | os.PathLike[str], destination: str | os.PathLike[str])
 def _import(source: Path, destination: Path) -> str:
     checkpoint = load_checkpoint(source)
     destination.mkdir(parents=True, exist_ok=True)
-    config = _imported_config(checkpoint.config)
+    config = imported_config(checkpoint.config)
     _write_parameters(destination, config, checkpoint.params)
     _, note = _read_tokenizer(source, checkpoint.vocab_size)
     _copy_tokenizer(source, destination)
-    decayed, undecayed = split_by_decay(checkpoint.params, decay_slopes=False)
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(checkpoint.params))
     # Last: a directory without a record is no run.
     write_record(
@@ -78,17 +83,12 @@ def _import(source: Path, destination: Path) -> str:
             vocab_size=checkpoint.vocab_size,
             num_parameters=num_parameters,
             data_fingerprint=UNKNOWN_DATA,
-            decayed_parameters=decayed,
-            undecayed_parameters=undecayed,
+            decayed_parameters=(),
+            undecayed_parameters=(),
             nfllm_version=nfllm_version(),
         ),
     )
     return f"imported {num_parameters:,} parameters into the run directory {destination}{note}"
-
-
-def _imported_config(model: ModelConfig) -> Config:
-    """Only `model` is known; the dataset's name says that nfllm did not train it."""
-    return Config(model=model, data=DataConfig(dataset=UNKNOWN_DATA, tokenizer=TOKENIZER_FILE))
 
 
 def _write_parameters(run: Path, config: Config, params: Any) -> None:

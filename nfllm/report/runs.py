@@ -77,6 +77,8 @@ class Run:
     @property
     def status(self) -> str:
         """How the run ended, in words, by the last event that tells."""
+        if self.record is not None and self.record.is_imported:
+            return "imported"
         events = [row.get("event") for row in self.metrics.rows["event"]]
         return _ENDINGS[next((e for e in reversed(events) if e in _ENDINGS), "started")]
 

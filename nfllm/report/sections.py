@@ -97,8 +97,9 @@ def _result_sections(runs: Sequence[Run], reference: Reference | None) -> Iterat
 
 
 def _result(run: Run, published_baseline: str, reference: Reference | None) -> Result:
-    config = None if run.record is None else run.record.config
-    steps = f"{run.step:,}" if config is None else f"{run.step:,} of {config.training.steps:,}"
+    steps = f"{run.step:,}"
+    if run.record is not None and not run.record.is_imported:
+        steps += f" of {run.record.config.training.steps:,}"
     tokens = run.last("tokens")
     published = _published(run, reference)
     compared = None
@@ -151,9 +152,9 @@ def _published(run: Run, reference: Reference | None) -> Published | None:
 
 
 def _difference_sections(runs: Sequence[Run]) -> Iterator[Section]:
-    configs = {run.label: run.record.config for run in runs if run.record is not None}
-    if len(configs) > 1:
-        table = differences_table(configs)
+    records = {run.label: run.record for run in runs if run.record is not None}
+    if len(records) > 1:
+        table = differences_table(records)
         if table.rows:
             lead = "Every configuration key in which these runs differ."
             yield Section("Differences", lead, [Rows("differences", "", table)])
