@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from released_code import from_authors, to_authors
 from safetensors.numpy import load_file, save_file
 
 import nfllm
@@ -26,7 +27,6 @@ from nfllm.convert import (
     save_checkpoint,
 )
 from nfllm.convert.__main__ import main
-from nfllm.convert.authors import from_authors, to_authors
 from nfllm.data.tokenizer import bytes_tokenizer
 from nfllm.model import Decoder
 from nfllm.report import write_report

@@ -12,24 +12,27 @@ from nfllm.config.whole import Config
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
-def key_type(name: str) -> Any:
+def key_type(name: str, where: str | None = None) -> Any:
     """The annotated type of the key `name`, written SECTION.KEY.
+
+    Args:
+      name: of the key.
+      where: what names it, for the message; None: a command line.
 
     Raises:
       ConfigError: there is no such key; the nearest one is named.
     """
     section, _, key = name.partition(".")
+    where = f"--config.{name}" if where is None else where
     sections = typing.get_type_hints(Config)
     if section not in sections:
-        raise ConfigError(
-            f"unknown section {section!r} in --config.{name}; {suggest(section, sections)}"
-        )
+        raise ConfigError(f"unknown section {section!r} in {where}; {suggest(section, sections)}")
     keys = typing.get_type_hints(sections[section])
     if key in keys:
         return keys[key]
     homes = [home for home, of in sections.items() if key in typing.get_type_hints(of)]
     hint = f"did you mean {homes[0]}.{key}?" if homes else suggest(key, keys)
-    raise ConfigError(f"unknown key {key!r} in --config.{name}; {hint}")
+    raise ConfigError(f"unknown key {key!r} in {where}; {hint}")
 
 
 def override_value(name: str, text: str) -> Any:

@@ -188,6 +188,15 @@ class TensorReader:
             )
 
 
+def split_layers(stacked: Tensors, prefix: str) -> Tensors:
+    """The tensors `[L, ...]` under the name of each layer: `prefix.format(layer)` and their own."""
+    return {
+        prefix.format(layer) + name: values
+        for name, layers in stacked.items()
+        for layer, values in enumerate(layers)
+    }
+
+
 def activation_name(config: ModelConfig) -> str:
     """The name in transformers of a model's activation.
 

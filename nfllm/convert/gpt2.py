@@ -20,6 +20,7 @@ from nfllm.convert.foreign import (
     Tensors,
     activation_name,
     check_form,
+    split_layers,
 )
 
 ARCHITECTURE = "GPT2LMHeadModel"
@@ -175,7 +176,4 @@ def write_tensors(params: Mapping[str, Any], config: ModelConfig) -> Tensors:
     }
     if not config.ties_embeddings:
         tensors[HEAD] = params["head_embedding"]
-    for name, values in per_layer.items():
-        for layer in range(num_layers):
-            tensors[f"transformer.h.{layer}.{name}"] = values[layer]
-    return tensors
+    return tensors | split_layers(per_layer, "transformer.h.{}.")

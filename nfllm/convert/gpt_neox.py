@@ -22,6 +22,7 @@ from nfllm.convert.foreign import (
     activation_name,
     check_form,
     no_form,
+    split_layers,
 )
 
 ARCHITECTURE = "GPTNeoXForCausalLM"
@@ -119,8 +120,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     check_form(config)
     if config.residual_dropout != config.embedding_dropout:
         raise no_form("residual_dropout", config.residual_dropout, [config.embedding_dropout])
-    fraction = 0.25 if config.rotary_fraction is None else config.rotary_fraction
-    base = 10_000.0 if config.rotary_base is None else config.rotary_base
+    fraction, base = config.rotary_share, config.rotary_wavelength_base
     return {
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
@@ -229,7 +229,4 @@ def write_tensors(params: Mapping[str, Any], config: ModelConfig) -> Tensors:
     }
     if not config.ties_embeddings:
         tensors[HEAD] = params["head_embedding"]
-    for name, values in per_layer.items():
-        for layer in range(num_layers):
-            tensors[f"gpt_neox.layers.{layer}.{name}"] = values[layer]
-    return tensors
+    return tensors | split_layers(per_layer, "gpt_neox.layers.{}.")

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from nfllm.config import Config, ConfigError, suggest
 from nfllm.config.files import find_file, run_file
-from nfllm.config.overrides import override_value
+from nfllm.config.overrides import key_type, override_value
 
 if TYPE_CHECKING:
     from nfllm.experiment.measured import GroupResults
@@ -176,14 +176,11 @@ def read_overrides(arguments: Iterable[str]) -> dict[str, Any]:
 def _changed(base: ConfigDict, changes: Mapping[str, Any], where: str) -> ConfigDict:
     config = base.copy_and_resolve_references()
     for key, value in changes.items():
+        key_type(key, where)
         section, _, name = key.partition(".")
-        if section not in config:
-            raise ConfigError(f"{where}: unknown section {section!r}; {suggest(section, config)}")
-        if name not in config[section]:
-            raise ConfigError(f"{where}: unknown key {key!r}; {suggest(name, config[section])}")
         try:
             config[section][name] = value
-        except TypeError as error:
+        except (TypeError, KeyError) as error:
             raise ConfigError(f"{where}: {key}={value!r}: {error}") from error
     return config
 

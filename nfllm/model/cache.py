@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from nfllm.analysis import causal_mask
 from nfllm.config import ModelConfig
 
 CACHE = "cache"
@@ -73,6 +74,6 @@ def visible_keys(queries: int, keys: int, start_B: jax.Array | None) -> jax.Arra
     Without one the queries are the last T of the S positions.
     """
     if start_B is None:
-        return jnp.tril(jnp.ones((1, 1, queries, keys), dtype=bool), k=keys - queries)
+        return causal_mask(queries, keys)[None, None]
     position_B1T1 = positions(queries, start_B)[:, None, :, None]
     return jnp.arange(keys)[None, None, None] <= position_B1T1

@@ -74,16 +74,19 @@ def capture(
 def site_shapes(model: Decoder, tokens_BT: jax.Array) -> dict[str, tuple[int, ...]]:
     """The shape of each site that can be patched, on such tokens, as in `Captured`."""
     config, (B, T) = model.config, tokens_BT.shape
-    L, D, H, F = config.num_layers, config.embed_dim, config.num_heads, config.mlp_width
-    heads, stream = (L, B, T, H, config.head_dim), (L, B, T, D)
-    return {
-        names.RESIDUAL: (L + 1, B, T, D),
-        **dict.fromkeys((names.QUERY, names.KEY, names.VALUE, names.HEAD_OUT), heads),
-        **dict.fromkeys((names.ATTENTION_LOGITS, names.ATTENTION_PROBS), (L, B, H, T, T)),
-        **dict.fromkeys((names.ATTENTION_IN, names.ATTENTION_OUT), stream),
-        **dict.fromkeys((names.MLP_IN, names.MLP_OUT), stream),
-        **dict.fromkeys((names.MLP_PRE, names.MLP_POST), (L, B, T, F)),
+    sizes = {
+        "L": config.num_layers,
+        "B": B,
+        "T": T,
+        "S": T,
+        "D": config.embed_dim,
+        "H": config.num_heads,
+        "K": config.head_dim,
+        "F": config.mlp_width,
     }
+    shapes = {name: tuple(sizes[axis] for axis in site.axes) for name, site in names.SITES.items()}
+    num_layers, *stream = shapes[names.RESIDUAL]
+    return shapes | {names.RESIDUAL: (num_layers + 1, *stream)}
 
 
 @jax.jit(static_argnums=0)
@@ -95,8 +98,8 @@ def _capture(
     recorded = state[INTERMEDIATES]
     blocks = recorded["blocks"]
     sites = {
-        site: (blocks if module is None else blocks[module])[site]
-        for site, module in names.MODULES.items()
+        name: (blocks if site.module is None else blocks[site.module])[name]
+        for name, site in names.SITES.items()
     }
     last = recorded[names.RESIDUAL]
     sites[names.RESIDUAL] = jnp.concatenate([sites[names.RESIDUAL], last[None]])

@@ -8,7 +8,7 @@ training step itself; telemetry reads them too.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,27 +46,33 @@ NONFINITE = "nonfinite"
 PARTICIPATION = "participation"
 RMS = "rms"
 
-
 WATCHED = (RESIDUAL, ATTENTION_LOGITS, ATTENTION_OUT, MLP_PRE, MLP_OUT)
 """Where telemetry counts. What is not finite elsewhere is not finite at the next of these."""
 
 
-MODULES: dict[str, str | None] = {
-    RESIDUAL: None,
-    ATTENTION_IN: None,
-    QUERY: "attention",
-    KEY: "attention",
-    VALUE: "attention",
-    ATTENTION_LOGITS: "attention",
-    ATTENTION_PROBS: "attention",
-    HEAD_OUT: "attention",
-    ATTENTION_OUT: "attention",
-    MLP_IN: None,
-    MLP_PRE: "mlp",
-    MLP_POST: "mlp",
-    MLP_OUT: "mlp",
+class Site(NamedTuple):
+    """Where a tensor of a block is recorded, and the axes of what `nfllm.capture` returns of it."""
+
+    module: str | None  # of the block; None: the block itself
+    axes: str
+
+
+SITES = {
+    RESIDUAL: Site(None, "LBTD"),
+    ATTENTION_IN: Site(None, "LBTD"),
+    QUERY: Site("attention", "LBTHK"),
+    KEY: Site("attention", "LBTHK"),
+    VALUE: Site("attention", "LBTHK"),
+    ATTENTION_LOGITS: Site("attention", "LBHTS"),
+    ATTENTION_PROBS: Site("attention", "LBHTS"),
+    HEAD_OUT: Site("attention", "LBTHK"),
+    ATTENTION_OUT: Site("attention", "LBTD"),
+    MLP_IN: Site(None, "LBTD"),
+    MLP_PRE: Site("mlp", "LBTF"),
+    MLP_POST: Site("mlp", "LBTF"),
+    MLP_OUT: Site("mlp", "LBTD"),
 }
-"""The module of a block that records a site; None: the block itself."""
+"""Every site of a block, in the order of execution."""
 
 
 def record(

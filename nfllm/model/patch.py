@@ -82,7 +82,7 @@ def _by_module(by_site: dict[str, dict[str, jax.Array]]) -> Variables:
         if site == names.RESIDUAL:
             model[site] = {kind: x[-1] for kind, x in patch.items()}
             patch = {kind: x[:-1] for kind, x in patch.items()}
-        module = names.MODULES[site]
+        module = names.SITES[site].module
         (blocks if module is None else blocks.setdefault(module, {}))[site] = patch
     return {**model, "blocks": blocks}
 

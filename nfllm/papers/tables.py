@@ -9,7 +9,6 @@ import numpy as np
 
 from nfllm.experiment import tables
 from nfllm.experiment.measured import GroupResults
-from nfllm.experiment.tables import loss_interval, without_result
 from nfllm.papers.published import BASELINE, find_published
 from nfllm.papers.verdicts import Verdict
 from nfllm.report.runs import notation
@@ -52,11 +51,7 @@ def perplexity_table(group: GroupResults) -> Table:
     """Loss and perplexity of each variant over its seeds, beside the published change."""
     columns = (
         Column("variant"),
-        Column("seeds", "d"),
-        Column("eval loss (nats)", ".4f"),
-        Column("95% from", ".4f"),
-        Column("95% to", ".4f"),
-        Column("perplexity", ".2f"),
+        *tables.LOSS_COLUMNS,
         Column(f"against {_BASELINE_VARIANT} (%)", "+.1f"),
         Column("published perplexity", ".3f"),
         Column("published change (%)", "+.1f"),
@@ -75,21 +70,16 @@ def perplexity_table(group: GroupResults) -> Table:
         published = find_published(model, notation(model))
         reference = find_published(model, BASELINE)
         perplexity = published and published.perplexity
-        mean, low, high = loss_interval(losses.values())
         rows.append(
             (
                 variant,
-                len(losses),
-                mean,
-                low,
-                high,
-                None if mean is None else math.exp(mean),
+                *tables.loss_cells(losses.values()),
                 change,
                 perplexity,
                 percent_change(perplexity, reference and reference.perplexity)
                 if variant != _BASELINE_VARIANT
                 else None,
-                without_result(runs) or "–",
+                tables.without_result(runs) or "–",
             )
         )
     return Table(columns, tuple(rows))
