@@ -55,9 +55,9 @@ def exchange(what: str, own: Any, limit_seconds: float | None = None) -> list[An
       RunError: a process has not answered in time; it is named.
     """
     distributed = _distributed()
-    client = distributed.client
-    if client is None:
+    if distributed is None:
         return [own]
+    client = distributed.client
     folder = f"nfllm/{next(_Own.questions)} {what}/"
     client.key_value_set(f"{folder}{distributed.process_id}", json.dumps(own))
     deadline = time.monotonic() + (limit_seconds or _ANSWER_SECONDS)
@@ -81,7 +81,7 @@ def watched() -> Iterator[None]:
     after the first has gone. Nothing is done for a process that is alone.
     """
     distributed = _distributed()
-    if distributed.client is None:
+    if distributed is None:
         yield
         return
     watch = _Watch(distributed)
@@ -166,12 +166,21 @@ class _Watch(threading.Thread):
 
 
 def _distributed() -> Any:
-    # The store's waits with a limit are behind no public name: `jax.distributed` gives no access to
-    # its client, and `multihost_utils` has collectives of devices, which wait for ever. Asking for
-    # `jax.process_index()` would make the devices, which a config may still change.
-    from jax._src import distributed
+    """JAX's key-value store (`client`), with `process_id` and `num_processes`; None for one alone.
 
-    return distributed.global_state
+    JAX has no public name for its store: `jax.distributed` hides it, and the functions of
+    `multihost_utils` are collectives of devices, which wait for ever.
+    """
+    if not jax.distributed.is_initialized():
+        return None
+    try:
+        from jax._src.distributed import global_state
+    except ImportError as error:
+        raise RunError(
+            f"several processes need the key-value store of JAX, which jax {jax.__version__} keeps "
+            f"elsewhere ({error}); install a version that pyproject.toml allows, or run one process"
+        ) from error
+    return global_state
 
 
 def _wait(client: Any, key: str, deadline: float, whom: str) -> str:
