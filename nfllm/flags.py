@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import typing
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from absl import app, flags
 from ml_collections import ConfigDict
 
 from nfllm.config import ConfigError, get_config
+from nfllm.config.checks import Value
 from nfllm.config.files import load_config
 from nfllm.config.overrides import key_type, override_value
 
@@ -52,7 +53,7 @@ def define_config() -> ConfigFlag:
     return ConfigFlag(config)
 
 
-def run(main: Callable[[list[str]], Any]) -> None:
+def run(main: Callable[[list[str]], object]) -> None:
     """`absl.app.run`, where to ask for help is no error, and to err is one line."""
     asked = any(argument.lstrip("-") in _HELP for argument in sys.argv[1:])
     try:
@@ -68,7 +69,7 @@ def _parse(arguments: list[str]) -> list[str]:
         sys.exit(f"error: {error}; --help lists the flags")
 
 
-def split_overrides(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+def split_overrides(arguments: list[str]) -> tuple[dict[str, Value], list[str]]:
     """Changes as `{"section.key": value}`, and the other arguments.
 
     A boolean key may stand alone, or as --noconfig.SECTION.KEY; the value of any other may be the
@@ -77,7 +78,7 @@ def split_overrides(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
     Raises:
       ConfigError: a key does not exist, has no value, or one of another type.
     """
-    changes: dict[str, Any] = {}
+    changes: dict[str, Value] = {}
     others: list[str] = []
     left = iter(arguments)
     for argument in left:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from etils import epath
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nfllm.data.batches import Batch
     from nfllm.data.dataset import Dataset
     from nfllm.model.decoder import Decoder
+    from nfllm.model.parameters import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Run:
     path: epath.Path
     step: int
     model: Decoder
-    params: Any = dataclasses.field(repr=False)
+    params: Params = dataclasses.field(repr=False)
     config: Config
     metrics: Metrics = dataclasses.field(repr=False)
 

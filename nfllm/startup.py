@@ -13,7 +13,6 @@ import signal
 import sys
 import threading
 from types import FrameType
-from typing import Any
 
 _AGAIN_SECONDS = 0.05
 
@@ -56,7 +55,7 @@ def _press() -> None:
         _thread.interrupt_main()
 
 
-def _raise_again(unraisable: Any) -> None:
+def _raise_again(unraisable: sys.UnraisableHookArgs) -> None:
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
         # Later: raised at once, it would end in this hook, which cannot pass it on either.
         timer = threading.Timer(_AGAIN_SECONDS, _press)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,7 @@ class Mergeable(Protocol):
 
 
 S = TypeVar("S", bound=Mergeable)
+Tree = TypeVar("Tree")
 
 
 def update(state: S | None, batch: S) -> S:
@@ -93,7 +94,7 @@ def merge_all(states: Iterable[S]) -> S:
     return merged
 
 
-def to_host(state: Any) -> Any:
+def to_host(state: Tree) -> Tree:
     """A tree of states as NumPy arrays in double precision, for long streams.
 
     Args:

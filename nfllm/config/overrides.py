@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import types
 import typing
+from collections.abc import Callable
 from typing import Any
 
-from nfllm.config.checks import ConfigError, suggest, value_type
+from nfllm.config.checks import ConfigError, Value, suggest, value_type
 from nfllm.config.whole import Config
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
@@ -35,7 +36,7 @@ def key_type(name: str, where: str | None = None) -> Any:
     raise ConfigError(f"unknown key {key!r} in {where}; {hint}")
 
 
-def override_value(name: str, text: str) -> Any:
+def override_value(name: str, text: str) -> Value:
     """What `text` means for the key `name`: of its type, or None where that is a value of it.
 
     Whole numbers may be written as 1e3. What the key's limits are is checked by `Config`.
@@ -68,7 +69,7 @@ def _whole(text: str) -> int:
     return int(number)
 
 
-_READERS: dict[Any, Any] = {
+_READERS: dict[type, tuple[Callable[[str], Value], str]] = {
     bool: (lambda text: _BOOLEANS[text.lower()], "true or false"),
     int: (_whole, "a whole number"),
     float: (float, "a number"),

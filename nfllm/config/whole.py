@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from nfllm.config.checks import ConfigError, check_keys, section_values, value_type
+from nfllm.config.checks import ConfigError, Value, check_keys, section_values, value_type
 from nfllm.config.keys import (
     CheckpointConfig,
     DataConfig,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 IGNORED_LABEL = -100
 
 # What a run did before a key existed.
-BEFORE: dict[str, Any] = {
+BEFORE: dict[str, Value] = {
     "data.document_separator": None,
     "model.attention_implementation": "explicit",
     "telemetry.entropy_every_step": False,
@@ -81,12 +81,12 @@ class Config:
             }
         )
 
-    def to_dict(self) -> dict[str, dict[str, Any]]:
+    def to_dict(self) -> dict[str, dict[str, Value]]:
         """The nested plain dictionary that `from_dict` reads back."""
         return dataclasses.asdict(self)
 
 
-def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+def differences(old: Config, new: Config) -> dict[str, tuple[Value, Value]]:
     """Keys in which two configs differ, as `{"section.key": (old, new)}`."""
     before, after = old.to_dict(), new.to_dict()
     return {
@@ -114,7 +114,7 @@ def get_config() -> ConfigDict:
     return config.lock()
 
 
-def _as_now(section: str, values: Any) -> Any:
+def _as_now(section: str, values: object) -> object:
     """The recorded values of a section with today's keys."""
     if not isinstance(values, Mapping):
         return values

@@ -8,7 +8,6 @@ may be that of a model which is not the one its `model_type` says.
 from __future__ import annotations
 
 import re
-from typing import Any
 
 # Of every transformers config, versions 2 to 5: where it came from, its labels, how it is run.
 _COMMON = """
@@ -54,7 +53,7 @@ _OF_THE_COMPUTATION = re.compile(
 )
 
 
-def may_change_logits(name: str, value: Any) -> bool:
+def may_change_logits(name: str, value: object) -> bool:
     """Whether a word of an attribute's name is of the computation, and it is not switched off.
 
     Words are what lies between underscores. Dropout is of training alone.

@@ -92,7 +92,7 @@ class Attributes:
         value: float = self.take("initializer_range", float, 0.02)
         return value if value > 0 else 0.02
 
-    def require(self, name: str, *values: Any) -> None:
+    def require(self, name: str, *values: object) -> None:
         """Raises ConversionError unless the attribute is absent or one of `values`, all alike."""
         self._known.add(name)
         found = self._left.pop(name, values[0])
@@ -226,7 +226,7 @@ def check_form(config: ModelConfig) -> None:
             raise no_form(key, getattr(config, key), [value])
 
 
-def no_form(key: str, value: Any, possible: Iterable[Any]) -> ConfigError:
+def no_form(key: str, value: object, possible: Iterable[Any]) -> ConfigError:
     """The error that a model's `key` cannot be expressed in a foreign checkpoint."""
     names = " or ".join(repr(name) for name in sorted(possible))
     return ConfigError(f"model.{key}={value!r} has no form in transformers, which has {names} here")

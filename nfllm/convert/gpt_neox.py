@@ -7,7 +7,6 @@ within a head by query, key and value.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from nfllm.convert.foreign import (
     no_form,
     split_layers,
 )
+from nfllm.model.parameters import Params
 
 ARCHITECTURE = "GPTNeoXForCausalLM"
 # Causal masks and rotary frequencies, which older files store.
@@ -146,7 +146,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def read_tensors(tensors: TensorReader, config: ModelConfig, vocab_size: int) -> dict[str, Any]:
+def read_tensors(tensors: TensorReader, config: ModelConfig, vocab_size: int) -> Params:
     """Our parameters, of a config that `read_config` returned."""
     width, hidden = config.embed_dim, config.mlp_width
     num_heads, head_dim = config.num_heads, config.head_dim
@@ -175,7 +175,7 @@ def read_tensors(tensors: TensorReader, config: ModelConfig, vocab_size: int) ->
         )
         attention["qkv_bias"] = bias_LHCK.swapaxes(1, 2)
         attention["out_bias"] = layers("attention.dense.bias", width)
-    params: dict[str, Any] = {
+    params: Params = {
         "token_embedding": tensors.take("gpt_neox.embed_in.weight", (vocab_size, width)),
         "blocks": {
             "attention_norm": norm("input_layernorm"),
@@ -198,7 +198,7 @@ def read_tensors(tensors: TensorReader, config: ModelConfig, vocab_size: int) ->
     return params
 
 
-def write_tensors(params: Mapping[str, Any], config: ModelConfig) -> Tensors:
+def write_tensors(params: Params, config: ModelConfig) -> Tensors:
     """The inverse of `read_tensors`; biases that our model lacks are written as zeros."""
     num_layers, width = config.num_layers, config.embed_dim
     blocks = params["blocks"]

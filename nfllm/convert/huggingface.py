@@ -17,6 +17,7 @@ import safetensors.numpy
 from nfllm.config import ModelConfig, suggest
 from nfllm.convert import gpt2, gpt_neox
 from nfllm.convert.foreign import Attributes, ConversionError, TensorReader, Tensors
+from nfllm.model.parameters import Params
 
 CONFIG_FILE = "config.json"
 TENSORS_FILE = "model.safetensors"
@@ -40,7 +41,7 @@ class Checkpoint:
 
     config: ModelConfig
     vocab_size: int
-    params: dict[str, Any]
+    params: Params
 
 
 def load_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
@@ -204,7 +205,7 @@ def _tensor_files(folder: Path) -> list[Path]:
     )
 
 
-def _as_numpy(params: Any) -> Any:
+def _as_numpy(params: Params) -> Params:
     if isinstance(params, dict):
         return {name: _as_numpy(value) for name, value in params.items()}
     return np.asarray(params)

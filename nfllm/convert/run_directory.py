@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ from nfllm.convert.huggingface import (
     save_checkpoint,
 )
 from nfllm.data.tokenizer import Tokenizer
+from nfllm.model.parameters import Params
 from nfllm.rundir import (
     TOKENIZER_FILE,
     UNKNOWN_DATA,
@@ -91,7 +91,7 @@ def _import(source: Path, destination: Path) -> str:
     return f"imported {num_parameters:,} parameters into the run directory {destination}{note}"
 
 
-def _write_parameters(run: Path, config: Config, params: Any) -> None:
+def _write_parameters(run: Path, config: Config, params: Params) -> None:
     """Writes the parameters as the run's checkpoint of step 0."""
     state = SavedState(
         step=jnp.zeros((), jnp.int32),

@@ -224,10 +224,10 @@ def prefetch(
 
 
 def _produce(
-    make: Callable[[int], Any],
+    make: Callable[[int], T],
     steps: range,
-    put: Callable[[Any], Any],
-    ready: queue.SimpleQueue[tuple[str, Any]],
+    put: Callable[[T], object],
+    ready: queue.SimpleQueue[tuple[str, object]],
     slots: threading.Semaphore,
     stopped: threading.Event,
 ) -> None:

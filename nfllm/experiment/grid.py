@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from nfllm.config import Config, ConfigError, suggest
+from nfllm.config.checks import Value
 from nfllm.config.files import find_file, run_file
 from nfllm.config.overrides import key_type, override_value
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class Variant:
     """One row: its changes of the group's config, as `{"section.key": value}`, and its seeds."""
 
-    changes: Mapping[str, Any]
+    changes: Mapping[str, Value]
     seeds: Sequence[int] = (0,)
 
 
@@ -75,7 +76,7 @@ class Entry:
     seed: int
     config: Config
     same_as: str | None = None
-    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    changes: Mapping[str, Value] = dataclasses.field(default_factory=dict)
     linear_replacement: bool = False
 
     @property
@@ -108,7 +109,7 @@ def load_experiment(path: Path, scale: str) -> Experiment:
     return experiment
 
 
-def expand(experiment: Experiment, overrides: Mapping[str, Any] | None = None) -> list[Entry]:
+def expand(experiment: Experiment, overrides: Mapping[str, Value] | None = None) -> list[Entry]:
     """Every run of the experiment, each with its validated config, in the order to run them.
 
     Args:
@@ -155,7 +156,7 @@ def expand(experiment: Experiment, overrides: Mapping[str, Any] | None = None) -
     return entries
 
 
-def read_overrides(arguments: Iterable[str]) -> dict[str, Any]:
+def read_overrides(arguments: Iterable[str]) -> dict[str, Value]:
     """`--config.SECTION.KEY=VALUE` arguments as `{"section.key": value}`.
 
     Raises:
@@ -173,7 +174,7 @@ def read_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     return overrides
 
 
-def _changed(base: ConfigDict, changes: Mapping[str, Any], where: str) -> ConfigDict:
+def _changed(base: ConfigDict, changes: Mapping[str, Value], where: str) -> ConfigDict:
     config = base.copy_and_resolve_references()
     for key, value in changes.items():
         key_type(key, where)

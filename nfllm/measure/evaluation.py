@@ -20,6 +20,7 @@ from nfllm.data.dataset import Dataset
 from nfllm.data.tokenizer import Tokenizer
 from nfllm.data.tokens import TokenFile, token_dtype
 from nfllm.model.decoder import Decoder
+from nfllm.model.parameters import Params
 from nfllm.model.token_ids import check_token_ids
 from nfllm.run import Run
 from nfllm.training.loss import count_targets, next_token_loss
@@ -174,7 +175,7 @@ def row_targets(labels_BT: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _losses(
-    model: Decoder, params: Any, tokens_BT: jax.Array, labels_BT: jax.Array
+    model: Decoder, params: Params, tokens_BT: jax.Array, labels_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     logits_BTV: Any = model.apply({"params": params}, tokens_BT)
     return row_losses(logits_BTV, labels_BT), row_targets(labels_BT)

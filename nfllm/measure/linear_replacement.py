@@ -5,13 +5,14 @@ R² tells how linear an activation is on average; this tells whether the model n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from nfllm.analysis import LinearFit
 from nfllm.config import IGNORED_LABEL
@@ -21,6 +22,7 @@ from nfllm.model import intermediates as names
 from nfllm.model.block import Mlp
 from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import INTERMEDIATES
+from nfllm.model.parameters import Params
 from nfllm.model.token_ids import check_token_ids
 from nfllm.training.loss import count_targets, next_token_loss
 
@@ -45,7 +47,7 @@ class LinearReplacement(NamedTuple):
 
 def replace_by_linear(
     model: Decoder,
-    params: Any,
+    params: Params,
     batches: Iterable[Batch],
     fit: LinearFit,
     *,
@@ -89,9 +91,10 @@ def replace_by_linear(
     chosen = jnp.asarray(np.concatenate([none, each, together]))
 
     @jax.jit
-    def losses(params: Any, tokens_BT: jax.Array, labels_BT: jax.Array) -> jax.Array:
+    def losses(params: Params, tokens_BT: jax.Array, labels_BT: jax.Array) -> jax.Array:
         def loss(replaced_L: jax.Array) -> jax.Array:
-            line = {"slope": slope_L, "intercept": intercept_L, "replaced": replaced_L}
+            line: dict[str, ArrayLike] = {"slope": slope_L, "intercept": intercept_L}
+            line["replaced"] = replaced_L
             logits_BTV = _apply_replaced(model, params, line, tokens_BT)
             return next_token_loss(logits_BTV, labels_BT)
 
@@ -122,7 +125,7 @@ class _Sums(NamedTuple):
 
 
 def _apply_replaced(
-    model: Decoder, params: Any, line: dict[str, Any], tokens_BT: jax.Array
+    model: Decoder, params: Params, line: Mapping[str, ArrayLike], tokens_BT: jax.Array
 ) -> jax.Array:
     """Logits, with the line in place of the activation where `replaced` is true.
 
@@ -131,7 +134,12 @@ def _apply_replaced(
     (line - activation) times the output matrix.
     """
 
-    def swap(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    def swap(
+        call: Callable[..., jax.Array],
+        args: tuple[jax.Array, ...],
+        kwargs: Mapping[str, jax.Array],
+        context: nn.module.InterceptorContext,
+    ) -> jax.Array:
         output = call(*args, **kwargs)
         if not isinstance(context.module, Mlp) or context.method_name != "__call__":
             return output

@@ -15,19 +15,18 @@ token, and what lies in later slots is not seen and is overwritten when its turn
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from nfllm.analysis import causal_mask
 from nfllm.config import ModelConfig
+from nfllm.model.parameters import Variables
 
 CACHE = "cache"
 
 
-def empty_cache(config: ModelConfig, batch_size: int, dtype: jnp.dtype = jnp.float32) -> Any:
+def empty_cache(config: ModelConfig, batch_size: int, dtype: jnp.dtype = jnp.float32) -> Variables:
     """Room for `config.context_length` positions of every sequence; all start at 0."""
     shape = (batch_size, config.context_length, config.num_heads, config.head_dim)
     keys = jnp.zeros((config.num_layers, *shape), dtype)
@@ -35,7 +34,7 @@ def empty_cache(config: ModelConfig, batch_size: int, dtype: jnp.dtype = jnp.flo
     return move({"blocks": {"attention": attention}}, jnp.zeros(batch_size, jnp.int32))
 
 
-def move(cache: Any, start_B: jax.Array) -> Any:
+def move(cache: Variables, start_B: jax.Array) -> Variables:
     """The cache, with the next tokens of each sequence at positions `start_B` and on."""
     attention = cache["blocks"]["attention"]
     start_LB = jnp.broadcast_to(start_B[None], (len(attention["keys"]), *start_B.shape))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from nfllm.model import intermediates as names
 from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import INTERMEDIATES
+from nfllm.model.parameters import Params, Variables
 from nfllm.model.patch import Patch, patch_variables
 from nfllm.model.token_ids import check_token_ids
 
@@ -39,7 +40,7 @@ class Captured(NamedTuple):
 
 
 def capture(
-    model: Decoder, params: Any, tokens_BT: jax.Array, *, patches: Sequence[Patch] = ()
+    model: Decoder, params: Params, tokens_BT: jax.Array, *, patches: Sequence[Patch] = ()
 ) -> Captured:
     """The intermediates of `model` on `tokens_BT`, in the model's own types.
 
@@ -90,9 +91,7 @@ def site_shapes(model: Decoder, tokens_BT: jax.Array) -> dict[str, tuple[int, ..
 
 
 @jax.jit(static_argnums=0)
-def _capture(
-    model: Decoder, params: Any, patches: dict[str, Any], tokens_BT: jax.Array
-) -> Captured:
+def _capture(model: Decoder, params: Params, patches: Variables, tokens_BT: jax.Array) -> Captured:
     variables = {"params": params, **patches}
     logits_BTV, state = model.apply(variables, tokens_BT, mutable=[INTERMEDIATES])
     recorded = state[INTERMEDIATES]

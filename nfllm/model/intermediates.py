@@ -7,8 +7,8 @@ for the diagnosis of a step. `BY_PRODUCTS` holds the few reductions that are che
 training step itself; telemetry reads them too.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from nfllm.analysis.numerics import LAYER_SITES, count_nonfinite
 from nfllm.analysis.signal import rms
+from nfllm.model.parameters import Variables
 
 INTERMEDIATES = "intermediates"
 STATISTICS = "statistics"
@@ -100,7 +101,7 @@ def record(
 
 
 def record_statistic(
-    module: nn.Module, name: str, compute: Callable[[], Any], collection: str = STATISTICS
+    module: nn.Module, name: str, compute: Callable[[], object], collection: str = STATISTICS
 ) -> None:
     """Records `compute()` under `name` when the caller collects statistics, or by-products."""
     if module.is_mutable_collection(collection):
@@ -123,7 +124,7 @@ def record_size(module: nn.Module, site: str, x: jax.Array) -> None:
     record_statistic(module, f"{MAX_ABS}_{site}", lambda: jnp.max(jnp.abs(x)).astype(jnp.float32))
 
 
-def nonfinite_by_site(collected: Mapping[str, Any], sites: Sequence[str]) -> dict[str, Any]:
+def nonfinite_by_site(collected: Variables, sites: Sequence[str]) -> Variables:
     """What `record` counted in a decoder at each of `sites`, `[L]`: numbers, or counts by kind.
 
     `residual` has L + 1: the last is what leaves the last layer.
@@ -135,5 +136,5 @@ def nonfinite_by_site(collected: Mapping[str, Any], sites: Sequence[str]) -> dic
     return counts | {RESIDUAL: jax.tree.map(jnp.append, counts[RESIDUAL], last)}
 
 
-def _sow(module: nn.Module, collection: str, name: str, value: Any) -> None:
+def _sow(module: nn.Module, collection: str, name: str, value: object) -> None:
     module.sow(collection, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)

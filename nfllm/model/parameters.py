@@ -1,8 +1,15 @@
-"""Parameters that start at a constant."""
+"""Parameters: their type, and those that start at a constant."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+Params = dict[str, Any]
+"""A decoder's parameters, or their gradients: a nested dictionary of arrays by name."""
+Variables = dict[str, Any]
+"""The collections of variables that a module is applied to, by name; `params` is one."""
 
 
 def constant_param(

@@ -10,15 +10,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from nfllm.config import suggest
 from nfllm.model import intermediates as names
-
-Variables = dict[str, Any]
+from nfllm.model.parameters import Variables
 
 
 @functools.partial(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 from nfllm.config import Config, ConfigError
+from nfllm.config.checks import Value
 from nfllm.config.files import load_config
 from nfllm.console import escape_unprintable
 from nfllm.flags import split_overrides
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _describe(options: argparse.Namespace, changes: Mapping[str, Any]) -> str:
+def _describe(options: argparse.Namespace, changes: Mapping[str, Value]) -> str:
     config, vocab_size = _read(options.source, changes)
     length = config.model.context_length
     num_tokens = length if options.tokens is None else options.tokens
@@ -75,7 +75,7 @@ def _describe(options: argparse.Namespace, changes: Mapping[str, Any]) -> str:
     return f"{cost_as_text(cost)}\n\n{time}"
 
 
-def _read(source: str, changes: Mapping[str, Any]) -> tuple[Config, int]:
+def _read(source: str, changes: Mapping[str, Value]) -> tuple[Config, int]:
     """The config and the vocabulary size of a config file or a run.
 
     Raises:

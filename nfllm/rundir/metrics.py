@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, BinaryIO
 
@@ -47,7 +47,7 @@ class MetricsWriter:
             whole = self._path.read_bytes() if self._path.exists() else b""
             self._object = bytearray(_without_torn_line(whole))
 
-    def write(self, kind: str, step: int, **fields: Any) -> None:
+    def write(self, kind: str, step: int, **fields: object) -> None:
         """Adds one line.
 
         Args:
@@ -211,7 +211,7 @@ def _repair(path: str) -> None:
         file.write(repaired[len(whole) :])
 
 
-def _plain(value: Any) -> float | Sequence[Any]:
+def _plain(value: object) -> object:
     if hasattr(value, "__array__"):
         return np.asarray(value).tolist()
     raise TypeError(f"a metrics line cannot hold {value!r} of type {type(value).__name__}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from logging import WARNING, LogRecord
-from typing import Any
 
 from absl import logging
 
@@ -17,7 +16,7 @@ from absl import logging
 class _Before:
     """What `sys.unraisablehook` was, and still is for all else."""
 
-    hook: Callable[[Any], Any] = sys.__unraisablehook__
+    hook: Callable[[sys.UnraisableHookArgs], object] = sys.__unraisablehook__
 
 
 def hush() -> None:
@@ -34,7 +33,7 @@ def unhush() -> None:
     logging.get_absl_logger().removeFilter(_is_not_from_orbax)
 
 
-def _report(unraisable: Any) -> None:
+def _report(unraisable: sys.UnraisableHookArgs) -> None:
     error = unraisable.exc_value
     if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
         _Before.hook(unraisable)

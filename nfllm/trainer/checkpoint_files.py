@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from nfllm.config.paths import is_local, status
+from nfllm.model.parameters import Params
 from nfllm.rundir import RunError, resolve
 
 FORMAT_VERSION = 1
@@ -147,7 +148,7 @@ def read_notes(manager: ocp.CheckpointManager, step: int) -> Mapping[str, Any]:
     return notes
 
 
-def read_params(manager: ocp.CheckpointManager, step: int) -> Any:
+def read_params(manager: ocp.CheckpointManager, step: int) -> Params:
     """The parameters alone, as numpy arrays, wherever they lay when they were saved."""
     saved = manager.item_metadata(step)[STATE].tree["params"]
     target = {"params": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)}
@@ -172,7 +173,7 @@ def _checksums(tree: Any) -> Any:
     return jax.tree.map(checksum, tree)
 
 
-def named_checksums(tree: Any, prefix: str = "") -> dict[str, int]:
+def named_checksums(tree: object, prefix: str = "") -> dict[str, int]:
     """The checksum of each array by its name: `prefix`, then the path in the tree."""
     leaves = jax.tree_util.tree_leaves_with_path(_checksums(tree))
     return {prefix + jax.tree_util.keystr(path): int(value) for path, value in leaves}

@@ -16,6 +16,7 @@ from absl import logging
 from etils import epath
 
 from nfllm.config import CheckpointConfig
+from nfllm.model.parameters import Params
 from nfllm.rundir import CHECKPOINTS_DIR, RunError, resolve, run_directory
 from nfllm.trainer import abandoned, peers
 from nfllm.trainer.checkpoint_files import (
@@ -212,7 +213,7 @@ def _in_all_processes(step: int, doing: str) -> Iterator[None]:
             raise _DamagedError(other + where)
 
 
-def restore_params(run: epath.PathLike, step: int | None = None) -> tuple[int, Any]:
+def restore_params(run: epath.PathLike, step: int | None = None) -> tuple[int, Params]:
     """Step and parameters of a checkpoint of a run, as numpy arrays.
 
     The devices that trained the run need not be there.

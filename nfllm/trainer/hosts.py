@@ -12,6 +12,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from nfllm.config import Config, ConfigError
+from nfllm.config.checks import Value
 from nfllm.rundir import RunError
 from nfllm.trainer import peers
 
@@ -59,7 +60,7 @@ def is_first() -> bool:
 
 def check_agreement(config: Config, data_fingerprint: str) -> None:
     """Raises RunError unless all processes have the same config and data, naming what differs."""
-    own = {"data fingerprint": data_fingerprint}
+    own: dict[str, Value] = {"data fingerprint": data_fingerprint}
     for section, keys in config.to_dict().items():
         own |= {f"{section}.{key}": value for key, value in keys.items()}
     del own["data.data_dir"]  # every host may keep its data elsewhere

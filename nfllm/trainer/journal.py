@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 from etils import epath
 
@@ -36,12 +35,12 @@ class Journal:
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
-    def write(self, kind: str, step: int, **fields: Any) -> None:
+    def write(self, kind: str, step: int, **fields: object) -> None:
         """Adds a line to metrics.jsonl."""
         if self._metrics is not None:
             self._metrics.write(kind, step, **fields)
 
-    def event(self, event: str, step: int, message: str, **fields: Any) -> None:
+    def event(self, event: str, step: int, message: str, **fields: object) -> None:
         """Adds an event to metrics.jsonl, and prints its message."""
         self.write("event", step, event=event, message=message, **fields)
         self.say(message)

@@ -25,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nfllm.config import Config, ConfigError
 from nfllm.data.batches import Batch
+from nfllm.model.parameters import Params
 from nfllm.model.tuning import tuning
 from nfllm.training.state import Guard, SavedState, TrainState
 from nfllm.training.step import EvalStep, EvalSums, StepMetrics, TrainStep
@@ -167,7 +168,7 @@ class Placement:
         placed = jax.make_array_from_callback((), state.step.sharding, lambda _: guard)
         return state.with_guard(placed)
 
-    def _shardings(self, state: Any, mesh: Mesh) -> Any:
+    def _shardings(self, state: TrainState, mesh: Mesh) -> TrainState:
         """A sharding per leaf. fsdp splits the largest dimension that the devices divide."""
         return jax.tree.map(lambda leaf: NamedSharding(mesh, self._spec(leaf.shape)), state)
 
@@ -215,7 +216,7 @@ class Placement:
             )
 
         @jax.jit
-        def sharded(params: Any, batch: Batch) -> EvalSums:
+        def sharded(params: Params, batch: Batch) -> EvalSums:
             with self.split_by_sequence(batch.tokens.shape[0]):
                 return step(params, batch)
 

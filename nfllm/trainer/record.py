@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from typing import Any
 
 import jax
 from etils import epath
 
 from nfllm.config import Config, differences
+from nfllm.config.checks import Value
 from nfllm.data.records import printable
+from nfllm.model.parameters import Params
 from nfllm.rundir import (
     CORPUS_FILE,
     RECORD_FILE,
@@ -89,7 +90,7 @@ def check_resumable(run: epath.Path, config: Config) -> list[str]:
     return [f"{key}={new!r} (was {old!r})" for key, (old, new) in changed.items()]
 
 
-def measured_differently(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+def measured_differently(old: Config, new: Config) -> dict[str, tuple[Value, Value]]:
     """Keys that make two runs' results differ in more than rounding, as `differences` has them."""
     return {
         key: values
@@ -98,7 +99,7 @@ def measured_differently(old: Config, new: Config) -> dict[str, tuple[Any, Any]]
     }
 
 
-def write_run(run: epath.Path, program: Program, params: Any) -> None:
+def write_run(run: epath.Path, program: Program, params: Params) -> None:
     """Writes config, tokenizer and corpus card: all that is needed to judge and load the run."""
     decayed, undecayed = split_by_decay(params, decay_slopes=program.config.optimizer.decay_slopes)
     dataset = program.dataset
