@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nfllm.model.parameters import Params
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Run:
     """A run directory in memory.
 
@@ -29,7 +29,8 @@ class Run:
       path: the run directory.
       step: optimizer steps behind `params`.
       model: the decoder, computing in float32.
-      params: its parameters, a nested dictionary of float32 arrays; blocks are stacked, [L, ...].
+      params: its parameters, a nested dictionary of float32 JAX arrays; blocks are stacked,
+        [L, ...].
       config: what was run; of an imported model, `config.model` alone is known.
       metrics: the lines of metrics.jsonl.
     """
@@ -37,9 +38,15 @@ class Run:
     path: epath.Path
     step: int
     model: Decoder
-    params: Params = dataclasses.field(repr=False)
+    params: Params
     config: Config
-    metrics: Metrics = dataclasses.field(repr=False)
+    metrics: Metrics
+
+    def __repr__(self) -> str:
+        model = self.config.model
+        sizes = f"{model.num_layers} layers, {model.num_heads} heads, width {model.embed_dim}"
+        kind = f"{model.architecture}, {model.normalization}, {model.activation}"
+        return f"Run('{self.path}', step {self.step:,}: {kind}, {sizes})"
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -151,6 +158,8 @@ def load_run(path: epath.PathLike, step: int | None = None) -> Run:
       >>> run.tokenizer.decode(run.tokenizer.encode("def f(x):"))
       'def f(x):'
     """
+    import jax
+
     from nfllm.model.decoder import Decoder
     from nfllm.trainer.checkpoints import restore_params
 
@@ -163,7 +172,7 @@ def load_run(path: epath.PathLike, step: int | None = None) -> Run:
         path=directory,
         step=step,
         model=Decoder(model, record.vocab_size),
-        params=params,
+        params=jax.tree.map(jax.numpy.asarray, params),
         config=record.config,
         metrics=read_metrics(directory),
     )

@@ -11,7 +11,7 @@ import numpy as np
 from nfllm.experiment.cause import Cause, read_cause
 from nfllm.experiment.grid import Entry
 from nfllm.experiment.outcome import Outcome
-from nfllm.report.runs import Run, read_runs
+from nfllm.report.runs import ReportedRun, read_runs
 from nfllm.rundir import RunError
 
 
@@ -21,7 +21,7 @@ class Measured:
 
     entry: Entry
     outcome: Outcome
-    run: Run | None
+    run: ReportedRun | None
     cause: Cause | None
 
     @property

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nfllm.analysis import Interval, bootstrap_interval
+from nfllm.analysis.shown import shown_in_a_line
 from nfllm.config import IGNORED_LABEL, suggest
 from nfllm.data.batches import Batch
 from nfllm.measure.evaluation import row_losses, row_targets
@@ -29,6 +30,7 @@ from nfllm.run import Run
 Replacement = Literal["zero", "mean", "uniform", "mean_pattern"]
 
 
+@shown_in_a_line
 class HeadImportance(NamedTuple):
     """What the loss of a model owes to each head."""
 

@@ -15,6 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from nfllm.analysis import LinearFit
+from nfllm.analysis.shown import shown_in_a_line
 from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
 from nfllm.measure.analyze import merge_across_processes, of_this_process
@@ -29,6 +30,7 @@ from nfllm.training.loss import count_targets, next_token_loss
 _FIT = "linear_fit"
 
 
+@shown_in_a_line
 class LinearReplacement(NamedTuple):
     """Mean losses in nats per target."""
 

@@ -16,6 +16,7 @@ import numpy as np
 from nfllm import analysis
 from nfllm.analysis import Comoments, Covariance, Moments, UnitActivity
 from nfllm.analysis.numerics import LAYER_SITES
+from nfllm.analysis.shown import shown_in_a_line
 from nfllm.config import suggest
 from nfllm.model.capture import Captured
 
@@ -48,6 +49,7 @@ class Metric(NamedTuple):
     stays_on_device: bool = False
 
 
+@shown_in_a_line
 class Rows(NamedTuple):
     """One row a sequence, to bootstrap over. Merging puts them one after the other."""
 
@@ -59,6 +61,7 @@ class Rows(NamedTuple):
         return Rows(xp.concatenate([self.values, other.values]))
 
 
+@shown_in_a_line
 class HeadDiversity(NamedTuple):
     """How different heads are: `divergence_nats` [L, H, H], `effective_heads` [L]."""
 
@@ -66,6 +69,7 @@ class HeadDiversity(NamedTuple):
     effective_heads: np.ndarray
 
 
+@shown_in_a_line
 class Spectra(NamedTuple):
     """Spectra of the covariance before and after the activation, each `[L]`."""
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nfllm.analysis.shown import shown_in_a_line
 from nfllm.model import intermediates as names
 from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import INTERMEDIATES
@@ -16,6 +17,7 @@ from nfllm.model.patch import Patch, patch_variables
 from nfllm.model.token_ids import check_token_ids
 
 
+@shown_in_a_line
 class Captured(NamedTuple):
     """Intermediates of one forward pass; masked attention logits are float32's lowest number.
 

@@ -47,7 +47,7 @@ _NORMALIZATION_LETTERS = {"layernorm": "+LN", "none": ""}
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class ReportedRun:
     """What could be read of one run directory.
 
     `label` is short and its own among the runs of one report. `series` has, for each quantity that
@@ -104,7 +104,9 @@ def notation(model: ModelConfig) -> str:
     return f"SM{normalization}{activation}"
 
 
-def read_runs(paths: Sequence[epath.PathLike], labels: Sequence[str] | None = None) -> list[Run]:
+def read_runs(
+    paths: Sequence[epath.PathLike], labels: Sequence[str] | None = None
+) -> list[ReportedRun]:
     """Reads each run directory; a fault in one becomes a warning of that run.
 
     Args:
@@ -139,7 +141,9 @@ def read_runs(paths: Sequence[epath.PathLike], labels: Sequence[str] | None = No
         corpus, corpus_faults = _tried(_read_corpus, directory)
         faults += corpus_faults
         runs.append(
-            Run(name, label, record, metrics, series, nonfinite, corpus or {}, tuple(faults))
+            ReportedRun(
+                name, label, record, metrics, series, nonfinite, corpus or {}, tuple(faults)
+            )
         )
     return runs
 
