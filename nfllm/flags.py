@@ -22,7 +22,7 @@ flags.disclaim_key_flags()  # --help lists --config among the flags of the comma
 
 
 class ConfigFlag(NamedTuple):
-    """The config that a command line asks for."""
+    """The config of a command line."""
 
     value: ConfigDict
 
@@ -30,14 +30,14 @@ class ConfigFlag(NamedTuple):
 def define_config() -> ConfigFlag:
     """Defines --config FILE and --config.SECTION.KEY=VALUE, and reads them.
 
-    Whatever is wrong with them ends the program with one line.
+    An error in them ends the program with one line.
     """
     flags.DEFINE_string(
         "config",
         None,
         "The configuration file, as FILE or FILE:ARGUMENT; without it, the defaults of all keys. "
-        "--config.SECTION.KEY=VALUE changes one of its keys, and VALUE None takes back one that "
-        "is derived.",
+        "--config.SECTION.KEY=VALUE changes one of its keys, and VALUE None sets "
+        "one back that is derived from others.",
     )
     try:
         changes, sys.argv[1:] = split_overrides(sys.argv[1:])
@@ -54,7 +54,7 @@ def define_config() -> ConfigFlag:
 
 
 def run(main: Callable[[list[str]], object]) -> None:
-    """`absl.app.run`, where to ask for help is no error, and to err is one line."""
+    """`absl.app.run`, where --help exits with 0, and a wrong argument is one line."""
     asked = any(argument.lstrip("-") in _HELP for argument in sys.argv[1:])
     try:
         app.run(main, flags_parser=_parse)
@@ -111,7 +111,7 @@ def check_no_arguments(arguments: list[str]) -> None:
 
 
 def _last_value(arguments: list[str]) -> str | None:
-    """What the last --config is given; None where there is none."""
+    """The value of the last --config; None where there is none."""
     value = None
     for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         flag, separator, text = argument.partition("=")

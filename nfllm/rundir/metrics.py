@@ -24,7 +24,7 @@ _REMOTE_INTERVAL_SECONDS = 30.0
 class MetricsWriter:
     """Adds lines to `metrics.jsonl` of the run directory `run`.
 
-    A line torn by a kill is dropped on opening; what was whole stays. On a local file system every
+    A line that a kill left half-written is dropped on opening. On a local file system every
     line is handed to the operating system at once. Elsewhere (`gs://`) nothing can be appended, so
     the whole object is written again, at most every 30 seconds and by `flush` and `close`.
 
@@ -105,9 +105,8 @@ class MetricsWriter:
 class Metrics:
     """The lines of `metrics.jsonl`.
 
-    `rows` has every one of `KINDS` as a key, and lists of lines in order of their step; of events,
-    in the order in which they happened.
-    `warnings` says what could not be read.
+    `rows` has every one of `KINDS` as a key, and lists of lines in order of their step; events
+    in the order in which they happened. `warnings` names what could not be read.
     """
 
     rows: dict[str, list[dict[str, Any]]]
@@ -144,9 +143,9 @@ def read_metrics(run: epath.PathLike) -> Metrics:
 
     A resumed run repeats steps. Its `resumed` event discards what was measured after the checkpoint
     that it goes on from, a `started` event all that was measured before it, and of several lines of
-    one kind and step the last one counts. Events are all kept. A torn last line and lines that are
-    no record are left out, and `Metrics.warnings` names them; a missing file is an empty one with a
-    warning.
+    one kind and step the last one counts. Events are all kept. A torn last line and lines without a
+    step and a kind are left out, and `Metrics.warnings` names them. A missing file is read as an
+    empty one, with a warning.
     """
     path = run_directory(run) / METRICS_FILE
     measured: dict[str, dict[int, dict[str, Any]]] = {kind: {} for kind in KINDS}
@@ -173,12 +172,13 @@ def read_metrics(run: epath.PathLike) -> Metrics:
 
 
 def _lines(whole: bytes, warnings: list[str]) -> Iterator[dict[str, Any]]:
-    """The records in `whole`; appends to `warnings` what is none."""
+    """The lines of `whole` that can be read; the others are named in `warnings`."""
     *lines, last = whole.split(b"\n")
     for number, line in enumerate([*lines, last] if last else lines, start=1):
         row = _parse(line)
         if row is None:
-            fault = "is torn" if number > len(lines) else "is not a record with a step and a kind"
+            is_torn = number > len(lines)
+            fault = "is torn" if is_torn else "is not a JSON object with a step and a kind"
             warnings.append(f"{METRICS_FILE} line {number} {fault}; left out")
         else:
             yield row
@@ -194,7 +194,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _without_torn_line(whole: bytes) -> bytes:
-    """Ends `whole` with a line break: completes the last line if it is a record, else drops it."""
+    """Ends `whole` with a line break: completes the last line if it can be read, else drops it."""
     start = whole.rfind(b"\n") + 1
     if start == len(whole):
         return whole

@@ -1,4 +1,4 @@
-"""What a run tells: to its metrics file and to the person who watches."""
+"""What a run reports: metrics to its file, and messages to the person who watches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nfllm.trainer.progress import Progress
 
 
 class Journal:
-    """Metrics and progress of the first process; the others are silent.
+    """Metrics and progress of the first process; the others write and print nothing.
 
     Example:
       >>> with Journal(epath.Path("runs/relu"), total_steps=1000, done=0) as journal:
@@ -56,6 +56,6 @@ class Journal:
             self._metrics.flush()
 
     def update(self, step: int, loss_nats: float, tokens_per_second: float) -> None:
-        """Moves the progress on."""
+        """Moves the progress bar to `step`."""
         if self._progress is not None:
             self._progress.update(step, loss_nats, tokens_per_second)

@@ -1,4 +1,4 @@
-"""What a run directory says about its run, and whether it may be gone on with."""
+"""What a new run writes about itself, and whether a run may be resumed with a config."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from nfllm.trainer.program import Program
 from nfllm.training.optimizer import split_by_decay
 from nfllm.version import nfllm_version
 
-# These change how fast it goes, and nothing that is in a run directory but rounding.
+# These change the speed of a run, and its results by rounding alone.
 _SPEED_KEYS = (
     "data.data_dir",
     "model.attention_implementation",
@@ -35,8 +35,9 @@ _SPEED_KEYS = (
     "training.loss_tile_rows",
     "training.compilation_cache",
 )
-# These change what is watched and kept, and how the run goes on: `training.steps` stretches what is
-# left of the learning-rate schedule. The event `resumed` names each change.
+# These may differ when a run is resumed: they change what is measured and kept, and how long it
+# trains (`training.steps` stretches the rest of the learning-rate schedule). The event `resumed`
+# names each change.
 _FREE_SECTIONS = ("evaluation", "telemetry", "checkpoint", "parallel")
 _FREE_KEYS = (
     *_SPEED_KEYS,
@@ -48,7 +49,7 @@ _FREE_KEYS = (
 
 
 def check_writable(run: epath.Path) -> None:
-    """Raises RunError where the run directory cannot be made or written, by Orbax too."""
+    """Raises RunError unless the run directory can be created and written, by Orbax too."""
     if (name := printable(os.fspath(run))) != os.fspath(run):
         raise RunError(
             f"--workdir {name} is not UTF-8, which the writer of checkpoints needs; choose another"
