@@ -1,7 +1,7 @@
 """The corpus that a configuration names: its documents, and what is known about them.
 
 - `python_stdlib`, `python_source`, `text_files`: local files, through the builders of this package.
-- `codeparrot`: two repositories of the Hugging Face hub, fetched because the user names them.
+- `codeparrot`: two repositories of the Hugging Face hub, downloaded because the user names them.
 - any other name: a TFDS dataset that is already prepared under `data.data_dir`.
 """
 
@@ -110,7 +110,7 @@ class Corpus:
         }
 
     def prepare(self, *, progress: bool) -> None:
-        """Writes the text as TFDS datasets, where that has not happened yet."""
+        """Writes the text as TFDS datasets, unless they exist already."""
         for part in self._parts:
             if not _is_prepared(part.builder):
                 part.builder = _prepared(part.builder, progress)
@@ -162,7 +162,7 @@ def default_data_dir() -> epath.Path:
 
 
 def _python_stdlib(config: DataConfig, sources: str, data_dir: str) -> DatasetBuilder:
-    del config, sources  # nothing to choose
+    del config, sources  # it has no options
     from nfllm.data import builders
 
     return builders.PythonStdlib(data_dir=data_dir)
@@ -236,7 +236,7 @@ def _prepared(builder: DatasetBuilder, progress: bool) -> DatasetBuilder:
 
 
 def _stored_state(part: Part) -> list[str]:
-    """Name, size and time of every file of a split, since its owner may write it anew."""
+    """Name, size and time of every file of a split, which its owner may replace."""
     state = []
     for instruction in tfds_reader.split_info(part.builder, part.split).file_instructions:
         found = status(epath.Path(instruction.filename))

@@ -44,7 +44,7 @@ def find_prepared(data_dir: epath.Path, name: str) -> epath.Path | None:
 
 
 def _infos(directory: epath.Path, depth: int) -> Iterator[epath.Path]:
-    """The descriptions of datasets in directories so far down; its name may hold [ or *."""
+    """The descriptions of datasets, `depth` directories down; names may hold [ or *."""
     if depth == 0:
         if (directory / DATASET_INFO).exists():
             yield directory / DATASET_INFO

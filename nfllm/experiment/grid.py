@@ -32,7 +32,7 @@ class Variant:
 class Group:
     """Variants to be compared with each other, on one config.
 
-    `title` stands over its tables.
+    `title` is the heading of its tables.
     """
 
     title: str
@@ -48,7 +48,7 @@ class Experiment:
     groups, and within one seed by seed, so that an interrupted experiment has whole comparisons.
 
     Attributes:
-      note: what the page begins with.
+      note: the first lines of the page.
       groups: what is trained.
       sections: makes what the page and RESULTS.md say of the measured groups; None:
         `nfllm.experiment.sections.comparison_sections`, for any grid.
@@ -67,8 +67,8 @@ class Experiment:
 class Entry:
     """One run of the grid.
 
-    `same_as` names an earlier one of equal config, which stands for it. `changes` are those of its
-    variant.
+    `same_as` names an earlier entry of equal config, whose run is used for both. `changes` are
+    those of its variant.
     """
 
     group: str
@@ -81,7 +81,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """Its own in the grid, and the path of its run directory under the output directory."""
+        """Unique in the grid; the path of its run directory below the output directory."""
         return f"{self.group}/{self.variant}/seed{self.seed}"
 
     @property
@@ -95,7 +95,7 @@ def load_experiment(path: Path, scale: str) -> Experiment:
     """`get_experiment(scale)` of the grid file at `path`.
 
     Raises:
-      ConfigError: there is no such file, it is no grid, or it has no such scale.
+      ConfigError: there is no such file, it is not a grid, or it has no such scale.
     """
     names = _run(path)
     get_experiment, scales = names.get("get_experiment"), names.get("SCALES")
@@ -160,7 +160,7 @@ def read_overrides(arguments: Iterable[str]) -> dict[str, Value]:
     """`--config.SECTION.KEY=VALUE` arguments as `{"section.key": value}`.
 
     Raises:
-      ConfigError: an argument is not of that form, or its key or value cannot be.
+      ConfigError: an argument is not of that form, or its key or value is not allowed.
     """
     overrides = {}
     for argument in arguments:

@@ -58,7 +58,7 @@ def varying_keys(group: GroupResults) -> list[str]:
 
 
 def loss_cells(losses: Collection[float]) -> tuple[Cell, ...]:
-    """The cells of `LOSS_COLUMNS`, with the 95% interval of Student's t; None what there is not."""
+    """The cells of `LOSS_COLUMNS`: mean and 95% interval of Student's t, where they exist."""
     if not losses:
         return 0, None, None, None, None
     mean, low, high = map(float, seed_interval(list(losses)))
@@ -138,7 +138,7 @@ def cause_table(group: GroupResults) -> Table:
 
 
 def cause_by_layer_table(group: GroupResults) -> Table:
-    """The same for each layer of each run."""
+    """Loss rise and linear fit for each layer of each run."""
     columns = (
         Column("variant"),
         Column("seed", "d"),
@@ -166,7 +166,7 @@ def cause_by_layer_table(group: GroupResults) -> Table:
 
 
 def problem_table(entries: Sequence[Entry], outcomes: Mapping[str, Outcome]) -> Table:
-    """Every run that has no result of its own, and why."""
+    """Every run without a result of its own, and the reason."""
     rows = []
     for entry in entries:
         outcome = outcomes[entry.name]
