@@ -27,7 +27,7 @@ class Run:
 
     Attributes:
       path: the run directory.
-      step: optimizer steps behind `params`.
+      step: number of optimizer steps that `params` were trained for.
       model: the decoder, computing in float32.
       params: its parameters, a nested dictionary of float32 JAX arrays; blocks are stacked,
         [L, ...].
@@ -66,9 +66,9 @@ class Run:
             ) from error
 
     def dataset(self) -> Dataset:
-        """What the run was trained on, and the validation split beside it.
+        """The training and validation data of the run.
 
-        Prepares the data again where that was on another machine, from the run's own sources.
+        Prepares the data from the run's own sources where this machine does not have it yet.
 
         Raises:
           RunError: the data is no longer what the run was trained on, or is not known, as that of
@@ -96,14 +96,14 @@ class Run:
     def validation_batches(
         self, batch_size: int = 32, *, max_windows: int | None = None
     ) -> list[Batch]:
-        """The validation split that the run was trained beside, for `nfllm.analyze`.
+        """Batches of the run's validation split, for `nfllm.analyze`.
 
         Args:
           batch_size: windows in a batch; the last is filled up with rows without a label.
-          max_windows: so many windows, evenly spread over the split; None: all.
+          max_windows: the number of windows, evenly spread over the split; None: all.
 
         Raises:
-          RunError: as `dataset`, and so does ConfigError.
+          RunError, ConfigError: as `dataset`.
         """
         from nfllm.data.batches import evaluation_batches
 
@@ -144,7 +144,7 @@ def load_run(path: epath.PathLike, step: int | None = None) -> Run:
 
     Args:
       path: the run directory, local or `gs://`.
-      step: of the checkpoint, one of `nfllm.steps(path)`; None: the newest that is whole.
+      step: of the checkpoint, one of `nfllm.steps(path)`; None: the newest that is not damaged.
 
     Returns:
       The run; its model computes in float32.
@@ -166,7 +166,7 @@ def load_run(path: epath.PathLike, step: int | None = None) -> Run:
     directory = rundir.run_directory(path)
     record = rundir.read_record(directory)
     step, params = restore_params(directory, step)
-    # What trained it may not exist on this machine, nor in float32.
+    # The implementation that trained it may not run on this machine, or not in float32.
     model = dataclasses.replace(record.config.model, attention_implementation="auto")
     return Run(
         path=directory,

@@ -50,9 +50,9 @@ def _train() -> None:
         config = Config.from_dict(_CONFIG.value)
     except ConfigError as error:
         sys.exit(f"error: {error}")
-    logging.set_verbosity(logging.WARNING)  # Orbax tells each step of a save
+    logging.set_verbosity(logging.WARNING)  # Orbax logs every step of a save
 
-    # Now that the config is known to be sound: these imports take seconds.
+    # After the check of the config, since these imports take seconds.
     from nfllm.data.records import MalformedRecordError
     from nfllm.rundir import RunError
     from nfllm.trainer import hosts, peers

@@ -18,7 +18,7 @@ class ConfigError(ValueError):
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
-    """Ends an error about an unknown `name`: the nearest valid name (of lr: learning_rate)."""
+    """The end of an error about an unknown `name`: the nearest valid one (lr: learning_rate)."""
     valid = sorted(valid)
     initials = [full for full in valid if "".join(word[:1] for word in full.split("_")) == name]
     near = initials or difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
@@ -27,7 +27,7 @@ def suggest(name: str, valid: Iterable[str]) -> str:
 
 
 def section_values(values: Any, section: type, name: str) -> dict[str, Value]:
-    """The values of a section as its dataclass takes them; whole numbers become floats."""
+    """The values of a section for its dataclass; whole numbers become floats where needed."""
     if not isinstance(values, Mapping) and not hasattr(values, "items"):
         raise ConfigError(f"config.{name} must be a group of keys, not {values!r}")
     fields = typing.get_type_hints(section)

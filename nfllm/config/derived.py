@@ -1,10 +1,10 @@
-"""What follows from the keys of the section `model`."""
+"""Values that follow from the keys of the section `model`."""
 
 from __future__ import annotations
 
 
 class ModelShape:
-    """Sizes and start values that the keys leave to be derived."""
+    """Sizes and start values of a model, derived where its keys are None."""
 
     architecture: str
     num_heads: int

@@ -37,9 +37,9 @@ def key_type(name: str, where: str | None = None) -> Any:
 
 
 def override_value(name: str, text: str) -> Value:
-    """What `text` means for the key `name`: of its type, or None where that is a value of it.
+    """`text` as a value of the key `name`: of its type, or None where the key may be None.
 
-    Whole numbers may be written as 1e3. What the key's limits are is checked by `Config`.
+    Whole numbers may be written as 1e3. `Config` checks the limits of the key.
 
     Raises:
       ConfigError: there is no such key, or `text` is not of its type.

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 # A label that takes no part in the loss. The data layer writes it and the loss reads it.
 IGNORED_LABEL = -100
 
-# What a run did before a key existed.
+# What a run did that was written before a key existed.
 BEFORE: dict[str, Value] = {
     "data.document_separator": None,
     "model.attention_implementation": "explicit",
     "telemetry.entropy_every_step": False,
     "training.loss_tile_rows": None,
 }
-# Keys that a run may have recorded, and that say nothing of what it trained.
+# Keys of earlier versions that a run may have in its record, and that had no effect on its results.
 RETIRED = ("parallel.xla_flags",)
 
 
@@ -64,8 +64,8 @@ class Config:
 
         Args:
           values: every key of every section.
-          recorded: `values` were written by a run, perhaps one of before some key existed
-            (`BEFORE`), or of when there was one more (`RETIRED`).
+          recorded: `values` were written by a run, perhaps before some key existed
+            (`BEFORE`), or with a key that no longer exists (`RETIRED`).
 
         Raises:
           ConfigError: a key is unknown or missing, or a value is of the wrong type or out of range.
@@ -115,7 +115,7 @@ def get_config() -> ConfigDict:
 
 
 def _as_now(section: str, values: object) -> object:
-    """The recorded values of a section with today's keys."""
+    """The recorded values of a section, with the keys of this version."""
     if not isinstance(values, Mapping):
         return values
     kept = {key: value for key, value in values.items() if f"{section}.{key}" not in RETIRED}

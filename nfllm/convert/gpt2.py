@@ -30,7 +30,7 @@ PREFIX = "transformer."
 EMBEDDING = "transformer.wte.weight"
 HEAD = "lm_head.weight"
 
-# What transformers lets a config call the same; version 1 wrote n_ctx beside n_positions.
+# Two names of one attribute in transformers; version 1 wrote n_ctx beside n_positions.
 _ALIASES = {
     "n_embd": "hidden_size",
     "n_layer": "num_hidden_layers",

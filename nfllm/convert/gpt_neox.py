@@ -32,7 +32,7 @@ PREFIX = "gpt_neox."
 EMBEDDING = "gpt_neox.embed_in.weight"
 HEAD = "embed_out.weight"
 
-# In GPT-NeoX-20B's file, and in those that its training code writes; transformers reads neither.
+# In the files of GPT-NeoX-20B and of its training code; transformers does not read them.
 _IGNORED = ("attention_probs_dropout_prob", "hidden_dropout_prob", "rotary_ndims")
 
 
@@ -91,7 +91,7 @@ def _read_rotary(attributes: Attributes) -> tuple[float, float]:
 
 
 def _first(nested: Attributes, plain: Attributes, names: tuple[str, str], default: float) -> float:
-    """What is nested, else the old name's value; the new name outside says the same or nothing.
+    """The nested value, else that of the old name; the new name outside must agree or be absent.
 
     Transformers 4 reads the new name outside, which 5 does not.
     """

@@ -38,14 +38,14 @@ from nfllm.version import nfllm_version
 def convert(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> str:
     """Converts a Hugging Face checkpoint to a run directory, or a run directory to a checkpoint.
 
-    Which of the two `source` is, its `config.json` says. A `tokenizer.json` goes along.
+    The `config.json` of `source` says which of the two it is. A `tokenizer.json` is copied.
 
     Args:
       source: a local directory.
       destination: a directory that does not exist yet, or is empty.
 
     Returns:
-      What was done, in words.
+      A sentence that says what was done.
 
     Raises:
       ConversionError: the source is neither, is damaged or not understood, or the destination holds
@@ -75,7 +75,7 @@ def _import(source: Path, destination: Path) -> str:
     _, note = _read_tokenizer(source, checkpoint.vocab_size)
     _copy_tokenizer(source, destination)
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(checkpoint.params))
-    # Last: a directory without a record is no run.
+    # Last, since a directory is a run only with this file.
     write_record(
         destination,
         RunRecord(
@@ -126,7 +126,7 @@ def _copy_tokenizer(source: Path, destination: Path) -> None:
 
 
 def _read_tokenizer(source: Path, vocab_size: int) -> tuple[Tokenizer | None, str]:
-    """The tokenizer, where it is there and can be read, and what is to be known about it."""
+    """The tokenizer, if there is one that can be read, and a remark about it."""
     file = source / TOKENIZER_FILE
     if not file.exists():
         return None, f"; there was no {TOKENIZER_FILE}: give it token ids"
@@ -143,7 +143,7 @@ def _read_tokenizer(source: Path, vocab_size: int) -> tuple[Tokenizer | None, st
 
 
 def _write_tokenizer_config(folder: Path, tokenizer: Tokenizer, context_length: int) -> None:
-    """What transformers wants to know beside `tokenizer.json`."""
+    """The file that transformers reads beside `tokenizer.json`."""
     end_of_text = tokenizer.decode([tokenizer.end_of_text_id])
     values = {
         "tokenizer_class": "PreTrainedTokenizerFast",

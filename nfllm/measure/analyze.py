@@ -76,7 +76,7 @@ def accumulate(
     *,
     put: Put = jnp.asarray,
 ) -> dict[str, State] | None:
-    """States of this process's sequences, on the host, to merge with others; None without any."""
+    """The states of this process's sequences, on the host; None where it has no sequence."""
 
     @jax.jit
     def measure(params: Params, tokens_BT: jax.Array) -> dict[str, State]:
@@ -135,7 +135,7 @@ def merge_across_processes(states: dict[str, State] | None) -> dict[str, State]:
         raise ValueError(f"there is no sequence to analyze{where}: batches is empty")
     if len(sizes) == 1:
         return states
-    # As bytes, since JAX would cut double precision down to single on the way.
+    # As bytes, since JAX would send double precision as single.
     padded = np.zeros(sizes.max(), np.uint8)
     padded[: len(payload)] = np.frombuffer(payload, np.uint8)
     merged: dict[str, State] = {}

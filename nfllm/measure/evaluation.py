@@ -1,4 +1,4 @@
-"""Loss of a model on any text: in nats per token, and in bits per byte, which tokenizers share."""
+"""Loss of a model on any text, in nats per token and in bits per byte (for any tokenizer)."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def evaluate(
     context is read in windows that overlap: each token is predicted once, given at least `overlap`
     tokens where there are so many before it.
 
-    Batches are taken as they are, so that `run.validation_batches()` gives the loss of training.
+    Batches are scored as they are, so that `run.validation_batches()` gives the loss of training.
 
     Example:
       >>> import nfllm
@@ -91,7 +91,7 @@ def evaluate(
       overlap: tokens that two windows of a document share; None: half of the context.
 
     Returns:
-      The loss and what follows from it.
+      The loss, and numbers that follow from it.
 
     Raises:
       ValueError: there is no target, or `overlap` is not 1 to `context_length - 1`.
@@ -156,7 +156,7 @@ class _Sums(NamedTuple):
         return len(self.nats) - 1
 
     def add(self, documents: np.ndarray, nats_B: np.ndarray, targets_B: np.ndarray) -> None:
-        """Adds what rows of these documents gave; -1 is no document."""
+        """Adds the losses of rows of these documents; -1 is no document."""
         for number, nats, targets in zip(documents, nats_B, targets_B, strict=True):
             if number >= 0:
                 self.nats[number] += float(nats)

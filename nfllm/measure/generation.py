@@ -40,7 +40,7 @@ def generate(
     top_p: float | None = None,
     seed: int = 0,
 ) -> Text:
-    """What follows a prompt, until the model ends the text or `max_tokens` are written.
+    """The text that follows a prompt, until the model ends it or `max_tokens` are written.
 
     Example:
       >>> import nfllm
@@ -53,7 +53,7 @@ def generate(
       max_tokens: most tokens to write for each prompt. Beyond the model's context a token is drawn
         given the last `context_length` tokens; a warning says so.
       temperature: logits are divided by it; at 0 the most probable token is always taken.
-      top_k: draw from the so many most probable tokens only; None: from all.
+      top_k: draw only from this number of most probable tokens; None: from all.
       top_p: draw from the fewest most probable tokens that have this probability together.
       seed: of the draws; a prompt's text depends on it and on the prompt's place in the list.
 
@@ -160,7 +160,7 @@ class _Request(NamedTuple):
 
 
 class _Written(NamedTuple):
-    """What has been drawn: `tokens_BN[:, :num_tokens]`, and which texts have come to their end."""
+    """The tokens drawn so far, `tokens_BN[:, :num_tokens]`, and which texts have ended."""
 
     tokens_BN: jax.Array
     num_tokens: jax.Array
@@ -168,7 +168,7 @@ class _Written(NamedTuple):
     is_finite: jax.Array
 
     def add(self, logits_BV: jax.Array, request: _Request) -> tuple[jax.Array, _Written]:
-        """Draws the next token of each sequence, and notes it."""
+        """Draws the next token of each sequence, and adds it."""
         keys_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(request.keys_B, self.num_tokens)
         draw = jax.vmap(functools.partial(sample, sampling=request.sampling))
         drawn_B = draw(logits_BV, keys_B)
@@ -203,7 +203,7 @@ def _within_context(
     written: _Written,
     request: _Request,
 ) -> _Written:
-    """Writes until all texts have ended, or the longest fills the context."""
+    """Draws until all texts have ended, or the longest fills the context."""
     State = tuple[Variables, jax.Array, jax.Array, _Written]
     cache = empty_cache(model.config, len(tokens_BT), model.dtype)
 
@@ -242,7 +242,7 @@ def _beyond_context(
     written: _Written,
     request: _Request,
 ) -> _Written:
-    """Writes on, by whole forward passes over the last tokens of each text."""
+    """Continues by whole forward passes over the last tokens of each text."""
     State = tuple[jax.Array, jax.Array, _Written]
 
     def step(state: State) -> State:
@@ -293,7 +293,7 @@ def _before(tokens: np.ndarray, end_of_text_id: int | None) -> np.ndarray:
 def _following(
     decode: Callable[[Sequence[int] | np.ndarray], str], prompt: np.ndarray, written: np.ndarray
 ) -> str:
-    """The text of what was written; decoded with its prompt, since some tokenizers join words."""
+    """The text of the drawn tokens, decoded with the prompt, since some tokenizers join words."""
     before, whole = decode(prompt), decode([*prompt, *written])
     return whole[len(before) :] if whole.startswith(before) else decode(written)
 

@@ -32,7 +32,7 @@ Replacement = Literal["zero", "mean", "uniform", "mean_pattern"]
 
 @shown_in_a_line
 class HeadImportance(NamedTuple):
-    """What the loss of a model owes to each head."""
+    """How much the loss of a model depends on each head."""
 
     rise_LH: Interval
     """Loss with the head replaced minus loss as it is, nats per target, with its 95% interval:
@@ -57,7 +57,7 @@ def head_importance(
 
     Args:
       run: the run.
-      batches: token ids [B, T], with or without labels; they are gone through twice, so no
+      batches: token ids [B, T], with or without labels; they are read twice, so no
         generator.
       replacement: what takes the place of a head's output: "zero", or its "mean" over all
         positions of `batches`; or of its attention: "uniform", or its "mean_pattern" over all

@@ -60,7 +60,7 @@ def replace_by_linear(
     Args:
       model: the model.
       params: its parameters.
-      batches: token ids and labels, each [B, T]; they are gone through twice, so no generator. With
+      batches: token ids and labels, each [B, T]; they are read twice, so no generator. With
         several processes, each passes its share.
       fit: slope and intercept of each layer, [L]: `analyze(...)["linear_fit"]`.
       put: places arrays on devices.

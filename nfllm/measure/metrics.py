@@ -1,4 +1,4 @@
-"""What `analyze` can measure, by name: each a mergeable state of a batch, and what to read from it.
+"""The metrics of `analyze`, by name: each a mergeable state of a batch, and a result read from it.
 
 Statistics per sequence become `Moments` over sequences: `mean`, `std()`, `standard_error()`,
 `minimum`, `maximum`. Axes: N sequences, and those of `model/decoder.py`.
@@ -28,7 +28,7 @@ LAST_KEYS = 4
 
 
 class Observed(NamedTuple):
-    """What a metric sees of one batch. What no metric reads is not computed."""
+    """The inputs of a metric for one batch; those that no metric reads are not computed."""
 
     captured: Captured
     tokens_BT: jax.Array

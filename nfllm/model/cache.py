@@ -3,14 +3,14 @@
     y_t = sum over s <= t of softmax_s(q_t · k_s / sqrt(K)) v_s
 
 Keys and values of positions before t do not depend on what follows. So they are kept in the
-variable collection `CACHE`, and a call is given the tokens alone that are new:
+variable collection `CACHE`, and a call gets only the new tokens:
 
     cache = empty_cache(config, batch_size)
     logits_BTV, new = model.apply({"params": params, CACHE: cache}, tokens_BT, mutable=[CACHE])
     cache = move(new[CACHE], start_B + T)
 
-A slot of the cache is a position: each sequence has its own `start`, the position of its first new
-token, and what lies in later slots is not seen and is overwritten when its turn comes.
+A slot of the cache is a position. Each sequence has its own `start`, the position of its first new
+token; later slots are not seen, and are overwritten when their positions are computed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CACHE = "cache"
 
 
 def empty_cache(config: ModelConfig, batch_size: int, dtype: jnp.dtype = jnp.float32) -> Variables:
-    """Room for `config.context_length` positions of every sequence; all start at 0."""
+    """A cache of `config.context_length` positions for every sequence; all start at 0."""
     shape = (batch_size, config.context_length, config.num_heads, config.head_dim)
     keys = jnp.zeros((config.num_layers, *shape), dtype)
     attention = {"keys": keys, "values": keys}
@@ -55,7 +55,7 @@ def positions(length: int, start_B: jax.Array | None) -> jax.Array:
 def with_earlier(
     module: nn.Module, start_B: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Keeps keys and values of this call, and returns those of all positions, [B, S, H, K]."""
+    """Stores keys and values of this call, and returns those of all positions, [B, S, H, K]."""
 
     def extended(name: str, new_BTHK: jax.Array) -> jax.Array:
         kept_BSHK: jax.Array = module.get_variable(CACHE, name)

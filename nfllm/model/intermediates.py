@@ -1,9 +1,9 @@
-"""Names of what the model can be asked to record, and the ways to record it.
+"""Names of what the model can record, tensors and statistics, and the functions that record it.
 
 All are `sow`: nothing is computed, or even traced, unless the caller makes the collection mutable.
-`INTERMEDIATES` holds whole tensors, for analysis. `STATISTICS` holds what is left of them after a
-reduction on the device, for telemetry while training; `COUNTS` what is not finite of every tensor,
-for the diagnosis of a step. `BY_PRODUCTS` holds the few reductions that are cheap enough for the
+`INTERMEDIATES` holds whole tensors, for analysis. `STATISTICS` holds reductions of them, computed
+on the device, for telemetry while training. `COUNTS` holds how many entries are not finite, for the
+diagnosis of a step. `BY_PRODUCTS` holds the few reductions that are cheap enough for the
 training step itself; telemetry reads them too.
 """
 
@@ -48,7 +48,7 @@ PARTICIPATION = "participation"
 RMS = "rms"
 
 WATCHED = (RESIDUAL, ATTENTION_LOGITS, ATTENTION_OUT, MLP_PRE, MLP_OUT)
-"""Where telemetry counts. What is not finite elsewhere is not finite at the next of these."""
+"""The sites where telemetry counts. What is not finite elsewhere reaches the next of these."""
 
 
 class Site(NamedTuple):
@@ -81,12 +81,11 @@ def record(
 ) -> jax.Array:
     """Records the tensor `value` under `name` when the caller captures intermediates.
 
-    Returns it, or what the caller has put in its place (`nfllm.model.patch`), which is then what is
-    recorded.
+    Returns `value`, or the caller's patch of it (`nfllm.model.patch`), which is then recorded.
 
-    When the caller collects counts, counts its entries by kind, of those `where`; when it collects
-    statistics, how many of those that telemetry watches are not finite. What `where` leaves out
-    must be finite.
+    When the caller collects counts, those entries that `where` selects are counted by kind; when it
+    collects statistics, the entries of `WATCHED` sites that are not finite. The entries that
+    `where` leaves out must be finite.
     """
     patch: dict[str, jax.Array] | None = module.get_variable(PATCHES, name, None)
     if patch is not None:
@@ -109,7 +108,7 @@ def record_statistic(
 
 
 def asked_for(module: nn.Module) -> frozenset[str]:
-    """Those of `COLLECTIONS` that the caller asks for, and `PATCHES` where there are any."""
+    """The `COLLECTIONS` that the caller asks for, and `PATCHES` where it gives any."""
     patches = {PATCHES} & module.variables.keys()
     return frozenset(filter(module.is_mutable_collection, COLLECTIONS)) | patches
 
@@ -125,9 +124,9 @@ def record_size(module: nn.Module, site: str, x: jax.Array) -> None:
 
 
 def nonfinite_by_site(collected: Variables, sites: Sequence[str]) -> Variables:
-    """What `record` counted in a decoder at each of `sites`, `[L]`: numbers, or counts by kind.
+    """The counts of `record` in a decoder at each of `sites`, `[L]`: numbers, or counts by kind.
 
-    `residual` has L + 1: the last is what leaves the last layer.
+    `residual` has L + 1: the last is the output of the last layer.
     """
     block = collected["blocks"]
     found = {**block, **block["attention"], **block["mlp"]}

@@ -1,4 +1,4 @@
-"""The paper's tables: verdicts, and what was measured beside what was published."""
+"""The paper's tables: verdicts, and measured numbers beside published ones."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def perplexity_table(group: GroupResults) -> Table:
     rows = []
     for variant, runs in group.variants.items():
         losses = group.losses(variant)
-        # Against the baseline with the same seeds, that is the same order of data.
+        # Against the baseline of the same seeds, which has the same order of data.
         shared = sorted(losses.keys() & baseline.keys())
         change = None
         if shared and variant != _BASELINE_VARIANT:

@@ -18,7 +18,7 @@ from nfllm.rundir import RunError, read_record
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints what private inference costs; 2 where the arguments are at fault."""
+    """Prints what private inference costs; 2 where the arguments are wrong."""
     escape_unprintable()
     try:
         changes, others = split_overrides(sys.argv[1:] if arguments is None else arguments)
@@ -84,7 +84,7 @@ def _read(source: str, changes: Mapping[str, Value]) -> tuple[Config, int]:
     path = source.partition(":")[0]
     if not path.endswith(".py"):
         if changes:
-            raise ConfigError(f"{source} is a run, whose keys are what they were; change a config")
+            raise ConfigError(f"{source} is a run, whose keys cannot be changed; give a config")
         record = read_record(source)
         return record.config, record.vocab_size
     values = load_config(source).to_dict()
