@@ -1,6 +1,6 @@
 """The claims of the paper that a group of runs can test.
 
-The tolerance of losses is the difference of the authors' own reruns of one model, 1.8% of perplexity
+The tolerance of losses is the difference of the authors' reruns of one model, 1.8% of perplexity
 (arXiv 2603.06922 against 2410.09637); that of shares of heads is 10 points, that of slopes 10% of
 their start. Losses are compared over pairs of equal seed.
 """

@@ -19,7 +19,7 @@ _DTYPES = {"auto": "default type"}
 
 
 def slope_claims(group: GroupResults) -> Iterator[Claim]:
-    """Learned slopes against those that weight decay alone, which also shrinks them, would leave."""
+    """Learned slopes against those that weight decay alone, which shrinks them too, leaves."""
     for variant, runs in group.variants.items():
         config = next(iter(runs.values())).entry.config
         if config.model.activation != "learnable_leaky_relu":

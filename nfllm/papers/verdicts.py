@@ -58,7 +58,7 @@ class Evidence(NamedTuple):
 
 
 class Divergence(NamedTuple):
-    """Seeds without a finite effect: how many support the claim, how many contradict it, and which."""
+    """Seeds without a finite effect: how many support or contradict the claim, and which."""
 
     supports: int = 0
     opposes: int = 0
