@@ -1,6 +1,6 @@
 """Other values in place of those that a model computes: what causal experiments are made of.
 
-A recorded site is x; what the model goes on with is `where(patch.where, patch.value, x)`. Patches
+At a recorded site x the model continues with `where(patch.where, patch.value, x)`. Patches
 travel in a variable collection, so that the loop over layers hands each layer its own, scanned or
 unrolled; gradients pass through what is not replaced.
 """

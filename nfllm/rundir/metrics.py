@@ -7,7 +7,6 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -92,12 +91,7 @@ class MetricsWriter:
     def __enter__(self) -> MetricsWriter:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
@@ -142,7 +136,7 @@ def read_metrics(run: epath.PathLike) -> Metrics:
     """Reads what is whole in `metrics.jsonl` of the run directory `run`.
 
     A resumed run repeats steps. Its `resumed` event discards what was measured after the checkpoint
-    that it goes on from, a `started` event all that was measured before it, and of several lines of
+    that it resumes from, a `started` event all that was measured before it, and of several lines of
     one kind and step the last one counts. Events are all kept. A torn last line and lines without a
     step and a kind are left out, and `Metrics.warnings` names them. A missing file is read as an
     empty one, with a warning.

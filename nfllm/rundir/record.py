@@ -39,7 +39,7 @@ class RunError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What a run is: enough to build its model again and to tell whether two runs are comparable.
+    """What a run is: enough to build its model again and to judge whether two runs compare.
 
     `decayed_parameters` and `undecayed_parameters` name every parameter array once, by whether
     weight decay acts on it. `data_fingerprint` is the hash of corpus, tokenizer and split.
