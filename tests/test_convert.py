@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from released_code import from_authors, to_authors
 from safetensors.numpy import load_file, save_file
 
 import nfllm
@@ -26,9 +27,9 @@ from nfllm.convert import (
     save_checkpoint,
 )
 from nfllm.convert.__main__ import main
-from nfllm.convert.authors import from_authors, to_authors
 from nfllm.data.tokenizer import bytes_tokenizer
 from nfllm.model import Decoder
+from nfllm.report import write_report
 from nfllm.rundir import RunError, read_record, write_record
 
 RECORDINGS = Path(__file__).parent / "recordings"
@@ -170,6 +171,13 @@ def test_import_and_export_through_run_directories(source, tmp_path, capsys):
     assert nfllm.load_run(tmp_path / "run").model == run.model
     assert record.num_parameters == sum(x.size for x in jax.tree.leaves(run.params))
     assert record.data_fingerprint == record.config.data.dataset == "unknown"
+    assert record.is_imported
+    # Neither an optimizer nor a number of steps is known, and none is made up.
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert list(written["config"]) == ["model"]
+    assert written["decayed_parameters"] == written["undecayed_parameters"] == []
+    page = write_report([tmp_path / "run"], tmp_path / "report").read_text()
+    assert "0, imported" in page
 
     assert main([str(tmp_path / "run"), str(tmp_path / "back")]) == 0
     assert "exported the parameters of step 0" in capsys.readouterr().out
@@ -190,7 +198,10 @@ def test_import_without_a_tokenizer_says_so(source, tmp_path):
         _ = nfllm.load_run(tmp_path / "run").tokenizer
     with pytest.raises(RunError, match="holds an imported checkpoint, whose data is not known"):
         nfllm.load_run(tmp_path / "run").validation_batches()
-    assert len(repr(nfllm.load_run(tmp_path / "run"))) < 3000  # no arrays
+    run = nfllm.load_run(tmp_path / "run")
+    sizes = "gpt2, layernorm, gelu_tanh, 2 layers, 4 heads, width 24"
+    assert repr(run) == f"Run('{tmp_path / 'run'}', step 0: {sizes})"
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(run.params))
 
 
 def test_files_of_the_bare_model_with_mask_buffers(source):

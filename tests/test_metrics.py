@@ -155,7 +155,7 @@ def test_unreadable_lines_are_left_out_and_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     read = read_metrics(tmp_path)
     assert read.warnings == [
-        f"metrics.jsonl line {n} is not a record with a step and a kind; left out"
+        f"metrics.jsonl line {n} is not a JSON object with a step and a kind; left out"
         for n in (1, 3, 4, 5)
     ]
     assert read.rows["train"] == [train_line(1, 2.0)]

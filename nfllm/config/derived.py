@@ -1,4 +1,4 @@
-"""What follows from the keys of the section `model`."""
+"""Values that follow from the keys of the section `model`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Site = Literal["attention", "mlp", "query", "key", "final"]
 
 
 class ModelShape:
-    """Sizes and start values that the keys leave to be derived."""
+    """Sizes and start values of a model, derived where its keys are None."""
 
     architecture: str
     num_layers: int
@@ -26,6 +26,7 @@ class ModelShape:
     helu_margin: float | None
     tie_embeddings: bool | None
     rotary_fraction: float | None
+    rotary_base: float | None
     init_std: float
     init_std_scaling: str
 
@@ -71,12 +72,19 @@ class ModelShape:
         return 0.05 if self.helu_margin is None else self.helu_margin
 
     @property
+    def rotary_share(self) -> float:
+        """Share of each head's features that rotary positions rotate."""
+        return 0.25 if self.rotary_fraction is None else self.rotary_fraction
+
+    @property
+    def rotary_wavelength_base(self) -> float:
+        """Base of the progression of wavelengths of rotary positions."""
+        return 10_000.0 if self.rotary_base is None else self.rotary_base
+
+    @property
     def rotary_dim(self) -> int:
         """Number of leading features of each head that are rotated; 0 for learned positions."""
-        if self.architecture == "gpt2":
-            return 0
-        fraction = 0.25 if self.rotary_fraction is None else self.rotary_fraction
-        return int(self.head_dim * fraction)
+        return 0 if self.architecture == "gpt2" else int(self.head_dim * self.rotary_share)
 
     @property
     def block_init_std(self) -> float:

@@ -10,8 +10,9 @@ A new key is declared here, and again in `BEFORE`, with what runs did that do no
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
+from nfllm.config.checks import Value
 from nfllm.config.derived import ModelShape
 from nfllm.config.limits import (
     check_checkpoint,
@@ -276,7 +277,7 @@ class ParallelConfig:
         check_parallel(self)
 
 
-BEFORE: dict[str, Any] = {
+BEFORE: dict[str, Value] = {
     "data.document_separator": None,
     "model.attention_implementation": "explicit",
     "model.mlp": "two_layer",
@@ -297,7 +298,7 @@ BEFORE: dict[str, Any] = {
     "telemetry.gradient_norms": False,
     "training.loss_tile_rows": None,
 }
-"""What a run did before a key existed."""
+"""What a run did that was written before a key existed."""
 
 RETIRED = ("parallel.xla_flags",)
-"""Keys that a run may have recorded, and that say nothing of what it trained."""
+"""Keys of earlier versions that a record may have, and that had no effect on results."""

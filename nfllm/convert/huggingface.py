@@ -17,12 +17,13 @@ import safetensors.numpy
 from nfllm.config import ModelConfig, suggest
 from nfllm.convert import gpt2, gpt_neox
 from nfllm.convert.foreign import Attributes, ConversionError, TensorReader, Tensors
+from nfllm.model.parameters import Params
 
 CONFIG_FILE = "config.json"
 TENSORS_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
 
-# Heads that may be beside the language model's, and that transformers passes over.
+# Heads beside that of the language model, which transformers ignores.
 _OTHER_HEADS = re.compile(r"(multiple_choice_head|v_head)\.")
 
 _FORMATS: dict[str, ModuleType] = {"gpt2": gpt2, "gpt_neox": gpt_neox}
@@ -40,7 +41,7 @@ class Checkpoint:
 
     config: ModelConfig
     vocab_size: int
-    params: dict[str, Any]
+    params: Params
 
 
 def load_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
@@ -85,7 +86,7 @@ def save_checkpoint(
     """Writes `model.safetensors`, then `config.json`, for transformers to load.
 
     Args:
-      directory: where to write; it is made.
+      directory: where to write; it is created.
       checkpoint: LayerNorm models with an activation that transformers has. Biases that the model
         lacks are written as zeros.
       end_of_text_id: written as the first and the last token's id.
@@ -161,8 +162,8 @@ def _read_tensors(folder: Path, form: ModuleType, config: ModelConfig) -> Tensor
 def _whole_name(name: str, form: ModuleType) -> str:
     """The name in a checkpoint of the whole model, as transformers 4 writes it.
 
-    Transformers 5 calls every output head alike in memory. Files of the bare model, as the hub's
-    gpt2, leave out the prefix.
+    Transformers 5 has one name for every output head in memory. Files of the bare model, as the
+    hub's gpt2, leave out the prefix.
     """
     if name == "lm_head.weight":
         return form.HEAD
@@ -170,7 +171,7 @@ def _whole_name(name: str, form: ModuleType) -> str:
 
 
 def _read_file(path: Path) -> Tensors:
-    """The tensors of one file, with those that it stores once under two names.
+    """The tensors of one file, under both names where it stores one for two.
 
     Of tensors in the same memory `safetensors.torch.save_model` stores one, and notes in the file's
     metadata which name the others had: `{other: stored}`.
@@ -204,7 +205,7 @@ def _tensor_files(folder: Path) -> list[Path]:
     )
 
 
-def _as_numpy(params: Any) -> Any:
+def _as_numpy(params: Params) -> Params:
     if isinstance(params, dict):
         return {name: _as_numpy(value) for name, value in params.items()}
     return np.asarray(params)

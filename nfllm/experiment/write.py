@@ -1,4 +1,4 @@
-"""Writes what an experiment found: one page with pictures, and RESULTS.md."""
+"""Writes the results of an experiment: one page with pictures, and RESULTS.md."""
 
 from __future__ import annotations
 

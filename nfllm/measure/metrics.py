@@ -1,4 +1,4 @@
-"""What `analyze` can measure, by name: each a mergeable state of a batch, and what to read from it.
+"""The metrics of `analyze`, by name: each a mergeable state of a batch, and a result read from it.
 
 Statistics per sequence become `Moments` over sequences: `mean`, `std()`, `standard_error()`,
 `minimum`, `maximum`. Axes: N sequences, and those of `model/decoder.py`.
@@ -16,6 +16,7 @@ import numpy as np
 from nfllm import analysis
 from nfllm.analysis import Comoments, Covariance, Moments, UnitActivity
 from nfllm.analysis.numerics import LAYER_SITES
+from nfllm.analysis.shown import shown_in_a_line
 from nfllm.config import suggest
 from nfllm.model.capture import Captured
 
@@ -27,7 +28,7 @@ LAST_KEYS = 4
 
 
 class Observed(NamedTuple):
-    """What a metric sees of one batch. What no metric reads is not computed."""
+    """The inputs of a metric for one batch; those that no metric reads are not computed."""
 
     captured: Captured
     tokens_BT: jax.Array
@@ -48,6 +49,7 @@ class Metric(NamedTuple):
     stays_on_device: bool = False
 
 
+@shown_in_a_line
 class Rows(NamedTuple):
     """One row a sequence, to bootstrap over. Merging puts them one after the other."""
 
@@ -59,6 +61,7 @@ class Rows(NamedTuple):
         return Rows(xp.concatenate([self.values, other.values]))
 
 
+@shown_in_a_line
 class HeadDiversity(NamedTuple):
     """How different heads are: `divergence_nats` [L, H, H], `effective_heads` [L]."""
 
@@ -66,6 +69,7 @@ class HeadDiversity(NamedTuple):
     effective_heads: np.ndarray
 
 
+@shown_in_a_line
 class Spectra(NamedTuple):
     """Spectra of the covariance before and after the activation, each `[L]`."""
 

@@ -11,6 +11,11 @@ from flax import linen as nn
 
 from nfllm.config import ConfigError
 
+Params = dict[str, Any]
+"""A decoder's parameters, or their gradients: a nested dictionary of arrays by name."""
+Variables = dict[str, Any]
+"""The collections of variables that a module is applied to, by name; `params` is one."""
+
 
 class Kind(enum.Enum):
     """What becomes of a parameter in an update."""

@@ -22,7 +22,7 @@ from nfllm.papers.verdicts import Claim, judge_together, summary
 from nfllm.report.cost_sections import cost_sections
 from nfllm.report.page import Rows, Section
 from nfllm.report.reference import Published, Reference
-from nfllm.report.runs import Run
+from nfllm.report.runs import ReportedRun
 
 BASELINE = "SM+LN+G"
 
@@ -72,7 +72,7 @@ def aero_sections(groups: Sequence[GroupResults], *, conclusive: bool = True) ->
     yield from cost_sections(_first_seeds(groups))
 
 
-def _first_seeds(groups: Sequence[GroupResults]) -> list[Run]:
+def _first_seeds(groups: Sequence[GroupResults]) -> list[ReportedRun]:
     """One run of each variant, under the variant's name."""
     firsts = [
         (variant, next(iter(runs.values())))

@@ -1,6 +1,6 @@
-"""The claims of the paper as a group of runs can speak to them.
+"""The claims of the paper that a group of runs can test.
 
-The tolerance of losses is what the authors' own reruns of one model differ by, 1.8% of perplexity
+The tolerance of losses is the difference of the authors' reruns of one model, 1.8% of perplexity
 (arXiv 2603.06922 against 2410.09637); that of shares of heads is 10 points, that of slopes 10% of
 their start. Losses are compared over pairs of equal seed.
 """
@@ -31,7 +31,7 @@ from nfllm.papers.verdicts import Claim, Evidence
 
 
 def claims_of(group: GroupResults) -> list[Claim]:
-    """All claims that the variants of the group can speak to."""
+    """All claims that the variants of the group can test."""
     makers = (
         _perplexity_claims,
         entropy_claims,
@@ -72,7 +72,7 @@ def _linearity_claims(group: GroupResults) -> Iterator[Claim]:
         return
 
     def both(confidence: float) -> Interval:
-        """Of the weaker of two effects: GELU's cost is below the tolerance, and ReLU's above it."""
+        """The weaker of two effects: GELU's cost is below the tolerance, and ReLU's above it."""
         gelu = seed_interval([LOSS_TOLERANCE - c for c in costs["sm+g"]], confidence=confidence)
         relu = seed_interval([c - LOSS_TOLERANCE for c in costs["sm+r"]], confidence=confidence)
         return Interval(*(float(np.minimum(a, b)) for a, b in zip(gelu, relu, strict=True)))
@@ -119,7 +119,7 @@ def _handicap_claims(group: GroupResults) -> Iterator[Claim]:
 
         def above_half(confidence: float) -> Interval:
             found = ratio_interval(above, whole, confidence=confidence)
-            if np.mean(whole) <= 0:  # a ratio that says nothing
+            if np.mean(whole) <= 0:  # a ratio without meaning
                 return Interval(found.estimate, -math.inf, math.inf)
             return Interval(*(x - 0.5 for x in found))
 

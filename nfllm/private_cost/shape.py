@@ -1,4 +1,4 @@
-"""A decoder as far as the cost of private inference depends on it: its sizes and its parts."""
+"""The sizes and parts of a decoder on which the cost of private inference depends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nfllm.config import Activation, ConfigError, ModelConfig, Normalization
 class DecoderShape:
     """Sizes and parts of a decoder.
 
-    What is not here costs nothing: biases are additions, and the scalars of a scaled MLP (alpha,
+    Other parts cost nothing: biases are additions, and the scalars of a scaled MLP (alpha,
     beta of arXiv 2501.03489) fold into the matrices of a network without normalization.
 
     Attributes:

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from nfllm.private_cost import DecoderShape, PrivateCost, private_cost
 from nfllm.report.page import Pictures, Rows, Section
-from nfllm.report.runs import Run
+from nfllm.report.runs import ReportedRun
 from nfllm.report.style import (
     PANEL,
     add_legend,
@@ -31,7 +31,7 @@ class _Point(NamedTuple):
     cost: PrivateCost
 
 
-def cost_sections(runs: Sequence[Run]) -> Iterator[Section]:
+def cost_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
     """A picture and a table of the runs that were evaluated, each over its whole context."""
     points = []
     for run in runs:

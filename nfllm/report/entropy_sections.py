@@ -23,7 +23,7 @@ from nfllm.report.figures import Curve, Heatmap, LayerCurves
 from nfllm.report.heatmap import heatmap_html, scale_html
 from nfllm.report.page import Block, Markup, Pictures, Rows, Section
 from nfllm.report.reference import Reference
-from nfllm.report.runs import Run
+from nfllm.report.runs import ReportedRun
 from nfllm.report.tables import HeadSummary, entropy_table, heads_table
 
 
@@ -31,7 +31,7 @@ class _Group(NamedTuple):
     """Runs of one context length, None where it is unknown."""
 
     context_length: int | None
-    runs: list[Run]
+    runs: list[ReportedRun]
 
     @property
     def ceiling(self) -> float | None:
@@ -62,7 +62,9 @@ class _Group(NamedTuple):
         return [Heatmap(run.label, run.last("entropy_nats"), self.ceiling) for run in self.runs]
 
 
-def entropy_sections(runs: Sequence[Run], reference: Reference | None = None) -> Iterator[Section]:
+def entropy_sections(
+    runs: Sequence[ReportedRun], reference: Reference | None = None
+) -> Iterator[Section]:
     """Heatmaps, histogram and layer-wise entropy of the runs that recorded entropies."""
     recorded = [run for run in runs if "entropy_nats" in run.series]
     if not recorded:
@@ -147,7 +149,7 @@ def _histogram_blocks(group: _Group, reference: Reference | None) -> Iterator[Bl
     yield Rows(f"heads{group.suffix}", group.name, heads_table(summaries))
 
 
-def _summary(run: Run, group: _Group, maximum: float) -> HeadSummary:
+def _summary(run: ReportedRun, group: _Group, maximum: float) -> HeadSummary:
     entropy_LH = run.last("entropy_nats")
     half = len(entropy_LH) // 2
     early, late = entropy_LH[:half].reshape(-1), entropy_LH[half:].reshape(-1)
@@ -182,5 +184,5 @@ def _training_block(group: _Group) -> Pictures:
     )
 
 
-def _context(run: Run) -> int | None:
+def _context(run: ReportedRun) -> int | None:
     return None if run.model is None else run.model.context_length

@@ -10,11 +10,11 @@ import numpy as np
 from nfllm.report import figures
 from nfllm.report.figures import Curve
 from nfllm.report.page import Block, Pictures, Rows, Section
-from nfllm.report.runs import Run
+from nfllm.report.runs import ReportedRun
 from nfllm.report.tables import Column, Table
 
 
-def regularizer_sections(runs: Sequence[Run]) -> Iterator[Section]:
+def regularizer_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
     """Penalty through training, thresholds and learned temperatures by layer at the last probe."""
     curves = [
         Curve(run.label, *run.series["entropy_penalty"], index)
@@ -59,7 +59,7 @@ _TEMPERATURES = (
 )
 
 
-def _threshold_rows(run: Run) -> Iterator[tuple[str | int | float, ...]]:
+def _threshold_rows(run: ReportedRun) -> Iterator[tuple[str | int | float, ...]]:
     if run.record is None or "entropy_nats" not in run.series:
         return
     config = run.record.config
@@ -84,7 +84,7 @@ def _threshold_rows(run: Run) -> Iterator[tuple[str | int | float, ...]]:
         )
 
 
-def _temperature_rows(run: Run) -> Iterator[tuple[str | int | float, ...]]:
+def _temperature_rows(run: ReportedRun) -> Iterator[tuple[str | int | float, ...]]:
     fields = ("temperature_min", "temperature_max", "temperature_not_positive")
     if any(field not in run.series for field in fields):
         return

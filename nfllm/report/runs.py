@@ -54,7 +54,7 @@ _NORMALIZATION_LETTERS = {"layernorm": "+LN", "none": ""}
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class ReportedRun:
     """What could be read of one run directory.
 
     `label` is short and its own among the runs of one report. `series` has, for each quantity that
@@ -89,6 +89,8 @@ class Run:
     @property
     def status(self) -> str:
         """How the run ended, in words, by the last event that tells."""
+        if self.record is not None and self.record.is_imported:
+            return "imported"
         events = [row.get("event") for row in self.metrics.rows["event"]]
         return _ENDINGS[next((e for e in reversed(events) if e in _ENDINGS), "started")]
 
@@ -131,7 +133,9 @@ def _mlp_notation(model: ModelConfig) -> str:
     return f"{activation}+Sc" if scaled else activation
 
 
-def read_runs(paths: Sequence[epath.PathLike], labels: Sequence[str] | None = None) -> list[Run]:
+def read_runs(
+    paths: Sequence[epath.PathLike], labels: Sequence[str] | None = None
+) -> list[ReportedRun]:
     """Reads each run directory; a fault in one becomes a warning of that run.
 
     Args:
@@ -166,7 +170,9 @@ def read_runs(paths: Sequence[epath.PathLike], labels: Sequence[str] | None = No
         corpus, corpus_faults = _tried(_read_corpus, directory)
         faults += corpus_faults
         runs.append(
-            Run(name, label, record, metrics, series, nonfinite, corpus or {}, tuple(faults))
+            ReportedRun(
+                name, label, record, metrics, series, nonfinite, corpus or {}, tuple(faults)
+            )
         )
     return runs
 

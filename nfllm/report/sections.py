@@ -12,7 +12,7 @@ from nfllm.report.nonfinite_sections import nonfinite_sections
 from nfllm.report.page import Block, Markup, Rows, Section, details_html, list_html, table_html
 from nfllm.report.reference import Published, Reference
 from nfllm.report.regularizer_sections import regularizer_sections
-from nfllm.report.runs import Run, notation
+from nfllm.report.runs import ReportedRun, notation
 from nfllm.report.tables import (
     Column,
     Result,
@@ -33,7 +33,9 @@ _BASELINE = "SM+LN+G"  # the usual decoder
 _MOST_WARNINGS = 12
 
 
-def build_sections(runs: Sequence[Run], reference: Reference | None = None) -> list[Section]:
+def build_sections(
+    runs: Sequence[ReportedRun], reference: Reference | None = None
+) -> list[Section]:
     """Every section that the runs have data for, in the order of the page."""
     return [
         *_warning_sections(runs),
@@ -44,7 +46,9 @@ def build_sections(runs: Sequence[Run], reference: Reference | None = None) -> l
     ]
 
 
-def figure_sections(runs: Sequence[Run], reference: Reference | None = None) -> Iterator[Section]:
+def figure_sections(
+    runs: Sequence[ReportedRun], reference: Reference | None = None
+) -> Iterator[Section]:
     """Entropy, losses, signal, spectra, slopes and non-finite values, as far as recorded."""
     yield from entropy_sections(runs, reference)
     for make in (
@@ -58,7 +62,7 @@ def figure_sections(runs: Sequence[Run], reference: Reference | None = None) -> 
         yield from make(runs)
 
 
-def _warning_sections(runs: Sequence[Run]) -> Iterator[Section]:
+def _warning_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
     items = []
     for run in runs:
         shown, rest = run.warnings[:_MOST_WARNINGS], run.warnings[_MOST_WARNINGS:]
@@ -70,7 +74,7 @@ def _warning_sections(runs: Sequence[Run]) -> Iterator[Section]:
         yield Section("What could not be read", "", [Markup(f"<ul class=warnings>{content}</ul>")])
 
 
-def _result_sections(runs: Sequence[Run], reference: Reference | None) -> Iterator[Section]:
+def _result_sections(runs: Sequence[ReportedRun], reference: Reference | None) -> Iterator[Section]:
     named = {run.label: run.notation for run in runs if run.notation}
     usual = _BASELINE if reference is None else reference.baseline
     baseline = next((label for label, name in named.items() if name == usual), None)
@@ -98,9 +102,10 @@ def _result_sections(runs: Sequence[Run], reference: Reference | None) -> Iterat
     yield Section("Result", lead, blocks)
 
 
-def _result(run: Run, published_baseline: str, reference: Reference | None) -> Result:
-    config = None if run.record is None else run.record.config
-    steps = f"{run.step:,}" if config is None else f"{run.step:,} of {config.training.steps:,}"
+def _result(run: ReportedRun, published_baseline: str, reference: Reference | None) -> Result:
+    steps = f"{run.step:,}"
+    if run.record is not None and not run.record.is_imported:
+        steps += f" of {run.record.config.training.steps:,}"
     tokens = run.last("tokens")
     published = _published(run, reference)
     compared = None
@@ -120,9 +125,9 @@ def _result(run: Run, published_baseline: str, reference: Reference | None) -> R
     )
 
 
-def _seed_blocks(runs: Sequence[Run]) -> Iterator[Rows]:
+def _seed_blocks(runs: Sequence[ReportedRun]) -> Iterator[Rows]:
     """The mean over seeds, where finished runs differ in nothing but their seed."""
-    variants: dict[tuple[Any, ...], list[Run]] = {}
+    variants: dict[tuple[Any, ...], list[ReportedRun]] = {}
     for run in runs:
         has_ended = run.status == "finished" and run.last("eval_loss_nats") is not None
         if run.record is not None and has_ended:
@@ -138,7 +143,7 @@ def _seed_blocks(runs: Sequence[Run]) -> Iterator[Rows]:
         yield Rows("seeds", "Mean over seeds, with Student's t interval.", seeds_table(losses))
 
 
-def _data(run: Run) -> tuple[Any, ...]:
+def _data(run: ReportedRun) -> tuple[Any, ...]:
     """What two runs must share for their perplexities to be comparable; empty where unknown."""
     if run.record is None:
         return ()
@@ -146,22 +151,22 @@ def _data(run: Run) -> tuple[Any, ...]:
     return record.data_fingerprint, record.vocab_size, record.config.model.context_length
 
 
-def _published(run: Run, reference: Reference | None) -> Published | None:
+def _published(run: ReportedRun, reference: Reference | None) -> Published | None:
     if reference is None or run.model is None:
         return None
     return reference.find(run.model, run.notation)
 
 
-def _difference_sections(runs: Sequence[Run]) -> Iterator[Section]:
-    configs = {run.label: run.record.config for run in runs if run.record is not None}
-    if len(configs) > 1:
-        table = differences_table(configs)
+def _difference_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
+    records = {run.label: run.record for run in runs if run.record is not None}
+    if len(records) > 1:
+        table = differences_table(records)
         if table.rows:
             lead = "Every configuration key in which these runs differ."
             yield Section("Differences", lead, [Rows("differences", "", table)])
 
 
-def _record_sections(runs: Sequence[Run]) -> Iterator[Section]:
+def _record_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
     blocks: list[Block] = []
     for run in runs:
         parts = []

@@ -11,14 +11,14 @@ from nfllm.analysis.neurons import weight_decay_curve
 from nfllm.report import figures
 from nfllm.report.figures import Curve, LayerCurves
 from nfllm.report.page import Block, Pictures, Rows, Section
-from nfllm.report.runs import Run
+from nfllm.report.runs import ReportedRun
 from nfllm.report.tables import participation_table
 from nfllm.training.schedules import make_schedule
 
 _PARTICIPATION = ("mlp_pre_participation", "mlp_post_participation")
 
 
-def loss_sections(runs: Sequence[Run]) -> Iterator[Section]:
+def loss_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
     """Training and evaluation loss, and the gradient norm, over steps."""
     wanted = (
         ("loss_nats", "train_loss", "training loss (nats)", False),
@@ -44,7 +44,7 @@ def loss_sections(runs: Sequence[Run]) -> Iterator[Section]:
         )
 
 
-def signal_sections(runs: Sequence[Run]) -> Iterator[Section]:
+def signal_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
     """Size of pre-activations, residual stream and attention logits by layer, at the last probe."""
     wanted = (
         ("mlp_pre_rms", "layer", "rms of the MLP's pre-activation"),
@@ -61,7 +61,7 @@ def signal_sections(runs: Sequence[Run]) -> Iterator[Section]:
         )
 
 
-def spectrum_sections(runs: Sequence[Run]) -> Iterator[Section]:
+def spectrum_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
     """Participation ratio before and after the activation, by layer and through training."""
     labels = {field: f"participation, {field.split('_')[1]}-activation" for field in _PARTICIPATION}
     blocks: list[Block] = []
@@ -89,7 +89,7 @@ def spectrum_sections(runs: Sequence[Run]) -> Iterator[Section]:
         )
 
 
-def slope_sections(runs: Sequence[Run]) -> Iterator[Section]:
+def slope_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
     """Learned slopes through training, beside what weight decay alone would make of them."""
     panels = [
         LayerCurves(run.label, *run.series["negative_slopes"], slopes_without_gradient(run))
@@ -105,7 +105,7 @@ def slope_sections(runs: Sequence[Run]) -> Iterator[Section]:
         )
 
 
-def slopes_without_gradient(run: Run) -> Curve | None:
+def slopes_without_gradient(run: ReportedRun) -> Curve | None:
     """What the slopes would be at the recorded steps if only weight decay acted on them."""
     if run.record is None:
         return None
@@ -119,7 +119,9 @@ def slopes_without_gradient(run: Run) -> Curve | None:
     return Curve("decay alone", steps, np.asarray(values)[steps])
 
 
-def _profile(runs: Sequence[Run], field: str, xlabel: str, ylabel: str) -> Iterator[Pictures]:
+def _profile(
+    runs: Sequence[ReportedRun], field: str, xlabel: str, ylabel: str
+) -> Iterator[Pictures]:
     """A quantity by layer at the last probe of the runs that have it, its largest over heads."""
     series = []
     for index, run in enumerate(runs):

@@ -9,7 +9,7 @@ from etils import epath
 from nfllm.report import render
 from nfllm.report.page import Block, Markup, Pictures, Rows, Section, render_page
 from nfllm.report.reference import Reference
-from nfllm.report.runs import Run, read_runs
+from nfllm.report.runs import ReportedRun, read_runs
 from nfllm.report.sections import build_sections
 from nfllm.rundir import run_directory
 
@@ -53,11 +53,11 @@ def _downloads(blocks: Sequence[Block]) -> Iterator[Pictures | Rows]:
             yield block
 
 
-def _title(runs: Sequence[Run]) -> str:
+def _title(runs: Sequence[ReportedRun]) -> str:
     return f"Run {runs[0].name}" if len(runs) == 1 else f"{len(runs)} runs compared"
 
 
-def _lead(runs: Sequence[Run]) -> str:
+def _lead(runs: Sequence[ReportedRun]) -> str:
     """The shapes of the models, each once."""
     shapes = dict.fromkeys(
         f"{run.model.architecture}, {run.model.num_layers} layers, {run.model.num_heads} heads, "

@@ -6,8 +6,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
-from types import TracebackType
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -24,7 +23,7 @@ _REMOTE_INTERVAL_SECONDS = 30.0
 class MetricsWriter:
     """Adds lines to `metrics.jsonl` of the run directory `run`.
 
-    A line torn by a kill is dropped on opening; what was whole stays. On a local file system every
+    A line that a kill left half-written is dropped on opening. On a local file system every
     line is handed to the operating system at once. Elsewhere (`gs://`) nothing can be appended, so
     the whole object is written again, at most every 30 seconds and by `flush` and `close`.
 
@@ -47,7 +46,7 @@ class MetricsWriter:
             whole = self._path.read_bytes() if self._path.exists() else b""
             self._object = bytearray(_without_torn_line(whole))
 
-    def write(self, kind: str, step: int, **fields: Any) -> None:
+    def write(self, kind: str, step: int, **fields: object) -> None:
         """Adds one line.
 
         Args:
@@ -92,12 +91,7 @@ class MetricsWriter:
     def __enter__(self) -> MetricsWriter:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
@@ -105,9 +99,8 @@ class MetricsWriter:
 class Metrics:
     """The lines of `metrics.jsonl`.
 
-    `rows` has every one of `KINDS` as a key, and lists of lines in order of their step; of events,
-    in the order in which they happened.
-    `warnings` says what could not be read.
+    `rows` has every one of `KINDS` as a key, and lists of lines in order of their step; events
+    in the order in which they happened. `warnings` names what could not be read.
     """
 
     rows: dict[str, list[dict[str, Any]]]
@@ -143,10 +136,10 @@ def read_metrics(run: epath.PathLike) -> Metrics:
     """Reads what is whole in `metrics.jsonl` of the run directory `run`.
 
     A resumed run repeats steps. Its `resumed` event discards what was measured after the checkpoint
-    that it goes on from, a `started` event all that was measured before it, and of several lines of
-    one kind and step the last one counts. Events are all kept. A torn last line and lines that are
-    no record are left out, and `Metrics.warnings` names them; a missing file is an empty one with a
-    warning.
+    that it resumes from, a `started` event all that was measured before it, and of several lines of
+    one kind and step the last one counts. Events are all kept. A torn last line and lines without a
+    step and a kind are left out, and `Metrics.warnings` names them. A missing file is read as an
+    empty one, with a warning.
     """
     path = run_directory(run) / METRICS_FILE
     measured: dict[str, dict[int, dict[str, Any]]] = {kind: {} for kind in KINDS}
@@ -173,12 +166,13 @@ def read_metrics(run: epath.PathLike) -> Metrics:
 
 
 def _lines(whole: bytes, warnings: list[str]) -> Iterator[dict[str, Any]]:
-    """The records in `whole`; appends to `warnings` what is none."""
+    """The lines of `whole` that can be read; the others are named in `warnings`."""
     *lines, last = whole.split(b"\n")
     for number, line in enumerate([*lines, last] if last else lines, start=1):
         row = _parse(line)
         if row is None:
-            fault = "is torn" if number > len(lines) else "is not a record with a step and a kind"
+            is_torn = number > len(lines)
+            fault = "is torn" if is_torn else "is not a JSON object with a step and a kind"
             warnings.append(f"{METRICS_FILE} line {number} {fault}; left out")
         else:
             yield row
@@ -194,7 +188,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _without_torn_line(whole: bytes) -> bytes:
-    """Ends `whole` with a line break: completes the last line if it is a record, else drops it."""
+    """Ends `whole` with a line break: completes the last line if it can be read, else drops it."""
     start = whole.rfind(b"\n") + 1
     if start == len(whole):
         return whole
@@ -211,7 +205,7 @@ def _repair(path: str) -> None:
         file.write(repaired[len(whole) :])
 
 
-def _plain(value: Any) -> float | Sequence[Any]:
+def _plain(value: object) -> object:
     if hasattr(value, "__array__"):
         return np.asarray(value).tolist()
     raise TypeError(f"a metrics line cannot hold {value!r} of type {type(value).__name__}")

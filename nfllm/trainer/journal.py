@@ -1,9 +1,8 @@
-"""What a run tells: to its metrics file and to the person who watches."""
+"""What a run reports: metrics to its file, and messages to the person who watches."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 from etils import epath
 
@@ -13,7 +12,7 @@ from nfllm.trainer.progress import Progress
 
 
 class Journal:
-    """Metrics and progress of the first process; the others are silent.
+    """Metrics and progress of the first process; the others write and print nothing.
 
     Example:
       >>> with Journal(epath.Path("runs/relu"), total_steps=1000, done=0) as journal:
@@ -36,12 +35,12 @@ class Journal:
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
-    def write(self, kind: str, step: int, **fields: Any) -> None:
+    def write(self, kind: str, step: int, **fields: object) -> None:
         """Adds a line to metrics.jsonl."""
         if self._metrics is not None:
             self._metrics.write(kind, step, **fields)
 
-    def event(self, event: str, step: int, message: str, **fields: Any) -> None:
+    def event(self, event: str, step: int, message: str, **fields: object) -> None:
         """Adds an event to metrics.jsonl, and prints its message."""
         self.write("event", step, event=event, message=message, **fields)
         self.say(message)
@@ -57,6 +56,6 @@ class Journal:
             self._metrics.flush()
 
     def update(self, step: int, loss_nats: float, tokens_per_second: float) -> None:
-        """Moves the progress on."""
+        """Moves the progress bar to `step`."""
         if self._progress is not None:
             self._progress.update(step, loss_nats, tokens_per_second)

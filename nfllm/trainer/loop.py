@@ -1,4 +1,4 @@
-"""The one training loop: everything with a clock or a file in it is called from here."""
+"""The training loop: all that measures time or writes files around a step is called from here."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class FitResult(NamedTuple):
 
 
 def fit(config: Config, workdir: epath.PathLike) -> FitResult:
-    """Trains `config` in the run directory `workdir`, or goes on from its newest checkpoint.
+    """Trains `config` in the run directory `workdir`, or resumes from its newest checkpoint.
 
     Steps, order of data and losses are those of a run that was never interrupted, bit for bit on a
-    CPU. SIGINT and SIGTERM save before they end it.
+    CPU. On SIGINT and SIGTERM it saves and returns.
 
     Args:
       config: what to run.
-      workdir: the run directory; made where it does not exist.
+      workdir: the run directory; created where it does not exist.
 
     Raises:
       ConfigError: the config cannot be run on these devices or this data.
@@ -59,7 +59,9 @@ def fit(config: Config, workdir: epath.PathLike) -> FitResult:
     run = user_path(workdir, "--workdir")
     check_writable(run)
     changes = check_resumable(run, config)
-    peers.exchange(f"to look at {run}", None)  # making the devices waits for all, and names none
+    peers.exchange(
+        f"to look at {run}", None
+    )  # JAX waits here for all processes, and would name none of them
     program = Program(config)
     fingerprint = program.dataset.fingerprint
     hosts.check_agreement(config, fingerprint)
@@ -85,7 +87,7 @@ def fit(config: Config, workdir: epath.PathLike) -> FitResult:
 
 @dataclasses.dataclass
 class _Loop:
-    """The state of the loop that is not the training state."""
+    """What the loop keeps beside the training state."""
 
     program: Program
     checkpoints: Checkpoints
@@ -122,7 +124,7 @@ class _Loop:
         if int(state.step) == 0:
             self._probe(state, 0)
         while (step := int(state.step)) < total:
-            # Once more after a step that tripped the guard: batches are a function of the step.
+            # Again after a step that tripped the guard: batches are a function of the step.
             state, signal = self._train(state, step)
             if signal is not None:
                 return self._interrupted(signal, state)
@@ -141,7 +143,7 @@ class _Loop:
             batches.on_stall = self.input.stalled
             for batch in batches:
                 state, metrics = self.program.train_step(state, batch)
-                # Metrics are read one step late: the device is never kept waiting for the host.
+                # Metrics are read one step late, so that the device never waits for the host.
                 if unread is not None and (bad := self._read(unread, step, batches)) is not None:
                     return self.faults.resolve(state, bad, step), None
                 step, unread = step + 1, metrics
@@ -153,7 +155,7 @@ class _Loop:
                     continue
                 if (bad := self._read(unread, step, batches)) is not None:
                     state = self.faults.resolve(state, bad, step)
-                    if int(state.step) != step:  # it is taken again
+                    if int(state.step) != step:  # the step is repeated
                         return state, None
                 unread = None
                 signal = self._pause(state, step, due, signal)
@@ -169,7 +171,7 @@ class _Loop:
     ) -> Signals | None:
         """Does what is due after `step`; returns the signal that ends the run, if there is one."""
         with self.clock.paused():
-            if signal is not None:  # whoever sent it may not wait for an evaluation
+            if signal is not None:  # the sender of the signal may not wait for an evaluation
                 self._save(state)
                 self.checkpoints.wait()
             if "telemetry" in due:
@@ -244,7 +246,7 @@ class _Loop:
         return found
 
     def _save(self, state: TrainState) -> None:
-        self.journal.flush()  # the metrics of a saved step are never lost
+        self.journal.flush()  # so that a step with a checkpoint has its metrics
         whole = self.program.placement.to_checkpoint(state)
         self.checkpoints.save(whole, self.program.dataset.fingerprint)
 

@@ -1,17 +1,18 @@
-"""What a run directory says about its run, and whether it may be gone on with."""
+"""What a new run writes about itself, and whether a run may be resumed with a config."""
 
 from __future__ import annotations
 
 import json
 import os
 import uuid
-from typing import Any
 
 import jax
 from etils import epath
 
 from nfllm.config import Config, differences
+from nfllm.config.checks import Value
 from nfllm.data.records import printable
+from nfllm.model.parameters import Params
 from nfllm.rundir import (
     CORPUS_FILE,
     RECORD_FILE,
@@ -25,7 +26,7 @@ from nfllm.trainer.program import Program
 from nfllm.training.optimizer import split_by_decay
 from nfllm.version import nfllm_version
 
-# These change how fast it goes, and nothing that is in a run directory but rounding.
+# These change the speed of a run, and its results by rounding alone.
 _SPEED_KEYS = (
     "data.data_dir",
     "model.attention_implementation",
@@ -34,8 +35,9 @@ _SPEED_KEYS = (
     "training.loss_tile_rows",
     "training.compilation_cache",
 )
-# These change what is watched and kept, and how the run goes on: `training.steps` stretches what is
-# left of the learning-rate schedule. The event `resumed` names each change.
+# These may differ when a run is resumed: they change what is measured and kept, and how long it
+# trains (`training.steps` stretches the rest of the learning-rate schedule). The event `resumed`
+# names each change.
 _FREE_SECTIONS = ("evaluation", "telemetry", "checkpoint", "parallel")
 _FREE_KEYS = (
     *_SPEED_KEYS,
@@ -47,7 +49,7 @@ _FREE_KEYS = (
 
 
 def check_writable(run: epath.Path) -> None:
-    """Raises RunError where the run directory cannot be made or written, by Orbax too."""
+    """Raises RunError unless the run directory can be created and written, by Orbax too."""
     if (name := printable(os.fspath(run))) != os.fspath(run):
         raise RunError(
             f"--workdir {name} is not UTF-8, which the writer of checkpoints needs; choose another"
@@ -89,7 +91,7 @@ def check_resumable(run: epath.Path, config: Config) -> list[str]:
     return [f"{key}={new!r} (was {old!r})" for key, (old, new) in changed.items()]
 
 
-def measured_differently(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+def measured_differently(old: Config, new: Config) -> dict[str, tuple[Value, Value]]:
     """Keys that make two runs' results differ in more than rounding, as `differences` has them."""
     return {
         key: values
@@ -98,7 +100,7 @@ def measured_differently(old: Config, new: Config) -> dict[str, tuple[Any, Any]]
     }
 
 
-def write_run(run: epath.Path, program: Program, params: Any) -> None:
+def write_run(run: epath.Path, program: Program, params: Params) -> None:
     """Writes config, tokenizer and corpus card: all that is needed to judge and load the run."""
     decayed, undecayed = split_by_decay(params, decay_slopes=program.config.optimizer.decay_slopes)
     dataset = program.dataset
