@@ -20,6 +20,7 @@ _EXPORTS = {
     "convert": "nfllm.convert",
     "data": "nfllm.data",
     "evaluate": "nfllm.measure.evaluation",
+    "foreign": "nfllm.measure.foreign",
     "generate": "nfllm.measure.generation",
     "head_importance": "nfllm.measure.head_importance",
     "interventions": "nfllm.measure.interventions",
@@ -27,7 +28,7 @@ _EXPORTS = {
     "logit_lens": "nfllm.measure.logit_lens",
     "steps": "nfllm.run",
 }
-_MODULES = {"analysis", "convert", "data", "interventions"}
+_MODULES = {"analysis", "convert", "data", "foreign", "interventions"}
 
 __all__ = [
     "Captured",
@@ -40,6 +41,7 @@ __all__ = [
     "convert",
     "data",
     "evaluate",
+    "foreign",
     "generate",
     "head_importance",
     "interventions",

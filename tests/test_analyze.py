@@ -234,7 +234,7 @@ def test_no_sequence_is_an_error(model_and_params: tuple[Decoder, Any]) -> None:
 
 def test_what_no_metric_reads_is_not_computed(model_and_params: tuple[Decoder, Any]) -> None:
     """A metric of the residual stream alone compiles to a program without attention entropies."""
-    from nfllm.measure.metrics import observe
+    from nfllm.measure.metrics import Observed
 
     model, params = model_and_params
 
@@ -242,7 +242,7 @@ def test_what_no_metric_reads_is_not_computed(model_and_params: tuple[Decoder, A
         metric = METRICS[name]
 
         def measure(params: Any, tokens: jax.Array) -> Any:
-            return metric.of(observe(capture(model, params, tokens), tokens))
+            return metric.of(Observed(capture(model, params, tokens), tokens))
 
         return jax.jit(measure).lower(params, SEQUENCES).compile().as_text()
 

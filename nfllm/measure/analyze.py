@@ -7,6 +7,7 @@ device, on several, and on several hosts.
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from jax.experimental import multihost_utils
 from nfllm.analysis import to_host
 from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
-from nfllm.measure.metrics import DEFAULT_METRICS, Metric, find_metrics, observe
+from nfllm.measure.metrics import DEFAULT_METRICS, Metric, Observed, find_metrics
 from nfllm.model.capture import capture
 from nfllm.model.decoder import Decoder
 from nfllm.model.token_ids import check_token_ids
@@ -74,13 +75,30 @@ def accumulate(
     put: Put = jnp.asarray,
 ) -> dict[str, Any] | None:
     """States of this process's sequences, on the host, to merge with others; None without any."""
+    chosen, params = tuple(metrics.values()), of_this_process(params)
 
-    @jax.jit
-    def measure(params: Any, tokens_BT: jax.Array) -> dict[str, Any]:
-        observed = observe(capture(model, params, tokens_BT), tokens_BT)
-        return {name: metric.of(observed) for name, metric in metrics.items()}
+    def measure(tokens: np.ndarray) -> dict[str, Any]:
+        check_token_ids(tokens, model.vocab_size)
+        return _measure(model, chosen, params, put(tokens))
 
-    params = of_this_process(params)
+    return stream(measure, batches, metrics)
+
+
+# Not within `accumulate`: the checkpoints of one run are measured by one compiled program.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _measure(
+    model: Decoder, metrics: tuple[Metric, ...], params: Any, tokens_BT: jax.Array
+) -> dict[str, Any]:
+    observed = Observed(capture(model, params, tokens_BT), tokens_BT)
+    return {metric.name: metric.of(observed) for metric in metrics}
+
+
+def stream(
+    measure: Callable[[np.ndarray], dict[str, Any]],
+    batches: Iterable[np.ndarray | Batch],
+    metrics: Mapping[str, Metric],
+) -> dict[str, Any] | None:
+    """The merged states that `measure` gives of token ids [B, T], by the name of their metric."""
     merge_on_device: Callable[[Any, Any], Any] = jax.jit(merge_states, donate_argnums=0)
     total: dict[str, Any] = {}
 
@@ -95,9 +113,8 @@ def accumulate(
     for batch in batches:
         tokens = _real_rows(batch)
         if len(tokens):
-            check_token_ids(tokens, model.vocab_size)
             # The device computes this batch while the host merges the one before.
-            measured = measure(params, put(tokens))
+            measured = measure(tokens)
             add(pending)
             pending = measured
     add(pending)
