@@ -203,6 +203,8 @@ class TelemetryConfig:
 
     every: int = 100  # steps between probes of the attention entropy; 0: never
     probe_windows: int = 16  # sequences of the fixed probe batch, from the validation split
+    # Who is told of each line of metrics.jsonl while it trains, comma separated: tensorboard, wandb
+    loggers: str = ""
     # Each head's entropy over the training batch itself, computed within every step, and written
     # with its loss every training.log_every steps
     entropy_every_step: bool = False

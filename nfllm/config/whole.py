@@ -30,6 +30,7 @@ BEFORE: dict[str, Any] = {
     "data.document_separator": None,
     "model.attention_implementation": "explicit",
     "telemetry.entropy_every_step": False,
+    "telemetry.loggers": "",
     "training.loss_tile_rows": None,
 }
 # Keys that a run may have recorded, and that say nothing of what it trained.
