@@ -147,11 +147,6 @@ class Metrics:
         Raises:
           ValueError: an unknown kind; with the nearest name.
           ImportError: pandas is not installed.
-
-        Example:
-          >>> import nfllm
-          >>> metrics = nfllm.load_run("runs/default").metrics
-          >>> table = metrics.frame("train")  # then table.plot("step", "loss_nats")
         """
         try:
             import pandas
