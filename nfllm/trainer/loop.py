@@ -25,7 +25,7 @@ from nfllm.trainer.journal import Journal
 from nfllm.trainer.loggers import Logger, check_loggers, open_loggers
 from nfllm.trainer.non_finite import NonFiniteSteps
 from nfllm.trainer.program import Program
-from nfllm.trainer.record import check_resumable, check_writable, write_run
+from nfllm.trainer.record import check_resumable, check_writable, describe_changes, write_run
 from nfllm.training.state import TrainState
 from nfllm.training.step import StepMetrics
 
@@ -62,7 +62,7 @@ def fit(config: Config, workdir: epath.PathLike, *, loggers: Sequence[Logger] = 
     run = user_path(workdir, "--workdir")
     check_writable(run)
     check_loggers(config, run)
-    changes = check_resumable(run, config)
+    earlier = check_resumable(run, config)
     peers.exchange(f"to look at {run}", None)  # making the devices waits for all, and names none
     program = Program(config)
     fingerprint = program.dataset.fingerprint
@@ -84,7 +84,7 @@ def fit(config: Config, workdir: epath.PathLike, *, loggers: Sequence[Logger] = 
             watch = InputWatch(journal, step)
             faults = NonFiniteSteps(program, checkpoints, journal)
             loop = _Loop(program, checkpoints, journal, signals, watch, clock, faults)
-            loop.announce(resumed, step, changes)
+            loop.announce(resumed, step, earlier)
             return loop.run(state)
 
 
@@ -101,11 +101,11 @@ class _Loop:
     faults: NonFiniteSteps
     waited_seconds: float = 0.0
 
-    def announce(self, resumed: bool, step: int, changes: list[str]) -> None:
+    def announce(self, resumed: bool, step: int, earlier: Config | None) -> None:
         for line in self.checkpoints.fallbacks:
             self.journal.event("fell_back", step, f"{line}; going on from step {step}")
         if resumed:
-            note = f" with {', '.join(changes)}" if changes else ""
+            note = describe_changes(earlier, self.program.config, step) if earlier else ""
             self.journal.event("resumed", step, f"resumed at step {step}{note}")
         else:
             model = self.program.model
