@@ -25,6 +25,7 @@ _EXPORTS = {
     "head_importance": "nfllm.measure.head_importance",
     "interventions": "nfllm.measure.interventions",
     "load_run": "nfllm.run",
+    "logit_attribution": "nfllm.measure.logit_attribution",
     "logit_lens": "nfllm.measure.logit_lens",
     "steps": "nfllm.run",
 }
@@ -46,6 +47,7 @@ __all__ = [
     "head_importance",
     "interventions",
     "load_run",
+    "logit_attribution",
     "logit_lens",
     "steps",
 ]
