@@ -1,4 +1,4 @@
-"""Parts of a logit against the model itself: sums, differences, and gradients of what it computes."""
+"""Parts of a logit, against the logits of the model, float64 and ablations."""
 
 from __future__ import annotations
 
@@ -39,9 +39,8 @@ def test_parts_add_up_to_the_logit(model_and_params: tuple[Any, Any]) -> None:
     logits = logits_of(captured, TARGETS)
     parts = logit_attribution(*model_and_params, captured, TARGETS)
     np.testing.assert_allclose(parts.total(), logits, rtol=0, atol=1e-5)
-    assert [part.shape for part in parts] == [(3, 12), (2, 3, 12), (2, 3, 12), (3, 12)] + [
-        (2, 3, 12, 2)
-    ]
+    shapes = [part.shape for part in parts]
+    assert shapes == [(3, 12), (2, 3, 12), (2, 3, 12), (3, 12), (2, 3, 12, 2)]
     difference = logit_attribution(*model_and_params, captured, TARGETS, AGAINST)
     expected = logits - logits_of(captured, AGAINST)
     np.testing.assert_allclose(difference.total(), expected, rtol=0, atol=1e-5)
