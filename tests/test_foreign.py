@@ -122,8 +122,8 @@ class LinenDecoder(nn.Module):
     """Blocks of Flax's own attention, called one after the other."""
 
     @nn.compact
-    def __call__(self, tokens: Any) -> Any:
-        x = nn.Embed(VOCAB_SIZE, 8)(tokens)
+    def __call__(self, tokens: Any, *, scale: float) -> Any:
+        x = scale * nn.Embed(VOCAB_SIZE, 8)(tokens)
         for layer in range(NUM_LAYERS):
             self.sow("intermediates", f"residual_{layer}", x)
             self.sow("intermediates", f"number_{layer}", jnp.full_like(x, layer))
@@ -152,8 +152,8 @@ class NnxDecoder(nnx.Module):
         self.blocks = nnx.List([NnxBlock(layer, rngs) for layer in range(NUM_LAYERS)])
         self.head = nnx.Linear(8, VOCAB_SIZE, rngs=rngs)
 
-    def __call__(self, tokens: Any) -> Any:
-        x = self.embed(tokens)
+    def __call__(self, tokens: Any, *, scale: float) -> Any:
+        x = scale * self.embed(tokens)
         for block in self.blocks:
             x = block(x)
         self.sow(nnx.Intermediate, "last", x)
@@ -162,13 +162,13 @@ class NnxDecoder(nnx.Module):
 
 def _linen() -> tuple[Any, Any]:
     module = LinenDecoder()
-    variables = module.init(jnp.array([0, 1], jnp.uint32), jnp.asarray(TOKENS))
+    variables = module.init(jnp.array([0, 1], jnp.uint32), jnp.asarray(TOKENS), scale=2.0)
     where = {
         "attention_probs": "attention_*/attention_weights",
         "residual": ["residual_*", "last"],
         "mlp_out": "number_*",
     }
-    sites_of = foreign.from_linen(module, {"params": variables["params"]}, where)
+    sites_of = foreign.from_linen(module, {"params": variables["params"]}, where, scale=2.0)
     embeddings = variables["params"]["Embed_0"]["embedding"]
     return sites_of, embeddings
 
@@ -180,7 +180,7 @@ def _nnx() -> tuple[Any, Any]:
         "residual": ["blocks/*/residual", "last"],
         "mlp_out": "blocks/*/number",
     }
-    return foreign.from_nnx(module, where), module.embed.embedding.get_value()
+    return foreign.from_nnx(module, where, scale=2.0), module.embed.embedding.get_value()
 
 
 @pytest.mark.parametrize("make", [_linen, _nnx])
@@ -195,7 +195,7 @@ def test_modules_of_flax_that_sow(make: Any) -> None:
     }
     stream = np.stack(sites["residual"])
     np.testing.assert_array_equal(np.stack(sites["mlp_out"])[:, 0, 0, 0], range(NUM_LAYERS))
-    np.testing.assert_array_equal(stream[0], np.asarray(embeddings)[TOKENS])
+    np.testing.assert_array_equal(stream[0], 2 * np.asarray(embeddings)[TOKENS])
     probs = np.stack(sites["attention_probs"]).astype(np.float64)
     entropy = -(probs * np.log(np.where(probs > 0, probs, 1))).sum(-1).mean((1, 3))
     found = foreign.analyze(sites_of, [TOKENS[:2], TOKENS[2:]], ["head_entropy"])
@@ -212,9 +212,9 @@ def test_modules_of_flax_that_sow(make: Any) -> None:
 def test_patterns_that_fit_nothing_are_errors(where: Any, message: str) -> None:
     module = LinenDecoder()
     tokens = jnp.asarray(TOKENS)
-    params = module.init(jnp.array([0, 1], jnp.uint32), tokens)["params"]
+    params = module.init(jnp.array([0, 1], jnp.uint32), tokens, scale=1.0)["params"]
     with pytest.raises(ValueError, match=message):
-        foreign.from_linen(module, {"params": params}, where)(tokens)
+        foreign.from_linen(module, {"params": params}, where, scale=1.0)(tokens)
 
 
 def test_no_other_framework_is_imported() -> None:

@@ -41,7 +41,8 @@ def train_lines(run: Path, steps: range, done: int, names: str) -> None:
                 journal.write("telemetry", step, entropy_nats=np.arange(3) + [[step]] * 2)
                 journal.write("eval", step, eval_loss_nats=float(step))
         journal.flush()
-    for file in run.glob("tensorboard/events.out.tfevents.*.*"):  # two of one second would have one name
+    # Two that are made in one second would have one name.
+    for file in run.glob("tensorboard/events.out.tfevents.*.*"):
         file.rename(file.with_name(f"events.out.tfevents.{done}"))
 
 

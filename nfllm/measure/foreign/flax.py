@@ -23,7 +23,12 @@ stand in the order of the numbers in their paths; what is sown by `nn.scan` has 
 
 
 def from_linen(
-    module: nn.Module, variables: Any, sites: Patterns, *, collection: str = "intermediates"
+    module: nn.Module,
+    variables: Any,
+    sites: Patterns,
+    *,
+    collection: str = "intermediates",
+    **arguments: Any,
 ) -> SitesOf:
     """The sites of a linen module that maps token ids [B, T] to logits, for `foreign.analyze`.
 
@@ -31,10 +36,11 @@ def from_linen(
     `mlp/__call__`, as by Flax's `capture_intermediates`.
 
     Args:
-      module: the module, called with token ids alone.
+      module: the module.
       variables: `{"params": ...}`, and what else it reads.
       sites: where each site is to be found.
       collection: the collection that it sows into.
+      **arguments: of its call, beside token ids: `deterministic=True`, say.
 
     Returns:
       The function from token ids to sites, `logits` among them.
@@ -55,7 +61,11 @@ def from_linen(
     @jax.jit
     def apply(variables: Any, tokens_BT: jax.Array) -> dict[str, Any]:
         logits, state = module.apply(
-            variables, tokens_BT, capture_intermediates=True, mutable=[collection, "intermediates"]
+            variables,
+            tokens_BT,
+            capture_intermediates=True,
+            mutable=[collection, "intermediates"],
+            **arguments,
         )
         sown = {**state.get("intermediates", {}), **state.get(collection, {})}
         return _select(traverse_util.flatten_dict(sown, sep="/"), sites, logits)
@@ -63,15 +73,16 @@ def from_linen(
     return lambda tokens_BT: apply(variables, tokens_BT)
 
 
-def from_nnx(module: nnx.Module, sites: Patterns) -> SitesOf:
+def from_nnx(module: nnx.Module, sites: Patterns, **arguments: Any) -> SitesOf:
     """The sites of an nnx module that maps token ids [B, T] to logits, for `foreign.analyze`.
 
     What a module does not sow, outputs of its methods may give, such as `blocks/*/mlp/__call__`.
 
     Args:
-      module: the module, called with token ids alone; it sows `nnx.Intermediate`, as
-        `nnx.MultiHeadAttention` does with `sow_weights=True`. It is not changed.
+      module: the module, which sows `nnx.Intermediate`, as `nnx.MultiHeadAttention` does with
+        `sow_weights=True`. It is not changed; call its `eval()` first, where it has dropout.
       sites: where each site is to be found; `blocks/*/attention/attention_weights`, say.
+      **arguments: of its call, beside token ids.
 
     Returns:
       The function from token ids to sites, `logits` among them.
@@ -87,7 +98,7 @@ def from_nnx(module: nnx.Module, sites: Patterns) -> SitesOf:
         forward: Any = nnx.capture(
             nnx.merge(graph, state), nnx.Intermediate, method_outputs=nnx.Intermediate
         )
-        logits, sown = forward(tokens_BT)
+        logits, sown = forward(tokens_BT, **arguments)
         flat = {"/".join(map(str, path)): x for path, x in nnx.to_flat_state(sown)}
         return _select({path: x.get_value() for path, x in flat.items()}, sites, logits)
 

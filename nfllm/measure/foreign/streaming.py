@@ -33,7 +33,8 @@ def analyze(
 
     Args:
       sites_of: the model, as a function from token ids to arrays: see `SitesOf`.
-      batches: token ids `[B, T]` of the model's own tokenizer, or batches with labels.
+      batches: token ids `[B, T]` of the model's own tokenizer, or batches with labels; whole
+        sequences, since every position counts.
       metrics: as in `nfllm.analyze`; each needs some sites, and an error names one that lacks.
 
     Returns:
