@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from nfllm import convert as convert
     from nfllm import data as data
     from nfllm import report as report
+    from nfllm.measure import foreign as foreign
     from nfllm.measure import interventions as interventions
     from nfllm.measure.analyze import analyze as analyze
     from nfllm.measure.evaluation import evaluate as evaluate
     from nfllm.measure.generation import generate as generate
     from nfllm.measure.head_importance import head_importance as head_importance
+    from nfllm.measure.logit_attribution import logit_attribution as logit_attribution
     from nfllm.measure.logit_lens import logit_lens as logit_lens
     from nfllm.model.capture import Captured as Captured
     from nfllm.model.capture import capture as capture
@@ -34,6 +36,7 @@ _MODULES = {
     "analysis": "nfllm.analysis",
     "convert": "nfllm.convert",
     "data": "nfllm.data",
+    "foreign": "nfllm.measure.foreign",
     "interventions": "nfllm.measure.interventions",
     "report": "nfllm.report",
 }
@@ -48,6 +51,7 @@ _MEMBERS = {
     "generate": "nfllm.measure.generation",
     "head_importance": "nfllm.measure.head_importance",
     "load_run": "nfllm.run",
+    "logit_attribution": "nfllm.measure.logit_attribution",
     "logit_lens": "nfllm.measure.logit_lens",
     "steps": "nfllm.run",
 }
@@ -57,10 +61,12 @@ __all__ = [
     "analyze",
     "capture",
     "evaluate",
+    "foreign",
     "generate",
     "head_importance",
     "interventions",
     "load_run",
+    "logit_attribution",
     "logit_lens",
     "report",
     "steps",

@@ -68,7 +68,7 @@ def test_nothing_heavy_is_imported_to_check_a_config():
         ("model__qk_normalization", "dvt", "dyt", typing.get_args(Normalization)),
         ("model__architecture", "gpt-neox", "gpt_neox", typing.get_args(Architecture)),
         ("model__attention_bias", "al", "all", ("none", "qk", "all")),
-        ("optimizer__variant", "adam", "adamw", ("adamw", "hf_adamw")),
+        ("optimizer__variant", "adam", "adamw", ("adamw", "hf_adamw", "muon")),
         ("optimizer__schedule", "cosin", "cosine", ("polynomial", "cosine", "constant")),
         ("optimizer__accumulation_weighting", "tokens", "token", ("token", "micro_batch")),
         ("training__dtype", "float61", "float16", ("auto", "float32", "bfloat16", "float16")),

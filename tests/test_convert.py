@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -487,3 +488,20 @@ def test_models_without_released_names_are_refused(changes, message):
     config = dataclasses.replace(authors_config(), **changes)
     with pytest.raises(ConfigError, match=message):
         to_authors(random_params(config, 5), config)
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o027])
+def test_files_of_runs_and_exports_have_the_usual_mode(umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        convert(RECORDINGS / "gpt2", tmp_path / "run")
+        convert(tmp_path / "run", tmp_path / "exported")
+    finally:
+        os.umask(before)
+    modes = {
+        path.relative_to(tmp_path).as_posix(): (path.is_dir(), path.stat().st_mode & 0o777)
+        for path in tmp_path.rglob("*")
+    }
+    assert {"run/config.json", "exported/model.safetensors"} < modes.keys()
+    usual = {True: 0o777 & ~umask, False: 0o666 & ~umask}
+    assert {name: mode for name, (is_dir, mode) in modes.items() if mode != usual[is_dir]} == {}

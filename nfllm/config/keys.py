@@ -243,6 +243,8 @@ class TelemetryConfig:
 
     every: int = 100  # steps between probes of the attention entropy; 0: never
     probe_windows: int = 16  # sequences of the fixed probe batch, from the validation split
+    # Who gets each line of metrics.jsonl too while it trains, comma separated: tensorboard, wandb
+    loggers: str = ""
     # Each head's entropy and largest logit over the training batch itself, computed within every
     # step, and written with its loss every training.log_every steps
     entropy_every_step: bool = False
@@ -296,6 +298,7 @@ BEFORE: dict[str, Value] = {
     "optimizer.qk_clip": None,
     "telemetry.entropy_every_step": False,
     "telemetry.gradient_norms": False,
+    "telemetry.loggers": "",
     "training.loss_tile_rows": None,
 }
 """What a run did that was written before a key existed."""

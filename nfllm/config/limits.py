@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from nfllm.config.checks import ConfigError, at_least, between, check_types, positive
+from nfllm.config.checks import ConfigError, at_least, between, check_types, positive, suggest
 
 if TYPE_CHECKING:
     from nfllm.config.keys import (
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
         TelemetryConfig,
         TrainingConfig,
     )
+
+LOGGERS = ("tensorboard", "wandb")
 
 
 def check_model(model: ModelConfig) -> None:
@@ -296,6 +298,17 @@ def check_telemetry(telemetry: TelemetryConfig) -> None:
     check_types(telemetry, "telemetry")
     at_least(telemetry, "telemetry", "every", 0)
     at_least(telemetry, "telemetry", "probe_windows", 1)
+    for name in logger_names(telemetry.loggers):
+        if name not in LOGGERS:
+            raise ConfigError(
+                f"unknown logger {name!r} in telemetry.loggers={telemetry.loggers!r}; "
+                f"{suggest(name, LOGGERS)}"
+            )
+
+
+def logger_names(loggers: str) -> list[str]:
+    """The names in `telemetry.loggers`, each once."""
+    return list(dict.fromkeys(name.strip() for name in loggers.split(",") if name.strip()))
 
 
 def check_checkpoint(checkpoint: CheckpointConfig) -> None:

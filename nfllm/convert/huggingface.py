@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -114,6 +115,8 @@ def save_checkpoint(
         metadata={"format": "pt"},
     )
     (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    # safetensors writes for its owner alone, whatever the umask says.
+    shutil.copymode(folder / CONFIG_FILE, folder / TENSORS_FILE)
 
 
 def read_json(path: Path) -> dict[str, Any]:

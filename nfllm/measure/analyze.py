@@ -7,6 +7,7 @@ device, on several, and on several hosts.
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from jax.experimental import multihost_utils
 from nfllm.analysis import to_host
 from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
-from nfllm.measure.metrics import DEFAULT_METRICS, Metric, find_metrics, observe
+from nfllm.measure.metrics import DEFAULT_METRICS, Metric, Observed, find_metrics
 from nfllm.model.capture import capture
 from nfllm.model.decoder import Decoder
 from nfllm.model.parameters import Params
@@ -77,13 +78,30 @@ def accumulate(
     put: Put = jnp.asarray,
 ) -> dict[str, State] | None:
     """The states of this process's sequences, on the host; None where it has no sequence."""
+    chosen, params = tuple(metrics.values()), of_this_process(params)
 
-    @jax.jit
-    def measure(params: Params, tokens_BT: jax.Array) -> dict[str, State]:
-        observed = observe(capture(model, params, tokens_BT), tokens_BT)
-        return {name: metric.of(observed) for name, metric in metrics.items()}
+    def measure(tokens: np.ndarray) -> dict[str, State]:
+        check_token_ids(tokens, model.vocab_size)
+        return _measure(model, chosen, params, put(tokens))
 
-    params = of_this_process(params)
+    return stream(measure, batches, metrics)
+
+
+# Not within `accumulate`: the checkpoints of one run are measured by one compiled program.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _measure(
+    model: Decoder, metrics: tuple[Metric, ...], params: Params, tokens_BT: jax.Array
+) -> dict[str, State]:
+    observed = Observed(capture(model, params, tokens_BT), tokens_BT)
+    return {metric.name: metric.of(observed) for metric in metrics}
+
+
+def stream(
+    measure: Callable[[np.ndarray], dict[str, State]],
+    batches: Iterable[np.ndarray | Batch],
+    metrics: Mapping[str, Metric],
+) -> dict[str, State] | None:
+    """The merged states that `measure` gives of token ids [B, T], by the name of their metric."""
     merge_on_device: Callable[[State, State], State] = jax.jit(merge_states, donate_argnums=0)
     total: dict[str, State] = {}
 
@@ -98,9 +116,8 @@ def accumulate(
     for batch in batches:
         tokens = _real_rows(batch)
         if len(tokens):
-            check_token_ids(tokens, model.vocab_size)
             # The device computes this batch while the host merges the one before.
-            measured = measure(params, put(tokens))
+            measured = measure(tokens)
             add(pending)
             pending = measured
     add(pending)

@@ -6,6 +6,8 @@ Statistics per sequence become `Moments` over sequences: `mean`, `std()`, `stand
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -27,12 +29,20 @@ LAST_KEYS = 4
 """Width of the window of the metric `last_keys_mass`."""
 
 
-class Observed(NamedTuple):
-    """The inputs of a metric for one batch; those that no metric reads are not computed."""
+@dataclasses.dataclass(frozen=True)
+class Observed:
+    """What a metric sees of one batch. What no metric reads is not computed."""
 
     captured: Captured
     tokens_BT: jax.Array
-    entropy_LBHT: jax.Array
+
+    @functools.cached_property
+    def entropy_LBHT(self) -> jax.Array:  # noqa: N802 (its axes)
+        """Entropy of each query, in nats; from probabilities, where a model gives no logits."""
+        if "attention_logits" in self.captured._fields:
+            logits_LBHTS = self.captured.attention_logits
+            return analysis.attention_entropy_from_logits(logits_LBHTS, causal=True)
+        return analysis.attention_entropy(self.captured.attention_probs)
 
 
 class Metric(NamedTuple):
@@ -78,12 +88,6 @@ class Spectra(NamedTuple):
     spectral_entropy_pre: np.ndarray
     spectral_entropy_post: np.ndarray
     divergence_nats: np.ndarray
-
-
-def observe(captured: Captured, tokens_BT: jax.Array) -> Observed:
-    """What metrics have in common."""
-    entropy = analysis.attention_entropy_from_logits(captured.attention_logits, causal=True)
-    return Observed(captured, tokens_BT, entropy)
 
 
 def find_metrics(metrics: Sequence[str | Metric]) -> dict[str, Metric]:
@@ -182,10 +186,10 @@ def _root_mean_square(state: Moments) -> np.ndarray:
 
 
 def _ledger(x: Observed) -> analysis.Ledger:
-    captured = x.captured
-    sites = {name: getattr(captured, name) for name in (*LAYER_SITES, "logits")}
-    length = captured.attention_logits.shape[-1]
-    return analysis.ledger(sites, where={"attention_logits": analysis.causal_mask(length)})
+    given = [name for name in (*LAYER_SITES, "logits") if name in x.captured._fields]
+    sites = {name: getattr(x.captured, name) for name in given}
+    visible = {"attention_logits": analysis.causal_mask(x.tokens_BT.shape[1])}
+    return analysis.ledger(sites, where={site: visible[site] for site in visible if site in sites})
 
 
 def _head_diversity(state: Moments) -> HeadDiversity:

@@ -6,8 +6,8 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from etils import epath
@@ -15,6 +15,9 @@ from etils import epath
 from nfllm.config import suggest
 from nfllm.config.paths import is_local
 from nfllm.rundir import METRICS_FILE, run_directory
+
+if TYPE_CHECKING:
+    import pandas
 
 KINDS = ("train", "eval", "telemetry", "event")
 _REMOTE_INTERVAL_SECONDS = 30.0
@@ -46,14 +49,18 @@ class MetricsWriter:
             whole = self._path.read_bytes() if self._path.exists() else b""
             self._object = bytearray(_without_torn_line(whole))
 
-    def write(self, kind: str, step: int, **fields: object) -> None:
+    def write(self, kind: str, step: int, **fields: Any) -> None:
+        """`on_metrics`, with the fields by keyword."""
+        self.on_metrics(step, kind, fields)
+
+    def on_metrics(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """Adds one line.
 
         Args:
-          kind: one of `KINDS`.
           step: optimizer steps completed.
-          **fields: numbers, strings, lists, dicts, and arrays of numpy or JAX, also nested. Values
-            that are not finite are kept, as `NaN`, `Infinity` and `-Infinity`.
+          kind: one of `KINDS`.
+          values: by field: numbers, strings, lists, dicts, and arrays of numpy or JAX, also
+            nested. What is not finite is kept, as `NaN`, `Infinity` and `-Infinity`.
 
         Raises:
           ValueError: an unknown kind, or a closed writer.
@@ -61,7 +68,7 @@ class MetricsWriter:
         """
         if kind not in KINDS:
             raise ValueError(f"unknown kind of metrics line {kind!r}; {suggest(kind, KINDS)}")
-        line = json.dumps({"step": int(step), "kind": kind, **fields}, default=_plain) + "\n"
+        line = json.dumps({"step": int(step), "kind": kind, **values}, default=_plain) + "\n"
         if self._file is not None:
             self._file.write(line.encode())
             self._file.flush()
@@ -121,6 +128,31 @@ class Metrics:
         steps = np.asarray([row["step"] for row in lines], np.int64)
         return steps, np.asarray([row[field] for row in lines], np.float64)
 
+    def frame(self, kind: str | None = None) -> pandas.DataFrame:
+        """The lines as a table of pandas, one row a line: `step`, `kind` and the fields.
+
+        An array has a column for each entry, named by its indices: `entropy_nats.0.3` is that of
+        layer 0, head 3.
+
+        Args:
+          kind: of the lines; None: all but events, in order of their steps.
+
+        Raises:
+          ValueError: an unknown kind; with the nearest name.
+          ImportError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("metrics.frame() needs pandas: pip install pandas") from error
+        if kind is not None:
+            self.fields(kind)
+            lines = self.rows[kind]
+        else:
+            measured = [line for of in self.rows if of != "event" for line in self.rows[of]]
+            lines = sorted(measured, key=lambda line: line["step"])
+        return pandas.DataFrame.from_records([dict(_columns(line)) for line in lines])
+
     def fields(self, kind: str) -> list[str]:
         """The fields that lines of `kind` have, in alphabetical order.
 
@@ -163,6 +195,15 @@ def read_metrics(run: epath.PathLike) -> Metrics:
     rows = {kind: [lines[step] for step in sorted(lines)] for kind, lines in measured.items()}
     rows["event"] = events
     return Metrics(rows=rows, warnings=warnings)
+
+
+def _columns(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries of nested dicts and lists, with a name for each."""
+    if not isinstance(value, dict | list):
+        yield name, value
+        return
+    for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _columns(entry, f"{name}.{key}" if name else str(key))
 
 
 def _lines(whole: bytes, warnings: list[str]) -> Iterator[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from signal import Signals
 from typing import Any, NamedTuple
 
@@ -21,9 +22,10 @@ from nfllm.trainer.clock import Clock
 from nfllm.trainer.evaluation import Evaluation
 from nfllm.trainer.input_watch import InputWatch
 from nfllm.trainer.journal import Journal
+from nfllm.trainer.loggers import Logger, check_loggers, open_loggers
 from nfllm.trainer.non_finite import NonFiniteSteps
 from nfllm.trainer.program import Program
-from nfllm.trainer.record import check_resumable, check_writable, write_run
+from nfllm.trainer.record import check_resumable, check_writable, describe_changes, write_run
 from nfllm.training.state import TrainState
 from nfllm.training.step import StepMetrics
 
@@ -41,7 +43,7 @@ class FitResult(NamedTuple):
     interrupted: Signals | None
 
 
-def fit(config: Config, workdir: epath.PathLike) -> FitResult:
+def fit(config: Config, workdir: epath.PathLike, *, loggers: Sequence[Logger] = ()) -> FitResult:
     """Trains `config` in the run directory `workdir`, or resumes from its newest checkpoint.
 
     Steps, order of data and losses are those of a run that was never interrupted, bit for bit on a
@@ -50,6 +52,7 @@ def fit(config: Config, workdir: epath.PathLike) -> FitResult:
     Args:
       config: what to run.
       workdir: the run directory; created where it does not exist.
+      loggers: what gets each line of metrics.jsonl, beside those of `telemetry.loggers`.
 
     Raises:
       ConfigError: the config cannot be run on these devices or this data.
@@ -58,7 +61,8 @@ def fit(config: Config, workdir: epath.PathLike) -> FitResult:
     """
     run = user_path(workdir, "--workdir")
     check_writable(run)
-    changes = check_resumable(run, config)
+    check_loggers(config, run)
+    earlier = check_resumable(run, config)
     peers.exchange(
         f"to look at {run}", None
     )  # JAX waits here for all processes, and would name none of them
@@ -75,13 +79,14 @@ def fit(config: Config, workdir: epath.PathLike) -> FitResult:
         state = program.init_state() if state is None else program.placement.from_checkpoint(state)
         if hosts.is_first():
             write_run(run, program, state.params)
-        with Journal(run, config.training.steps, int(state.step)) as journal:
-            step = int(state.step)
+        step = int(state.step)
+        others = [*open_loggers(config, run, step), *loggers]
+        with Journal(run, config.training.steps, step, others) as journal:
             clock = Clock(config.training.batch_size * config.model.context_length)
             watch = InputWatch(journal, step)
             faults = NonFiniteSteps(program, checkpoints, journal)
             loop = _Loop(program, checkpoints, journal, signals, watch, clock, faults)
-            loop.announce(resumed, step, changes)
+            loop.announce(resumed, step, earlier)
             return loop.run(state)
 
 
@@ -98,11 +103,11 @@ class _Loop:
     faults: NonFiniteSteps
     waited_seconds: float = 0.0
 
-    def announce(self, resumed: bool, step: int, changes: list[str]) -> None:
+    def announce(self, resumed: bool, step: int, earlier: Config | None) -> None:
         for line in self.checkpoints.fallbacks:
             self.journal.event("fell_back", step, f"{line}; going on from step {step}")
         if resumed:
-            note = f" with {', '.join(changes)}" if changes else ""
+            note = describe_changes(earlier, self.program.config, step) if earlier else ""
             self.journal.event("resumed", step, f"resumed at step {step}{note}")
         else:
             model = self.program.model

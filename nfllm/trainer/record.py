@@ -24,6 +24,7 @@ from nfllm.rundir import (
 )
 from nfllm.trainer.program import Program
 from nfllm.training.optimizer import split_by_decay
+from nfllm.training.schedules import make_schedule
 from nfllm.version import nfllm_version
 
 # These change the speed of a run, and its results by rounding alone.
@@ -66,15 +67,16 @@ def check_writable(run: epath.Path) -> None:
         ) from error
 
 
-def check_resumable(run: epath.Path, config: Config) -> list[str]:
-    """Changes of the config against the run in `run`, as "key=new (was old)"; none for a new run.
+def check_resumable(run: epath.Path, config: Config) -> Config | None:
+    """The config of the run in `run`, which `config` may go on with; None for a new run.
 
     Raises:
       RunError: a key differs that decides what is trained.
     """
     if not (run / RECORD_FILE).exists():
-        return []
-    changed = differences(read_record(run).config, config)
+        return None
+    earlier = read_record(run).config
+    changed = differences(earlier, config)
     fixed = {
         key: values
         for key, values in changed.items()
@@ -88,7 +90,29 @@ def check_resumable(run: epath.Path, config: Config) -> list[str]:
             f"{run} holds a run of another config ({listed}); give the same values to continue "
             "it, or another --workdir to start anew"
         )
-    return [f"{key}={new!r} (was {old!r})" for key, (old, new) in changed.items()]
+    return earlier
+
+
+def describe_changes(earlier: Config, config: Config, step: int) -> str:
+    """What a run that goes on after `step` does otherwise than before, for its event `resumed`.
+
+    " with training.steps=200 (was 100); the learning rate goes from ... at step 100 to ... at step
+    101"; empty where all is as it was.
+    """
+    changed = differences(earlier, config)
+    if not changed:
+        return ""
+    listed = ", ".join(f"{key}={new!r} (was {old!r})" for key, (old, new) in changed.items())
+    if "training.steps" not in changed or step == 0:
+        return f" with {listed}"
+    before, after = (
+        float(make_schedule(c.optimizer, c.training.steps)(update))
+        for c, update in ((earlier, step - 1), (config, step))
+    )
+    return (
+        f" with {listed}; the learning rate goes from {before:.2g} at step {step} to {after:.2g} "
+        f"at step {step + 1}"
+    )
 
 
 def measured_differently(old: Config, new: Config) -> dict[str, tuple[Value, Value]]:
