@@ -63,9 +63,8 @@ def fit(config: Config, workdir: epath.PathLike, *, loggers: Sequence[Logger] = 
     check_writable(run)
     check_loggers(config, run)
     earlier = check_resumable(run, config)
-    peers.exchange(
-        f"to look at {run}", None
-    )  # JAX waits here for all processes, and would name none of them
+    # Making the devices waits for all processes, and would name none of them.
+    peers.exchange(f"to look at {run}", None)
     program = Program(config)
     fingerprint = program.dataset.fingerprint
     hosts.check_agreement(config, fingerprint)
