@@ -5,14 +5,29 @@
 Only the run directory is read. matplotlib is imported when the first figure is drawn.
 """
 
+import importlib
 from collections.abc import Sequence
+from typing import Any
 
 from etils import epath
 
 from nfllm.report.reference import Reference
 from nfllm.report.text import ASCII_SHADES, UNICODE_SHADES, entropy_text
 
-__all__ = ["ASCII_SHADES", "UNICODE_SHADES", "entropy_text", "write_report"]
+# Loaded on first use: they need JAX and matplotlib.
+_PICTURES = dict.fromkeys(
+    ("attention_figure", "entropy_by_position_figure", "token_labels"), "nfllm.report.attention"
+)
+
+__all__ = [
+    "ASCII_SHADES",
+    "UNICODE_SHADES",
+    "attention_figure",
+    "entropy_by_position_figure",
+    "entropy_text",
+    "token_labels",
+    "write_report",
+]
 
 
 def write_report(
@@ -42,3 +57,9 @@ def write_report(
     from nfllm.report.write import write
 
     return write(runs, out, reference)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PICTURES:
+        raise AttributeError(f"module 'nfllm.report' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PICTURES[name]), name)

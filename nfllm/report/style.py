@@ -40,6 +40,15 @@ def entropy_colormap() -> Colormap:
     return matplotlib.colormaps["viridis"].with_extremes(bad=FAINT)
 
 
+def attention_colormap() -> Colormap:
+    """Colours of attention probabilities, from nearly the ground to dark; none for what is hidden.
+
+    The ground of a light page and of a dark one lies behind the cells without a value.
+    """
+    colors = ("#e6eef8", "#7fabdf", "#2f6bbd", "#12325f")
+    return LinearSegmentedColormap.from_list("attention", colors).with_extremes(bad="#00000000")
+
+
 def depth_colormap() -> Colormap:
     """Colours of layers, from the first to the last."""
     return LinearSegmentedColormap.from_list("depth", DEPTH_COLORS)
