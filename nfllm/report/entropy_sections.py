@@ -24,6 +24,7 @@ from nfllm.report.heatmap import heatmap_html, scale_html
 from nfllm.report.page import Block, Markup, Pictures, Rows, Section
 from nfllm.report.reference import Reference
 from nfllm.report.runs import Run, notation
+from nfllm.report.style import entropy_limits
 from nfllm.report.tables import HeadSummary, entropy_table, heads_table
 
 
@@ -49,6 +50,11 @@ class _Group(NamedTuple):
     def scale_end(self) -> float:
         """End of the colour scale: the ceiling, or what was observed where that is not known."""
         return self.ceiling or self.observed or 1.0
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Both ends of the colour scale."""
+        return entropy_limits([run.last("entropy_nats") for run in self.runs], self.scale_end)
 
     @property
     def name(self) -> str:
@@ -78,7 +84,7 @@ def entropy_sections(runs: Sequence[Run], reference: Reference | None = None) ->
     yield Section(
         "Attention entropy of each head",
         "Mean entropy over queries and probe sequences, at the last probe. Layers run downward, "
-        "heads to the right; bright heads attend uniformly, dark ones to a single key."
+        "heads to the right; bright heads attend nearly uniformly, dark ones to the fewest keys."
         + (f" No telemetry was recorded by {', '.join(left_out)}." if left_out else ""),
         [block for group in groups for block in _heatmap_blocks(group, alone=len(groups) == 1)],
     )
@@ -99,11 +105,12 @@ def entropy_sections(runs: Sequence[Run], reference: Reference | None = None) ->
 
 def _heatmap_blocks(group: _Group, alone: bool) -> Iterator[Block]:
     heatmaps = group.heatmaps()
+    start = f"Colour scale from {group.limits[0]:.2f}"
     if group.ceiling is None:
-        scale = f"Colour scale from 0 to {group.scale_end:.2f} nats, the largest entropy observed."
+        scale = f"{start} to {group.scale_end:.2f} nats, the largest entropy observed."
     else:
         scale = (
-            f"Colour scale from 0 to {group.ceiling:.3f} nats, the causal ceiling ln(T!)/T at "
+            f"{start} to {group.ceiling:.3f} nats, the causal ceiling ln(T!)/T at "
             f"T = {group.context_length}."
         )
         if group.observed is not None:
@@ -111,10 +118,10 @@ def _heatmap_blocks(group: _Group, alone: bool) -> Iterator[Block]:
     if not alone:
         scale = f"{group.name} {scale}"
     labels, entropies = [h.label for h in heatmaps], [h.entropy for h in heatmaps]
-    maps = "\n".join(heatmap_html(heatmap, group.scale_end) for heatmap in heatmaps)
+    maps = "\n".join(heatmap_html(heatmap, group.limits) for heatmap in heatmaps)
     whole = figures.entropy_heatmaps(heatmaps, group.scale_end)
     yield Markup(
-        f"<p>{scale}</p>{scale_html(group.scale_end, group.observed)}\n"
+        f"<p>{scale}</p>{scale_html(group.limits, group.observed, group.ceiling)}\n"
         f"<div class=maps>{maps}</div>",
         [
             Pictures(f"entropy_heatmap{group.suffix}", "", whole, ()),
@@ -172,7 +179,7 @@ def _training_block(group: _Group) -> Pictures:
             ends = np.asarray([steps[0], steps[-1]])
             reference = Curve("causal ceiling", ends, np.full(2, group.ceiling))
         panels.append(LayerCurves(run.label, steps, entropy_NLH.mean(axis=2), reference))
-    ylim = (0.0, 1.15 * max(group.scale_end, group.observed or 0.0))
+    ylim = figures.common_range(panels)
     ylabel = "entropy (nats)"
     return Pictures(
         f"layer_entropy{group.suffix}",

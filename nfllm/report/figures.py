@@ -18,7 +18,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedFormatter, MaxNLocator
 
 from nfllm.report.style import (
     FAINT,
@@ -31,11 +31,13 @@ from nfllm.report.style import (
     contrast,
     depth_colormap,
     entropy_colormap,
+    entropy_limits,
     literal,
     panel_grid,
     run_style,
     set_index_ticks,
     set_log_scale,
+    set_step_axis,
     shortened,
     style_axes,
 )
@@ -87,14 +89,15 @@ def entropy_heatmaps(heatmaps: Sequence[Heatmap], maximum: float) -> Figure:
 
     Args:
       heatmaps: one panel each; their numbers of layers and heads may differ.
-      maximum: entropy in nats at the end of the colour scale.
+      maximum: entropy in nats at the end of the colour scale, which begins at the smallest one.
     """
     most = max(max(heatmap.entropy.shape) for heatmap in heatmaps)
     cell = min(0.34, max(0.2, 4.2 / most))  # inches; smaller, and tick labels would touch
     width = max(2.4, cell * max(heatmap.entropy.shape[1] for heatmap in heatmaps) + 0.5)
     figure, panels = panel_grid(width, [max(1.6, cell * len(h.entropy) + 0.7) for h in heatmaps])
     figure.set_figwidth(figure.get_figwidth() + 0.8)  # for the colour bar
-    norm = Normalize(0.0, maximum)
+    low, high = entropy_limits([heatmap.entropy for heatmap in heatmaps], maximum)
+    norm = Normalize(low, high)
     scale = ScalarMappable(norm, entropy_colormap())
     for axes, (label, entropy_LH, ceiling) in zip(panels, heatmaps, strict=True):
         axes.imshow(entropy_LH, norm=norm, cmap=scale.cmap, interpolation="nearest")
@@ -106,8 +109,11 @@ def entropy_heatmaps(heatmaps: Sequence[Heatmap], maximum: float) -> Figure:
         set_index_ticks(axes.yaxis, entropy_LH.shape[0], most=48)
         if cell >= 0.3:
             _write_values(axes, entropy_LH, scale)
-    ticks = np.linspace(0.0, maximum, 5).tolist()
-    add_color_bar(figure, panels, scale, ticks, "entropy (nats)", "{x:.2f}")
+    ticks = np.linspace(low, high, 5).tolist()
+    names = [f"{tick:.2f}" for tick in ticks]
+    if all(heatmap.ceiling == maximum for heatmap in heatmaps):
+        names[-1] += "\nceiling"
+    add_color_bar(figure, panels, scale, ticks, "entropy (nats)", FixedFormatter(names))
     return figure
 
 
@@ -170,7 +176,7 @@ def curves(series: Sequence[Curve], ylabel: str, log: bool = False) -> Figure:
         if np.isfinite(y).any():
             highs.append(float(np.nanpercentile(y, 98)))
             tops.append(float(np.nanmax(y)))
-    axes.set_xlim(left=0)
+    set_step_axis(axes)
     if log and len(tops) > 1:
         set_log_scale(axes)
     elif max(tops) > 2.0 * max(highs):
@@ -221,7 +227,7 @@ def layer_curves(
             x, y = _binned(x_N, y_NL[:, layer])
             marker = "o" if len(x) == 1 else ""
             axes.plot(x, y, color=shades[layer], linewidth=1.2, marker=marker, markersize=4)
-        axes.set_xlim(left=0)
+        set_step_axis(axes)
         axes.set_ylim(low, high)
         if log:
             set_log_scale(axes)
@@ -245,23 +251,23 @@ def nonfinite_counts(panels: Sequence[Counts]) -> Figure:
             handles.setdefault(site, line)
         axes.set_yscale("symlog", linthresh=1)
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.set_xlim(left=0)
+        set_step_axis(axes)
         axes.set_ylim(bottom=-0.2)
     add_legend(figure, list(handles.values()), list(handles), columns=3)
     return figure
 
 
 def common_range(panels: Sequence[LayerCurves], *, log: bool = False) -> tuple[float, float]:
-    """A range that holds every finite value, and 0; with `log`, every positive value."""
+    """A range that holds every finite value; with `log`, every positive one."""
     values = [np.ravel(panel.y) for panel in panels]
     values += [panel.reference.y for panel in panels if panel.reference is not None]
     finite = np.concatenate([v[np.isfinite(v)] for v in values])
     if log:
         positive = finite[finite > 0]
         return (0.9 * positive.min(), 1.1 * positive.max()) if positive.size else (0.9, 1.1)
-    low, high = min(0.0, *finite, 0.0), max(0.0, *finite, 0.0)
-    margin = 0.05 * (high - low) or 1.0
-    return low - margin * (low < 0), high + margin
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    margin = 0.05 * float(high - low or abs(high)) or 1.0
+    return float(low) - margin, float(high) + margin
 
 
 def _write_values(axes: Axes, entropy_LH: np.ndarray, scale: ScalarMappable) -> None:
