@@ -26,6 +26,7 @@ from nfllm.report.reference import Reference
 from nfllm.report.runs import Run, notation
 from nfllm.report.style import entropy_limits
 from nfllm.report.tables import HeadSummary, entropy_table, heads_table
+from nfllm.report.training_sections import through_training
 
 
 class _Group(NamedTuple):
@@ -179,14 +180,8 @@ def _training_block(group: _Group) -> Pictures:
             ends = np.asarray([steps[0], steps[-1]])
             reference = Curve("causal ceiling", ends, np.full(2, group.ceiling))
         panels.append(LayerCurves(run.label, steps, entropy_NLH.mean(axis=2), reference))
-    ylim = figures.common_range(panels)
-    ylabel = "entropy (nats)"
-    return Pictures(
-        f"layer_entropy{group.suffix}",
-        group.name,
-        figures.layer_curves(panels, ylabel, ylim),
-        [figures.layer_curves([panel], ylabel, ylim) for panel in panels],
-    )
+    name = f"layer_entropy{group.suffix}"
+    return through_training(name, group.name, panels, "entropy (nats)")
 
 
 def _context(run: Run) -> int | None:

@@ -50,13 +50,16 @@ _MAX_POINTS = 160
 class Curve(NamedTuple):
     """A quantity `y` `[N]` over `x` `[N]`: steps, or layers.
 
-    `place` is the run's place in the report, which gives it one colour in all figures.
+    `place` is the run's place in the report, which gives it one colour in all figures. `low` and
+    `high` `[N]` are the ends of a band around it, as over seeds.
     """
 
     label: str
     x: np.ndarray
     y: np.ndarray
     place: int = 0
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
 
 
 class LayerCurves(NamedTuple):
@@ -164,11 +167,14 @@ def curves(series: Sequence[Curve], ylabel: str, log: bool = False) -> Figure:
     style_axes(axes, "", "step", ylabel)
     highs, tops = [0.0], [0.0]
     lines: list[Line2D] = []
-    for _, x_N, y_N, place in series:
+    for _, x_N, y_N, place, low_N, high_N in series:
         style = run_style(place)
-        x, y = _binned(x_N, np.where(y_N > 0, y_N, np.nan) if log else y_N)
+        x, y = binned(x_N, np.where(y_N > 0, y_N, np.nan) if log else y_N)
         marker = "o" if len(x) == 1 else ""
         lines += axes.plot(x, y, **style, marker=marker, markersize=4)
+        if low_N is not None and high_N is not None:
+            low, high = (binned(x_N, edge_N)[1] for edge_N in (low_N, high_N))
+            axes.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
         bad = np.flatnonzero(~np.isfinite(y_N))
         if bad.size:
             edge = axes.get_xaxis_transform()
@@ -191,7 +197,7 @@ def layer_profiles(series: Sequence[Curve], xlabel: str, ylabel: str) -> Figure:
     figure, (axes,) = panel_grid(PANEL[0], [PANEL[1]])
     style_axes(axes, "", xlabel, ylabel)
     lines: list[Line2D] = []
-    for _, x_L, y_L, place in series:
+    for _, x_L, y_L, place, *_ in series:
         y_L = np.where(np.isfinite(y_L) & (y_L > 0), y_L, np.nan)
         if np.isfinite(y_L).any():
             set_log_scale(axes)
@@ -224,7 +230,7 @@ def layer_curves(
         layers = y_NL.shape[1]
         shades = depth_colormap()(np.arange(layers) / max(1, layers - 1))
         for layer in range(layers):
-            x, y = _binned(x_N, y_NL[:, layer])
+            x, y = binned(x_N, y_NL[:, layer])
             marker = "o" if len(x) == 1 else ""
             axes.plot(x, y, color=shades[layer], linewidth=1.2, marker=marker, markersize=4)
         set_step_axis(axes)
@@ -299,10 +305,12 @@ def _label_end(axes: Axes, curve: Curve) -> None:
     )
 
 
-def _binned(x_N: np.ndarray, y_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def binned(
+    x_N: np.ndarray, y_N: np.ndarray, most: int = _MAX_POINTS
+) -> tuple[np.ndarray, np.ndarray]:
     """Means over equal bins when there are more points than a panel can show."""
     y_N = np.where(np.isfinite(y_N), y_N, np.nan)
-    size = math.ceil(len(x_N) / _MAX_POINTS)
+    size = math.ceil(len(x_N) / most)
     if size <= 1:
         return x_N, y_N
     starts = np.arange(0, len(x_N), size)

@@ -30,9 +30,9 @@ def write_page(
     for folder in ("figures", "tables"):
         (directory / folder).mkdir(parents=True, exist_ok=True)
     for item in _downloads([block for section in sections for block in section.blocks]):
-        if isinstance(item, Rows):
+        if item.table is not None:
             (directory / "tables" / f"{item.name}.csv").write_bytes(_utf8(item.table.csv()))
-        else:
+        if isinstance(item, Pictures):
             (directory / "figures" / f"{item.name}.png").write_bytes(render.png(item.whole))
             (directory / "figures" / f"{item.name}.pdf").write_bytes(render.pdf(item.whole))
     index = directory / "index.html"
