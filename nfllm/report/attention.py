@@ -123,8 +123,9 @@ def entropy_by_position_figure(entropy: Any, *, title: str = "") -> Figure:
     dashed: a layer on that line attends uniformly at every length.
 
     Args:
-      entropy: in nats, `[L, B, H, T]` as `nfllm.analysis.attention_entropy` gives it for captured
-        probabilities; the line of a layer is the mean over sequences and heads.
+      entropy: in nats, `[L, H, T]` as `nfllm.analyze` gives it for "query_entropy", or
+        `[L, B, H, T]` as `nfllm.analysis.attention_entropy` does for captured probabilities; the
+        line of a layer is the mean over heads, and over sequences.
       title: written over the figure.
 
     Raises:
@@ -136,10 +137,10 @@ def entropy_by_position_figure(entropy: Any, *, title: str = "") -> Figure:
       >>> len(figure.axes[0].lines)
       3
     """
-    entropy_LBHT = np.asarray(entropy, np.float64)
-    if entropy_LBHT.ndim != 4 or entropy_LBHT.size == 0:
-        raise ValueError(f"entropy: expected [L, B, H, T], got {list(entropy_LBHT.shape)}")
-    entropy_LT = entropy_LBHT.mean(axis=(1, 2))
+    entropy = np.asarray(entropy, np.float64)
+    if entropy.ndim not in (3, 4) or entropy.size == 0:
+        raise ValueError(f"entropy: expected [L, H, T] or [L, B, H, T], got {list(entropy.shape)}")
+    entropy_LT = entropy.mean(axis=tuple(range(1, entropy.ndim - 1)))
     layers, length = entropy_LT.shape
     figure = Figure(figsize=(PANEL[0] + 1.0, PANEL[1] + 0.4), layout="constrained")
     axes = figure.add_subplot()

@@ -118,16 +118,29 @@ def _heatmap_blocks(group: _Group, alone: bool) -> Iterator[Block]:
             scale += f" The mark is M = {group.observed:.3f} nats, the largest entropy observed."
     if not alone:
         scale = f"{group.name} {scale}"
-    labels, entropies = [h.label for h in heatmaps], [h.entropy for h in heatmaps]
-    maps = "\n".join(heatmap_html(heatmap, group.limits) for heatmap in heatmaps)
-    whole = figures.entropy_heatmaps(heatmaps, group.scale_end)
-    yield Markup(
-        f"<p>{scale}</p>{scale_html(group.limits, group.observed, group.ceiling)}\n"
-        f"<div class=maps>{maps}</div>",
-        [
-            Pictures(f"entropy_heatmap{group.suffix}", "", whole, ()),
-            Rows(f"entropy{group.suffix}", "", entropy_table(labels, entropies)),
-        ],
+    yield heatmaps_block(heatmaps, f"entropy_heatmap{group.suffix}", scale, group.observed)
+
+
+def heatmaps_block(
+    heatmaps: Sequence[Heatmap], name: str, lead: str, observed: float | None = None
+) -> Markup:
+    """Heatmaps of one context length on one colour scale, under `lead`, which is HTML.
+
+    Args:
+      heatmaps: one or more.
+      name: of their figure, and of their table.
+      lead: what they are.
+      observed: an entropy in nats to mark on the scale.
+    """
+    entropies = [heatmap.entropy for heatmap in heatmaps]
+    ceiling = heatmaps[0].ceiling
+    finite = [e[np.isfinite(e)].max(initial=0.0) for e in entropies]
+    limits = entropy_limits(entropies, ceiling or max(finite) or 1.0)
+    maps = "\n".join(heatmap_html(heatmap, limits) for heatmap in heatmaps)
+    table = entropy_table([heatmap.label for heatmap in heatmaps], entropies)
+    return Markup(
+        f"<p>{lead}</p>{scale_html(limits, observed, ceiling)}\n<div class=maps>{maps}</div>",
+        [Pictures(name, "", figures.entropy_heatmaps(heatmaps, limits[1]), (), table=table)],
     )
 
 

@@ -31,12 +31,17 @@ _BASELINE = "SM+LN+G"  # the usual decoder
 _MOST_WARNINGS = 12
 
 
-def build_sections(runs: Sequence[Run], reference: Reference | None = None) -> list[Section]:
-    """Every section that the runs have data for, in the order of the page."""
+def build_sections(
+    runs: Sequence[Run], reference: Reference | None = None, asked: Sequence[Section] = ()
+) -> list[Section]:
+    """Every section that the runs have data for, in the order of the page; `asked` are further ones
+    that were asked for.
+    """
     return [
         *_warning_sections(runs),
         *_result_sections(runs, reference),
         *_difference_sections(runs),
+        *asked,
         *figure_sections(runs, reference),
         *_record_sections(runs),
     ]

@@ -15,11 +15,17 @@ from nfllm.rundir import run_directory
 
 
 def write(
-    runs: Sequence[epath.PathLike], out: epath.PathLike, reference: Reference | None = None
+    runs: Sequence[epath.PathLike],
+    out: epath.PathLike,
+    reference: Reference | None = None,
+    *,
+    importance: bool = False,
+    steps: bool = False,
 ) -> epath.Path:
     """See `nfllm.report.write_report`."""
     read = read_runs(runs)
-    return write_page(_title(read), _lead(read), build_sections(read, reference), out)
+    sections = build_sections(read, reference, list(_asked(runs, read, importance, steps)))
+    return write_page(_title(read), _lead(read), sections, out)
 
 
 def write_page(
@@ -38,6 +44,20 @@ def write_page(
     index = directory / "index.html"
     index.write_bytes(_utf8(render_page(title, lead, sections)))
     return index
+
+
+def _asked(
+    paths: Sequence[epath.PathLike], runs: Sequence[Run], importance: bool, steps: bool
+) -> Iterator[Section]:
+    if not importance and not steps:
+        return
+    from nfllm.report.checkpoint_sections import importance_sections, step_sections
+
+    directories, labels = [epath.Path(path) for path in paths], [run.label for run in runs]
+    if importance:
+        yield from importance_sections(directories, labels)
+    if steps:
+        yield from step_sections(directories, labels)
 
 
 def _utf8(text: str) -> bytes:
