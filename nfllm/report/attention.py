@@ -109,10 +109,12 @@ def attention_figure(probs: Any, tokens: Sequence[str], *, title: str = "") -> F
         _label(axes.xaxis, tokens if is_lowest else [], most, rotation=90)
         _label(axes.yaxis, tokens if is_left else [], most)
     for axes in all_axes[len(probs_HTT) :]:
-        axes.set_visible(False)
+        axes.remove()
     if title:
         figure.suptitle(literal(title), fontsize=10, color=INK)
-    add_color_bar(figure, list(all_axes), scale, _TICKS, "attention probability", "{x:g}")
+    add_color_bar(
+        figure, list(all_axes[: len(probs_HTT)]), scale, _TICKS, "attention probability", "{x:g}"
+    )
     return figure
 
 

@@ -79,8 +79,9 @@ def step_sections(paths: Sequence[epath.Path], labels: Sequence[str]) -> Iterato
             measured = nfllm.analyze(run.model, run.params, batches, ["head_entropy"])
             ceiling = causal_entropy_ceiling(run.config.model.context_length)
             heatmaps.append(Heatmap(f"step {step:,}", measured["head_entropy"].mean, ceiling))
+        name = f"entropy_steps_{index}"
         lead = f"<b>{html.escape(label)}</b>, {len(heatmaps)} of {len(kept)} checkpoints."
-        blocks.append(heatmaps_block(heatmaps, f"entropy_steps_{index}", lead))
+        blocks.append(heatmaps_block(heatmaps, name, name, lead))
     yield Section(
         "Attention entropy at the kept checkpoints",
         f"Mean over queries and {_WINDOWS} windows of the validation split.",

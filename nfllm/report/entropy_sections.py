@@ -118,17 +118,23 @@ def _heatmap_blocks(group: _Group, alone: bool) -> Iterator[Block]:
             scale += f" The mark is M = {group.observed:.3f} nats, the largest entropy observed."
     if not alone:
         scale = f"{group.name} {scale}"
-    yield heatmaps_block(heatmaps, f"entropy_heatmap{group.suffix}", scale, group.observed)
+    names = f"entropy_heatmap{group.suffix}", f"entropy{group.suffix}"
+    yield heatmaps_block(heatmaps, *names, scale, group.observed)
 
 
 def heatmaps_block(
-    heatmaps: Sequence[Heatmap], name: str, lead: str, observed: float | None = None
+    heatmaps: Sequence[Heatmap],
+    figure: str,
+    table: str,
+    lead: str,
+    observed: float | None = None,
 ) -> Markup:
     """Heatmaps of one context length on one colour scale, under `lead`, which is HTML.
 
     Args:
       heatmaps: one or more.
-      name: of their figure, and of their table.
+      figure: the name of their figure.
+      table: the name of their table.
       lead: what they are.
       observed: an entropy in nats to mark on the scale.
     """
@@ -137,10 +143,11 @@ def heatmaps_block(
     finite = [e[np.isfinite(e)].max(initial=0.0) for e in entropies]
     limits = entropy_limits(entropies, ceiling or max(finite) or 1.0)
     maps = "\n".join(heatmap_html(heatmap, limits) for heatmap in heatmaps)
-    table = entropy_table([heatmap.label for heatmap in heatmaps], entropies)
+    rows = entropy_table([heatmap.label for heatmap in heatmaps], entropies)
+    whole = figures.entropy_heatmaps(heatmaps, limits[1])
     return Markup(
         f"<p>{lead}</p>{scale_html(limits, observed, ceiling)}\n<div class=maps>{maps}</div>",
-        [Pictures(name, "", figures.entropy_heatmaps(heatmaps, limits[1]), (), table=table)],
+        [Pictures(figure, "", whole, ()), Rows(table, "", rows)],
     )
 
 
