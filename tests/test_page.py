@@ -41,6 +41,18 @@ def test_a_cell_has_the_colour_of_its_value():
     assert "ceiling" not in content
 
 
+@pytest.mark.parametrize(
+    ("limits", "heads", "text"),
+    [((3.4, 3.88), 8, "3.71"), ((2.0, 3.88), 8, "3.7"), ((3.4, 3.88), 9, "3.7")],
+)
+def test_a_narrow_scale_has_two_digits_where_they_fit(limits, heads, text):
+    heatmap = Heatmap("a", np.full((1, heads), 3.71), 3.88)
+    assert {shown for _, shown in cells(heatmap_html(heatmap, limits))} == {text}
+    figure = figures.entropy_heatmaps([heatmap, Heatmap("b", np.array([[limits[0]]]), 3.88)], 3.88)
+    drawn = {t.get_text() for t in figure.axes[0].texts}
+    assert drawn == {"3.71" if limits[0] > 3 else "3.7"}
+
+
 def test_one_cell_of_a_heatmap_can_be_reached_with_tab():
     content = heatmap_html(Heatmap("a", np.ones((3, 4)), None), (0.0, 4.0))
     assert content.count("tabindex=0") == 1

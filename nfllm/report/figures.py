@@ -31,6 +31,7 @@ from nfllm.report.style import (
     contrast,
     depth_colormap,
     entropy_colormap,
+    entropy_digits,
     entropy_limits,
     literal,
     panel_grid,
@@ -111,7 +112,7 @@ def entropy_heatmaps(heatmaps: Sequence[Heatmap], maximum: float) -> Figure:
         set_index_ticks(axes.xaxis, entropy_LH.shape[1], most=48)
         set_index_ticks(axes.yaxis, entropy_LH.shape[0], most=48)
         if cell >= 0.3:
-            _write_values(axes, entropy_LH, scale)
+            _write_values(axes, entropy_LH, scale, entropy_digits((low, high)))
     ticks = np.linspace(low, high, 5).tolist()
     names = [f"{tick:.2f}" for tick in ticks]
     if all(heatmap.ceiling == maximum for heatmap in heatmaps):
@@ -276,9 +277,9 @@ def common_range(panels: Sequence[LayerCurves], *, log: bool = False) -> tuple[f
     return float(low) - margin, float(high) + margin
 
 
-def _write_values(axes: Axes, entropy_LH: np.ndarray, scale: ScalarMappable) -> None:
+def _write_values(axes: Axes, entropy_LH: np.ndarray, scale: ScalarMappable, digits: int) -> None:
     for (layer, head), value in np.ndenumerate(entropy_LH):
-        text = f"{value:.1f}" if math.isfinite(value) else "×"
+        text = f"{value:.{digits}f}" if math.isfinite(value) else "×"
         _write(axes, head, layer, text, 6.5, scale.to_rgba(value))
 
 

@@ -8,11 +8,12 @@ import math
 from matplotlib.colors import to_hex
 
 from nfllm.report.figures import Heatmap
-from nfllm.report.style import contrast, entropy_colormap
+from nfllm.report.style import contrast, entropy_colormap, entropy_digits
 
 _SHADES = 64
 _MOST_HEADS_WITH_TEXT = 16
 _MOST_LAYERS_WITH_TEXT = 32
+_MOST_HEADS_WITH_DIGITS = 8  # two behind the point
 
 
 def heatmap_html(heatmap: Heatmap, limits: tuple[float, float]) -> str:
@@ -27,6 +28,7 @@ def heatmap_html(heatmap: Heatmap, limits: tuple[float, float]) -> str:
     """
     layers, heads = heatmap.entropy.shape
     quiet = heads > _MOST_HEADS_WITH_TEXT or layers > _MOST_LAYERS_WITH_TEXT
+    digits = entropy_digits(limits) if heads <= _MOST_HEADS_WITH_DIGITS else 1
     ceiling = "" if heatmap.ceiling is None else f", ceiling {heatmap.ceiling:.2f} nats"
     caption = (
         f"<b>{html.escape(heatmap.label)}</b><span>{layers} layers × {heads} heads{ceiling}</span>"
@@ -35,7 +37,7 @@ def heatmap_html(heatmap: Heatmap, limits: tuple[float, float]) -> str:
     lines = [
         f"<tr><th scope=row>{_every(layer, layers)}</th>"
         + "".join(
-            _cell(layer, head, float(heatmap.entropy[layer, head]), limits, heatmap.ceiling)
+            _cell(layer, head, float(heatmap.entropy[layer, head]), limits, heatmap.ceiling, digits)
             for head in range(heads)
         )
         + "</tr>"
@@ -89,7 +91,12 @@ def color_rules() -> str:
 
 
 def _cell(
-    layer: int, head: int, value: float, limits: tuple[float, float], ceiling: float | None
+    layer: int,
+    head: int,
+    value: float,
+    limits: tuple[float, float],
+    ceiling: float | None,
+    digits: int,
 ) -> str:
     first = " tabindex=0" if layer == head == 0 else " tabindex=-1"
     where = f"layer {layer}, head {head}"
@@ -99,7 +106,8 @@ def _cell(
     place = (value - low) / (high - low) if high > low else 0.0
     shade = min(_SHADES - 1, max(0, int(_SHADES * place)))
     share = "" if ceiling is None or ceiling <= 0 else f", {100 * value / ceiling:.0f}% of ceiling"
-    return f'<td class=c{shade}{first} title="{where}: {value:.3f} nats{share}">{value:.1f}</td>'
+    title = f"{where}: {value:.3f} nats{share}"
+    return f'<td class=c{shade}{first} title="{title}">{value:.{digits}f}</td>'
 
 
 def _every(index: int, count: int) -> str:

@@ -106,7 +106,7 @@ def _maps(
     left: Axes, right: Axes, entropy_LH: np.ndarray, rise_LH: np.ndarray, ceiling: float | None
 ) -> None:
     limits = entropy_limits([entropy_LH], float(ceiling or np.nanmax(entropy_LH, initial=1e-3)))
-    _map(left, entropy_LH, entropy_colormap(), limits, "entropy (nats)", digits=1)
+    _map(left, entropy_LH, entropy_colormap(), limits, "entropy (nats)", digits=2)
     most = float(np.nanmax(rise_LH, initial=0.0)) or 1.0
     digits = min(4, max(1, 1 - math.floor(math.log10(most))))
     _map(right, rise_LH, attention_colormap(), (0.0, most), "rise of the loss (nats)", digits)

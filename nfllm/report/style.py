@@ -50,6 +50,11 @@ def entropy_limits(entropies: Sequence[np.ndarray], maximum: float) -> tuple[flo
     return max(0.0, min([0.9 * maximum, *values])), maximum
 
 
+def entropy_digits(limits: tuple[float, float]) -> int:
+    """Digits behind the point by which entropies of such a colour scale are told apart."""
+    return 1 if limits[1] - limits[0] >= 1 else 2
+
+
 def attention_colormap() -> Colormap:
     """Colours of attention probabilities, from nearly the ground to dark; none for what is hidden.
 
