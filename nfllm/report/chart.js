@@ -1,7 +1,7 @@
 // Draws the curves of a figure again from their numbers, so that they can be zoomed: by dragging, and
 // with the chart in focus by + and -, moved by the arrow keys; a double click or 0 shows all again.
 const BINS = 200;
-const MARGIN = { left: 54, right: 10, top: 10, bottom: 38 };
+const MARGIN = { left: 62, right: 14, top: 10, bottom: 38 };
 
 class Chart {
   constructor(panel) {
@@ -107,7 +107,9 @@ class Chart {
   }
 
   fitted(all) {
-    const values = all.flat().filter((p) => p.x >= this.x[0] && p.x <= this.x[1])
+    const points = all.flat();
+    const inside = points.filter((p) => p.x >= this.x[0] && p.x <= this.x[1]);
+    const values = (inside.length ? inside : points)
       .flatMap((p) => [p.y, p.low ?? p.y, p.high ?? p.y])
       .filter((y) => y !== null && (!this.logY || y > 0));
     if (!values.length) return this.logY ? [0.5, 2] : [0, 1];
