@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import html
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from nfllm.report.entropy_sections import entropy_sections
 from nfllm.report.nonfinite_sections import nonfinite_sections
 from nfllm.report.page import Block, Markup, Rows, Section, details_html, list_html, table_html
 from nfllm.report.reference import Published, Reference
 from nfllm.report.regularizer_sections import regularizer_sections
-from nfllm.report.runs import ReportedRun, notation
+from nfllm.report.runs import ReportedRun
+from nfllm.report.seeds import SeedGroup, data_of, seed_groups
 from nfllm.report.tables import (
     Column,
     Result,
@@ -34,25 +33,33 @@ _MOST_WARNINGS = 12
 
 
 def build_sections(
-    runs: Sequence[ReportedRun], reference: Reference | None = None
+    runs: Sequence[ReportedRun], reference: Reference | None = None, asked: Sequence[Section] = ()
 ) -> list[Section]:
-    """Every section that the runs have data for, in the order of the page."""
+    """Every section that the runs have data for, in the order of the page; `asked` are further ones
+    that were asked for.
+    """
     return [
         *_warning_sections(runs),
         *_result_sections(runs, reference),
         *_difference_sections(runs),
+        *asked,
         *figure_sections(runs, reference),
         *_record_sections(runs),
     ]
 
 
 def figure_sections(
-    runs: Sequence[ReportedRun], reference: Reference | None = None
+    runs: Sequence[ReportedRun],
+    reference: Reference | None = None,
+    groups: Sequence[SeedGroup] | None = None,
 ) -> Iterator[Section]:
-    """Entropy, losses, signal, spectra, slopes and non-finite values, as far as recorded."""
+    """Entropy, losses, signal, spectra, slopes and non-finite values, as far as recorded.
+
+    Losses are those of `groups`, by default of `runs` by variant.
+    """
     yield from entropy_sections(runs, reference)
+    yield from loss_sections(seed_groups(runs) if groups is None else groups)
     for make in (
-        loss_sections,
         signal_sections,
         spectrum_sections,
         slope_sections,
@@ -119,7 +126,7 @@ def _result(run: ReportedRun, published_baseline: str, reference: Reference | No
         tokens=None if tokens is None else int(tokens),
         eval_loss=run.last("eval_loss_nats"),
         perplexity=run.last("eval_perplexity"),
-        comparable=(*_data(run), tokens),
+        comparable=(*data_of(run), tokens),
         published_perplexity=perplexity,
         published_change=percent_change(perplexity, compared and compared.perplexity),
     )
@@ -127,28 +134,14 @@ def _result(run: ReportedRun, published_baseline: str, reference: Reference | No
 
 def _seed_blocks(runs: Sequence[ReportedRun]) -> Iterator[Rows]:
     """The mean over seeds, where finished runs differ in nothing but their seed."""
-    variants: dict[tuple[Any, ...], list[ReportedRun]] = {}
-    for run in runs:
-        has_ended = run.status == "finished" and run.last("eval_loss_nats") is not None
-        if run.record is not None and has_ended:
-            training = dataclasses.replace(run.record.config.training, seed=0)
-            config = dataclasses.replace(run.record.config, training=training)
-            variants.setdefault((config, *_data(run)), []).append(run)
-    losses = {}
-    for (config, *_), members in variants.items():
-        name = notation(config)
-        label = members[0].label if name in losses else name
-        losses[label] = [run.last("eval_loss_nats") for run in members]
+    losses = {
+        group.label: [run.last("eval_loss_nats") for run in group.runs]
+        for group in seed_groups(runs)
+        if all(run.status == "finished" for run in group.runs)
+    }
+    losses = {label: values for label, values in losses.items() if None not in values}
     if any(len(values) > 1 for values in losses.values()):
         yield Rows("seeds", "Mean over seeds, with Student's t interval.", seeds_table(losses))
-
-
-def _data(run: ReportedRun) -> tuple[Any, ...]:
-    """What two runs must share for their perplexities to be comparable; empty where unknown."""
-    if run.record is None:
-        return ()
-    record = run.record
-    return record.data_fingerprint, record.vocab_size, record.config.model.context_length
 
 
 def _published(run: ReportedRun, reference: Reference | None) -> Published | None:

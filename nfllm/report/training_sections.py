@@ -9,17 +9,19 @@ import numpy as np
 
 from nfllm.analysis.neurons import weight_decay_curve
 from nfllm.report import figures
+from nfllm.report.charts import curves_chart, curves_table, layers_chart, layers_table
 from nfllm.report.figures import Curve, LayerCurves
 from nfllm.report.page import Block, Pictures, Rows, Section
 from nfllm.report.runs import ReportedRun
+from nfllm.report.seeds import SeedGroup, seed_curve
 from nfllm.report.tables import participation_table
 from nfllm.training.schedules import make_schedule
 
 _PARTICIPATION = ("mlp_pre_participation", "mlp_post_participation")
 
 
-def loss_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
-    """Training and evaluation loss, and the gradient norm, over steps."""
+def loss_sections(groups: Sequence[SeedGroup]) -> Iterator[Section]:
+    """Training and evaluation loss, and the gradient norm, over steps; seeds together."""
     wanted = (
         ("loss_nats", "train_loss", "training loss (nats)", False),
         ("eval_loss_nats", "eval_loss", "evaluation loss (nats)", False),
@@ -27,21 +29,20 @@ def loss_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
     )
     blocks: list[Block] = []
     for field, name, ylabel, log in wanted:
-        series = [
-            Curve(run.label, *run.series[field], index)
-            for index, run in enumerate(runs)
-            if field in run.series
-        ]
+        series = [curve for group in groups if (curve := seed_curve(group, field)) is not None]
         if series:
             figure = figures.curves(series, ylabel, log)
-            blocks.append(Pictures(name, "", figure, [figure]))
+            chart = curves_chart(series, figure.axes[0])
+            table = curves_table(series, ylabel)
+            blocks.append(Pictures(name, "", figure, [figure], [chart], table))
     if blocks:
-        yield Section(
-            "Loss",
+        lead = (
             "Long series are drawn as means of equal bins of steps. A cross on the lower edge "
-            "marks a run's first value that is not finite.",
-            blocks,
+            "marks a run's first value that is not finite."
         )
+        if any(len(group.runs) > 1 for group in groups):
+            lead += " Of several seeds, the line is their mean, the band from lowest to highest."
+        yield Section("Loss", lead, blocks)
 
 
 def signal_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
@@ -73,7 +74,7 @@ def spectrum_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
         ]
         if panels:
             name = f"{field}_training"
-            blocks.append(_through_training(name, "Through training.", panels, ylabel, log=True))
+            blocks.append(through_training(name, "Through training.", panels, ylabel, log=True))
     if blocks:
         table = participation_table(
             {run.label: tuple(map(run.last, _PARTICIPATION)) for run in runs},
@@ -101,7 +102,7 @@ def slope_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
             "Learned slopes through training",
             "The dashed line is what weight decay alone would leave of a slope, without any "
             "gradient.",
-            [_through_training("negative_slopes", "", panels, "slope for x < 0")],
+            [through_training("negative_slopes", "", panels, "slope for x < 0")],
         )
 
 
@@ -134,10 +135,12 @@ def _profile(
         yield Pictures(field, "", figure, [figure])
 
 
-def _through_training(
+def through_training(
     name: str, caption: str, panels: Sequence[LayerCurves], ylabel: str, *, log: bool = False
 ) -> Pictures:
     """One panel per run, all of one range."""
     limits = figures.common_range(panels, log=log)
     each = [figures.layer_curves([panel], ylabel, limits, log=log) for panel in panels]
-    return Pictures(name, caption, figures.layer_curves(panels, ylabel, limits, log=log), each)
+    whole = figures.layer_curves(panels, ylabel, limits, log=log)
+    charts = [layers_chart(panel, f.axes[0]) for panel, f in zip(panels, each, strict=True)]
+    return Pictures(name, caption, whole, each, charts, layers_table(panels, ylabel))
