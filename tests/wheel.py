@@ -19,5 +19,5 @@ np.testing.assert_allclose(entropy, nfllm.analysis.causal_entropy_ceiling(4), rt
 # Not nfllm.data, which says in a line that configs/ is in the repository alone.
 for module in ("convert", "experiment", "report"):
     subprocess.run([sys.executable, "-m", f"nfllm.{module}", "--help"], check=True)
-for file in ("chart.js", "page.css", "page.js", "published.json"):
-    assert (Path(nfllm.__file__).parent / "report" / file).is_file(), file
+for file in ("report/chart.js", "report/page.css", "report/page.js", "papers/published.json"):
+    assert (Path(nfllm.__file__).parent / file).is_file(), file
