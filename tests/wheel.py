@@ -75,3 +75,5 @@ assert start["grid"] == "configs/paper.py"
 
 for module in ("convert", "evaluate", "generate", "report"):
     command(module, "--help")
+for file in ("report/chart.js", "report/page.css", "report/page.js", "papers/aero.json"):
+    assert (Path(nfllm.__file__).parent / file).is_file(), file
