@@ -59,6 +59,24 @@ class ModelConfig(ModelShape):
     final_normalization: Normalization = "layernorm"  # the same names: before the output head
     qk_normalization: Normalization = "none"  # the same names: of each head's queries and keys
     norm_epsilon: float = 1e-5  # added to the variance
+    # Where normalization N is: pre: x + f(N(x)); post: N(x + f(x)); peri: x + N'(f(N(x)))
+    # (2502.02732); output: x + N'(f(x))
+    norm_placement: Literal["pre", "post", "peri", "output"] = "pre"
+    embedding_normalization: Normalization = "none"  # the same names: of what enters layer 0
+    # The four parts of NormFormer (2110.09456): norms of attention's output before the sum and of
+    # the MLP's hidden layer after the activation; gains that start at 1, one a head of what it
+    # mixed, and one a feature of what passes by the MLP
+    attention_output_normalization: Normalization = "none"
+    mlp_hidden_normalization: Normalization = "none"
+    head_gains: bool = False
+    mlp_skip_gains: bool = False
+    # A branch's sum is skip * x + branch_scale * f(x). OP block (2405.19279): scales of 0.2
+    attention_branch_scale: float = 1.0
+    mlp_branch_scale: float = 1.0
+    # learned: a scalar each per layer that starts at the branch scale (from 0: ReZero, 2003.04887)
+    branch_scaling: Literal["fixed", "learned"] = "fixed"
+    attention_skip: float = 1.0
+    mlp_skip: float = 1.0
     # gelu (exact erf), gelu_tanh, relu, leaky_relu, learnable_leaky_relu, silu, relu_squared,
     # helu (2411.10573), identity (the MLP becomes linear), half_identity (x/2, as GELU near zero)
     activation: Activation = "relu"
@@ -93,6 +111,8 @@ class ModelConfig(ModelShape):
     init_std: float = 0.02  # standard deviation of embeddings and matrices at the start
     # width: block matrices start at init_std * sqrt(768 / embed_dim); none: at init_std
     init_std_scaling: Literal["none", "width"] = "width"
+    # Of attention's and the MLP's output matrix. depth: 1 / sqrt(2 * num_layers) of that (GPT-2)
+    residual_init: Literal["plain", "depth"] = "plain"
     # explicit: whole [T, T] maps. blocks: the same for some queries at a time, with the keys they
     # see. xla, cudnn: jax.nn.dot_product_attention, whose float16 does not overflow as that of the
     # paper's code; cudnn, for 16-bit types on an NVIDIA GPU, keeps no [T, T] map. Analysis and
@@ -272,10 +292,22 @@ class ParallelConfig:
 
 BEFORE: dict[str, Any] = {
     "data.document_separator": None,
+    "model.attention_branch_scale": 1.0,
     "model.attention_implementation": "explicit",
+    "model.attention_output_normalization": "none",
+    "model.attention_skip": 1.0,
+    "model.branch_scaling": "fixed",
+    "model.embedding_normalization": "none",
+    "model.head_gains": False,
     "model.mlp": "two_layer",
+    "model.mlp_branch_scale": 1.0,
+    "model.mlp_hidden_normalization": "none",
     "model.mlp_pruned_layers": 0,
     "model.mlp_scaling": "none",
+    "model.mlp_skip": 1.0,
+    "model.mlp_skip_gains": False,
+    "model.norm_placement": "pre",
+    "model.residual_init": "plain",
     "model.softmax_temperature": "none",
     "model.softmax_temperature_init": None,
     "objective.entropy_margin": 0.2,

@@ -234,14 +234,16 @@ class Attention(nn.Module):
     def _output(self, mixed_BTHK: jax.Array) -> jax.Array:
         config = self.config
         mixed_BTHK = record(self, names.HEAD_OUT, mixed_BTHK)
-        init = nn.initializers.normal(config.block_init_std)
+        init = nn.initializers.normal(config.residual_init_std)
         shape = (config.num_heads, config.head_dim, config.embed_dim)
         kernel = self.param("out_kernel", init, shape)
+        if config.head_gains:
+            kernel *= constant_param(self, "head_gain", 1.0, (config.num_heads,))[:, None, None]
         y_BTD = jnp.einsum("BTHK,HKD->BTD", mixed_BTHK, kernel.astype(self.dtype))
         if config.attention_bias == "all":
             bias = constant_param(self, "out_bias", 0.0, (config.embed_dim,))
             y_BTD = add_bias(y_BTD, bias)
-        return record(self, names.ATTENTION_OUT, y_BTD)
+        return y_BTD
 
 
 def _mean_of_heads(x_BHT: jax.Array) -> jax.Array:

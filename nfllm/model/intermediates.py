@@ -68,11 +68,11 @@ MODULES: dict[str, str | None] = {
     ATTENTION_LOGITS: "attention",
     ATTENTION_PROBS: "attention",
     HEAD_OUT: "attention",
-    ATTENTION_OUT: "attention",
+    ATTENTION_OUT: None,
     MLP_IN: None,
     MLP_PRE: "mlp",
     MLP_POST: "mlp",
-    MLP_OUT: "mlp",
+    MLP_OUT: None,
 }
 """The module of a block that records a site; None: the block itself."""
 

@@ -11,6 +11,7 @@ from nfllm.model import intermediates as names
 from nfllm.model.activations import ACTIVATIONS
 from nfllm.model.bias import add_bias
 from nfllm.model.intermediates import record, record_size, record_statistic
+from nfllm.model.normalizations import normalization
 from nfllm.model.parameters import constant_param
 
 
@@ -29,7 +30,8 @@ class TwoLayerMlp(nn.Module):
         config = self.config
         init = nn.initializers.normal(config.block_init_std)
         in_kernel = self.param("in_kernel", init, (config.embed_dim, config.mlp_width))
-        out_kernel = self.param("out_kernel", init, (config.mlp_width, config.embed_dim))
+        out_init = nn.initializers.normal(config.residual_init_std)
+        out_kernel = self.param("out_kernel", out_init, (config.mlp_width, config.embed_dim))
         pre_BTF = x_BTD @ in_kernel.astype(self.dtype)
         if config.mlp_bias:
             in_bias = constant_param(self, "in_bias", 0.0, (config.mlp_width,))
@@ -37,11 +39,11 @@ class TwoLayerMlp(nn.Module):
         pre_BTF = record(self, names.MLP_PRE, pre_BTF)
         post_BTF = ACTIVATIONS[config.activation](pre_BTF, self._coefficient(model_slope))
         post_BTF = record(self, names.MLP_POST, post_BTF)
-        y_BTD = post_BTF @ out_kernel.astype(self.dtype)
+        norm = normalization(config, "mlp_hidden", self.dtype, name="hidden_norm")
+        y_BTD = norm(post_BTF) @ out_kernel.astype(self.dtype)
         if config.mlp_bias:
             out_bias = constant_param(self, "out_bias", 0.0, (config.embed_dim,))
             y_BTD = add_bias(y_BTD, out_bias)
-        y_BTD = record(self, names.MLP_OUT, y_BTD)
         record_size(self, names.MLP_PRE, pre_BTF)
         # What enters the activation is x times a matrix: D x D instead of F x F for the covariance.
         record_statistic(
@@ -80,9 +82,9 @@ class FusedMlp(nn.Module):
         """Maps [B, T, D] to [B, T, D]; there is no slope."""
         del model_slope
         config = self.config
-        init = nn.initializers.normal(config.block_init_std)
+        init = nn.initializers.normal(config.residual_init_std)
         kernel = self.param("kernel", init, (config.embed_dim, config.embed_dim))
-        return record(self, names.MLP_OUT, x_BTD @ kernel.astype(self.dtype))
+        return x_BTD @ kernel.astype(self.dtype)
 
 
 MLPS: dict[str, type[nn.Module]] = {"two_layer": TwoLayerMlp, "fused": FusedMlp}

@@ -25,10 +25,11 @@ _MATRICES = ("qkv_kernel", "out_kernel", "in_kernel", "kernel")
 _EMBEDDINGS = ("token_embedding", "position_embedding", "head_embedding")
 _BIASES = ("qkv_bias", "qk_bias", "out_bias", "in_bias", "bias")
 _SCALARS = ("scale", "alpha", "shift", "residual_gain", "mlp_alpha", "temperature")
+_GAINS = ("attention_branch_gain", "mlp_branch_gain", "head_gain", "skip_gain")
 
 KINDS: dict[str, Kind] = {
     **dict.fromkeys((*_MATRICES, *_EMBEDDINGS), Kind.DECAYED),
-    **dict.fromkeys((*_BIASES, *_SCALARS, "entropy_threshold"), Kind.UNDECAYED),
+    **dict.fromkeys((*_BIASES, *_SCALARS, *_GAINS, "entropy_threshold"), Kind.UNDECAYED),
     "slope": Kind.SLOPE,
 }
 """The kind of each parameter, by the last part of its path."""
