@@ -43,6 +43,45 @@ def check_residual(model: ModelConfig) -> None:
         )
 
 
+def check_weights(model: ModelConfig) -> None:
+    """Raises ConfigError for matrices that are normalized twice, or to no effect."""
+    if model.weight_reparametrization == "none":
+        return
+    if model.first_query_std == 0:
+        raise ConfigError(
+            f"model.weight_reparametrization={model.weight_reparametrization!r} divides by the "
+            "size of every matrix, but those of the queries start at 0, by model.query_init_std="
+            f"{model.query_init_std} with model.attention_shaping={model.attention_shaping!r}; "
+            "set model.query_init_std above 0"
+        )
+    _refuse(
+        model,
+        {"mlp_weight_norm": "none", "residual_init": "plain"},
+        f"model.weight_reparametrization={model.weight_reparametrization!r}, which sets the size "
+        "of every matrix",
+    )
+
+
+def check_shaping(model: ModelConfig) -> None:
+    """Raises ConfigError where a map or a projection of attention cannot be had."""
+    if model.query_init_std is not None:
+        at_least(model, "model", "query_init_std", 0)
+    if model.attention_shaping != "none":
+        chosen = model.attention_implementation
+        if chosen in ("xla", "cudnn"):
+            raise ConfigError(
+                f"model.attention_shaping={model.attention_shaping!r} mixes values by a map that "
+                f"model.attention_implementation={chosen!r} does not form; use 'auto', 'explicit' "
+                "or 'blocks'"
+            )
+    for key in ("value_projection", "output_projection"):
+        if (found := getattr(model, key)) != "dense" and model.attention_bias == "all":
+            raise ConfigError(
+                f"model.{key}={found!r} has no bias, but model.attention_bias='all'; use 'qk' or "
+                "'none', or 'dense'"
+            )
+
+
 def _check_placement(model: ModelConfig) -> None:
     placement = model.norm_placement
     if placement == "pre":

@@ -60,6 +60,8 @@ class ModelShape:
     init_std: float
     init_std_scaling: str
     residual_init: str
+    attention_shaping: str
+    query_init_std: float | None
 
     @property
     def head_dim(self) -> int:
@@ -138,3 +140,10 @@ class ModelShape:
         """Standard deviation of the matrices that write to the residual stream."""
         depth = 2 * self.num_layers if self.residual_init == "depth" else 1
         return self.block_init_std / depth**0.5
+
+    @property
+    def first_query_std(self) -> float:
+        """Standard deviation of the query matrices at the start."""
+        if self.query_init_std is not None:
+            return self.query_init_std
+        return 0.0 if self.attention_shaping == "shaped" else self.block_init_std

@@ -77,6 +77,14 @@ class ModelConfig(ModelShape):
     branch_scaling: Literal["fixed", "learned"] = "fixed"
     attention_skip: float = 1.0
     mlp_skip: float = 1.0
+    # Matrices of the MLP, used with a gain and unit length for each input (weight_input) or each
+    # output (weight_output), with unit length alone (hypersphere), or divided by their largest
+    # singular value (spectral): nfllm/model/weight_norm.py
+    mlp_weight_norm: Literal["none", "weight_input", "weight_output", "hypersphere", "spectral"] = (
+        "none"
+    )
+    # sigma: every matrix of the blocks as gain * W / its largest singular value (2303.06296)
+    weight_reparametrization: Literal["none", "sigma"] = "none"
     # gelu (exact erf), gelu_tanh, relu, leaky_relu, learnable_leaky_relu, silu, relu_squared,
     # helu (2411.10573), identity (the MLP becomes linear), half_identity (x/2, as GELU near zero)
     activation: Activation = "relu"
@@ -99,6 +107,18 @@ class ModelConfig(ModelShape):
     softmax_temperature: Literal["none", "head", "head_position"] = "none"
     # Its start value. None: 1. The paper's own are 0.01 (CodeParrot) and 0.1 (Languini)
     softmax_temperature_init: float | None = None
+    # shaped: values are mixed by softmax_gain * softmax + identity_gain * identity - uniform_gain *
+    # uniform, three learned gains a head that start at 1 (2311.01906). Recorded probabilities and
+    # entropies are those of the softmax
+    attention_shaping: Literal["none", "shaped"] = "none"
+    # dense: a matrix. none: no matrix. identity_residual: skip_gain * x + residual_gain * W x,
+    # learned, from 1 and 0. SAS (2311.01906) has neither matrix, but for its first value and last
+    # output matrix; here all layers are alike
+    value_projection: Literal["dense", "identity_residual", "none"] = "dense"
+    output_projection: Literal["dense", "identity_residual", "none"] = "dense"
+    # Standard deviation of the query matrices at the start. None: 0 with shaped attention, which
+    # makes its first map the identity, else that of the other matrices
+    query_init_std: float | None = None
     # none; qk: query and key (the paper); all: also value and output
     attention_bias: Literal["none", "qk", "all"] = "none"
     mlp_bias: bool = False
@@ -295,6 +315,7 @@ BEFORE: dict[str, Any] = {
     "model.attention_branch_scale": 1.0,
     "model.attention_implementation": "explicit",
     "model.attention_output_normalization": "none",
+    "model.attention_shaping": "none",
     "model.attention_skip": 1.0,
     "model.branch_scaling": "fixed",
     "model.embedding_normalization": "none",
@@ -306,10 +327,15 @@ BEFORE: dict[str, Any] = {
     "model.mlp_scaling": "none",
     "model.mlp_skip": 1.0,
     "model.mlp_skip_gains": False,
+    "model.mlp_weight_norm": "none",
     "model.norm_placement": "pre",
+    "model.output_projection": "dense",
+    "model.query_init_std": None,
     "model.residual_init": "plain",
     "model.softmax_temperature": "none",
     "model.softmax_temperature_init": None,
+    "model.value_projection": "dense",
+    "model.weight_reparametrization": "none",
     "objective.entropy_margin": 0.2,
     "objective.entropy_reduction": "mean",
     "objective.entropy_threshold": 0.5,

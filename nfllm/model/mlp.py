@@ -13,6 +13,7 @@ from nfllm.model.bias import add_bias
 from nfllm.model.intermediates import record, record_size, record_statistic
 from nfllm.model.normalizations import normalization
 from nfllm.model.parameters import constant_param
+from nfllm.model.weight_norm import mlp_kernel
 
 
 class TwoLayerMlp(nn.Module):
@@ -32,13 +33,14 @@ class TwoLayerMlp(nn.Module):
         in_kernel = self.param("in_kernel", init, (config.embed_dim, config.mlp_width))
         out_init = nn.initializers.normal(config.residual_init_std)
         out_kernel = self.param("out_kernel", out_init, (config.mlp_width, config.embed_dim))
+        in_kernel = mlp_kernel(self, config, "in_kernel", in_kernel)
+        out_kernel = mlp_kernel(self, config, "out_kernel", out_kernel)
         pre_BTF = x_BTD @ in_kernel.astype(self.dtype)
         if config.mlp_bias:
             in_bias = constant_param(self, "in_bias", 0.0, (config.mlp_width,))
             pre_BTF = add_bias(pre_BTF, in_bias)
         pre_BTF = record(self, names.MLP_PRE, pre_BTF)
-        post_BTF = ACTIVATIONS[config.activation](pre_BTF, self._coefficient(model_slope))
-        post_BTF = record(self, names.MLP_POST, post_BTF)
+        post_BTF = record(self, names.MLP_POST, self.activate(pre_BTF, model_slope))
         norm = normalization(config, "mlp_hidden", self.dtype, name="hidden_norm")
         y_BTD = norm(post_BTF) @ out_kernel.astype(self.dtype)
         if config.mlp_bias:
@@ -59,6 +61,10 @@ class TwoLayerMlp(nn.Module):
             lambda: participation_ratio(Covariance.of(post_BTF, keep=0).covariance()),
         )
         return y_BTD
+
+    def activate(self, pre_BTF: jax.Array, model_slope: jax.Array | None) -> jax.Array:
+        """The activation; a method, so that `nfllm.measure.linear_replacement` can replace it."""
+        return ACTIVATIONS[self.config.activation](pre_BTF, self._coefficient(model_slope))
 
     def _coefficient(self, model_slope: jax.Array | None) -> jax.Array | float:
         config = self.config
@@ -84,7 +90,7 @@ class FusedMlp(nn.Module):
         config = self.config
         init = nn.initializers.normal(config.residual_init_std)
         kernel = self.param("kernel", init, (config.embed_dim, config.embed_dim))
-        return x_BTD @ kernel.astype(self.dtype)
+        return x_BTD @ mlp_kernel(self, config, "kernel", kernel).astype(self.dtype)
 
 
 MLPS: dict[str, type[nn.Module]] = {"two_layer": TwoLayerMlp, "fused": FusedMlp}

@@ -33,13 +33,14 @@ def branch_output(
     """
     site = _OUTPUT[branch]
     y_BTD = normalization(config, site, y_BTD.dtype, name=f"{site}_norm")(y_BTD)
-    gain: jax.Array | float = config.branch_scale(branch)
+    scale = config.branch_scale(branch)
     if config.branch_scaling == "learned":
-        gain = constant_param(block, f"{branch}_branch_gain", gain)
+        gain = constant_param(block, f"{branch}_branch_gain", scale)
+        y_BTD = gain * y_BTD.astype(jnp.float32)
+    elif scale != 1:
+        y_BTD = scale * y_BTD.astype(jnp.float32)
     if branch == "mlp" and config.mlp_scaling == "learned":
         y_BTD = y_BTD.astype(jnp.float32) / constant_param(block, "mlp_alpha", 1.0)
-    elif config.branch_scaling == "learned" or gain != 1:
-        y_BTD = gain * y_BTD.astype(jnp.float32)
     return record(block, _RECORDED[branch], y_BTD)
 
 
@@ -48,9 +49,9 @@ def join(
 ) -> jax.Array:
     """The next stream, N_sum(skip x + added), float32 [B, T, D].
 
-    The skip is `model.attention_skip` or `model.mlp_skip`, times parameters of the block that start
-    at 1: `skip_gain` [D] with `model.mlp_skip_gains` (NormFormer, arXiv 2110.09456), `residual_gain`
-    with `model.mlp_scaling="learned"`.
+    The skip is `model.attention_skip` or `model.mlp_skip`. Parameters of the block that start at 1
+    go with the MLP's: `skip_gain` [D] with `model.mlp_skip_gains` (NormFormer, arXiv 2110.09456),
+    and `residual_gain` with `model.mlp_scaling="learned"`.
     """
     if config.skip(branch) != 1:
         x_BTD = config.skip(branch) * x_BTD
