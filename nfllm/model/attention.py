@@ -261,6 +261,8 @@ class Attention(nn.Module):
             mixed_BTHK = (gain_H1[None, None] * mixed_BTHK.astype(jnp.float32)).astype(self.dtype)
         joined_BTD = mixed_BTHK.reshape(*mixed_BTHK.shape[:2], -1)
         if config.output_projection == "none":
+            if self.is_initializing():
+                self.make_rng("params")  # as the matrix would, so that the others start the same
             return joined_BTD
         init = nn.initializers.normal(config.residual_init_std)
         shape = (config.num_heads, config.head_dim, config.embed_dim)
