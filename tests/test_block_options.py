@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fast_jit import fast_jit
 from random_model import random_model
 from training_parts import VOCAB_SIZE, small_config
 
@@ -36,14 +37,12 @@ def captured(std: float = 0.3, **model: Any) -> tuple[Decoder, dict, Captured]:
 
 
 def logits(decoder: Decoder, params: dict) -> np.ndarray:
-    with jax.disable_jit():
-        return np.asarray(decoder.apply({"params": params}, TOKENS_BT))
+    return np.asarray(fast_jit(decoder.apply)({"params": params}, TOKENS_BT))
 
 
 def start(**model: Any) -> dict[str, np.ndarray]:
     decoder = Decoder(small_config(model=model).model, VOCAB_SIZE)
-    with jax.disable_jit():
-        params = decoder.init(jax.random.key(0), TOKENS_BT)["params"]
+    params = fast_jit(decoder.init)(jax.random.key(0), TOKENS_BT)["params"]
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {".".join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves}
 
@@ -129,7 +128,7 @@ def every_pair() -> list[dict[str, Any]]:
         if not is_valid(together(chosen)):
             left.discard(pair)
             continue
-        for factor in generator.permutation(list(FACTORS.keys() - chosen.keys())):
+        for factor in generator.permutation([name for name in FACTORS if name not in chosen]):
             places = generator.permutation(len(FACTORS[factor]))
             options = [{**chosen, str(factor): int(place)} for place in places]
             valid = [option for option in options if is_valid(together(option))]
@@ -148,7 +147,10 @@ def pairs_of(chosen: dict[str, int]) -> set[Any]:
 PAIRS = every_pair()
 
 
-@pytest.mark.parametrize("changes", PAIRS, ids=range(len(PAIRS)))
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param(c, id=str(i), marks=[pytest.mark.slow] * (i > 3)) for i, c in enumerate(PAIRS)],
+)
 def test_no_output_depends_on_later_tokens(changes: dict[str, Any]) -> None:
     """Values, and gradients to embeddings, which of later tokens and positions are exactly zero."""
     decoder, params = random_model(0.4, **changes)
@@ -160,17 +162,17 @@ def test_no_output_depends_on_later_tokens(changes: dict[str, Any]) -> None:
         variables = {"params": {**params, **tables}}
         return decoder.apply(variables, tokens_BT, method=decoder.features)[0, last]
 
-    with jax.disable_jit():
-        value, pull = jax.vjp(lambda tables: output(tables, TOKENS_BT), tables)
-        (gradients,) = pull(jnp.cos(jnp.arange(value.size, dtype=jnp.float32)).astype(value.dtype))
-        changed_BT = np.concatenate([earlier_BT, TOKENS_BT[:, :last:-1]], axis=1)
-        other = output(tables, changed_BT)
+    @fast_jit
+    def value_and_gradients(tokens_BT: np.ndarray) -> Any:
+        value, pull = jax.vjp(lambda tables: output(tables, tokens_BT), tables)
+        return value, pull(jnp.cos(jnp.arange(value.size, dtype=jnp.float32)))[0]
+
+    value, gradients = value_and_gradients(TOKENS_BT)
+    changed_BT = np.concatenate([earlier_BT, TOKENS_BT[:, :last:-1]], axis=1)
+    other, _ = value_and_gradients(changed_BT)
     assert np.all(np.isfinite(value))
     np.testing.assert_array_equal(value, other)
     seen = set(np.flatnonzero(np.any(gradients["token_embedding"] != 0, axis=1)).tolist())
-    assert earlier_BT[0, last] in seen
-    assert seen <= set(earlier_BT[0].tolist())
-    # Skipless attention of the layer with no identity in its map may see only some.
     assert seen == set(earlier_BT[0].tolist())
     if "position_embedding" in gradients:
         assert not np.any(gradients["position_embedding"][last + 1 :])
@@ -373,8 +375,7 @@ def test_shaped_maps_by_hand() -> None:
 def test_a_skipless_block_starts_by_passing_every_token_on(dtype: str) -> None:
     config = small_config(model=SAS).model
     decoder = Decoder(config, VOCAB_SIZE, jnp.dtype(dtype))
-    with jax.disable_jit():
-        params = decoder.init(jax.random.key(0), TOKENS_BT)["params"]
+    params = fast_jit(decoder.init)(jax.random.key(0), TOKENS_BT)["params"]
     found = capture(decoder, params, TOKENS_BT)
     np.testing.assert_array_equal(found.head_out, found.value)
     joined = found.attention_in.reshape(found.value.shape)

@@ -1,7 +1,6 @@
 """Every key of model.* and optimizer.* changes something that a run computes."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fast_jit import fast_jit
 
 from nfllm.config import (
     IGNORED_LABEL,
@@ -30,14 +30,6 @@ TINY = dataclasses.replace(
     DEFAULT.model, num_layers=2, num_heads=2, embed_dim=16, mlp_dim=12, context_length=6
 )
 TOKENS_BT = np.asarray([[1, 5, 3, 9, 2], [7, 0, 8, 4, 6]], np.int32)
-# Of such tiny programs only compilation takes time.
-fast_jit = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    },
-)
 NEOX = {"architecture": "gpt_neox", "rotary_fraction": 1.0}
 LEARNED = {"activation": "learnable_leaky_relu"}
 
