@@ -274,7 +274,7 @@ def test_hidden_and_embedding_norms() -> None:
     _, params, found = captured(
         mlp_hidden_normalization="layernorm", embedding_normalization="rmsnorm"
     )
-    norm, out = params["blocks"]["mlp"]["hidden_norm"], params["blocks"]["mlp"]["out_kernel"]
+    norm, out = params["blocks"]["mlp"]["mlp_hidden_norm"], params["blocks"]["mlp"]["out_kernel"]
     for layer in range(2):
         hidden = layernorm(found.mlp_post[layer], norm, layer)
         np.testing.assert_allclose(

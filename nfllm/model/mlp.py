@@ -41,7 +41,7 @@ class TwoLayerMlp(nn.Module):
             pre_BTF = add_bias(pre_BTF, in_bias)
         pre_BTF = record(self, names.MLP_PRE, pre_BTF)
         post_BTF = record(self, names.MLP_POST, self.activate(pre_BTF, model_slope))
-        norm = normalization(config, "mlp_hidden", self.dtype, name="hidden_norm")
+        norm = normalization(config, "mlp_hidden", self.dtype, name="mlp_hidden_norm")
         y_BTD = norm(post_BTF) @ out_kernel.astype(self.dtype)
         if config.mlp_bias:
             out_bias = constant_param(self, "out_bias", 0.0, (config.embed_dim,))

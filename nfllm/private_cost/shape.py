@@ -105,7 +105,7 @@ class DecoderShape:
 
 
 NOT_COUNTED: dict[str, tuple[object, ...]] = {
-    "norm_placement": ("pre", "post", "output"),
+    "norm_placement": ("pre",),
     "embedding_normalization": ("none",),
     "attention_output_normalization": ("none",),
     "mlp_hidden_normalization": ("none",),
