@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from released_code import from_authors, to_authors
 from safetensors.numpy import load_file, save_file
+from test_options import MODEL_KEYS
 
 import nfllm
 from nfllm.config import Config, ConfigError, ModelConfig, get_config
@@ -24,6 +25,8 @@ from nfllm.convert import (
     Checkpoint,
     ConversionError,
     convert,
+    gpt2,
+    gpt_neox,
     load_checkpoint,
     save_checkpoint,
 )
@@ -505,3 +508,66 @@ def test_files_of_runs_and_exports_have_the_usual_mode(umask, tmp_path):
     assert {"run/config.json", "exported/model.safetensors"} < modes.keys()
     usual = {True: 0o777 & ~umask, False: 0o666 & ~umask}
     assert {name: mode for name, (is_dir, mode) in modes.items() if mode != usual[is_dir]} == {}
+
+
+# Keys whose second value in `MODEL_KEYS` has a form in transformers, or no part in the function.
+EXPRESSED = {
+    "architecture",
+    "num_layers",
+    "num_heads",
+    "embed_dim",
+    "mlp_dim",
+    "context_length",
+    "normalization",
+    "norm_epsilon",
+    "activation",
+    "attention_bias",
+    "mlp_bias",
+    "tie_embeddings",
+    "rotary_fraction",
+    "rotary_base",
+    "embedding_dropout",
+    "attention_dropout",
+    "residual_dropout",
+    "init_std",
+    "init_std_scaling",
+    "residual_init",
+    "query_init_std",
+    "attention_implementation",
+    "scan_layers",
+    "remat",
+}
+
+
+@pytest.mark.parametrize("key", MODEL_KEYS)
+def test_every_key_is_expressed_or_refused_by_name(key):
+    others, _, second, _ = MODEL_KEYS[key]
+    config = dataclasses.replace(LAYERNORM, activation="gelu", tie_embeddings=None)
+    config = dataclasses.replace(config, **{**others, key: second})
+    form = {"gpt2": gpt2, "gpt_neox": gpt_neox}[config.architecture]
+    if key in EXPRESSED:
+        form.write_config(config)
+        return
+    decides = {"activation", "softmax_temperature"} & others.keys()
+    named = "|".join([key, *decides])
+    with pytest.raises(ConfigError, match=rf"model\.({named})=.* has no form in transformers"):
+        form.write_config(config)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mlp_weight_norm": "spectral"},
+        {"attention_branch_scale": 0.2},
+        {"residual_init": "depth"},
+        {"mlp_pruned_layers": 1},
+    ],
+    ids=str,
+)
+def test_a_key_of_later_is_overlooked_in_no_released_form(changes):
+    config = dataclasses.replace(authors_config(), **changes)
+    if changes == {"residual_init": "depth"}:  # how it starts is no part of the function
+        assert to_authors(random_params(config, 5), config)
+        return
+    with pytest.raises(ConfigError, match=r"has no form in the released code"):
+        to_authors(random_params(config, 5), config)

@@ -60,6 +60,32 @@ class ModelConfig(ModelShape):
     final_normalization: Normalization = "layernorm"  # the same names: before the output head
     qk_normalization: Normalization = "none"  # the same names: of each head's queries and keys
     norm_epsilon: float = 1e-5  # added to the variance
+    # Where normalization N is: pre: x + f(N(x)); post: N(x + f(x)); peri: x + N'(f(N(x)))
+    # (2502.02732); output: x + N'(f(x))
+    norm_placement: Literal["pre", "post", "peri", "output"] = "pre"
+    embedding_normalization: Normalization = "none"  # the same names: of what enters layer 0
+    # The four parts of NormFormer (2110.09456): norms of attention's output before the sum and of
+    # the MLP's hidden layer after the activation; gains that start at 1, one a head of what it
+    # mixed, and one a feature of what passes by the MLP
+    attention_output_normalization: Normalization = "none"
+    mlp_hidden_normalization: Normalization = "none"
+    head_gains: bool = False
+    mlp_skip_gains: bool = False
+    # A branch's sum is skip * x + branch_scale * f(x). OP block (2405.19279): scales of 0.2
+    attention_branch_scale: float = 1.0
+    mlp_branch_scale: float = 1.0
+    # learned: a scalar each per layer that starts at the branch scale (from 0: ReZero, 2003.04887)
+    branch_scaling: Literal["fixed", "learned"] = "fixed"
+    attention_skip: float = 1.0
+    mlp_skip: float = 1.0
+    # Matrices of the MLP, used with a gain and unit length for each input (weight_input) or each
+    # output (weight_output), with unit length alone (hypersphere), or divided by their largest
+    # singular value (spectral): nfllm/model/weight_norm.py
+    mlp_weight_norm: Literal["none", "weight_input", "weight_output", "hypersphere", "spectral"] = (
+        "none"
+    )
+    # sigma: every matrix of the blocks as gain * W / its largest singular value (2303.06296)
+    weight_reparametrization: Literal["none", "sigma"] = "none"
     # gelu (exact erf), gelu_tanh, relu, leaky_relu, learnable_leaky_relu, silu, relu_squared,
     # helu (2411.10573), identity (the MLP becomes linear), half_identity (x/2, as GELU near zero)
     activation: Activation = "relu"
@@ -82,6 +108,18 @@ class ModelConfig(ModelShape):
     softmax_temperature: Literal["none", "head", "head_position"] = "none"
     # Its start value. None: 1. The paper's own are 0.01 (CodeParrot) and 0.1 (Languini)
     softmax_temperature_init: float | None = None
+    # shaped: values are mixed by softmax_gain * softmax + identity_gain * identity - uniform_gain *
+    # uniform, three learned gains a head that start at 1 (2311.01906). Recorded probabilities and
+    # entropies are those of the softmax
+    attention_shaping: Literal["none", "shaped"] = "none"
+    # dense: a matrix. none: no matrix. identity_residual: skip_gain * x + residual_gain * W x,
+    # learned, from 1 and 0. SAS (2311.01906) has neither matrix, but for its first value and last
+    # output matrix; here all layers are alike
+    value_projection: Literal["dense", "identity_residual", "none"] = "dense"
+    output_projection: Literal["dense", "identity_residual", "none"] = "dense"
+    # Standard deviation of the query matrices at the start. None: 0 with shaped attention, which
+    # makes its first map the identity, else that of the other matrices
+    query_init_std: float | None = None
     # none; qk: query and key (the paper); all: also value and output
     attention_bias: Literal["none", "qk", "all"] = "none"
     mlp_bias: bool = False
@@ -94,6 +132,8 @@ class ModelConfig(ModelShape):
     init_std: float = 0.02  # standard deviation of embeddings and matrices at the start
     # width: block matrices start at init_std * sqrt(768 / embed_dim); none: at init_std
     init_std_scaling: Literal["none", "width"] = "width"
+    # Of attention's and the MLP's output matrix. depth: 1 / sqrt(2 * num_layers) of that (GPT-2)
+    residual_init: Literal["plain", "depth"] = "plain"
     # explicit: whole [T, T] maps. blocks: the same for some queries at a time, with the keys they
     # see. xla, cudnn: jax.nn.dot_product_attention, whose float16 does not overflow as that of the
     # paper's code; cudnn, for 16-bit types on an NVIDIA GPU, keeps no [T, T] map. Analysis and
@@ -281,12 +321,30 @@ class ParallelConfig:
 
 BEFORE: dict[str, Value] = {
     "data.document_separator": None,
+    "model.attention_branch_scale": 1.0,
     "model.attention_implementation": "explicit",
+    "model.attention_output_normalization": "none",
+    "model.attention_shaping": "none",
+    "model.attention_skip": 1.0,
+    "model.branch_scaling": "fixed",
+    "model.embedding_normalization": "none",
+    "model.head_gains": False,
     "model.mlp": "two_layer",
+    "model.mlp_branch_scale": 1.0,
+    "model.mlp_hidden_normalization": "none",
     "model.mlp_pruned_layers": 0,
     "model.mlp_scaling": "none",
+    "model.mlp_skip": 1.0,
+    "model.mlp_skip_gains": False,
+    "model.mlp_weight_norm": "none",
+    "model.norm_placement": "pre",
+    "model.output_projection": "dense",
+    "model.query_init_std": None,
+    "model.residual_init": "plain",
     "model.softmax_temperature": "none",
     "model.softmax_temperature_init": None,
+    "model.value_projection": "dense",
+    "model.weight_reparametrization": "none",
     "objective.entropy_margin": 0.2,
     "objective.entropy_reduction": "mean",
     "objective.entropy_threshold": 0.5,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from nfllm.config.block_limits import check_residual, check_shaping, check_weights
 from nfllm.config.checks import ConfigError, at_least, between, check_types, positive, suggest
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ def check_model(model: ModelConfig) -> None:
     _check_attention_implementation(model)
     _check_activation(model)
     _check_mlp(model)
+    check_residual(model)
+    check_weights(model)
+    check_shaping(model)
     _check_temperature(model)
     _check_positions(model)
 
@@ -96,9 +100,15 @@ def _check_mlp(model: ModelConfig) -> None:
         )
     if model.mlp == "two_layer":
         return
-    neutral: dict[str, object] = {"activation": "identity", "mlp_dim": None, "mlp_bias": False}
+    neutral: dict[str, object] = {
+        "activation": "identity",
+        "mlp_dim": None,
+        "mlp_bias": False,
+        "mlp_hidden_normalization": "none",
+    }
     if model.mlp == "none":
-        neutral |= {"mlp_pruned_layers": 0, "mlp_scaling": "none"}
+        neutral |= {"mlp_pruned_layers": 0, "mlp_scaling": "none", "mlp_branch_scale": 1.0}
+        neutral |= {"mlp_skip": 1.0, "mlp_skip_gains": False, "mlp_weight_norm": "none"}
     for key, value in neutral.items():
         if (found := getattr(model, key)) != value:
             raise ConfigError(

@@ -6,7 +6,7 @@ R² tells how linear an activation is on average; this tells whether the model n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -19,9 +19,7 @@ from nfllm.analysis.shown import shown_in_a_line
 from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
 from nfllm.measure.analyze import merge_across_processes, of_this_process
-from nfllm.model import intermediates as names
 from nfllm.model.decoder import Decoder
-from nfllm.model.intermediates import INTERMEDIATES
 from nfllm.model.mlp import TwoLayerMlp
 from nfllm.model.parameters import Params
 from nfllm.model.token_ids import check_token_ids
@@ -134,8 +132,7 @@ def _apply_replaced(
     """Logits, with the line in place of the activation where `replaced` is true.
 
     The line travels as one more leaf of the MLPs' parameters, so that the scan over layers hands
-    each its own. An MLP's output is linear in its activation: what changes is
-    (line - activation) times the output matrix.
+    each its own.
     """
 
     def swap(
@@ -144,20 +141,14 @@ def _apply_replaced(
         kwargs: Mapping[str, jax.Array],
         context: nn.module.InterceptorContext,
     ) -> jax.Array:
-        output = call(*args, **kwargs)
-        if not isinstance(context.module, TwoLayerMlp) or context.method_name != "__call__":
-            return output
-        get = context.module.get_variable
-        own: dict[str, jax.Array] = get("params", _FIT)
-        pre: jax.Array = get(INTERMEDIATES, names.MLP_PRE)
-        post: jax.Array = get(INTERMEDIATES, names.MLP_POST)
-        change = own["slope"] * pre + own["intercept"] - post.astype(jnp.float32)
-        change = jnp.where(own["replaced"], change, 0.0)
-        correction = jnp.matmul(change, get("params", "out_kernel"))
-        return output + correction.astype(output.dtype)
+        post = call(*args, **kwargs)
+        if not isinstance(context.module, TwoLayerMlp) or context.method_name != "activate":
+            return post
+        own: dict[str, jax.Array] = context.module.get_variable("params", _FIT)
+        line = own["slope"] * args[0] + own["intercept"]
+        return jnp.where(own["replaced"], line.astype(post.dtype), post)
 
     mlp = {**params["blocks"]["mlp"], _FIT: line}
     variables = {"params": {**params, "blocks": {**params["blocks"], "mlp": mlp}}}
     with nn.intercept_methods(swap):
-        logits_BTV, _ = model.apply(variables, tokens_BT, mutable=[INTERMEDIATES])
-    return logits_BTV
+        return cast(jax.Array, model.apply(variables, tokens_BT))

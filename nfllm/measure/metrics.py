@@ -172,7 +172,7 @@ def _attention_ratio(x: Observed) -> Moments:
 
 def _mlp_ratio(x: Observed) -> Moments:
     captured = x.captured
-    skip = captured.residual[1:] - captured.mlp_out
+    skip = captured.residual[1 : len(captured.mlp_out) + 1] - captured.mlp_out
     return _per_sequence(analysis.branch_ratio(captured.mlp_out, skip, keep=2))
 
 

@@ -24,9 +24,10 @@ class Captured(NamedTuple):
 
     `residual[l]` is the input of block l; `residual[L]` the output of the last block, before the
     final normalization. `query` and `key` are after rotation and normalization, `query` also after
-    division by a learned temperature. The MLP's fields have an entry for each layer that has one:
-    fewer than L with `model.mlp_pruned_layers`, and none of `mlp_pre` and `mlp_post` where the MLP
-    is fused.
+    division by a learned temperature. With shaped attention, logits and probabilities are those of
+    its softmax, and `head_out` is what the shaped map mixed. The MLP's fields have an entry for
+    each layer that has one: fewer than L with `model.mlp_pruned_layers`, and none of `mlp_pre` and
+    `mlp_post` where the MLP is fused.
     """
 
     residual: jax.Array  # [L+1, B, T, D]
@@ -37,11 +38,11 @@ class Captured(NamedTuple):
     attention_logits: jax.Array  # [L, B, H, T, S]
     attention_probs: jax.Array  # [L, B, H, T, S]
     head_out: jax.Array  # [L, B, T, H, K], values mixed by each head, before the output matrix
-    attention_out: jax.Array  # [L, B, T, D], what attention adds to the residual stream
+    attention_out: jax.Array  # [L, B, T, D], what attention adds to the stream, with its gain
     mlp_in: jax.Array  # [L, B, T, D], after the normalization
     mlp_pre: jax.Array  # [L, B, T, F]
     mlp_post: jax.Array  # [L, B, T, F]
-    mlp_out: jax.Array  # [L, B, T, D], what the MLP adds to the residual stream
+    mlp_out: jax.Array  # [L, B, T, D], what the MLP adds to the stream, with its gain
     logits: jax.Array  # [B, T, V]
 
 

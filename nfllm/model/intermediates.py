@@ -75,11 +75,11 @@ SITES = {
     ATTENTION_LOGITS: Site("attention", "LBHTS"),
     ATTENTION_PROBS: Site("attention", "LBHTS"),
     HEAD_OUT: Site("attention", "LBTHK"),
-    ATTENTION_OUT: Site("attention", "LBTD"),
+    ATTENTION_OUT: Site(None, "LBTD"),
     MLP_IN: Site(None, "LBTD"),
     MLP_PRE: Site("mlp", "LBTF"),
     MLP_POST: Site("mlp", "LBTF"),
-    MLP_OUT: Site("mlp", "LBTD"),
+    MLP_OUT: Site(None, "LBTD"),
 }
 """Every site of a block, in the order of execution."""
 
