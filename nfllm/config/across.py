@@ -20,7 +20,13 @@ def check_across(config: Config) -> None:
 
 
 def _check_attention(config: Config) -> None:
-    chosen = config.model.attention_implementation
+    chosen, limit = config.model.attention_implementation, config.optimizer.qk_clip
+    if limit is not None and config.model.qk_normalization != "none":
+        raise ConfigError(
+            f"optimizer.qk_clip={limit} has no effect on model.qk_normalization="
+            f"{config.model.qk_normalization!r}, after which the size of queries and keys does not "
+            "count; leave one of them out"
+        )
     if chosen not in ("xla", "cudnn"):
         return
     if config.telemetry.entropy_every_step:
@@ -28,6 +34,12 @@ def _check_attention(config: Config) -> None:
             "telemetry.entropy_every_step=True needs attention logits, which "
             f"model.attention_implementation={chosen!r} does not give; use 'auto', "
             "'explicit' or 'blocks', or probe with telemetry.every instead"
+        )
+    if limit is not None:
+        raise ConfigError(
+            f"optimizer.qk_clip={limit} needs attention logits, which "
+            f"model.attention_implementation={chosen!r} does not give; use 'auto', 'explicit' or "
+            "'blocks'"
         )
     if config.objective.entropy_weight:
         raise ConfigError(

@@ -1,15 +1,38 @@
-"""What follows from the keys of the section `model`."""
+"""Values that follow from the keys of the section `model`."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-Site = Literal["attention", "mlp", "query", "key", "final"]
-"""Where a decoder normalizes: before attention, before the MLP, queries, keys, before the head."""
+Site = Literal[
+    "embedding",
+    "attention",
+    "query",
+    "key",
+    "attention_output",
+    "attention_sum",
+    "mlp",
+    "mlp_hidden",
+    "mlp_output",
+    "mlp_sum",
+    "final",
+]
+"""Where a decoder can normalize: what enters layer 0; what enters a branch, what leaves it, and its
+sum with the stream; queries, keys, the hidden layer of the MLP; what enters the head."""
+
+Branch = Literal["attention", "mlp"]
+
+_PLACES = {
+    "pre": ("",),
+    "post": ("sum",),
+    "peri": ("", "output"),
+    "output": ("output",),
+}
+"""Where a branch has `model.normalization`, by `model.norm_placement`."""
 
 
 class ModelShape:
-    """Sizes and start values that the keys leave to be derived."""
+    """Sizes and start values of a model, derived where its keys are None."""
 
     architecture: str
     num_layers: int
@@ -20,14 +43,26 @@ class ModelShape:
     mlp_pruned_layers: int
     softmax_temperature_init: float | None
     normalization: str
+    norm_placement: str
+    embedding_normalization: str
+    attention_output_normalization: str
+    mlp_hidden_normalization: str
     qk_normalization: str
     final_normalization: str
+    attention_branch_scale: float
+    mlp_branch_scale: float
+    attention_skip: float
+    mlp_skip: float
     negative_slope: float | None
     helu_margin: float | None
     tie_embeddings: bool | None
     rotary_fraction: float | None
+    rotary_base: float | None
     init_std: float
     init_std_scaling: str
+    residual_init: str
+    attention_shaping: str
+    query_init_std: float | None
 
     @property
     def head_dim(self) -> int:
@@ -51,9 +86,26 @@ class ModelShape:
 
     def normalization_at(self, site: Site) -> str:
         """Name of the normalization at a site."""
-        if site == "final":
-            return self.final_normalization
-        return self.qk_normalization if site in ("query", "key") else self.normalization
+        own: dict[str, str] = {
+            "embedding": self.embedding_normalization,
+            "query": self.qk_normalization,
+            "key": self.qk_normalization,
+            "mlp_hidden": self.mlp_hidden_normalization,
+            "final": self.final_normalization,
+        }
+        if site in own:
+            return own[site]
+        if site.partition("_")[2] in _PLACES[self.norm_placement]:
+            return self.normalization
+        return self.attention_output_normalization if site == "attention_output" else "none"
+
+    def branch_scale(self, branch: Branch) -> float:
+        """Factor of what a branch adds, or its start value where it is learned."""
+        return self.attention_branch_scale if branch == "attention" else self.mlp_branch_scale
+
+    def skip(self, branch: Branch) -> float:
+        """Factor of what passes by a branch."""
+        return self.attention_skip if branch == "attention" else self.mlp_skip
 
     @property
     def ties_embeddings(self) -> bool:
@@ -71,15 +123,35 @@ class ModelShape:
         return 0.05 if self.helu_margin is None else self.helu_margin
 
     @property
+    def rotary_share(self) -> float:
+        """Share of each head's features that rotary positions rotate."""
+        return 0.25 if self.rotary_fraction is None else self.rotary_fraction
+
+    @property
+    def rotary_wavelength_base(self) -> float:
+        """Base of the progression of wavelengths of rotary positions."""
+        return 10_000.0 if self.rotary_base is None else self.rotary_base
+
+    @property
     def rotary_dim(self) -> int:
         """Number of leading features of each head that are rotated; 0 for learned positions."""
-        if self.architecture == "gpt2":
-            return 0
-        fraction = 0.25 if self.rotary_fraction is None else self.rotary_fraction
-        return int(self.head_dim * fraction)
+        return 0 if self.architecture == "gpt2" else int(self.head_dim * self.rotary_share)
 
     @property
     def block_init_std(self) -> float:
         """Standard deviation of the block matrices; `width` keeps 0.02 at width 768."""
         scale = (768 / self.embed_dim) ** 0.5 if self.init_std_scaling == "width" else 1.0
         return self.init_std * scale
+
+    @property
+    def residual_init_std(self) -> float:
+        """Standard deviation of the matrices that write to the residual stream."""
+        depth = 2 * self.num_layers if self.residual_init == "depth" else 1
+        return self.block_init_std / depth**0.5
+
+    @property
+    def first_query_std(self) -> float:
+        """Standard deviation of the query matrices at the start."""
+        if self.query_init_std is not None:
+            return self.query_init_std
+        return 0.0 if self.attention_shaping == "shaped" else self.block_init_std

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from nfllm.config.checks import ConfigError, at_least, between, check_types, positive
+from nfllm.config.block_limits import check_residual, check_shaping, check_weights
+from nfllm.config.checks import ConfigError, at_least, between, check_types, positive, suggest
+from nfllm.config.frozen_limits import check_frozen
 from nfllm.config.removal import read_order
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
         TelemetryConfig,
         TrainingConfig,
     )
+
+LOGGERS = ("tensorboard", "wandb")
 
 
 def check_model(model: ModelConfig) -> None:
@@ -41,9 +45,12 @@ def check_model(model: ModelConfig) -> None:
             f"{model.embed_dim}; choose a divisor of {model.embed_dim}"
         )
     _check_attention_implementation(model)
-    _check_frozen(model)
+    check_frozen(model)
     _check_activation(model)
     _check_mlp(model)
+    check_residual(model)
+    check_weights(model)
+    check_shaping(model)
     _check_temperature(model)
     _check_positions(model)
 
@@ -61,23 +68,6 @@ def _check_attention_implementation(model: ModelConfig) -> None:
             f"and at most 256, but model.embed_dim={model.embed_dim} over model.num_heads="
             f"{model.num_heads} gives {model.head_dim}; use 'auto', or change the heads"
         )
-
-
-def _check_frozen(model: ModelConfig) -> None:
-    between(model, "model", "frozen_momentum", 0.0, 1.0)
-    if model.qk_normalization == "frozen_layernorm":
-        raise ConfigError(
-            "model.qk_normalization='frozen_layernorm' cannot be had: what is frozen is the "
-            "deviation of the residual stream; choose another, or 'none'"
-        )
-    if "frozen_layernorm" in (model.normalization, model.final_normalization):
-        return
-    for key, default in (("frozen_first_position", False), ("frozen_momentum", 0.9)):
-        if (value := getattr(model, key)) != default:
-            raise ConfigError(
-                f"model.{key}={value} has no effect on model.normalization="
-                f"{model.normalization!r}; set that to 'frozen_layernorm', or leave it at {default}"
-            )
 
 
 def _check_activation(model: ModelConfig) -> None:
@@ -114,9 +104,15 @@ def _check_mlp(model: ModelConfig) -> None:
         )
     if model.mlp == "two_layer":
         return
-    neutral: dict[str, object] = {"activation": "identity", "mlp_dim": None, "mlp_bias": False}
+    neutral: dict[str, object] = {
+        "activation": "identity",
+        "mlp_dim": None,
+        "mlp_bias": False,
+        "mlp_hidden_normalization": "none",
+    }
     if model.mlp == "none":
-        neutral |= {"mlp_pruned_layers": 0, "mlp_scaling": "none"}
+        neutral |= {"mlp_pruned_layers": 0, "mlp_scaling": "none", "mlp_branch_scale": 1.0}
+        neutral |= {"mlp_skip": 1.0, "mlp_skip_gains": False, "mlp_weight_norm": "none"}
     for key, value in neutral.items():
         if (found := getattr(model, key)) != value:
             raise ConfigError(
@@ -250,14 +246,22 @@ def check_optimizer(optimizer: OptimizerConfig) -> None:
     positive(optimizer, "optimizer", "learning_rate")
     positive(optimizer, "optimizer", "epsilon")
     positive(optimizer, "optimizer", "schedule_power")
-    for key in ("beta1", "beta2"):
+    for key in ("beta1", "beta2", "muon_momentum"):
         between(optimizer, "optimizer", key, 0.0, 1.0)
+    for key, default in (("muon_momentum", 0.95), ("muon_per_head", False)):
+        if optimizer.variant != "muon" and (value := getattr(optimizer, key)) != default:
+            raise ConfigError(
+                f"optimizer.{key}={value} has no effect on optimizer.variant="
+                f"{optimizer.variant!r}; set that to 'muon', or leave the key at {default}"
+            )
     between(optimizer, "optimizer", "warmup_fraction", 0.0, 1.0, closed=True)
     at_least(optimizer, "optimizer", "weight_decay", 0)
     at_least(optimizer, "optimizer", "final_learning_rate", 0)
     if optimizer.warmup_steps is not None:
         at_least(optimizer, "optimizer", "warmup_steps", 0)
     at_least(optimizer, "optimizer", "clip_norm", 0)
+    if optimizer.qk_clip is not None:
+        positive(optimizer, "optimizer", "qk_clip")
     if optimizer.final_learning_rate > optimizer.learning_rate:
         raise ConfigError(
             f"optimizer.final_learning_rate={optimizer.final_learning_rate} exceeds "
@@ -334,6 +338,17 @@ def check_telemetry(telemetry: TelemetryConfig) -> None:
     check_types(telemetry, "telemetry")
     at_least(telemetry, "telemetry", "every", 0)
     at_least(telemetry, "telemetry", "probe_windows", 1)
+    for name in logger_names(telemetry.loggers):
+        if name not in LOGGERS:
+            raise ConfigError(
+                f"unknown logger {name!r} in telemetry.loggers={telemetry.loggers!r}; "
+                f"{suggest(name, LOGGERS)}"
+            )
+
+
+def logger_names(loggers: str) -> list[str]:
+    """The names in `telemetry.loggers`, each once."""
+    return list(dict.fromkeys(name.strip() for name in loggers.split(",") if name.strip()))
 
 
 def check_checkpoint(checkpoint: CheckpointConfig) -> None:

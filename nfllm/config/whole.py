@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nfllm.config.across import check_across
-from nfllm.config.checks import check_keys, section_values, value_type
+from nfllm.config.checks import Value, check_keys, section_values, value_type
 from nfllm.config.keys import (
     BEFORE,
     RETIRED,
@@ -57,8 +57,8 @@ class Config:
 
         Args:
           values: every key of every section.
-          recorded: `values` were written by a run, perhaps one of before some key existed
-            (`BEFORE`), or of when there was one more (`RETIRED`).
+          recorded: `values` were written by a run, perhaps before some key existed
+            (`BEFORE`), or with a key that no longer exists (`RETIRED`).
 
         Raises:
           ConfigError: a key is unknown or missing, or a value is of the wrong type or out of range.
@@ -74,12 +74,12 @@ class Config:
             }
         )
 
-    def to_dict(self) -> dict[str, dict[str, Any]]:
+    def to_dict(self) -> dict[str, dict[str, Value]]:
         """The nested plain dictionary that `from_dict` reads back."""
         return dataclasses.asdict(self)
 
 
-def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+def differences(old: Config, new: Config) -> dict[str, tuple[Value, Value]]:
     """Keys in which two configs differ, as `{"section.key": (old, new)}`."""
     before, after = old.to_dict(), new.to_dict()
     return {

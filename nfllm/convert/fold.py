@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from nfllm.config import ModelConfig, RemovalConfig
@@ -45,7 +46,7 @@ def fold(run: Run) -> Run:
       'none'
     """
     model, params = fold_params(run.model.config, run.params)
-    single = _map(lambda x: np.asarray(x, np.float32), params)
+    single = _map(lambda x: jnp.asarray(x, jnp.float32), params)
     config = dataclasses.replace(run.config, model=model, removal=RemovalConfig())
     decoder = Decoder(model, run.model.vocab_size, run.model.dtype)
     return dataclasses.replace(run, model=decoder, params=single, config=config)
@@ -59,6 +60,12 @@ def fold_params(config: ModelConfig, params: Mapping[str, Any]) -> tuple[ModelCo
             f"model.final_normalization={config.final_normalization!r}); freeze them first: "
             "nfllm.freeze_norms, or python -m nfllm.freeze RUN OUT"
         )
+    for key in ("mlp_weight_norm", "weight_reparametrization"):
+        if config.normalization == FROZEN and (value := getattr(config, key)) != "none":
+            raise ConversionError(
+                f"model.{key}={value!r} makes the matrices of their parameters by a norm of their "
+                "own, so that no other norm folds into them"
+            )
     tree: Arrays = _map(lambda x: np.asarray(x, np.float64), params)
     changes: dict[str, Any] = {"frozen_first_position": False, "frozen_momentum": 0.9}
     if config.normalization == FROZEN:

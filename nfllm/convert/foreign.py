@@ -1,12 +1,13 @@
 """Reading another library's config and tensors without overlooking anything in them.
 
-Whatever is in a foreign file is taken, required to have one value, or ignored by name. What is left
-over is an error where a model might depend on it, since it would be read wrongly.
+Every attribute and tensor of a foreign file is read, required to have one value, or ignored by
+name. Any other is an error where the model might depend on it, since it would be read wrongly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from nfllm.convert import bookkeeping
 
 Tensors = dict[str, np.ndarray]
 
-# Names of transformers' activations, and ours with the slope where there is one.
+# Our name of each activation of transformers, and its slope where it has one.
 _ACTIVATIONS: dict[str, tuple[str, float | None]] = {
     "gelu": ("gelu", None),
     "gelu_python": ("gelu", None),
@@ -34,13 +35,28 @@ _ACTIVATIONS: dict[str, tuple[str, float | None]] = {
     "linear": ("identity", None),
 }
 
+_SIZES = ("num_layers", "num_heads", "embed_dim", "context_length")
+# How a model starts, trains and is run.
+_NOT_OF_THE_FUNCTION = (
+    "embedding_dropout",
+    "attention_dropout",
+    "residual_dropout",
+    "init_std",
+    "init_std_scaling",
+    "residual_init",
+    "query_init_std",
+    "attention_implementation",
+    "scan_layers",
+    "remat",
+)
+
 
 class ConversionError(ValueError):
     """A checkpoint that cannot be converted; the message names the file, the part and a remedy."""
 
 
 class Attributes:
-    """The attributes of a foreign config, each to be accounted for.
+    """The attributes of a foreign config, each of which must be read or ignored.
 
     Args:
       values: the parsed config, or a part of it.
@@ -83,16 +99,16 @@ class Attributes:
             )
 
     def take_dropout(self, name: str, default: float) -> float:
-        """A probability of dropout; the default where no model could be trained with the value."""
+        """A probability of dropout; the default where the value is not a probability below 1."""
         value: float = self.take(name, float, default)
         return value if 0 <= value < 1 else default
 
     def take_init_std(self) -> float:
-        """Standard deviation of a matrix at the start; 0.02 where the file's is no such number."""
+        """Standard deviation of a matrix at the start; 0.02 where the file's is not positive."""
         value: float = self.take("initializer_range", float, 0.02)
         return value if value > 0 else 0.02
 
-    def require(self, name: str, *values: Any) -> None:
+    def require(self, name: str, *values: object) -> None:
         """Raises ConversionError unless the attribute is absent or one of `values`, all alike."""
         self._known.add(name)
         found = self._left.pop(name, values[0])
@@ -103,7 +119,7 @@ class Attributes:
             )
 
     def ignore(self, names: Iterable[str]) -> None:
-        """Passes over attributes that do not change what the model computes."""
+        """Ignores attributes that do not change what the model computes."""
         for name in names:
             self._left.pop(name, None)
 
@@ -118,9 +134,9 @@ class Attributes:
         return _ACTIVATIONS[value]
 
     def finish(self, *, notes: bool = True) -> None:
-        """Accounts for what is left, which the model's code in transformers does not read.
+        """Checks the attributes that were not read, nor are by the model's code in transformers.
 
-        Bookkeeping is passed over, and `notes` with a warning.
+        Bookkeeping is ignored, and `notes` are, with a warning.
 
         Raises:
           ConversionError: an attribute might change what the model computes: by its name, or since
@@ -148,7 +164,7 @@ class Attributes:
 
 
 class TensorReader:
-    """The tensors of a checkpoint, as float32 and with their shapes checked; each must be taken."""
+    """The tensors of a checkpoint, in float32, with their shapes checked; each must be read."""
 
     def __init__(self, tensors: Mapping[str, np.ndarray], source: str) -> None:
         self._left = dict(tensors)
@@ -180,12 +196,21 @@ class TensorReader:
         return np.stack([self.take(name.format(layer), shape) for layer in range(num_layers)])
 
     def finish(self) -> None:
-        """Raises ConversionError naming the first tensor that was not accounted for."""
+        """Raises ConversionError naming the first tensor that was not read."""
         for name, tensor in self._left.items():
             raise ConversionError(
                 f"{self._source}: the tensor {name!r} of shape {tensor.shape} has no place in the "
                 "model that its config.json describes"
             )
+
+
+def split_layers(stacked: Tensors, prefix: str) -> Tensors:
+    """The tensors `[L, ...]` under the name of each layer: `prefix.format(layer)` and their own."""
+    return {
+        prefix.format(layer) + name: values
+        for name, layers in stacked.items()
+        for layer, values in enumerate(layers)
+    }
 
 
 def activation_name(config: ModelConfig) -> str:
@@ -203,35 +228,54 @@ def activation_name(config: ModelConfig) -> str:
             f"model.negative_slope={config.slope} has no form in transformers, whose leaky_relu "
             "has the slope 0.01"
         )
-    raise no_form("activation", config.activation, {ours for ours, _ in _ACTIVATIONS.values()})
+    possible = sorted({ours for ours, _ in _ACTIVATIONS.values()})
+    raise no_form("activation", config.activation, possible)
 
 
 def check_form(config: ModelConfig) -> None:
-    """Raises ConfigError unless transformers can express the model's norms, branches and head."""
-    check_branches(config)
-    norms = {"normalization": "layernorm", "final_normalization": "layernorm"}
-    _check_values(config, {**norms, "head_bias": False})
+    """Raises ConfigError where the GPT-2 and GPT-NeoX of transformers cannot express a key.
+
+    What their attributes say of an activation, `activation_name` checks.
+    """
+    written = {"mlp_dim", "norm_epsilon", "attention_bias", "mlp_bias", "tie_embeddings"}
+    of_activation = {"activation", "negative_slope", "slope_sharing", "helu_margin"}
+    check_expressed(
+        config,
+        "transformers",
+        every={*written, *of_activation, "architecture", "rotary_fraction", "rotary_base"},
+        some={"normalization": ["layernorm"], "final_normalization": ["layernorm"]},
+    )
 
 
-def check_branches(config: ModelConfig) -> None:
-    """Raises ConfigError unless transformers can express attention and MLP."""
-    branches = {
-        "qk_normalization": "none",
-        "mlp": "two_layer",
-        "mlp_pruned_layers": 0,
-        "mlp_scaling": "none",
-        "softmax_temperature": "none",
-    }
-    _check_values(config, branches)
+def check_expressed(
+    config: ModelConfig,
+    form: str,
+    *,
+    every: Collection[str],
+    some: Mapping[str, Sequence[Any]],
+) -> None:
+    """Raises ConfigError for the first key of a model that a foreign form cannot express.
+
+    A key that nobody names here has to be at its default, so that none is overlooked. Sizes, and
+    keys that do not change the function of the parameters, are expressed in every form.
+
+    Args:
+      config: the model.
+      form: what cannot express it, for the message.
+      every: keys with a place for all of their values.
+      some: keys with a place for some values, and those.
+    """
+    for field in dataclasses.fields(config):
+        if field.name in _SIZES or field.name in _NOT_OF_THE_FUNCTION or field.name in every:
+            continue
+        possible = some.get(field.name, [field.default])
+        if (value := getattr(config, field.name)) not in possible:
+            raise no_form(field.name, value, possible, form)
 
 
-def _check_values(config: ModelConfig, expressible: Mapping[str, Any]) -> None:
-    for key, value in expressible.items():
-        if getattr(config, key) != value:
-            raise no_form(key, getattr(config, key), [value])
-
-
-def no_form(key: str, value: Any, possible: Iterable[Any]) -> ConfigError:
+def no_form(
+    key: str, value: object, possible: Iterable[Any], form: str = "transformers"
+) -> ConfigError:
     """The error that a model's `key` cannot be expressed in a foreign checkpoint."""
-    names = " or ".join(repr(name) for name in sorted(possible))
-    return ConfigError(f"model.{key}={value!r} has no form in transformers, which has {names} here")
+    names = " or ".join(map(repr, possible))
+    return ConfigError(f"model.{key}={value!r} has no form in {form}, which has {names} here")

@@ -21,7 +21,7 @@ import numpy as np
 from nfllm.config import ConfigError, ModelConfig
 from nfllm.convert.biases import full_qkv_bias, layer_bias
 from nfllm.convert.fold import affine, fold_params
-from nfllm.convert.foreign import check_branches
+from nfllm.convert.foreign import check_form
 from nfllm.model.frozen_norm import FROZEN, GATE, SIGMA
 
 Arrays = dict[str, Any]
@@ -58,11 +58,12 @@ def stock_form(config: ModelConfig, params: Arrays) -> tuple[ModelConfig, Arrays
       ConversionError: a frozen norm is not removed, or treats the first position otherwise.
     """
     names = (config.normalization, config.final_normalization)
-    check_branches(config)
-    if names == (FROZEN, FROZEN):
-        return _with_epsilon(config, params)
     if not set(names) & {"none", FROZEN}:
         return config, params
+    # All but the norms, and the bias of the head that comes with a folded one, has to have a form.
+    check_form(_stock_config(config, head_bias=names == (FROZEN, FROZEN) and config.head_bias))
+    if names == (FROZEN, FROZEN):
+        return _with_epsilon(config, params)
     for key, name in zip(("normalization", "final_normalization"), names, strict=True):
         if name not in ("none", FROZEN):
             remedy = (

@@ -81,7 +81,7 @@ def freeze_norms(
     open_gates = of_norms(model.config, params, GATE)
     real = map_norms(_at_zero, params, open_gates)
     measured = _measure(model, real, batches)
-    frozen = map_norms(_closed, measured, open_gates)
+    frozen = jax.tree.map(jnp.asarray, map_norms(_closed, measured, open_gates))
     config = dataclasses.replace(run.config, model=model.config, removal=RemovalConfig())
     result = dataclasses.replace(run, model=model, params=frozen, config=config)
     num_windows = sum(len(batch.tokens) for batch in batches)

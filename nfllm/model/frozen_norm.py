@@ -86,6 +86,16 @@ class FrozenLayerNorm(nn.Module):
         return jnp.where(is_real, jnp.where(sigma > 0, average, found), sigma)
 
 
+def held_factor(norm: dict[str, jax.Array], x_BTD: jax.Array, epsilon: float) -> jax.Array:
+    """g / sqrt(var(x) + epsilon) + (1 - g) / sigma of a final norm's parameters, [B, T, 1]."""
+    deviation = jnp.sqrt(jnp.var(x_BTD, axis=-1, keepdims=True) + epsilon)
+    gate, sigma = norm[GATE][0], measured(norm[SIGMA])[0]
+    if sigma.ndim:  # of the first position, and of the others
+        is_first = jnp.arange(x_BTD.shape[1]) == 0
+        sigma = jnp.where(is_first, sigma[0], sigma[1])[None, :, None]
+    return gate / deviation + (1.0 - gate) / sigma
+
+
 def measured(sigma: jax.Array) -> jax.Array:
     """The deviations by which a frozen norm divides: 1 where none has been measured."""
     return jnp.where(sigma > 0, sigma, 1.0)

@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 
 from nfllm.report import figures
 from nfllm.report.page import Block, Pictures, Rows, Section
-from nfllm.report.runs import Run
+from nfllm.report.runs import ReportedRun
 from nfllm.report.style import FAINT, literal, shortened
 from nfllm.report.tables import Column, Table
 
 
-def removal_sections(runs: Sequence[Run]) -> Iterator[Section]:
+def removal_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
     """When each norm went, with the mean entropy before and after."""
     rows = [
         (
@@ -47,7 +47,7 @@ def removal_sections(runs: Sequence[Run]) -> Iterator[Section]:
     )
 
 
-def frozen_sections(runs: Sequence[Run]) -> Iterator[Section]:
+def frozen_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
     """What each norm is worth: how the loss rises when it alone is frozen."""
     blocks: list[Block] = []
     rows: list[tuple[Any, ...]] = []
@@ -87,7 +87,7 @@ def frozen_sections(runs: Sequence[Run]) -> Iterator[Section]:
     )
 
 
-def mark_removals(sections: Sequence[Section], runs: Sequence[Run]) -> None:
+def mark_removals(sections: Sequence[Section], runs: Sequence[ReportedRun]) -> None:
     """Draws a dotted line in every curve over steps where a norm of its run is removed.
 
     A panel that shows one run has its name as its title; one without a title shows all.
@@ -117,11 +117,11 @@ def _mark(figure: Figure, steps: dict[str, list[int]]) -> None:
             axes.axvline(step, color=FAINT, linestyle=":", linewidth=0.6, zorder=0.5)
 
 
-def _events(run: Run, kind: str) -> list[dict[str, Any]]:
+def _events(run: ReportedRun, kind: str) -> list[dict[str, Any]]:
     return [row for row in run.metrics.rows["event"] if row.get("event") == kind]
 
 
-def _frozen(run: Run) -> list[dict[str, Any]]:
+def _frozen(run: ReportedRun) -> list[dict[str, Any]]:
     return [row for row in run.metrics.rows["event"] if isinstance(row.get("each"), list)]
 
 

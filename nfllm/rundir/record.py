@@ -19,7 +19,7 @@ from typing import Any
 
 from etils import epath
 
-from nfllm.config import Config, ConfigError
+from nfllm.config import Config, ConfigError, DataConfig, ModelConfig
 from nfllm.config.paths import is_local, user_path
 
 FORMAT_VERSION = 1
@@ -28,7 +28,7 @@ CORPUS_FILE = "corpus.json"
 METRICS_FILE = "metrics.jsonl"
 TOKENIZER_FILE = "tokenizer.json"
 UNKNOWN_DATA = "unknown"
-"""Dataset and fingerprint of a run that was imported."""
+"""Dataset and fingerprint of an imported model."""
 CHECKPOINTS_DIR = "checkpoints"
 REPORT_DIR = "report"
 
@@ -57,11 +57,14 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What a run is: enough to build its model again and to tell whether two runs are comparable.
+    """What a run is: enough to build its model again and to judge whether two runs compare.
 
     `decayed_parameters` and `undecayed_parameters` name every parameter array once, by whether
     weight decay acts on it. `data_fingerprint` is the hash of corpus, tokenizer and split. `origin`
     is None where the parameters started at random.
+
+    Of an imported model, `config.model` is all that is known, and all that is written: the other
+    sections hold defaults, and neither list names a parameter.
     """
 
     config: Config
@@ -73,13 +76,24 @@ class RunRecord:
     nfllm_version: str
     origin: Origin | None = None
 
+    @property
+    def is_imported(self) -> bool:
+        """Whether something other than nfllm trained the model."""
+        return self.data_fingerprint == UNKNOWN_DATA
+
+
+def imported_config(model: ModelConfig) -> Config:
+    """The config of an imported model."""
+    return Config(model=model, data=DataConfig(dataset=UNKNOWN_DATA, tokenizer=TOKENIZER_FILE))
+
 
 def write_record(run: epath.PathLike, record: RunRecord) -> None:
     """Writes `config.json` of the run directory `run`, whole or not at all."""
+    config = record.config.to_dict()
     values = {
         "format_version": FORMAT_VERSION,
         "nfllm_version": record.nfllm_version,
-        "config": record.config.to_dict(),
+        "config": {"model": config["model"]} if record.is_imported else config,
         "vocab_size": record.vocab_size,
         "num_parameters": record.num_parameters,
         "data_fingerprint": record.data_fingerprint,
@@ -151,8 +165,12 @@ def _record(path: epath.Path, values: Any) -> RunRecord:
                 f"{path}: {key} is of type {type(values[key]).__name__}, expected "
                 f"{expected.__name__}"
             )
+    sections = values["config"]
+    if values["data_fingerprint"] == UNKNOWN_DATA:
+        defaults = imported_config(ModelConfig()).to_dict()
+        sections = {**defaults, "model": sections.get("model")}
     try:
-        config = Config.from_dict(values["config"], recorded=True)
+        config = Config.from_dict(sections, recorded=True)
     except ConfigError as error:
         raise RunError(f"{path}, {writer}, is not a config of this nfllm: {error}") from error
     return RunRecord(

@@ -1,0 +1,44 @@
+"""Where a model can have norms that are frozen; part of `check_model`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nfllm.config.checks import ConfigError, between
+
+if TYPE_CHECKING:
+    from nfllm.config.keys import ModelConfig
+
+_FROZEN = "frozen_layernorm"
+_ELSEWHERE = (
+    "qk_normalization",
+    "embedding_normalization",
+    "attention_output_normalization",
+    "mlp_hidden_normalization",
+)
+
+
+def check_frozen(model: ModelConfig) -> None:
+    """Raises ConfigError for a frozen norm where there is none, or for keys that it would need."""
+    between(model, "model", "frozen_momentum", 0.0, 1.0)
+    for key in _ELSEWHERE:
+        if getattr(model, key) == _FROZEN:
+            raise ConfigError(
+                f"model.{key}={_FROZEN!r} cannot be had: what is frozen is the deviation of the "
+                "residual stream before a branch or the head; choose another, or 'none'"
+            )
+    if model.normalization == _FROZEN:
+        for key, value in (("norm_placement", "pre"), ("value_projection", "dense")):
+            if (found := getattr(model, key)) != value:
+                raise ConfigError(
+                    f"model.{key}={found!r} does not go with model.normalization={_FROZEN!r}, "
+                    f"which is before the matrices of each branch; set model.{key} to {value!r}"
+                )
+    if _FROZEN in (model.normalization, model.final_normalization):
+        return
+    for key, default in (("frozen_first_position", False), ("frozen_momentum", 0.9)):
+        if (value := getattr(model, key)) != default:
+            raise ConfigError(
+                f"model.{key}={value} has no effect on model.normalization="
+                f"{model.normalization!r}; set that to {_FROZEN!r}, or leave it at {default}"
+            )
