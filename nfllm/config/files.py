@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from nfllm.config import ConfigError
 
-_PACKAGE = Path(__file__).parents[1]
+_PACKAGE = Path(__file__).resolve().parents[1]
 _IN_A_WHEEL = _PACKAGE / "shipped"
 
 
@@ -41,8 +41,8 @@ def run_file(path: str | Path) -> dict[str, Any]:
     """
     file = find_file(path).resolve()
     shipped = str(shipped_folder())
-    if file.is_relative_to(shipped):  # its `configs` is the shipped one, whatever else has the name
-        sys.path[:0] = [shipped]
+    if file.is_relative_to(shipped) and sys.path[0] != shipped:
+        sys.path.insert(0, shipped)  # its `configs` is the shipped one, whatever else has the name
     for folder in (*map(str, file.parents[:2]), shipped):
         if folder not in sys.path:
             sys.path.append(folder)
