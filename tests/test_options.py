@@ -50,6 +50,8 @@ MODEL_KEYS: dict[str, tuple[dict[str, Any], Any, Any, str]] = {
     "mlp_dim": ({}, 12, None, "shapes"),
     "context_length": ({}, 6, 7, "shapes"),
     "normalization": ({}, "none", "layernorm", "shapes"),
+    "attention_normalization": ({}, None, "rmsnorm", "shapes"),
+    "mlp_normalization": ({}, None, "rmsnorm", "shapes"),
     "final_normalization": ({}, "layernorm", "none", "shapes"),
     "qk_normalization": ({}, "none", "rmsnorm", "shapes"),
     "attention_implementation": ({}, "explicit", "xla", "program"),

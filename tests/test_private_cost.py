@@ -316,6 +316,8 @@ PRICED = {
     "normalization": "layernorm",
     "final_normalization": "none",
     "qk_normalization": "rmsnorm",
+    "attention_normalization": "rmsnorm",
+    "mlp_normalization": "rmsnorm",
     "activation": "gelu",
 }
 

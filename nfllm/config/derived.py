@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+from nfllm.config.names import (
+    ACTIVATION_NAMES,
+    NORMALIZATION_NAMES,
+    Statistics,
+    strongest,
+)
+
 Site = Literal["attention", "mlp", "query", "key", "final"]
 """Where a decoder normalizes: before attention, before the MLP, queries, keys, before the head."""
 
@@ -19,7 +26,10 @@ class ModelShape:
     mlp: str
     mlp_pruned_layers: int
     softmax_temperature_init: float | None
+    activation: str
     normalization: str
+    attention_normalization: str | None
+    mlp_normalization: str | None
     qk_normalization: str
     final_normalization: str
     negative_slope: float | None
@@ -51,9 +61,32 @@ class ModelShape:
 
     def normalization_at(self, site: Site) -> str:
         """Name of the normalization at a site."""
-        if site == "final":
-            return self.final_normalization
-        return self.qk_normalization if site in ("query", "key") else self.normalization
+        own = {
+            "attention": self.attention_normalization,
+            "mlp": self.mlp_normalization,
+            "query": self.qk_normalization,
+            "key": self.qk_normalization,
+            "final": self.final_normalization,
+        }[site]
+        return self.normalization if own is None else own
+
+    @property
+    def statistics(self) -> str:
+        """Whether the model is norm-free, frozen or normalised, as its parts declare.
+
+        It is that of all parts of the blocks together; a final normalization that is more than that
+        is named besides: `norm-free, final normalised`.
+        """
+        sites: list[Site] = ["attention", "query", "key"]
+        declared: list[Statistics] = []
+        if self.num_mlp_layers:
+            sites.append("mlp")
+            if self.mlp != "fused":
+                declared.append(ACTIVATION_NAMES[self.activation].statistics)
+        declared += [NORMALIZATION_NAMES[self.normalization_at(s)].statistics for s in sites]
+        blocks = strongest(declared)
+        final = NORMALIZATION_NAMES[self.final_normalization].statistics
+        return blocks if strongest([blocks, final]) == blocks else f"{blocks}, final {final}"
 
     @property
     def ties_embeddings(self) -> bool:

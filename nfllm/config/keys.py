@@ -24,22 +24,10 @@ from nfllm.config.limits import (
     check_telemetry,
     check_training,
 )
+from nfllm.config.names import Activation, Normalization
 
 Architecture = Literal["gpt2", "gpt_neox"]
-Normalization = Literal["layernorm", "none", "rmsnorm", "dyt", "derf"]
 AttentionImplementation = Literal["auto", "explicit", "blocks", "xla", "cudnn"]
-Activation = Literal[
-    "gelu",
-    "gelu_tanh",
-    "relu",
-    "leaky_relu",
-    "learnable_leaky_relu",
-    "silu",
-    "relu_squared",
-    "helu",
-    "identity",
-    "half_identity",
-]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -56,6 +44,8 @@ class ModelConfig(ModelShape):
     context_length: int = 128  # tokens; also the length of the position table
     # layernorm, none, rmsnorm, dyt (2503.10622), derf: before attention and before the MLP
     normalization: Normalization = "none"
+    attention_normalization: Normalization | None = None  # before attention. None: normalization
+    mlp_normalization: Normalization | None = None  # before the MLP. None: normalization
     final_normalization: Normalization = "layernorm"  # the same names: before the output head
     qk_normalization: Normalization = "none"  # the same names: of each head's queries and keys
     norm_epsilon: float = 1e-5  # added to the variance
@@ -273,7 +263,9 @@ class ParallelConfig:
 BEFORE: dict[str, Any] = {
     "data.document_separator": None,
     "model.attention_implementation": "explicit",
+    "model.attention_normalization": None,
     "model.mlp": "two_layer",
+    "model.mlp_normalization": None,
     "model.mlp_pruned_layers": 0,
     "model.mlp_scaling": "none",
     "model.softmax_temperature": "none",

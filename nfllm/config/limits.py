@@ -96,7 +96,7 @@ def _check_mlp(model: ModelConfig) -> None:
         return
     neutral: dict[str, object] = {"activation": "identity", "mlp_dim": None, "mlp_bias": False}
     if model.mlp == "none":
-        neutral |= {"mlp_pruned_layers": 0, "mlp_scaling": "none"}
+        neutral |= {"mlp_pruned_layers": 0, "mlp_scaling": "none", "mlp_normalization": None}
     for key, value in neutral.items():
         if (found := getattr(model, key)) != value:
             raise ConfigError(

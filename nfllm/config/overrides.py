@@ -6,7 +6,7 @@ import types
 import typing
 from typing import Any
 
-from nfllm.config.checks import ConfigError, suggest, value_type
+from nfllm.config.checks import ConfigError, suggest, value_names, value_type
 from nfllm.config.whole import Config
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
@@ -24,7 +24,7 @@ def key_type(name: str) -> Any:
         raise ConfigError(
             f"unknown section {section!r} in --config.{name}; {suggest(section, sections)}"
         )
-    keys = typing.get_type_hints(sections[section])
+    keys = typing.get_type_hints(sections[section], include_extras=True)
     if key in keys:
         return keys[key]
     homes = [home for home, of in sections.items() if key in typing.get_type_hints(of)]
@@ -35,14 +35,14 @@ def key_type(name: str) -> Any:
 def override_value(name: str, text: str) -> Any:
     """What `text` means for the key `name`: of its type, or None where that is a value of it.
 
-    Whole numbers may be written as 1e3. What the key's limits are is checked by `Config`.
+    Whole numbers may be written as 1e3. Where a part may be called `none`, only `None` is None. What the key's limits are is checked by `Config`.
 
     Raises:
       ConfigError: there is no such key, or `text` is not of its type.
     """
     hint = key_type(name)
     optional = types.NoneType in typing.get_args(hint)
-    if optional and text.lower() == "none":
+    if optional and text.lower() == "none" and text not in value_names(hint):
         return None
     kind = value_type(hint)
     if kind is str:

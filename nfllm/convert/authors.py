@@ -138,6 +138,8 @@ def _check(config: ModelConfig) -> None:
         "normalization": ("layernorm", "none"),
         "final_normalization": ("layernorm",),
         "qk_normalization": ("none",),
+        "attention_normalization": (None,),
+        "mlp_normalization": (None,),
     }
     for key, values in needed.items():
         value = getattr(config, key)

@@ -208,16 +208,18 @@ def activation_name(config: ModelConfig) -> str:
 
 def check_form(config: ModelConfig) -> None:
     """Raises ConfigError unless transformers can express the model's normalizations."""
-    for key, value in (
+    for key, *possible in (
         ("normalization", "layernorm"),
         ("final_normalization", "layernorm"),
         ("qk_normalization", "none"),
+        ("attention_normalization", "layernorm", None),
+        ("mlp_normalization", "layernorm", None),
     ):
-        if getattr(config, key) != value:
-            raise no_form(key, getattr(config, key), [value])
+        if getattr(config, key) not in possible:
+            raise no_form(key, getattr(config, key), possible)
 
 
 def no_form(key: str, value: Any, possible: Iterable[Any]) -> ConfigError:
     """The error that a model's `key` cannot be expressed in a foreign checkpoint."""
-    names = " or ".join(repr(name) for name in sorted(possible))
+    names = " or ".join(sorted(map(repr, possible)))
     return ConfigError(f"model.{key}={value!r} has no form in transformers, which has {names} here")

@@ -30,6 +30,7 @@ def comparison_table(group: GroupResults) -> Table:
         rows.append(
             (
                 variant,
+                config.model.statistics,
                 *(_setting(config, key) for key in keys),
                 len(losses),
                 mean,
@@ -41,6 +42,7 @@ def comparison_table(group: GroupResults) -> Table:
         )
     columns = [
         Column("variant"),
+        Column("normalization"),
         *map(Column, keys),
         Column("seeds", "d"),
         Column("eval loss (nats)", ".4f"),

@@ -60,6 +60,7 @@ def perplexity_table(group: GroupResults) -> Table:
         Column(f"against {_BASELINE_VARIANT} (%)", "+.1f"),
         Column("published perplexity", ".3f"),
         Column("published change (%)", "+.1f"),
+        Column("normalization"),
         Column("runs that did not finish"),
     )
     baseline = group.losses(_BASELINE_VARIANT)
@@ -89,6 +90,7 @@ def perplexity_table(group: GroupResults) -> Table:
                 percent_change(perplexity, reference and reference.perplexity)
                 if variant != _BASELINE_VARIANT
                 else None,
+                model.statistics,
                 without_result(runs) or "–",
             )
         )

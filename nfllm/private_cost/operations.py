@@ -74,7 +74,9 @@ def count_operations(shape: DecoderShape, num_tokens: int) -> tuple[Operation, .
             "softmax", map_rows, T, 0, SOFTMAX_ELEMENT * (map_rows * T) + SOFTMAX_ROW * map_rows
         ),
         Operation("mixing of values", map_rows, K, 2 * map_rows * T * K),
-        _normalization("MLP normalization", shape.normalization, L_mlp * T, D),
+        _normalization(
+            "MLP normalization", shape.mlp_normalization or shape.normalization, L_mlp * T, D
+        ),
         _mlp(shape, L_mlp * T),
         _activation(shape, T),
         _normalization("final normalization", shape.final_normalization, T, D),
@@ -110,7 +112,7 @@ def published_attention_flops(shape: DecoderShape, num_tokens: int) -> int:
 
 
 def _normalization(name: str, kind: Normalization, rows: int, width: int) -> Operation:
-    element = NORMALIZATION_ELEMENT[kind]
+    element = NORMALIZATION_ELEMENT.get(kind)
     if element is None:
         return Operation(f"{name} ({kind})", rows, width, 0, None)
     if element == NOTHING:
@@ -139,6 +141,6 @@ def _activation(shape: DecoderShape, num_tokens: int) -> Operation:
     if not shape.num_activations:
         return Operation(name, 0, shape.mlp_dim)
     rows = shape.num_mlp_layers * num_tokens
-    element = ACTIVATION_ELEMENT[shape.activation]
+    element = ACTIVATION_ELEMENT.get(shape.activation)
     primitives = None if element is None else element * (rows * shape.mlp_dim)
     return Operation(name, rows, shape.mlp_dim, 0, primitives)

@@ -26,7 +26,8 @@ class DecoderShape:
       num_mlp_layers: L', the layers that have an MLP. L less those that are pruned: a pruned layer
         has no MLP and no normalization before it.
       activation: of the two-layer MLP.
-      normalization: before attention and before the MLP.
+      normalization: before attention, and before the MLP where `mlp_normalization` is None.
+      mlp_normalization: before the MLP, where it is another one.
       final_normalization: before the output head.
       qk_normalization: of each head's queries and keys.
       softmax_temperature: `none`; `head`: one a head, which folds into the query matrix;
@@ -49,6 +50,7 @@ class DecoderShape:
     mlp: Literal["two_layer", "fused"] = "two_layer"
     activation: Activation
     normalization: Normalization
+    mlp_normalization: Normalization | None = None
     final_normalization: Normalization
     qk_normalization: Normalization = "none"
     softmax_temperature: Literal["none", "head", "head_position"] = "none"
@@ -68,6 +70,7 @@ class DecoderShape:
     @classmethod
     def from_config(cls, model: ModelConfig, vocab_size: int) -> DecoderShape:
         """The shape of a configured model with a vocabulary of `vocab_size` tokens."""
+        attention, mlp = (model.normalization_at(site) for site in ("attention", "mlp"))
         return cls(
             num_layers=model.num_layers,
             num_heads=model.num_heads,
@@ -78,7 +81,8 @@ class DecoderShape:
             num_mlp_layers=model.num_mlp_layers,
             mlp="fused" if model.mlp == "fused" else "two_layer",
             activation=model.activation,
-            normalization=model.normalization,
+            normalization=attention,
+            mlp_normalization=None if mlp == attention else mlp,
             final_normalization=model.final_normalization,
             qk_normalization=model.qk_normalization,
             softmax_temperature=model.softmax_temperature,

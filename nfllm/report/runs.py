@@ -91,9 +91,12 @@ class Run:
 def notation(model: ModelConfig) -> str:
     """The paper's name of a model: SM softmax, LN LayerNorm, G GELU, R ReLU; none for what is gone.
 
-    Other normalizations and activations are written out: `SM+rmsnorm+silu`.
+    Other normalizations and activations are written out: `SM+rmsnorm+silu`; of two, `|` stands
+    between that before attention and that before the MLP.
     """
-    normalization = _NORMALIZATION_LETTERS.get(model.normalization, f"+{model.normalization}")
+    sites = [model.normalization_at(site) for site in ("attention", "mlp")]
+    letters = [_NORMALIZATION_LETTERS.get(name, f"+{name}") for name in sites]
+    normalization = letters[0] if sites[0] == sites[1] else f"+{sites[0]}|{sites[1]}"
     activation = _ACTIVATION_LETTERS.get(model.activation, f"+{model.activation}")
     if model.negative_slope is not None:
         activation += f" {model.negative_slope:g}"
