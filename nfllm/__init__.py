@@ -25,6 +25,10 @@ _EXPORTS = {
     "interventions": "nfllm.measure.interventions",
     "load_run": "nfllm.run",
     "logit_lens": "nfllm.measure.logit_lens",
+    "register_activation": "nfllm.model.register",
+    "register_analysis": "nfllm.measure.register",
+    "register_attention_transform": "nfllm.model.register",
+    "register_normalization": "nfllm.model.register",
     "steps": "nfllm.run",
 }
 _MODULES = {"analysis", "convert", "data", "interventions"}
@@ -45,6 +49,10 @@ __all__ = [
     "interventions",
     "load_run",
     "logit_lens",
+    "register_activation",
+    "register_analysis",
+    "register_attention_transform",
+    "register_normalization",
     "steps",
 ]
 

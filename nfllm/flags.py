@@ -14,6 +14,7 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from nfllm.config import ConfigError, get_config
+from nfllm.config.extensions import IMPORT_HELP, before_devices, import_file
 from nfllm.config.overrides import key_type, override_value
 
 _PREFIX = "config."
@@ -40,9 +41,12 @@ def define_config() -> ConfigFlag:
         "--config.SECTION.KEY=VALUE changes one of its keys, and VALUE None takes back one that "
         "is derived.",
     )
+    flags.DEFINE_multi_string("import", [], IMPORT_HELP)
     try:
+        for file in _values(sys.argv[1:], "import"):
+            import_file(file)
         changes, sys.argv[1:] = split_overrides(sys.argv[1:])
-        choice = _last_value(sys.argv[1:])
+        choice = next(reversed(_values(sys.argv[1:], "config")), None)
         config = get_config() if choice is None else load_config(choice)
     except ConfigError as error:
         sys.exit(f"error: {error}")
@@ -115,7 +119,8 @@ def load_config(choice: str) -> ConfigDict:
     if not Path(path).is_file():
         raise ConfigError(f"--config {path} does not exist; give a file such as configs/default.py")
     try:
-        names = runpy.run_path(path)
+        with before_devices():
+            names = runpy.run_path(path)
     except (SyntaxError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {choice} cannot be read as Python: {error}") from error
     if "get_config" not in names:
@@ -132,7 +137,8 @@ def load_config(choice: str) -> ConfigDict:
         given = repr(argument) if separator else "nothing"
         raise ConfigError(f"--config {choice} gives get_config() {given}: {error}") from error
     try:
-        config = names["get_config"](*arguments)
+        with before_devices():
+            config = names["get_config"](*arguments)
     except ConfigError as error:
         raise ConfigError(f"--config {choice}: {error}") from error
     if not isinstance(config, ConfigDict):
@@ -148,11 +154,11 @@ def check_no_arguments(arguments: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {arguments[1]!r}; options begin with --")
 
 
-def _last_value(arguments: list[str]) -> str | None:
-    """What the last --config is given; None where there is none."""
-    value = None
+def _values(arguments: list[str], name: str) -> list[str]:
+    """What each --NAME is given."""
+    values = []
     for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         flag, separator, text = argument.partition("=")
-        if flag in ("--config", "-config"):
-            value = text if separator else following
-    return value
+        if flag in (f"--{name}", f"-{name}"):
+            values.append(text if separator else following)
+    return values

@@ -24,7 +24,7 @@ from nfllm.config.limits import (
     check_telemetry,
     check_training,
 )
-from nfllm.config.names import Activation, Normalization
+from nfllm.config.names import Activation, AttentionTransform, Normalization
 
 Architecture = Literal["gpt2", "gpt_neox"]
 AttentionImplementation = Literal["auto", "explicit", "blocks", "xla", "cudnn"]
@@ -71,6 +71,8 @@ class ModelConfig(ModelShape):
     softmax_temperature: Literal["none", "head", "head_position"] = "none"
     # Its start value. None: 1. The paper's own are 0.01 (CodeParrot) and 0.1 (Languini)
     softmax_temperature_init: float | None = None
+    # A function of each attention logit before the softmax: none, or one that was registered
+    attention_transform: AttentionTransform = "none"
     # none; qk: query and key (the paper); all: also value and output
     attention_bias: Literal["none", "qk", "all"] = "none"
     mlp_bias: bool = False
@@ -264,6 +266,7 @@ BEFORE: dict[str, Any] = {
     "data.document_separator": None,
     "model.attention_implementation": "explicit",
     "model.attention_normalization": None,
+    "model.attention_transform": "none",
     "model.mlp": "two_layer",
     "model.mlp_normalization": None,
     "model.mlp_pruned_layers": 0,

@@ -52,6 +52,12 @@ def _check_attention_implementation(model: ModelConfig) -> None:
             f"model.attention_implementation={chosen!r} has no dropout, but "
             f"model.attention_dropout={model.attention_dropout}; use 'auto' or 'explicit'"
         )
+    if chosen in ("xla", "cudnn") and model.attention_transform != "none":
+        raise ConfigError(
+            f"model.attention_transform={model.attention_transform!r} needs attention logits, "
+            f"which model.attention_implementation={chosen!r} does not give; use 'auto', "
+            "'explicit' or 'blocks'"
+        )
     if chosen == "cudnn" and (model.head_dim % 8 or model.head_dim > 256):
         raise ConfigError(
             "model.attention_implementation='cudnn' needs a head width that is a multiple of 8 "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Literal, NamedTuple
 
@@ -12,6 +11,8 @@ Statistics = Literal["norm-free", "frozen", "normalised"]
 norm-free: nothing that is computed from the input. frozen: statistics that were measured before.
 normalised: statistics of the input itself, as LayerNorm does.
 """
+STATISTICS: tuple[Statistics, ...] = ("norm-free", "frozen", "normalised")
+"""From none to all."""
 
 
 class Source(NamedTuple):
@@ -32,8 +33,7 @@ class Part(NamedTuple):
 class Names:
     """The names of one kind of part, in the order in which they were declared."""
 
-    def __init__(self, kind: str, own: Mapping[str, Statistics]) -> None:
-        self.kind = kind
+    def __init__(self, own: Mapping[str, Statistics]) -> None:
         self._parts = {name: Part(statistics) for name, statistics in own.items()}
 
     def __contains__(self, name: object) -> bool:
@@ -45,13 +45,16 @@ class Names:
     def __getitem__(self, name: str) -> Part:
         return self._parts[name]
 
+    def sources(self) -> dict[str, Source | None]:
+        """Where each name was registered."""
+        return {name: part.source for name, part in self._parts.items()}
+
     def declare(self, name: str, part: Part) -> None:
         """Makes `name` a value of the keys of this kind."""
         self._parts[name] = part
 
 
 ACTIVATION_NAMES = Names(
-    "activation",
     dict.fromkeys(
         (
             "gelu",
@@ -69,7 +72,6 @@ ACTIVATION_NAMES = Names(
     ),
 )
 NORMALIZATION_NAMES = Names(
-    "normalization",
     {
         "layernorm": "normalised",
         "none": "norm-free",
@@ -79,32 +81,13 @@ NORMALIZATION_NAMES = Names(
     },
 )
 
+ATTENTION_TRANSFORM_NAMES = Names({"none": "norm-free"})
+
 Activation = Annotated[str, ACTIVATION_NAMES]
 Normalization = Annotated[str, NORMALIZATION_NAMES]
+AttentionTransform = Annotated[str, ATTENTION_TRANSFORM_NAMES]
 
 
 def strongest(declared: Iterable[Statistics]) -> Statistics:
     """What parts amount to together: normalised if one is, else frozen if one is."""
-    return max(declared, key=("norm-free", "frozen", "normalised").index, default="norm-free")
-
-
-_before_devices = False
-
-
-@contextlib.contextmanager
-def before_devices() -> Iterator[None]:
-    """Within it, nothing that is registered may touch a device.
-
-    A config file runs before a command has said which devices there are.
-    """
-    global _before_devices
-    outer, _before_devices = _before_devices, True
-    try:
-        yield
-    finally:
-        _before_devices = outer
-
-
-def is_before_devices() -> bool:
-    """Whether devices are still to be chosen."""
-    return _before_devices
+    return max(declared, key=STATISTICS.index, default="norm-free")

@@ -35,7 +35,8 @@ def key_type(name: str) -> Any:
 def override_value(name: str, text: str) -> Any:
     """What `text` means for the key `name`: of its type, or None where that is a value of it.
 
-    Whole numbers may be written as 1e3. Where a part may be called `none`, only `None` is None. What the key's limits are is checked by `Config`.
+    Whole numbers may be written as 1e3. Where a part may be called `none`, only `None` is None.
+    What the key's limits are is checked by `Config`.
 
     Raises:
       ConfigError: there is no such key, or `text` is not of its type.

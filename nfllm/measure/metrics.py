@@ -17,6 +17,7 @@ from nfllm import analysis
 from nfllm.analysis import Comoments, Covariance, Moments, UnitActivity
 from nfllm.analysis.numerics import LAYER_SITES
 from nfllm.config import suggest
+from nfllm.config.names import Source
 from nfllm.model.capture import Captured
 
 TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -39,13 +40,14 @@ class Metric(NamedTuple):
 
     `of` maps a batch to a state with a method `merge`, or to a dict of such states, under `jit`;
     `result` reads the merged state on the host. A large state `stays_on_device`, where it is merged
-    in single precision.
+    in single precision. `source` is where it was registered; None of nfllm's own.
     """
 
     name: str
     of: Callable[[Observed], Any]
     result: Callable[[Any], Any] = lambda state: state
     stays_on_device: bool = False
+    source: Source | None = None
 
 
 class Rows(NamedTuple):

@@ -5,6 +5,7 @@ or cancel whose sum does not, and the gradient of a learned coefficient is a sum
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -111,7 +112,7 @@ def half_identity(x: jax.Array, _: Coefficient) -> jax.Array:
     return x / 2
 
 
-ACTIVATIONS: dict[Activation, Callable[[jax.Array, Coefficient], jax.Array]] = {
+ACTIVATIONS: dict[Activation, Callable[[jax.Array, Any], jax.Array]] = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "relu": relu,
@@ -123,3 +124,6 @@ ACTIVATIONS: dict[Activation, Callable[[jax.Array, Coefficient], jax.Array]] = {
     "identity": identity,
     "half_identity": half_identity,
 }
+
+STARTS: dict[str, dict[str, float]] = {}
+"""Of registered activations with parameters: where these start. They take them all at once."""

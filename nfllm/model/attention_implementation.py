@@ -27,6 +27,7 @@ def choose_implementation(config: ModelConfig, dtype: jnp.dtype) -> Implementati
         return chosen
     fastest = tuning().attention
     fits = not config.attention_dropout and dtype != jnp.float16
+    fits &= fastest == "blocks" or config.attention_transform == "none"
     if fastest == "cudnn":
         fits &= dtype == jnp.bfloat16 and _on_nvidia()
         fits &= config.head_dim % 8 == 0 and config.head_dim <= _WIDEST_CUDNN_HEAD

@@ -19,6 +19,7 @@ from nfllm.model.intermediates import COLLECTIONS, PATCHES, UPDATES, record, rec
 from nfllm.model.layers import BLOCKS, stacks
 from nfllm.model.normalizations import normalization
 from nfllm.model.parameters import constant_param
+from nfllm.model.part_checks import check_waiting
 from nfllm.model.tuning import tuning
 
 
@@ -48,6 +49,7 @@ class Decoder(nn.Module):
 
     def setup(self) -> None:
         """Declares parameters and submodules."""
+        check_waiting()
         config = self.config
         init = nn.initializers.normal(config.init_std)
         table = (self.vocab_size, config.embed_dim)

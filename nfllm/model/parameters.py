@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -60,3 +61,15 @@ def constant_param(
     equal in all that they have in common.
     """
     return module.variable("params", name, lambda: jnp.full(shape, value, jnp.float32)).value
+
+
+def constant_params(
+    module: nn.Module, group: str, starts: Mapping[str, float]
+) -> dict[str, jax.Array]:
+    """Float32 scalars of `module`, together under the name `group`, that start at these values."""
+
+    def start() -> dict[str, jax.Array]:
+        return {name: jnp.float32(value) for name, value in starts.items()}
+
+    found: dict[str, jax.Array] = module.variable("params", group, start).value
+    return found
