@@ -80,14 +80,21 @@ def check_types(section: Any, name: str) -> None:
             raise ConfigError(_type_message(f"{name}.{key}", value, options))
 
 
+def names_of(hint: Any) -> Names | None:
+    """The parts that a key's values name; None where they are something else."""
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    for option in typing.get_args(hint) if is_union else (hint,):
+        if typing.get_origin(option) is Annotated:
+            names: Names = option.__metadata__[0]
+            return names
+    return None
+
+
 def _choices(hint: Any) -> Iterable[str] | None:
     """The names that are values of a type of names; None of any other type."""
     if typing.get_origin(hint) is Literal:
         return typing.get_args(hint)
-    if typing.get_origin(hint) is Annotated:
-        names: Names = hint.__metadata__[0]
-        return names
-    return None
+    return names_of(hint)
 
 
 def _is_a(value: Any, hint: Any) -> bool:

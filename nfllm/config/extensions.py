@@ -45,8 +45,7 @@ def import_file(path: str) -> None:
     file = Path(path).expanduser().absolute()
     if not file.is_file():
         raise ConfigError(f"--import {path} does not exist; give a file that registers parts")
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))
+    find_beside(file)
     with before_devices():
         try:
             runpy.run_path(str(file))
@@ -57,14 +56,29 @@ def import_file(path: str) -> None:
             raise ConfigError(f"--import {path} cannot be run ({line})") from error
 
 
+def find_beside(file: Path) -> None:
+    """Lets a file import what stands beside it, and as `configs.NAME` what is in its folder.
+
+    The configs of the checkout that this code runs from are found too.
+    """
+    for folder in (*file.resolve().parents[:2], Path(__file__).parents[2]):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+
+
 class _Import(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, _: Any, path: Any, __: Any = None) -> None:
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, path: Any, option: Any = None
+    ) -> None:
         try:
             import_file(path)
         except ConfigError as error:
             parser.error(str(error))
+        namespace.imports = [*namespace.imports, path]
 
 
 def add_import_flag(parser: argparse.ArgumentParser) -> None:
     """Gives a command the flag --import FILE, which may be there several times."""
-    parser.add_argument("--import", metavar="FILE", action=_Import, help=IMPORT_HELP)
+    parser.add_argument(
+        "--import", metavar="FILE", dest="imports", default=[], action=_Import, help=IMPORT_HELP
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from nfllm.config import Config, ConfigError, suggest
+from nfllm.config.extensions import before_devices, find_beside
 from nfllm.config.overrides import override_value
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def load_experiment(path: Path, scale: str) -> Experiment:
         )
     if scale not in scales:
         raise ConfigError(f"unknown scale {scale!r}; {suggest(scale, scales)}")
-    experiment: Experiment = get_experiment(scale)
+    with before_devices():
+        experiment: Experiment = get_experiment(scale)
     return experiment
 
 
@@ -202,18 +203,14 @@ def _check_name(*names: str) -> None:
 def _import(path: Path) -> ModuleType:
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; name the file of a grid, as configs/paper.py")
-    # A grid may import what stands beside it, the folder that it is in (`configs.NAME`), and the
-    # configs of the checkout that this code runs from, wherever the command is given.
-    parents = path.resolve().parents
-    for folder in (*parents[:2], Path(__file__).parents[2]):
-        if str(folder) not in sys.path:
-            sys.path.append(str(folder))
+    find_beside(path)
     spec = importlib.util.spec_from_file_location("nfllm_grid", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with before_devices():
+            spec.loader.exec_module(module)
     except Exception as error:
         line = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{path} cannot be read as a grid ({line})") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nfllm.config import Config, ConfigError
+from nfllm.config.extensions import add_import_flag
 from nfllm.console import escape_unprintable
 from nfllm.flags import load_config, split_overrides
 from nfllm.private_cost.cost import private_cost
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rounds", type=int, default=1, help="of the protocol, where they are known; default 1"
     )
+    add_import_flag(parser)
     return parser
 
 

@@ -6,6 +6,7 @@ import sys
 
 from etils import epath
 
+from nfllm.config.extensions import add_import_flag
 from nfllm.console import escape_unprintable
 from nfllm.report import write_report
 from nfllm.rundir import REPORT_DIR, RunError
@@ -22,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", metavar="DIR", help="where to write; default with one RUN: RUN/report"
     )
+    add_import_flag(parser)
     options = parser.parse_args(arguments)
     if options.out is None and len(options.runs) > 1:
         parser.error("several runs need --out DIR")
