@@ -14,7 +14,26 @@ LEARNED = {
     "rmsnorm": {"scale"},
     "none": set(),
     "dyt": {"alpha", "scale", "bias"},
-    "derf": {"alpha", "shift", "scale", "bias"},
+    **{
+        name: {"alpha", "shift", "scale", "bias"}
+        for name in ("derf", "isru", "arctan", "hardtanh", "expsign")
+    },
+}
+POINT_FUNCTIONS = {
+    "dyt": np.tanh,
+    "derf": erf,
+    "isru": lambda x: x / np.hypot(1, x),
+    "arctan": lambda x: 2 / np.pi * np.arctan(x),
+    "hardtanh": lambda x: np.clip(x, -1, 1),
+    "expsign": lambda x: np.sign(x) * (1 - np.exp(-np.abs(x))),
+}
+SLOPES = {
+    "dyt": lambda x: np.cosh(np.clip(x, -300, 300)) ** -2.0,
+    "derf": lambda x: 2 / np.sqrt(np.pi) * np.exp(-(x**2)),
+    "isru": lambda x: np.hypot(1, x) ** -3.0,
+    "arctan": lambda x: 2 / np.pi / (1 + x**2),
+    "hardtanh": lambda x: 1.0 * (np.abs(x) < 1),
+    "expsign": lambda x: np.exp(-np.abs(x)),
 }
 
 
@@ -34,9 +53,9 @@ def random_parameters(name):
 def formula(name, x, p, epsilon):
     if name == "none":
         return x
-    if name in ("dyt", "derf"):
+    if name in POINT_FUNCTIONS:
         inner = p["alpha"] * x + p.get("shift", 0.0)
-        return p["scale"] * (np.tanh(inner) if name == "dyt" else erf(inner)) + p["bias"]
+        return p["scale"] * POINT_FUNCTIONS[name](inner) + p["bias"]
     if name == "layernorm":
         x = x - x.mean(-1, keepdims=True)
     y = x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon)
@@ -108,11 +127,9 @@ def derivative(name, x, p, epsilon, cotangent):
     """The cotangent of x, by hand: 1 / size times what is orthogonal to the normalized x."""
     if name == "none":
         return cotangent
-    if name in ("dyt", "derf"):
-        inner = p["alpha"] * x + p.get("shift", 0.0)
+    if name in POINT_FUNCTIONS:
         with np.errstate(over="ignore", under="ignore"):
-            slope = np.cosh(np.clip(inner, -300, 300)) ** -2.0
-            slope = slope if name == "dyt" else 2 / np.sqrt(np.pi) * np.exp(-(inner**2))
+            slope = SLOPES[name](p["alpha"] * x + p.get("shift", 0.0))
         return p["alpha"] * p["scale"] * slope * cotangent
     if name == "layernorm":
         x = x - x.mean(-1, keepdims=True)
@@ -142,7 +159,7 @@ def test_value_and_derivative_at_every_size(name, dtype):
     slope = derivative(name, exact, params64, 1e-5, cotangent64)
     found = np.float64(backward(cotangent)[0])
     # What cancels is as exact as its terms: the largest of the row, or 1 where f saturates.
-    size = np.abs(slope).max(-1, keepdims=True) + (1.0 if name in ("dyt", "derf") else 1e-6)
+    size = np.abs(slope).max(-1, keepdims=True) + (1.0 if name in POINT_FUNCTIONS else 1e-6)
     np.testing.assert_allclose(found / size, slope / size, **tolerance)
 
 

@@ -294,6 +294,11 @@ FREE = {
     "context_length",
     "attention_implementation",
     "norm_epsilon",
+    "dyt_alpha_attention",
+    "dyt_alpha_mlp",
+    "dyt_alpha_final",
+    "dyt_shift",
+    "embedding_scale",  # the owner of the model folds it into the tables
     "negative_slope",
     "slope_sharing",
     "helu_margin",

@@ -7,7 +7,6 @@ from typing import Literal
 from nfllm.config.names import (
     ACTIVATION_NAMES,
     NORMALIZATION_NAMES,
-    Statistics,
     strongest,
 )
 
@@ -32,6 +31,9 @@ class ModelShape:
     mlp_normalization: str | None
     qk_normalization: str
     final_normalization: str
+    dyt_alpha_attention: float | None
+    dyt_alpha_mlp: float | None
+    dyt_alpha_final: float | None
     negative_slope: float | None
     helu_margin: float | None
     tie_embeddings: bool | None
@@ -70,6 +72,21 @@ class ModelShape:
         }[site]
         return self.normalization if own is None else own
 
+    def alpha_at(self, site: Site) -> float:
+        """Start of the alpha of a point function at a site."""
+        own = {
+            "attention": self.dyt_alpha_attention,
+            "mlp": self.dyt_alpha_mlp,
+            "final": self.dyt_alpha_final,
+        }.get(site)
+        return 0.5 if own is None else own
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites at which the model has a normalization, `none` among them."""
+        before_mlp: tuple[Site, ...] = ("mlp",) if self.num_mlp_layers else ()
+        return ("attention", *before_mlp, "query", "key", "final")
+
     @property
     def statistics(self) -> str:
         """Whether the model is norm-free, frozen or normalised, as its parts declare.
@@ -77,15 +94,11 @@ class ModelShape:
         It is that of all parts of the blocks together; a final normalization that is more than that
         is named besides: `norm-free, final normalised`.
         """
-        sites: list[Site] = ["attention", "query", "key"]
-        declared: list[Statistics] = []
-        if self.num_mlp_layers:
-            sites.append("mlp")
-            if self.mlp != "fused":
-                declared.append(ACTIVATION_NAMES[self.activation].statistics)
-        declared += [NORMALIZATION_NAMES[self.normalization_at(s)].statistics for s in sites]
-        blocks = strongest(declared)
-        final = NORMALIZATION_NAMES[self.final_normalization].statistics
+        found = {s: NORMALIZATION_NAMES[self.normalization_at(s)].statistics for s in self.sites}
+        final = found.pop("final")
+        has_activation = self.num_mlp_layers and self.mlp != "fused"
+        activation = [ACTIVATION_NAMES[self.activation].statistics] if has_activation else []
+        blocks = strongest([*found.values(), *activation])
         return blocks if strongest([blocks, final]) == blocks else f"{blocks}, final {final}"
 
     @property

@@ -42,13 +42,22 @@ class ModelConfig(ModelShape):
     embed_dim: int = 64
     mlp_dim: int | None = None  # width of the MLP; None: 4 * embed_dim
     context_length: int = 128  # tokens; also the length of the position table
-    # layernorm, none, rmsnorm, dyt (2503.10622), derf: before attention and before the MLP
+    # Before attention and before the MLP: layernorm, none, rmsnorm, or a point function of alpha x:
+    # dyt (2503.10622), derf, isru, arctan, hardtanh, expsign
     normalization: Normalization = "none"
     attention_normalization: Normalization | None = None  # before attention. None: normalization
     mlp_normalization: Normalization | None = None  # before the MLP. None: normalization
     final_normalization: Normalization = "layernorm"  # the same names: before the output head
     qk_normalization: Normalization = "none"  # the same names: of each head's queries and keys
     norm_epsilon: float = 1e-5  # added to the variance
+    # Where the alpha of a point function starts, by site. None: 0.5, as for queries and keys
+    dyt_alpha_attention: float | None = None
+    dyt_alpha_mlp: float | None = None
+    dyt_alpha_final: float | None = None
+    # Whether point functions add a learned scalar to alpha x. None: all but dyt, as published
+    dyt_shift: bool | None = None
+    # learned: a scalar that starts at sqrt(embed_dim) times the sum of token and position embedding
+    embedding_scale: Literal["none", "learned"] = "none"
     # gelu (exact erf), gelu_tanh, relu, leaky_relu, learnable_leaky_relu, silu, relu_squared,
     # helu (2411.10573), identity (the MLP becomes linear), half_identity (x/2, as GELU near zero)
     activation: Activation = "relu"
@@ -267,6 +276,11 @@ BEFORE: dict[str, Any] = {
     "model.attention_implementation": "explicit",
     "model.attention_normalization": None,
     "model.attention_transform": "none",
+    "model.dyt_alpha_attention": None,
+    "model.dyt_alpha_final": None,
+    "model.dyt_alpha_mlp": None,
+    "model.dyt_shift": None,
+    "model.embedding_scale": "none",
     "model.mlp": "two_layer",
     "model.mlp_normalization": None,
     "model.mlp_pruned_layers": 0,

@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from nfllm.config.checks import ConfigError, at_least, between, check_types, positive
+from nfllm.config.point_limits import check_point_functions
 
 if TYPE_CHECKING:
     from nfllm.config.keys import (
@@ -39,6 +40,7 @@ def check_model(model: ModelConfig) -> None:
             f"{model.embed_dim}; choose a divisor of {model.embed_dim}"
         )
     _check_attention_implementation(model)
+    check_point_functions(model)
     _check_activation(model)
     _check_mlp(model)
     _check_temperature(model)

@@ -54,6 +54,9 @@ class Names:
         self._parts[name] = part
 
 
+POINT_FUNCTIONS = ("dyt", "derf", "isru", "arctan", "hardtanh", "expsign")
+"""Normalizations that are a point function, with an alpha."""
+
 ACTIVATION_NAMES = Names(
     dict.fromkeys(
         (
@@ -78,6 +81,10 @@ NORMALIZATION_NAMES = Names(
         "rmsnorm": "normalised",
         "dyt": "norm-free",
         "derf": "norm-free",
+        "isru": "norm-free",
+        "arctan": "norm-free",
+        "hardtanh": "norm-free",
+        "expsign": "norm-free",
     },
 )
 

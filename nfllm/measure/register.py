@@ -69,7 +69,7 @@ def _small() -> Observed:
     def batch() -> Observed:
         tokens_BT = jnp.zeros((B, T), jnp.int32)
         shapes = site_shapes(Decoder(_TINY, V), tokens_BT)
-        sites = {site: jnp.zeros(shape) for site, shape in shapes.items()}
+        sites: dict[str, Any] = {site: jnp.zeros(shape) for site, shape in shapes.items()}
         return observe(Captured(**sites, logits=jnp.zeros((B, T, V))), tokens_BT)
 
     return jax.eval_shape(batch)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from nfllm.model import intermediates as names
 from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import INTERMEDIATES
 from nfllm.model.layers import join_layers
+from nfllm.model.normalizations import by_site
 from nfllm.model.patch import Patch, patch_variables
 from nfllm.model.token_ids import check_token_ids
 
@@ -40,6 +42,8 @@ class Captured(NamedTuple):
     mlp_post: jax.Array  # [L, B, T, F]
     mlp_out: jax.Array  # [L, B, T, D], what the MLP adds to the residual stream
     logits: jax.Array  # [B, T, V]
+    # By site of a point function, such as DyT: share of |alpha x| > 2, [L, B]; of `final` [B]
+    saturation: Mapping[str, jax.Array] = MappingProxyType({})
 
 
 def capture(
@@ -108,4 +112,5 @@ def _capture(
     }
     last = recorded[names.RESIDUAL]
     sites[names.RESIDUAL] = jnp.concatenate([sites[names.RESIDUAL], last[None]])
-    return Captured(**sites, logits=logits_BTV)
+    saturation = by_site(model.config, found, recorded, names.SATURATION)
+    return Captured(**sites, logits=logits_BTV, saturation=saturation)

@@ -57,6 +57,8 @@ class Decoder(nn.Module):
         if config.architecture == "gpt2":
             shape = (config.context_length, config.embed_dim)
             self.position_embedding = self.param("position_embedding", init, shape)
+        if config.embedding_scale == "learned":
+            self.embedding_gain = constant_param(self, "embedding_gain", config.embed_dim**0.5)
         if not config.ties_embeddings:
             self.head_embedding = self.param("head_embedding", init, table)
         if config.activation == "learnable_leaky_relu" and config.slope_sharing == "model":
@@ -97,6 +99,8 @@ class Decoder(nn.Module):
         x_BTD = self.token_embedding[tokens_BT]
         if config.architecture == "gpt2":
             x_BTD = x_BTD + self._position_rows(length)
+        if config.embedding_scale == "learned":
+            x_BTD = self.embedding_gain * x_BTD
         if dropout_rows_B is not None:
             key = self.make_rng("dropout")
             x_BTD = dropout(x_BTD, config.embedding_dropout, key, dropout_rows_B)

@@ -25,7 +25,15 @@ class Kind(enum.Enum):
 _MATRICES = ("qkv_kernel", "out_kernel", "in_kernel", "kernel")
 _EMBEDDINGS = ("token_embedding", "position_embedding", "head_embedding")
 _BIASES = ("qkv_bias", "qk_bias", "out_bias", "in_bias", "bias")
-_SCALARS = ("scale", "alpha", "shift", "residual_gain", "mlp_alpha", "temperature")
+_SCALARS = (
+    "scale",
+    "alpha",
+    "shift",
+    "embedding_gain",
+    "residual_gain",
+    "mlp_alpha",
+    "temperature",
+)
 
 KINDS: dict[str, Kind] = {
     **dict.fromkeys((*_MATRICES, *_EMBEDDINGS), Kind.DECAYED),

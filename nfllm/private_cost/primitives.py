@@ -77,6 +77,10 @@ NORMALIZATION_ELEMENT: dict[Normalization, Primitives | None] = {
     "none": NOTHING,
     "dyt": None,
     "derf": None,
+    "isru": None,
+    "arctan": None,
+    "hardtanh": None,
+    "expsign": None,
 }
 """Of one element; a row of LayerNorm and RMSNorm takes an inverse square root besides."""
 
