@@ -81,6 +81,7 @@ def norm_size(name: str, width: int) -> int:
         "rmsnorm": width,
         "dyt": 2 * width + 1,
         "none": 0,
+        "evonorm_s0": 3 * width,
     }.get(name, 2 * width + 2)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
+from nfllm.model.evonorm import EvoNorm
 from nfllm.model.normalizations import NORMALIZATIONS
 
 WIDTH = 16
@@ -13,6 +14,7 @@ LEARNED = {
     "layernorm": {"scale", "bias"},
     "rmsnorm": {"scale"},
     "none": set(),
+    "evonorm_s0": {"gate", "scale", "bias"},
     "dyt": {"alpha", "scale", "bias"},
     **{
         name: {"alpha", "shift", "scale", "bias"}
@@ -50,9 +52,16 @@ def random_parameters(name):
     }
 
 
+def logistic(x):
+    return np.exp(-np.logaddexp(0, -x))
+
+
 def formula(name, x, p, epsilon):
     if name == "none":
         return x
+    if name == "evonorm_s0":
+        gated = x * logistic(p["gate"] * x)
+        return p["scale"] * gated / np.sqrt(x.var(-1, keepdims=True) + epsilon) + p["bias"]
     if name in POINT_FUNCTIONS:
         inner = p["alpha"] * x + p.get("shift", 0.0)
         return p["scale"] * POINT_FUNCTIONS[name](inner) + p["bias"]
@@ -82,6 +91,7 @@ def test_parameters_and_their_start(name):
         "shift": np.float32(0.0),
         "scale": np.ones(WIDTH, np.float32),
         "bias": np.zeros(WIDTH, np.float32),
+        "gate": np.ones(WIDTH, np.float32),
     }
     assert set(params) == LEARNED[name]
     for key, value in params.items():
@@ -131,6 +141,14 @@ def derivative(name, x, p, epsilon, cotangent):
         with np.errstate(over="ignore", under="ignore"):
             slope = SLOPES[name](p["alpha"] * x + p.get("shift", 0.0))
         return p["alpha"] * p["scale"] * slope * cotangent
+    if name == "evonorm_s0":
+        sigmoid, centred = logistic(p["gate"] * x), x - x.mean(-1, keepdims=True)
+        size = np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
+        cotangent = p["scale"] * cotangent
+        with np.errstate(over="ignore", invalid="ignore"):
+            slope = sigmoid + p["gate"] * x * sigmoid * (1 - sigmoid)
+        gated = cotangent * x * sigmoid / size
+        return (cotangent * slope - gated.mean(-1, keepdims=True) * centred / size) / size
     if name == "layernorm":
         x = x - x.mean(-1, keepdims=True)
     size = np.sqrt((x**2).mean(-1, keepdims=True) + epsilon)
@@ -169,3 +187,20 @@ def test_input_and_scale_are_all_that_is_kept_for_the_derivative(name):
     params = {"params": random_parameters(name)}
     _, backward = jax.vjp(module(name).apply, params, x)
     assert sum(kept.size for kept in jax.tree.leaves(backward)) == x.size + WIDTH
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        (1, [0.6538760554, 1.5756114102, 2.5560143774, 3.5133452896]),
+        (2, [1.4620879158, 3.5231178503, 5.7153304555, 7.8559532028]),
+    ],
+)
+def test_evonorm_by_groups_of_features(groups, expected):
+    x = jnp.asarray([[1.0, 2.0, 3.0, 4.0]])
+    norm = EvoNorm(1e-5, jnp.float32, groups)
+    params = norm.init(jax.random.key(0), x)["params"]
+    np.testing.assert_allclose(norm.apply({"params": params}, x), [expected], rtol=1e-6)
+    halves = norm.apply({"params": params | {"gate": jnp.zeros(4)}}, x)
+    deviation = np.sqrt((1.25 if groups == 1 else 0.25) + 1e-5)
+    np.testing.assert_allclose(halves, np.asarray(x) / (2 * deviation), rtol=1e-6)

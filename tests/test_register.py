@@ -16,6 +16,7 @@ from nfllm.data.batches import Batch
 from nfllm.model.activations import ACTIVATIONS
 from nfllm.model.normalizations import NORMALIZATIONS
 from nfllm.model.part_checks import check_apart, check_form, check_waiting
+from nfllm.private_cost import DecoderShape, count_operations
 from nfllm.training.optimizer import split_by_decay
 
 pytestmark = pytest.mark.usefixtures("registries")
@@ -136,6 +137,9 @@ def test_a_transform_of_logits_is_in_every_formulation():
                 found.append(parts.model.apply({"params": params}, tokens_BT))
     for logits in found[1:]:
         np.testing.assert_allclose(logits, found[0], rtol=1e-4, atol=1e-4)
+    shape = DecoderShape.from_config(small_config(model={"attention_transform": "double"}).model, 9)
+    (priced,) = (o for o in count_operations(shape, 4) if "double" in o.name)
+    assert (priced.elements, priced.primitives) == (2 * 2 * 4 * 4, None)
     with pytest.raises(ConfigError, match=r"needs attention logits, which model\.attention_im"):
         small_config(model={"attention_transform": "double", "attention_implementation": "xla"})
 

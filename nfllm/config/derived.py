@@ -30,6 +30,7 @@ class ModelShape:
     attention_normalization: str | None
     mlp_normalization: str | None
     qk_normalization: str
+    normalization_groups: int | None
     final_normalization: str
     dyt_alpha_attention: float | None
     dyt_alpha_mlp: float | None
@@ -80,6 +81,10 @@ class ModelShape:
             "final": self.dyt_alpha_final,
         }.get(site)
         return 0.5 if own is None else own
+
+    def width_at(self, site: Site) -> int:
+        """Features that a normalization at a site has."""
+        return self.head_dim if site in ("query", "key") else self.embed_dim
 
     @property
     def sites(self) -> tuple[Site, ...]:

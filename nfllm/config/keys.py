@@ -42,14 +42,15 @@ class ModelConfig(ModelShape):
     embed_dim: int = 64
     mlp_dim: int | None = None  # width of the MLP; None: 4 * embed_dim
     context_length: int = 128  # tokens; also the length of the position table
-    # Before attention and before the MLP: layernorm, none, rmsnorm, or a point function of alpha x:
-    # dyt (2503.10622), derf, isru, arctan, hardtanh, expsign
+    # Before attention and before the MLP: layernorm, none, rmsnorm, evonorm_s0 (2004.02967, by
+    # token), or f(alpha x): dyt (2503.10622), derf, isru, arctan, hardtanh, expsign
     normalization: Normalization = "none"
     attention_normalization: Normalization | None = None  # before attention. None: normalization
     mlp_normalization: Normalization | None = None  # before the MLP. None: normalization
     final_normalization: Normalization = "layernorm"  # the same names: before the output head
     qk_normalization: Normalization = "none"  # the same names: of each head's queries and keys
     norm_epsilon: float = 1e-5  # added to the variance
+    normalization_groups: int | None = None  # of evonorm_s0: of the features. None: 1
     # Where the alpha of a point function starts, by site. None: 0.5, as for queries and keys
     dyt_alpha_attention: float | None = None
     dyt_alpha_mlp: float | None = None
@@ -58,8 +59,9 @@ class ModelConfig(ModelShape):
     dyt_shift: bool | None = None
     # learned: a scalar that starts at sqrt(embed_dim) times the sum of token and position embedding
     embedding_scale: Literal["none", "learned"] = "none"
-    # gelu (exact erf), gelu_tanh, relu, leaky_relu, learnable_leaky_relu, silu, relu_squared,
-    # helu (2411.10573), identity (the MLP becomes linear), half_identity (x/2, as GELU near zero)
+    # gelu (exact erf), gelu_tanh, gelu_puma (2307.12533: polynomials), relu, leaky_relu,
+    # learnable_leaky_relu, silu, relu_squared, helu (2411.10573), identity (the MLP becomes
+    # linear), half_identity (x/2, as GELU near zero)
     activation: Activation = "relu"
     # Slope for x < 0 of leaky_relu; its start value for learnable_leaky_relu. None: 0.01
     negative_slope: float | None = None
@@ -285,6 +287,7 @@ BEFORE: dict[str, Any] = {
     "model.mlp_normalization": None,
     "model.mlp_pruned_layers": 0,
     "model.mlp_scaling": "none",
+    "model.normalization_groups": None,
     "model.softmax_temperature": "none",
     "model.softmax_temperature_init": None,
     "objective.entropy_margin": 0.2,

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from nfllm.config.checks import ConfigError, at_least, between, check_types, positive
-from nfllm.config.point_limits import check_point_functions
+from nfllm.config.normalization_limits import check_groups, check_point_functions
 
 if TYPE_CHECKING:
     from nfllm.config.keys import (
@@ -41,6 +41,7 @@ def check_model(model: ModelConfig) -> None:
         )
     _check_attention_implementation(model)
     check_point_functions(model)
+    check_groups(model)
     _check_activation(model)
     _check_mlp(model)
     _check_temperature(model)

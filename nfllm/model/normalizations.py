@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from nfllm.config import ModelConfig
 from nfllm.config.derived import Site
+from nfllm.model.evonorm import EvoNorm
 from nfllm.model.pointwise import FUNCTIONS, Pointwise, options_at
 from nfllm.model.tuning import tuning
 
@@ -47,6 +48,7 @@ NORMALIZATIONS: dict[str, Callable[..., nn.Module]] = {
     "layernorm": LayerNorm,
     "none": NoNorm,
     "rmsnorm": RMSNorm,
+    "evonorm_s0": EvoNorm,
     **{
         name: partial(Pointwise, function=function, has_shift=name != "dyt")
         for name, function in FUNCTIONS.items()
@@ -57,7 +59,9 @@ NORMALIZATIONS: dict[str, Callable[..., nn.Module]] = {
 def normalization(config: ModelConfig, site: Site, dtype: jnp.dtype, **options: Any) -> nn.Module:
     """The normalization that a config has at a site; `options` are those of a Flax module."""
     name = config.normalization_at(site)
-    own = options_at(config, site) if name in FUNCTIONS else {}
+    own: Mapping[str, Any] = options_at(config, site) if name in FUNCTIONS else {}
+    if name == "evonorm_s0" and config.normalization_groups is not None:
+        own = {"groups": config.normalization_groups}
     return NORMALIZATIONS[name](epsilon=config.norm_epsilon, dtype=dtype, **own, **options)
 
 

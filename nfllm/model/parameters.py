@@ -27,6 +27,7 @@ _EMBEDDINGS = ("token_embedding", "position_embedding", "head_embedding")
 _BIASES = ("qkv_bias", "qk_bias", "out_bias", "in_bias", "bias")
 _SCALARS = (
     "scale",
+    "gate",
     "alpha",
     "shift",
     "embedding_gain",

@@ -70,6 +70,7 @@ def count_operations(shape: DecoderShape, num_tokens: int) -> tuple[Operation, .
         _normalization("query and key normalization", shape.qk_normalization, 2 * map_rows, K),
         _temperature(shape, L * T),
         Operation("scores", map_rows, T, 2 * map_rows * T * K),
+        _transform(shape, map_rows, T),
         Operation(
             "softmax", map_rows, T, 0, SOFTMAX_ELEMENT * (map_rows * T) + SOFTMAX_ROW * map_rows
         ),
@@ -119,6 +120,11 @@ def _normalization(name: str, kind: Normalization, rows: int, width: int) -> Ope
         return Operation(name, 0, width)
     primitives = element * (rows * width) + NORMALIZATION_ROW * rows
     return Operation(f"{name} ({kind})", rows, width, 0, primitives)
+
+
+def _transform(shape: DecoderShape, rows: int, width: int) -> Operation:
+    name = f"attention transform ({shape.attention_transform})"
+    return Operation(name, 0 if shape.attention_transform == "none" else rows, width, 0, None)
 
 
 def _temperature(shape: DecoderShape, rows: int) -> Operation:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from nfllm.config import Activation, ConfigError, ModelConfig, Normalization
+from nfllm.config.names import AttentionTransform
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class DecoderShape:
       mlp_normalization: before the MLP, where it is another one.
       final_normalization: before the output head.
       qk_normalization: of each head's queries and keys.
+      attention_transform: of the logits, before the softmax.
       softmax_temperature: `none`; `head`: one a head, which folds into the query matrix;
         `head_position`: one a head and position, which scales the queries.
       value_projections: whether attention has value and output matrices; the simplified blocks of
@@ -53,6 +55,7 @@ class DecoderShape:
     mlp_normalization: Normalization | None = None
     final_normalization: Normalization
     qk_normalization: Normalization = "none"
+    attention_transform: AttentionTransform = "none"
     softmax_temperature: Literal["none", "head", "head_position"] = "none"
     value_projections: bool = True
     rotary_dim: int = 0
@@ -85,6 +88,7 @@ class DecoderShape:
             mlp_normalization=None if mlp == attention else mlp,
             final_normalization=model.final_normalization,
             qk_normalization=model.qk_normalization,
+            attention_transform=model.attention_transform,
             softmax_temperature=model.softmax_temperature,
             rotary_dim=model.rotary_dim,
         )
