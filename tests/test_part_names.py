@@ -78,9 +78,11 @@ def test_a_normalization_by_site_is_in_the_name_and_in_the_price():
 
 def test_what_has_no_form_elsewhere_is_refused_by_its_key():
     whole = {"normalization": "layernorm", "activation": "gelu"}
-    check_form(model(**whole, attention_normalization="layernorm"))
-    with pytest.raises(ConfigError, match=r"model\.mlp_normalization='rmsnorm' has no form in"):
-        check_form(model(**whole, mlp_normalization="rmsnorm"))
+    check_form(model(**whole))
+    for key in ("attention_normalization", "mlp_normalization", "embedding_scale"):
+        value = "learned" if key == "embedding_scale" else "rmsnorm"
+        with pytest.raises(ConfigError, match=rf"model\.{key}='{value}' has no form in transf"):
+            check_form(model(**whole, **{key: value}))
 
 
 def test_a_site_that_is_not_there_has_no_normalization():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from nfllm.config.names import (
     ACTIVATION_NAMES,
@@ -89,8 +89,8 @@ class ModelShape:
     @property
     def sites(self) -> tuple[Site, ...]:
         """The sites at which the model has a normalization, `none` among them."""
-        before_mlp: tuple[Site, ...] = ("mlp",) if self.num_mlp_layers else ()
-        return ("attention", *before_mlp, "query", "key", "final")
+        sites: tuple[Site, ...] = get_args(Site)
+        return tuple(s for s in sites if self.num_mlp_layers or not s.startswith("mlp"))
 
     @property
     def statistics(self) -> str:

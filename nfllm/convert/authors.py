@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from nfllm.config import ConfigError, ModelConfig
-from nfllm.convert.foreign import ConversionError, Tensors
+from nfllm.config import ModelConfig
+from nfllm.convert.foreign import ConversionError, Tensors, check_expressed
 
 _NORMS = {"attention_norm": "ln_1", "mlp_norm": "ln_2"}
 _FROZEN_BIASES = ("attn.v_attn.bias", "attn.c_proj.bias", "mlp.c_fc.bias", "mlp.c_proj.bias")
@@ -130,26 +130,16 @@ def to_authors(params: Mapping[str, Any], config: ModelConfig) -> Tensors:
 
 
 def _check(config: ModelConfig) -> None:
-    needed = {
-        "architecture": ("gpt2",),
-        "attention_bias": ("qk",),
-        "mlp_bias": (False,),
-        "tie_embeddings": (True, None),
-        "normalization": ("layernorm", "none"),
-        "final_normalization": ("layernorm",),
-        "qk_normalization": ("none",),
-        "attention_normalization": (None,),
-        "mlp_normalization": (None,),
-    }
-    for key, values in needed.items():
-        value = getattr(config, key)
-        if value not in values:
-            raise ConfigError(
-                f"model.{key}={value!r} has no form in the released code, which has "
-                f"{' or '.join(map(repr, values))}"
-            )
-    if config.slope_sharing == "model":
-        raise ConfigError(
-            "model.slope_sharing='model' has no form in the released code, whose slopes are one "
-            "per layer under either name; use 'layer' or 'untied_global'"
-        )
+    check_expressed(
+        config,
+        "the released code",
+        every=("mlp_dim", "norm_epsilon", "activation", "negative_slope", "helu_margin"),
+        some={
+            "attention_bias": ["qk"],
+            "tie_embeddings": [True, None],
+            "normalization": ["layernorm", "none"],
+            "final_normalization": ["layernorm"],
+            # Its slopes are one per layer under either name.
+            "slope_sharing": ["layer", "untied_global", None],
+        },
+    )

@@ -6,7 +6,8 @@ over is an error where a model might depend on it, since it would be read wrongl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,21 @@ _ACTIVATIONS: dict[str, tuple[str, float | None]] = {
     "relu2": ("relu_squared", None),
     "linear": ("identity", None),
 }
+
+_SIZES = ("num_layers", "num_heads", "embed_dim", "context_length")
+# How a model starts, trains and is run.
+_NOT_OF_THE_FUNCTION = (
+    "embedding_dropout",
+    "attention_dropout",
+    "residual_dropout",
+    "init_std",
+    "init_std_scaling",
+    "residual_init",
+    "query_init_std",
+    "attention_implementation",
+    "scan_layers",
+    "remat",
+)
 
 
 class ConversionError(ValueError):
@@ -203,23 +219,54 @@ def activation_name(config: ModelConfig) -> str:
             f"model.negative_slope={config.slope} has no form in transformers, whose leaky_relu "
             "has the slope 0.01"
         )
-    raise no_form("activation", config.activation, {ours for ours, _ in _ACTIVATIONS.values()})
+    possible = sorted({ours for ours, _ in _ACTIVATIONS.values()})
+    raise no_form("activation", config.activation, possible)
 
 
 def check_form(config: ModelConfig) -> None:
-    """Raises ConfigError unless transformers can express the model's normalizations."""
-    for key, *possible in (
-        ("normalization", "layernorm"),
-        ("final_normalization", "layernorm"),
-        ("qk_normalization", "none"),
-        ("attention_normalization", "layernorm", None),
-        ("mlp_normalization", "layernorm", None),
-    ):
-        if getattr(config, key) not in possible:
-            raise no_form(key, getattr(config, key), possible)
+    """Raises ConfigError where the GPT-2 and GPT-NeoX of transformers cannot express a key.
+
+    What their attributes say of an activation, `activation_name` checks.
+    """
+    written = {"mlp_dim", "norm_epsilon", "attention_bias", "mlp_bias", "tie_embeddings"}
+    of_activation = {"activation", "negative_slope", "slope_sharing", "helu_margin"}
+    check_expressed(
+        config,
+        "transformers",
+        every={*written, *of_activation, "architecture", "rotary_fraction", "rotary_base"},
+        some={"normalization": ["layernorm"], "final_normalization": ["layernorm"]},
+    )
 
 
-def no_form(key: str, value: Any, possible: Iterable[Any]) -> ConfigError:
+def check_expressed(
+    config: ModelConfig,
+    form: str,
+    *,
+    every: Collection[str],
+    some: Mapping[str, Sequence[Any]],
+) -> None:
+    """Raises ConfigError for the first key of a model that a foreign form cannot express.
+
+    A key that nobody names here has to be at its default, so that none is overlooked. Sizes, and
+    keys that do not change the function of the parameters, are expressed in every form.
+
+    Args:
+      config: the model.
+      form: what cannot express it, for the message.
+      every: keys with a place for all of their values.
+      some: keys with a place for some values, and those.
+    """
+    for field in dataclasses.fields(config):
+        if field.name in _SIZES or field.name in _NOT_OF_THE_FUNCTION or field.name in every:
+            continue
+        possible = some.get(field.name, [field.default])
+        if (value := getattr(config, field.name)) not in possible:
+            raise no_form(field.name, value, possible, form)
+
+
+def no_form(
+    key: str, value: Any, possible: Iterable[Any], form: str = "transformers"
+) -> ConfigError:
     """The error that a model's `key` cannot be expressed in a foreign checkpoint."""
-    names = " or ".join(sorted(map(repr, possible)))
-    return ConfigError(f"model.{key}={value!r} has no form in transformers, which has {names} here")
+    names = " or ".join(map(repr, possible))
+    return ConfigError(f"model.{key}={value!r} has no form in {form}, which has {names} here")

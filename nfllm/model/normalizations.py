@@ -65,16 +65,6 @@ def normalization(config: ModelConfig, site: Site, dtype: jnp.dtype, **options: 
     return NORMALIZATIONS[name](epsilon=config.norm_epsilon, dtype=dtype, **own, **options)
 
 
-MODULES: dict[Site, str] = {
-    "attention": "attention_norm",
-    "mlp": "mlp_norm",
-    "query": "query_norm",
-    "key": "key_norm",
-    "final": "final_norm",
-}
-"""The module at each site: of a block, of its attention, and of the decoder."""
-
-
 def by_site(
     config: ModelConfig, layers: Mapping[str, Any], top: Mapping[str, Any], name: str
 ) -> dict[str, jax.Array]:
@@ -88,7 +78,8 @@ def by_site(
     """
     found: dict[str, jax.Array] = {}
     for site in config.sites:
-        module = (top if site == "final" else layers).get(MODULES[site], {})
-        if name in module:
-            found[site] = module[name]
+        module = f"{site}_norm"
+        values = (layers if module in layers else top).get(module, {})
+        if name in values:
+            found[site] = values[name]
     return found
