@@ -49,7 +49,7 @@ def register_analysis(
     if is_known("metric", {n: metric.source for n, metric in METRICS.items()}, name, source):
         return
     try:
-        state = jax.eval_shape(of, _small())
+        state = jax.eval_shape(lambda: of(_batch()))
     except Exception as error:
         line = (str(error).strip().splitlines() or [""])[0]
         raise ConfigError(f"{what} fails on a batch: {type(error).__name__}: {line}") from error
@@ -62,14 +62,9 @@ def register_analysis(
     METRICS[name] = Metric(name, of, result, stays_on_device, source)
 
 
-def _small() -> Observed:
-    """Shapes and types of a batch of three sequences."""
-    B, T, V = 3, 3, 5
-
-    def batch() -> Observed:
-        tokens_BT = jnp.zeros((B, T), jnp.int32)
-        shapes = site_shapes(Decoder(_TINY, V), tokens_BT)
-        sites: dict[str, Any] = {site: jnp.zeros(shape) for site, shape in shapes.items()}
-        return observe(Captured(**sites, logits=jnp.zeros((B, T, V))), tokens_BT)
-
-    return jax.eval_shape(batch)
+def _batch() -> Observed:
+    """A batch of three sequences, to be traced."""
+    tokens_BT = jnp.zeros((3, _TINY.context_length), jnp.int32)
+    shapes = site_shapes(Decoder(_TINY, 5), tokens_BT)
+    sites: dict[str, Any] = {site: jnp.zeros(shape) for site, shape in shapes.items()}
+    return observe(Captured(**sites, logits=jnp.zeros((*tokens_BT.shape, 5))), tokens_BT)

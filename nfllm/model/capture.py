@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -43,7 +42,7 @@ class Captured(NamedTuple):
     mlp_out: jax.Array  # [L, B, T, D], what the MLP adds to the residual stream
     logits: jax.Array  # [B, T, V]
     # By site of a point function, such as DyT: share of |alpha x| > 2, [L, B]; of `final` [B]
-    saturation: Mapping[str, jax.Array] = MappingProxyType({})
+    saturation: dict[str, jax.Array] = {}  # noqa: RUF012 (never written to)
 
 
 def capture(
