@@ -60,7 +60,7 @@ class Attention(nn.Module):
             q_BTHK = normalization(config, "query", self.dtype, name="query_norm")(q_BTHK)
             k_BTHK = normalization(config, "key", self.dtype, name="key_norm")(k_BTHK)
         if config.rotary_dim:
-            base = 10_000.0 if config.rotary_base is None else config.rotary_base
+            base = config.rotary_wavelength_base
             q_BTHK = rotate(q_BTHK, config.rotary_dim, base, start_B)
             k_BTHK = rotate(k_BTHK, config.rotary_dim, base, start_B)
         if config.softmax_temperature != "none":
