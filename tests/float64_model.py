@@ -57,7 +57,7 @@ def norm(config: ModelConfig, site: Any, own: Any, x: np.ndarray, path: int = 0)
     real = np.sqrt((centred**2).mean(-1, keepdims=True) + config.norm_epsilon)
     gate, sigma = 1.0, np.float64(1.0)
     if name == "frozen_layernorm":
-        gate, sigma = own["gate"][path], own["sigma"][path]
+        gate, sigma = own["norm_gate"][path], own["sigma"][path]
         if config.frozen_first_position:
             sigma = np.where(np.arange(x.shape[1]) == 0, sigma[0], sigma[1])[:, None]
     return centred * (gate / real + (1.0 - gate) / sigma) * own["scale"] + own["bias"]

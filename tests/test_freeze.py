@@ -102,7 +102,7 @@ def test_losses_with_each_norm_alone_frozen(run, frozen):
     assert list(frozen.each) == [*PLACES, ("final", None)] == frozen_places(config)
     for place, loss in frozen.each.items():
         gates = at_places(config, {place: 0.0}, 1.0)
-        alone = map_norms(lambda norm, gate: {**norm, "gate": gate}, closed, gates)
+        alone = map_norms(lambda norm, gate: {**norm, "norm_gate": gate}, closed, gates)
         assert loss == pytest.approx(nats(config, alone, TOKENS_BT), rel=1e-5), place
     assert len({round(loss, 6) for loss in frozen.each.values()}) == len(frozen.each)
 
@@ -134,7 +134,9 @@ def test_what_a_schedule_has_frozen_stays(frozen):
 
 def test_a_model_without_layernorm_is_refused():
     run = run_of(normalization="none", final_normalization="rmsnorm")
-    with pytest.raises(ValueError, match=r"no LayerNorm to freeze \(model.normalization='none'"):
+    with pytest.raises(
+        ValueError, match=r"no LayerNorm to freeze \(attention: none, mlp: none, final: rmsnorm"
+    ):
         freeze_norms(run, BATCHES)
 
 
@@ -144,6 +146,8 @@ FOLDED = [
     {"attention_bias": "all", "mlp_bias": True, "activation": "relu"},
     {"final_normalization": "none"},
     {"normalization": "none", "head_bias": True},
+    {"attention_normalization": "none", "attention_bias": "qk"},
+    {"mlp_normalization": "none"},
 ]
 
 

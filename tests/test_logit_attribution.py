@@ -73,7 +73,7 @@ def test_parts_are_those_of_float64(model_and_params: tuple[Any, Any]) -> None:
     mean = x.mean(-1, keepdims=True) if is_centred else 0.0
     spread = np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + model.config.norm_epsilon)
     if kind == "frozen_layernorm":
-        gate, sigma = (np.asarray(params["final_norm"][name][0]) for name in ("gate", "sigma"))
+        gate, sigma = (np.asarray(params["final_norm"][name][0]) for name in ("norm_gate", "sigma"))
         sigma = np.where(sigma > 0, sigma, 1.0)
         if sigma.ndim:
             sigma = np.where(np.arange(12) == 0, *sigma)[:, None]

@@ -48,7 +48,12 @@ def config_of(model, removal=None, **training):
 def norm(x, gate, sigma, path=0, **options):
     module = FrozenLayerNorm(epsilon=1e-30, dtype=jnp.float32, **options)
     ones = np.ones(x.shape[-1], np.float32)
-    params = {"scale": ones, "bias": 0 * ones, "gate": np.float32(gate), "sigma": np.float32(sigma)}
+    params = {
+        "scale": ones,
+        "bias": 0 * ones,
+        "norm_gate": np.float32(gate),
+        "sigma": np.float32(sigma),
+    }
     y, found = module.apply({"params": params}, jnp.asarray(x), path, mutable=["updates"])
     return np.asarray(y), found["updates"]["sigma"]
 
@@ -138,10 +143,12 @@ def test_gates_by_step():
     [
         (FROZEN, {"start": 15}, "removes final at step 27, but training.steps=20"),
         (FROZEN, {"start": 5, "taper_steps": 5}, "removes final in 5 steps at step 22"),
-        ({}, {"start": 1}, "names mlp, which this model does not have (model.normalization='none'"),
+        ({}, {"start": 1}, "names mlp, which this model does not have (model.normalization=none"),
         ({"normalization": "frozen_layernorm"}, {"start": 1}, "names final, which this model"),
         (FROZEN, {"start": 1, "order": "final,first_position"}, "names first_position, which this"),
-        ({**FROZEN, "activation": "identity", "mlp": "none"}, {"start": 1}, "model.mlp='none'"),
+        ({**FROZEN, "activation": "identity", "mlp": "none"}, {"start": 1}, "model.mlp=none"),
+        ({**FROZEN, "mlp_normalization": "none"}, {"start": 1}, "(model.mlp_normalization=none)"),
+        ({**FROZEN, "norm_placement": "peri"}, {}, "model.norm_placement='peri' does not go with"),
         (FROZEN, {"start": 1, "order": "mpl"}, "unknown site 'mpl'; did you mean 'mlp'?"),
         (FROZEN, {"start": 1, "order": "mlp,mlp"}, "names mlp twice"),
         (FROZEN, {"start": 1, "order": "mlp:x"}, "the gap 'x' of mlp must be a number"),
@@ -176,11 +183,11 @@ def trained(micro_batches):
 def test_training_measures_then_freezes():
     """Each sigma stays what it was when its norm went, however the batch is cut."""
     seen = list(trained(1))
-    mlp = [p["blocks"]["mlp_norm"]["gate"][0, 0] for p in seen]
-    final = [p["final_norm"]["gate"][0] for p in seen]
+    mlp = [p["blocks"]["mlp_norm"]["norm_gate"][0, 0] for p in seen]
+    final = [p["final_norm"]["norm_gate"][0] for p in seen]
     assert mlp == [1.0] + [0.0] * 9  # from batch 2 on, which the state after two steps meets
     assert final == [1.0] * 6 + [0.0] * 4  # 2 + an MLP + two layers by two paths
-    paths = np.asarray([p["attention_blocks"]["attention_norm"]["gate"][0] for p in seen])
+    paths = np.asarray([p["attention_blocks"]["attention_norm"]["norm_gate"][0] for p in seen])
     assert paths.sum(0).tolist() == [3.0, 5.0]  # of layer 1: from batch 4, and from batch 6 on
     sigma = np.asarray([p["final_norm"]["sigma"][0] for p in seen])
     assert np.all(np.diff(sigma[:7]) != 0)
@@ -243,7 +250,7 @@ def test_the_first_position_joins_the_others():
     for step, expected in ((1, [9.0, 2.0]), (2, [2.0, 2.0])):
         gated = gating({**params, "final_norm": norm}, step)
         assert np.asarray(gated["final_norm"]["sigma"]).tolist() == [expected]
-        assert np.asarray(gated["final_norm"]["gate"]).tolist() == [1.0]
+        assert np.asarray(gated["final_norm"]["norm_gate"]).tolist() == [1.0]
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,7 @@ MODELS = [
     {**FREE, "head_bias": True, "tie_embeddings": False},
     {**FROZEN, "final_normalization": "none"},
     {**FROZEN, "normalization": "none"},
+    {**FROZEN, "mlp_normalization": "none", "attention_bias": "qk"},
 ]
 
 
@@ -41,7 +42,7 @@ def make(changes):
     norms = [params["blocks"].get(name) for name in ("attention_norm", "mlp_norm")]
     for norm in [*norms, params.get("final_norm")]:
         if norm is not None:
-            norm["gate"] = 0 * norm["gate"]
+            norm["norm_gate"] = 0 * norm["norm_gate"]
             norm["sigma"] = 0.5 + np.abs(norm["sigma"])
     return decoder, jax.tree.map(np.asarray, params)
 
@@ -80,10 +81,16 @@ def test_models_with_real_norms_stay_as_they_are():
     [
         (
             {"normalization": "none"},
-            r"final_normalization='layernorm' has no form .* for all norms; freeze it",
+            r"final normalization 'layernorm' has no form .* for all norms; freeze",
         ),
-        ({**FREE, "final_normalization": "rmsnorm"}, r"model.final_normalization='rmsnorm' has no"),
-        ({**FROZEN, "normalization": "layernorm"}, r"model.normalization='layernorm' has no form"),
+        (
+            {**FREE, "final_normalization": "rmsnorm"},
+            r"final normalization 'rmsnorm' has no form",
+        ),
+        (
+            {**FROZEN, "normalization": "layernorm"},
+            r"attention normalization 'layernorm' has no form",
+        ),
         ({**FREE, "architecture": "gpt_neox"}, r"only 'gpt2' has, at twice the width"),
         ({**FREE, "mlp_scaling": "learned"}, r"model.mlp_scaling='learned' has no form"),
         ({**FREE, "mlp_pruned_layers": 1}, r"model.mlp_pruned_layers=1 has no form"),
@@ -98,7 +105,7 @@ def test_what_has_no_form(changes, message, tmp_path):
 
 def test_norms_that_are_not_removed_have_no_form(tmp_path):
     decoder, params = make(FROZEN)
-    params["blocks"]["mlp_norm"]["gate"] = np.ones((2, 1), np.float32)
+    params["blocks"]["mlp_norm"]["norm_gate"] = np.ones((2, 1), np.float32)
     with pytest.raises(ConversionError, match=r"blocks.mlp_norm is not removed"):
         save_checkpoint(tmp_path, Checkpoint(decoder.config, VOCAB_SIZE, params))
 
@@ -185,7 +192,7 @@ def test_a_gpt2_loses_its_norms_in_training(tmp_path):
     fit(config, tmp_path / "run")
     convert(tmp_path / "run", tmp_path / "exported")
     run = nfllm.load_run(tmp_path / "run")
-    assert np.all(run.params["blocks"]["attention_norm"]["gate"] == 0)
+    assert np.all(run.params["blocks"]["attention_norm"]["norm_gate"] == 0)
     check(run.model, run.params, logits_of_transformers(tmp_path / "exported"))
 
 

@@ -7,14 +7,12 @@ name before anything is compiled.
 
 from nfllm.config.checks import ConfigError, suggest
 from nfllm.config.keys import (
-    Activation,
     Architecture,
     CheckpointConfig,
     DataConfig,
     DType,
     EvaluationConfig,
     ModelConfig,
-    Normalization,
     ObjectiveConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -22,10 +20,19 @@ from nfllm.config.keys import (
     TelemetryConfig,
     TrainingConfig,
 )
+from nfllm.config.names import (
+    ACTIVATION_NAMES,
+    NORMALIZATION_NAMES,
+    Activation,
+    Normalization,
+    Statistics,
+)
 from nfllm.config.whole import IGNORED_LABEL, Config, differences, get_config
 
 __all__ = [
+    "ACTIVATION_NAMES",
     "IGNORED_LABEL",
+    "NORMALIZATION_NAMES",
     "Activation",
     "Architecture",
     "CheckpointConfig",
@@ -40,6 +47,7 @@ __all__ = [
     "OptimizerConfig",
     "ParallelConfig",
     "RemovalConfig",
+    "Statistics",
     "TelemetryConfig",
     "TrainingConfig",
     "differences",

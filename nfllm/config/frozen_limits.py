@@ -27,14 +27,16 @@ def check_frozen(model: ModelConfig) -> None:
                 f"model.{key}={_FROZEN!r} cannot be had: what is frozen is the deviation of the "
                 "residual stream before a branch or the head; choose another, or 'none'"
             )
-    if model.normalization == _FROZEN:
+    before = ("normalization", "attention_normalization", "mlp_normalization")
+    has = [key for key in (*before, "final_normalization") if getattr(model, key) == _FROZEN]
+    if set(has) & set(before):
         for key, value in (("norm_placement", "pre"), ("value_projection", "dense")):
             if (found := getattr(model, key)) != value:
                 raise ConfigError(
-                    f"model.{key}={found!r} does not go with model.normalization={_FROZEN!r}, "
+                    f"model.{key}={found!r} does not go with model.{has[0]}={_FROZEN!r}, "
                     f"which is before the matrices of each branch; set model.{key} to {value!r}"
                 )
-    if _FROZEN in (model.normalization, model.final_normalization):
+    if has:
         return
     for key, default in (("frozen_first_position", False), ("frozen_momentum", 0.9)):
         if (value := getattr(model, key)) != default:

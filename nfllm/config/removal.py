@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from nfllm.config.checks import ConfigError, suggest
+from nfllm.config.derived import Branch
 
 if TYPE_CHECKING:
     from nfllm.config.keys import ModelConfig, RemovalConfig
@@ -73,16 +74,19 @@ def removals(model: ModelConfig, removal: RemovalConfig) -> tuple[Removal, ...]:
 
 
 def _layers(model: ModelConfig, removal: RemovalConfig, site: str) -> list[int | None]:
-    keys: dict[str, tuple[str, object]] = {
-        "final": ("final_normalization", "frozen_layernorm"),
-        "first_position": ("frozen_first_position", True),
-    }
-    key, needed = keys.get(site, ("normalization", "frozen_layernorm"))
+    branch: Branch = "mlp" if site == "mlp" else "attention"
+    own = f"{branch}_normalization"
+    key = "normalization" if getattr(model, own) is None else own
+    value, needed = model.normalization_at(branch), "frozen_layernorm"
+    if site == "final":
+        key, value = "final_normalization", model.final_normalization
+    elif site == "first_position":
+        key, value, needed = "frozen_first_position", str(model.frozen_first_position), "True"
     count = model.num_mlp_layers if site == "mlp" else model.num_layers
-    if (value := getattr(model, key)) != needed or not count:
-        why = f"model.{key}={value!r}" if value != needed else f"model.mlp={model.mlp!r}"
+    if value != needed or not count:
+        why = f"model.{key}={value}" if value != needed else f"model.mlp={model.mlp}"
         raise ConfigError(
             f"removal.order={removal.order!r} names {site}, which this model does not have "
-            f"({why}); set model.{key} to {needed!r}, or take {site} out of the order"
+            f"({why}); set model.{key} to {needed}, or take {site} out of the order"
         )
     return list(range(count)) if site in BLOCK_SITES else [None]

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nfllm.config import ModelConfig, RemovalConfig
+from nfllm.config.derived import Site
 from nfllm.convert.foreign import ConversionError
 from nfllm.model.decoder import Decoder
 from nfllm.model.frozen_norm import FROZEN, GATE, QUERY_KEY, SIGMA, VALUE
@@ -23,6 +24,9 @@ from nfllm.model.layers import stacks
 from nfllm.run import Run
 
 Arrays = dict[str, Any]
+
+_SITES: tuple[Site, ...] = ("attention", "mlp", "final")
+_KEYS = ("normalization", "attention_normalization", "mlp_normalization", "final_normalization")
 
 
 def fold(run: Run) -> Run:
@@ -54,32 +58,36 @@ def fold(run: Run) -> Run:
 
 def fold_params(config: ModelConfig, params: Mapping[str, Any]) -> tuple[ModelConfig, Arrays]:
     """Config and parameters, float64, of the norm-free model; see `fold`."""
-    if FROZEN not in (config.normalization, config.final_normalization):
+    names = {site: config.normalization_at(site) for site in _SITES}
+    if FROZEN not in names.values():
+        listed = ", ".join(f"{site}: {name}" for site, name in names.items())
         raise ConversionError(
-            f"the model has no frozen norm to fold (model.normalization={config.normalization!r}, "
-            f"model.final_normalization={config.final_normalization!r}); freeze them first: "
+            f"the model has no frozen norm to fold ({listed}); freeze them first: "
             "nfllm.freeze_norms, or python -m nfllm.freeze RUN OUT"
         )
     for key in ("mlp_weight_norm", "weight_reparametrization"):
-        if config.normalization == FROZEN and (value := getattr(config, key)) != "none":
+        if (value := getattr(config, key)) != "none":
             raise ConversionError(
                 f"model.{key}={value!r} makes the matrices of their parameters by a norm of their "
                 "own, so that no other norm folds into them"
             )
     tree: Arrays = _map(lambda x: np.asarray(x, np.float64), params)
     changes: dict[str, Any] = {"frozen_first_position": False, "frozen_momentum": 0.9}
-    if config.normalization == FROZEN:
-        for name in stacks(config):
-            tree[name] = _folded_block(config, tree[name], name)
-        changes |= {"normalization": "none", "attention_bias": "all"}
-        if config.num_mlp_layers and config.mlp == "two_layer":
-            changes["mlp_bias"] = True
+    changes |= {key: "none" for key in _KEYS if getattr(config, key) == FROZEN}
+    for name in stacks(config):
+        block = tree[name]
+        if names["attention"] == FROZEN:
+            _fold_attention(block, f"{name}.attention_norm")
+            changes["attention_bias"] = "all"
+        if names["mlp"] == FROZEN and "mlp_norm" in block:
+            _fold_mlp(config, block, f"{name}.mlp_norm")
+            changes["mlp_bias"] = config.mlp == "two_layer"
     if config.final_normalization == FROZEN:
         scale, bias = affine(tree.pop("final_norm"), "final_norm")
         table_VD = tree["token_embedding" if config.ties_embeddings else "head_embedding"]
         head_bias_V = table_VD @ bias + tree.get("head_bias", 0.0)
         tree["head_embedding"] = _without_mean(table_VD * scale[0], axis=1)
-        changes |= {"final_normalization": "none", "tie_embeddings": False}
+        changes["tie_embeddings"] = False
         if np.any(head_bias_V):
             tree["head_bias"] = head_bias_V
             changes["head_bias"] = True
@@ -110,33 +118,30 @@ def affine(norm: Mapping[str, np.ndarray], where: str) -> tuple[np.ndarray, np.n
     return norm["scale"] / sigma_P[..., None], norm["bias"]
 
 
-def _folded_block(config: ModelConfig, block: Arrays, name: str) -> Arrays:
-    block = {key: dict(value) if isinstance(value, dict) else value for key, value in block.items()}
+def _fold_attention(block: Arrays, name: str) -> None:
     attention = block["attention"]
-    depth, width = attention["qkv_kernel"].shape[:2]
-    scale_PLD, bias_LD = affine(block.pop("attention_norm"), f"{name}.attention_norm")
+    scale_PLD, bias_LD = affine(block.pop("attention_norm"), name)
     kernel_LDCHK = attention["qkv_kernel"]
     scale_LDC = np.stack([scale_PLD[p] for p in (QUERY_KEY, QUERY_KEY, VALUE)], axis=-1)
     shift_LCHK = np.einsum("LD,LDCHK->LCHK", bias_LD, kernel_LDCHK)
     attention["qkv_kernel"] = _without_mean(kernel_LDCHK * scale_LDC[..., None, None], axis=1)
     attention["qkv_bias"] = shift_LCHK + _full_bias(attention, shift_LCHK.shape)
-    attention.setdefault("out_bias", np.zeros((depth, width)))
-    if "mlp_norm" not in block:
-        return block
-    scale_PLD, bias_LD = affine(block.pop("mlp_norm"), f"{name}.mlp_norm")
-    mlp = block["mlp"]
-    kernel = "in_kernel" if config.mlp == "two_layer" else "kernel"
+    attention.setdefault("out_bias", np.zeros_like(bias_LD))
+
+
+def _fold_mlp(config: ModelConfig, block: Arrays, name: str) -> None:
+    scale_PLD, bias_LD = affine(block.pop("mlp_norm"), name)
+    mlp, kernel = block["mlp"], "in_kernel" if config.mlp == "two_layer" else "kernel"
     shift_LF = np.einsum("LD,LDF->LF", bias_LD, mlp[kernel])
     mlp[kernel] = _without_mean(mlp[kernel] * scale_PLD[0][..., None], axis=1)
     if config.mlp == "two_layer":
         mlp["in_bias"] = shift_LF + mlp.get("in_bias", 0.0)
-        mlp.setdefault("out_bias", np.zeros((depth, width)))
+        mlp.setdefault("out_bias", np.zeros_like(bias_LD))
     elif np.any(shift_LF):
         raise ConversionError(
-            f"{name}.mlp_norm has a bias, for which model.mlp='fused' has no place behind its "
-            "matrix; train it with a norm without bias, or with model.mlp='two_layer'"
+            f"{name} has a bias, for which model.mlp='fused' has no place behind its matrix; "
+            "train it with a norm without bias, or with model.mlp='two_layer'"
         )
-    return block
 
 
 def _full_bias(attention: Arrays, shape: tuple[int, ...]) -> np.ndarray:

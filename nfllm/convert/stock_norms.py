@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from nfllm.config import ConfigError, ModelConfig
+from nfllm.config.derived import Site
 from nfllm.convert.biases import full_qkv_bias, layer_bias
 from nfllm.convert.fold import affine, fold_params
 from nfllm.convert.foreign import check_form
@@ -26,6 +27,7 @@ from nfllm.model.frozen_norm import FROZEN, GATE, SIGMA
 
 Arrays = dict[str, Any]
 
+_SITES: tuple[Site, ...] = ("attention", "mlp", "final")
 EPSILON = 1e12
 _LEAST_FROZEN = 1e10
 """Above it no variance of a stream, at most some ten thousands, changes the deviation."""
@@ -57,28 +59,29 @@ def stock_form(config: ModelConfig, params: Arrays) -> tuple[ModelConfig, Arrays
       ConfigError: some norms are real and some are not, or the model is no gpt2 without norms.
       ConversionError: a frozen norm is not removed, or treats the first position otherwise.
     """
-    names = (config.normalization, config.final_normalization)
-    if not set(names) & {"none", FROZEN}:
+    names = {site: config.normalization_at(site) for site in _SITES}
+    if not set(names.values()) & {"none", FROZEN}:
         return config, params
     # All but the norms, and the bias of the head that comes with a folded one, has to have a form.
-    check_form(_stock_config(config, head_bias=names == (FROZEN, FROZEN) and config.head_bias))
-    if names == (FROZEN, FROZEN):
+    all_frozen = set(names.values()) == {FROZEN}
+    check_form(_stock_config(config, head_bias=all_frozen and config.head_bias))
+    if all_frozen:
         return _with_epsilon(config, params)
-    for key, name in zip(("normalization", "final_normalization"), names, strict=True):
+    for site, name in names.items():
         if name not in ("none", FROZEN):
             remedy = (
                 "; freeze it too: python -m nfllm.freeze RUN OUT" if name == "layernorm" else ""
             )
             raise ConfigError(
-                f"model.{key}={name!r} has no form beside norms that are gone: in transformers "
-                f"these take layer_norm_epsilon={EPSILON:g}, which is one for all norms{remedy}"
+                f"the {site} normalization {name!r} has no form beside norms that are gone: in "
+                f"transformers these take layer_norm_epsilon={EPSILON:g}, one for all norms{remedy}"
             )
     if config.architecture != "gpt2":
         raise ConfigError(
             f"model.architecture={config.architecture!r} without norms has no form in "
             "transformers; only 'gpt2' has, at twice the width"
         )
-    if FROZEN in names:
+    if FROZEN in names.values():
         config, params = fold_params(config, params)
     return _doubled(config, params)
 
@@ -176,6 +179,8 @@ def _stock_config(config: ModelConfig, **changes: Any) -> ModelConfig:
     return dataclasses.replace(
         config,
         normalization="layernorm",
+        attention_normalization=None,
+        mlp_normalization=None,
         final_normalization="layernorm",
         norm_epsilon=EPSILON,
         frozen_first_position=False,

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nfllm.config import IGNORED_LABEL, ModelConfig, RemovalConfig
+from nfllm.config import IGNORED_LABEL, RemovalConfig
+from nfllm.config.derived import Site
 from nfllm.data.batches import Batch
 from nfllm.model.decoder import Decoder
 from nfllm.model.frozen_norm import FROZEN, GATE, SIGMA
@@ -21,7 +22,8 @@ from nfllm.trainer.evaluation import evaluate
 from nfllm.training.step import make_eval_step
 from nfllm.training.updates import with_statistics
 
-_SITE_KEYS = ("normalization", "final_normalization")
+_SITES: tuple[Site, ...] = ("attention", "mlp", "final")
+_KEYS = ("normalization", "attention_normalization", "mlp_normalization", "final_normalization")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,13 +119,13 @@ def with_gates(model: Decoder, params: Any, *, first_position: bool = False) -> 
       ValueError: it has neither.
     """
     old = model.config
-    names = {key: getattr(old, key) for key in _SITE_KEYS}
-    if not {"layernorm", FROZEN} & set(names.values()):
-        listed = ", ".join(f"model.{key}={name!r}" for key, name in names.items())
+    at = {site: old.normalization_at(site) for site in _SITES}
+    if not {"layernorm", FROZEN} & set(at.values()):
+        listed = ", ".join(f"{site}: {name}" for site, name in at.items())
         raise ValueError(f"the model has no LayerNorm to freeze ({listed})")
     has = old.frozen_first_position or first_position
-    new = {key: FROZEN if name == "layernorm" else name for key, name in names.items()}
-    config: ModelConfig = dataclasses.replace(old, **new, frozen_first_position=has)  # type: ignore[arg-type]
+    new: dict[str, Any] = {key: FROZEN for key in _KEYS if getattr(old, key) == "layernorm"}
+    config = dataclasses.replace(old, **new, frozen_first_position=has)
     ones = at_places(config, {}, np.float32(1.0))
 
     def gated(norm: dict[str, Any], gate: np.ndarray) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from nfllm.model.intermediates import LOSSES, record_statistic, record_update
 from nfllm.model.parameters import constant_param
 
 FROZEN: Final = "frozen_layernorm"
-GATE, SIGMA = "gate", "sigma"
+GATE, SIGMA = "norm_gate", "sigma"
 QUERY_KEY, VALUE = 0, 1
 """Paths of the norm before attention, which are frozen at different steps."""
 
@@ -33,7 +33,7 @@ DEVIATION = "deviation"
 
 
 class FrozenLayerNorm(nn.Module):
-    """See the module. `scale` and `bias` are [D], `gate` is [P], with one entry for each path.
+    """See the module. `scale` and `bias` are [D], `norm_gate` is [P], with one entry for each path.
 
     Attributes:
       paths: P, 2 before attention (`QUERY_KEY`, `VALUE`), 1 elsewhere.
@@ -112,4 +112,4 @@ def frozen_options(config: ModelConfig, site: Site) -> dict[str, object]:
 
 def value_input(config: ModelConfig, norm: nn.Module, x_BTD: jax.Array) -> jax.Array | None:
     """What values are made of where that differs from what queries and keys are made of."""
-    return norm(x_BTD, VALUE) if config.normalization == FROZEN else None
+    return norm(x_BTD, VALUE) if config.normalization_at("attention") == FROZEN else None

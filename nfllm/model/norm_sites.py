@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from nfllm.config import ModelConfig
+from nfllm.config.derived import Site
 from nfllm.model.frozen_norm import FROZEN, QUERY_KEY, VALUE
 from nfllm.model.layers import split_layers
 
@@ -25,8 +26,9 @@ _NORMS = {
 def frozen_places(config: ModelConfig) -> list[Place]:
     """Every norm of a model that is, or can be, frozen; in the order of `removal.order`."""
     found: list[Place] = []
-    if config.normalization == FROZEN:
+    if config.normalization_at("mlp") == FROZEN:
         found += [("mlp", layer) for layer in range(config.num_mlp_layers)]
+    if config.normalization_at("attention") == FROZEN:
         for site in ("query_key", "value"):
             found += [(site, layer) for layer in range(config.num_layers)]
     if config.final_normalization == FROZEN:
@@ -47,10 +49,12 @@ def at_places(config: ModelConfig, values: Mapping[Place, Any], default: Any) ->
         if site in _NORMS:
             norm, path = _NORMS[site]
             blocks[norm][layer, path] = value
+    sites: dict[str, Site] = {"attention_norm": "attention", "mlp_norm": "mlp"}
+    kept = {name: x for name, x in blocks.items() if config.normalization_at(sites[name]) == FROZEN}
     tree: dict[str, Any] = {}
-    if config.normalization == FROZEN:
-        for stack, norms in split_layers(config, blocks).items():
-            tree[stack] = {name: value for name, value in norms.items() if len(value)}
+    for stack, norms in split_layers(config, kept).items():
+        if own := {name: value for name, value in norms.items() if len(value)}:
+            tree[stack] = own
     if config.final_normalization == FROZEN:
         tree["final_norm"] = np.full(1, values.get(("final", None), default))
     return tree

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -30,8 +30,17 @@ class Kind(enum.Enum):
 _MATRICES = ("qkv_kernel", "qk_kernel", "out_kernel", "in_kernel", "kernel")
 _EMBEDDINGS = ("token_embedding", "position_embedding", "head_embedding")
 _BIASES = ("qkv_bias", "qk_bias", "out_bias", "in_bias", "bias", "head_bias")
-_STATISTICS = ("gate", "sigma")
-_SCALARS = ("scale", "alpha", "shift", "residual_gain", "mlp_alpha", "temperature")
+_STATISTICS = ("norm_gate", "sigma")
+_SCALARS = (
+    "scale",
+    "gate",
+    "alpha",
+    "shift",
+    "embedding_gain",
+    "residual_gain",
+    "mlp_alpha",
+    "temperature",
+)
 _OF_MATRICES = ("qkv_", "qk_", "out_", "in_", "")  # see `nfllm.model.weight_norm`
 _GAINS = ("attention_branch_gain", "mlp_branch_gain", "head_gain", "skip_gain")
 _SHAPING = ("softmax_gain", "identity_gain", "uniform_gain")
@@ -82,3 +91,15 @@ def start_param(module: nn.Module, name: str, start: Callable[[], jax.Array]) ->
     equal in all that they have in common.
     """
     return module.variable("params", name, start).value
+
+
+def constant_params(
+    module: nn.Module, group: str, starts: Mapping[str, float]
+) -> dict[str, jax.Array]:
+    """Float32 scalars of `module`, together under the name `group`, that start at these values."""
+
+    def start() -> dict[str, jax.Array]:
+        return {name: jnp.float32(value) for name, value in starts.items()}
+
+    found: dict[str, jax.Array] = module.variable("params", group, start).value
+    return found

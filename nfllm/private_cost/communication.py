@@ -150,6 +150,12 @@ def _outside(shape: DecoderShape, num_tokens: int) -> tuple[str, ...]:
         f"fitted with an MLP width of {hidden}, not {shape.mlp_dim}": shape.mlp == "two_layer"
         and shape.num_mlp_layers > 0
         and shape.mlp_dim != hidden,
+        f"no row has {shape.mlp_normalization} before the MLP alone": (
+            shape.mlp_normalization is not None
+        ),
+        f"no row has {shape.attention_transform} before the softmax": (
+            shape.attention_transform != "none"
+        ),
         "no row has normalized queries and keys": shape.qk_normalization != "none",
         "no row has rotary positions": shape.rotary_dim > 0,
         f"no row has {shape.final_normalization} as final normalization": (
