@@ -22,6 +22,7 @@ from nfllm.model.layers import join_layers
 from nfllm.model.shaping import shaped_map
 
 TOKENS_BT = np.asarray([[3, 17, 0, 40, 5, 21, 8, 33, 12, 49]], np.int32)  # all distinct
+MODEL = small_config().model
 SAS = {"value_projection": "none", "output_projection": "none", "attention_shaping": "shaped"}
 GAINED = {
     "branch_scaling": "learned",
@@ -94,7 +95,7 @@ FACTORS: dict[str, list[dict[str, Any]]] = {
 
 def is_valid(changes: dict[str, Any]) -> bool:
     try:
-        small_config(model=changes)
+        dataclasses.replace(MODEL, **changes)
     except ConfigError:
         return False
     return True

@@ -193,7 +193,7 @@ def test_import_without_a_tokenizer_says_so(source, tmp_path):
         _ = nfllm.load_run(tmp_path / "run").tokenizer
     with pytest.raises(RunError, match="holds an imported checkpoint, whose data is not known"):
         nfllm.load_run(tmp_path / "run").validation_batches()
-    assert len(repr(nfllm.load_run(tmp_path / "run"))) < 3000  # no arrays
+    assert "rray(" not in repr(nfllm.load_run(tmp_path / "run"))
 
 
 def test_files_of_the_bare_model_with_mask_buffers(source):
