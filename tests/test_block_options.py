@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +15,9 @@ from fast_jit import fast_jit
 from random_model import random_model
 from training_parts import VOCAB_SIZE, small_config
 
-from nfllm.config import ConfigError
+from nfllm.config import ConfigError, ModelConfig
 from nfllm.config.keys import BEFORE
+from nfllm.config.overrides import override_value
 from nfllm.model import Decoder, capture
 from nfllm.model.capture import Captured
 from nfllm.model.intermediates import BY_PRODUCTS, LOSSES, STATISTICS
@@ -502,3 +505,17 @@ def test_auto_is_an_implementation_that_forms_maps(monkeypatch: pytest.MonkeyPat
         for name in ("none", "shaped")
     }
     assert chosen == {"none": "cudnn", "shaped": "explicit"}
+
+
+GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "recipes.md"
+RECIPES = [line.split(" | ")[:2] for line in GUIDE.read_text().splitlines() if "=" in line][:14]
+
+
+@pytest.mark.parametrize(("name", "keys"), RECIPES, ids=[name for name, _ in RECIPES])
+def test_every_recipe_of_the_guide_is_a_config(name: str, keys: str) -> None:
+    texts = dict(re.findall(r"`(\w+)=([\w.]+)`", keys))
+    changes = {key: override_value(f"model.{key}", text) for key, text in texts.items()}
+    model = dataclasses.replace(ModelConfig(), **changes)
+    assert changes, name
+    for key in changes:
+        assert getattr(model, key) != getattr(ModelConfig(), key), key
