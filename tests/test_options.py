@@ -20,6 +20,7 @@ from nfllm.config import (
 )
 from nfllm.data.batches import Batch
 from nfllm.model import Decoder
+from nfllm.model.register import register_attention_transform
 from nfllm.trainer.program import Program
 from nfllm.training.build import build
 from nfllm.training.optimizer import make_optimizer
@@ -42,14 +43,28 @@ MODEL_KEYS: dict[str, tuple[dict[str, Any], Any, Any, str]] = {
     "mlp_dim": ({}, 12, None, "shapes"),
     "context_length": ({}, 6, 7, "shapes"),
     "normalization": ({}, "none", "layernorm", "shapes"),
+    "dyt_alpha_attention": ({"normalization": "dyt"}, None, 0.8, "initial"),
+    "dyt_alpha_mlp": ({"normalization": "dyt"}, None, 0.2, "initial"),
+    "dyt_alpha_final": ({"final_normalization": "derf"}, None, 0.2, "initial"),
+    "dyt_shift": ({"normalization": "dyt"}, None, True, "shapes"),
+    "embedding_scale": ({}, "none", "learned", "shapes"),
+    "attention_normalization": ({}, None, "rmsnorm", "shapes"),
+    "mlp_normalization": ({}, None, "rmsnorm", "shapes"),
     "final_normalization": ({}, "layernorm", "none", "shapes"),
     "qk_normalization": ({}, "none", "rmsnorm", "shapes"),
     "attention_implementation": ({}, "explicit", "xla", "program"),
+    "normalization_groups": ({"normalization": "evonorm_s0"}, None, 2, "logits"),
+    "attention_transform": ({}, "none", "test_cap", "logits"),
     "norm_epsilon": ({}, 1e-5, 1e-2, "logits"),
     "activation": ({}, "relu", "gelu", "logits"),
     "negative_slope": ({"activation": "leaky_relu"}, None, 0.3, "logits"),
     "slope_sharing": (LEARNED, None, "model", "shapes"),
     "helu_margin": ({"activation": "helu"}, None, 0.9, "gradients"),
+    "mlp": ({"activation": "identity", "mlp_dim": None}, "two_layer", "fused", "shapes"),
+    "mlp_pruned_layers": ({}, 0, 1, "shapes"),
+    "mlp_scaling": ({}, "none", "learned", "shapes"),
+    "softmax_temperature": ({}, "none", "head", "shapes"),
+    "softmax_temperature_init": ({"softmax_temperature": "head"}, None, 0.1, "initial"),
     "attention_bias": ({}, "none", "qk", "shapes"),
     "mlp_bias": ({}, False, True, "shapes"),
     "tie_embeddings": ({}, None, False, "shapes"),
@@ -60,11 +75,6 @@ MODEL_KEYS: dict[str, tuple[dict[str, Any], Any, Any, str]] = {
     "residual_dropout": ({}, 0.0, 0.5, "dropped"),
     "init_std": ({}, 0.02, 0.03, "initial"),
     "init_std_scaling": ({}, "none", "width", "initial"),
-    "mlp": ({"activation": "identity", "mlp_dim": None}, "two_layer", "fused", "shapes"),
-    "mlp_pruned_layers": ({}, 0, 1, "shapes"),
-    "mlp_scaling": ({}, "none", "learned", "shapes"),
-    "softmax_temperature": ({}, "none", "head", "shapes"),
-    "softmax_temperature_init": ({"softmax_temperature": "head"}, None, 0.1, "initial"),
     "norm_placement": ({"normalization": "layernorm"}, "pre", "post", "shapes"),
     "embedding_normalization": ({}, "none", "rmsnorm", "shapes"),
     "attention_output_normalization": ({}, "none", "rmsnorm", "shapes"),
@@ -129,9 +139,16 @@ class Observed:
         return str(jax.make_jaxpr(jax.grad(lambda p: self._apply(p).sum()))(self.params))
 
 
+@pytest.fixture(autouse=True)
+def own_transform(registries: None) -> None:
+    register_attention_transform("test_cap", lambda logits: jnp.tanh(logits))
+
+
 def test_every_key_is_here():
     assert set(MODEL_KEYS) == {field.name for field in dataclasses.fields(ModelConfig)}
-    assert set(OPTIMIZER_KEYS) | {"accumulation_weighting"} == {
+    # Below, and in test_qk_clip.py and test_muon.py.
+    elsewhere = {"accumulation_weighting", "qk_clip", "muon_momentum", "muon_per_head"}
+    assert set(OPTIMIZER_KEYS) | elsewhere == {
         field.name for field in dataclasses.fields(OptimizerConfig)
     }
 

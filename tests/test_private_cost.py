@@ -295,9 +295,18 @@ FREE = {
     "context_length",
     "attention_implementation",
     "norm_epsilon",
+    "normalization_groups",
+    "attention_transform",  # of one's own: tests/test_register.py
+    "dyt_alpha_attention",
+    "dyt_alpha_mlp",
+    "dyt_alpha_final",
+    "dyt_shift",
+    "embedding_scale",  # the owner of the model folds it into the tables
     "negative_slope",
     "slope_sharing",
     "helu_margin",
+    "mlp_scaling",  # its scalars fold into the matrices
+    "softmax_temperature_init",
     "attention_bias",
     "mlp_bias",
     "tie_embeddings",
@@ -308,8 +317,6 @@ FREE = {
     "init_std_scaling",
     "scan_layers",
     "remat",
-    "mlp_scaling",
-    "softmax_temperature_init",
     "attention_branch_scale",
     "mlp_branch_scale",
     "branch_scaling",
@@ -330,6 +337,8 @@ PRICED = {
     "normalization": "layernorm",
     "final_normalization": "none",
     "qk_normalization": "rmsnorm",
+    "attention_normalization": "rmsnorm",
+    "mlp_normalization": "rmsnorm",
     "activation": "gelu",
     "mlp": "none",
     "mlp_pruned_layers": 1,
@@ -350,6 +359,16 @@ def test_every_key_of_a_model_is_priced_or_free() -> None:
         assert private_cost(DecoderShape.from_config(changed, 100), 16).operations != (
             plain.operations
         ), key
+    costs = [
+        private_cost(
+            DecoderShape.from_config(
+                dataclasses.replace(base, activation="identity", mlp=mlp), 100
+            ),
+            16,
+        ).flops
+        for mlp in ("two_layer", "fused", "none")
+    ]
+    assert costs == sorted(set(costs), reverse=True)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_runs import make_config
+from synthetic_runs import make_config, make_record
 
 from nfllm.analysis.heads import head_histogram
 from nfllm.papers import published
 from nfllm.papers.published import find_published
 from nfllm.report import tables
 from nfllm.report.tables import Column, Result, Table
+from nfllm.rundir import UNKNOWN_DATA
 
 PUBLISHED = json.loads(Path(published.__file__).with_name("published.json").read_text())
 
@@ -22,7 +23,9 @@ PUBLISHED = json.loads(Path(published.__file__).with_name("published.json").read
 def result(label: str, perplexity: float | None, data: tuple = ("9f0c", 128), **fields) -> Result:
     loss = None if perplexity is None else math.log(perplexity)
     known = {"published_perplexity": None, "published_change": None}
-    return Result(label, "1,000 of 1,000", 1000, 5000, loss, perplexity, data, **known | fields)
+    return Result(
+        label, "norm-free", "1,000 of 1,000", 1000, 5000, loss, perplexity, data, **known | fields
+    )
 
 
 def column(table: Table, title: str) -> list:
@@ -56,7 +59,15 @@ def test_a_diverged_run_is_not_a_number():
 
 def test_columns_appear_only_with_something_in_them():
     titles = [c.title for c in tables.perplexity_table([result("a", 4.0)], None, "SM+G").columns]
-    assert titles == ["run", "steps", "parameters", "tokens", "eval loss (nats)", "perplexity"]
+    assert titles == [
+        "run",
+        "normalization",
+        "steps",
+        "parameters",
+        "tokens",
+        "eval loss (nats)",
+        "perplexity",
+    ]
     published = [result("a", 4.0, published_perplexity=2.936, published_change=-8.16)]
     table = tables.perplexity_table(published, None, "SM+G")
     assert column(table, "published perplexity") == [2.936]
@@ -88,17 +99,29 @@ def test_entropy_table_has_a_row_a_head():
 
 
 def test_differences_name_every_key_and_nothing_else():
-    configs = {
-        "gelu": make_config({"model.activation": "gelu", "training.seed": 3}),
-        "relu": make_config({}),
-        "small": make_config({"training.batch_size": 8}),
+    records = {
+        "gelu": make_record({"model.activation": "gelu", "training.seed": 3}),
+        "relu": make_record({}),
+        "small": make_record({"training.batch_size": 8}),
     }
-    table = tables.differences_table(configs)
+    table = tables.differences_table(records)
     assert [c.title for c in table.columns] == ["key", "gelu", "relu", "small"]
     assert table.rows == (
         ("model.activation", "gelu", "relu", "relu"),
         ("training.batch_size", "16", "16", "8"),
         ("training.seed", "3", "0", "0"),
+    )
+
+
+def test_of_an_imported_model_only_the_keys_of_the_model_are_compared():
+    records = {
+        "trained": make_record({"training.seed": 3}),
+        "again": make_record({"training.seed": 4}),
+        "imported": make_record({"model.activation": "gelu"}, data_fingerprint=UNKNOWN_DATA),
+    }
+    assert tables.differences_table(records).rows == (
+        ("model.activation", "relu", "relu", "gelu"),
+        ("training.seed", "3", "4", None),
     )
 
 

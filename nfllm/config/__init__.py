@@ -1,30 +1,37 @@
-"""The experiment's configuration as frozen, validated dataclasses.
+"""The configuration as frozen, validated dataclasses.
 
 `nfllm/config/keys.py` holds every key with its type, default, unit and meaning; the rest is limits
-and messages. `Config.from_dict` is the only way in, and it rejects an unknown, missing
-or impossible value by name before anything is compiled.
+and messages. `Config.from_dict` builds one, and rejects an unknown, missing or impossible value by
+name before anything is compiled.
 """
 
 from nfllm.config.checks import ConfigError, suggest
 from nfllm.config.keys import (
-    Activation,
     Architecture,
     CheckpointConfig,
     DataConfig,
     DType,
     EvaluationConfig,
     ModelConfig,
-    Normalization,
     ObjectiveConfig,
     OptimizerConfig,
     ParallelConfig,
     TelemetryConfig,
     TrainingConfig,
 )
+from nfllm.config.names import (
+    ACTIVATION_NAMES,
+    NORMALIZATION_NAMES,
+    Activation,
+    Normalization,
+    Statistics,
+)
 from nfllm.config.whole import IGNORED_LABEL, Config, differences, get_config
 
 __all__ = [
+    "ACTIVATION_NAMES",
     "IGNORED_LABEL",
+    "NORMALIZATION_NAMES",
     "Activation",
     "Architecture",
     "CheckpointConfig",
@@ -38,6 +45,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "Statistics",
     "TelemetryConfig",
     "TrainingConfig",
     "differences",

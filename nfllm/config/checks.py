@@ -7,7 +7,12 @@ import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from nfllm.config.names import Names
+
+Value = bool | int | float | str | None
+"""What a key of a config can hold."""
 
 
 class ConfigError(ValueError):
@@ -15,7 +20,7 @@ class ConfigError(ValueError):
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
-    """Ends an error about an unknown `name`: the nearest valid name (of lr: learning_rate)."""
+    """The end of an error about an unknown `name`: the nearest valid one (lr: learning_rate)."""
     valid = sorted(valid)
     initials = [full for full in valid if "".join(word[:1] for word in full.split("_")) == name]
     near = initials or difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
@@ -23,8 +28,8 @@ def suggest(name: str, valid: Iterable[str]) -> str:
     return f"{hint}choose from {', '.join(valid)}"
 
 
-def section_values(values: Any, section: type, name: str) -> dict[str, Any]:
-    """The values of a section as its dataclass takes them; whole numbers become floats."""
+def section_values(values: Any, section: type, name: str) -> dict[str, Value]:
+    """The values of a section for its dataclass; whole numbers become floats where needed."""
     if not isinstance(values, Mapping) and not hasattr(values, "items"):
         raise ConfigError(f"config.{name} must be a group of keys, not {values!r}")
     fields = typing.get_type_hints(section)
@@ -40,10 +45,17 @@ def value_type(hint: Any) -> Any:
     is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
     options = typing.get_args(hint) if is_union else (hint,)
     kind = next(option for option in options if option is not types.NoneType)
-    return str if typing.get_origin(kind) is Literal else kind
+    return kind if _choices(kind) is None else str
 
 
-def check_keys(values: Mapping[str, Any], valid: Iterable[str], where: str) -> None:
+def value_names(hint: Any) -> tuple[str, ...]:
+    """The names that a key can be set to; none where its values are no names."""
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    options = typing.get_args(hint) if is_union else (hint,)
+    return tuple(name for option in options for name in _choices(option) or ())
+
+
+def check_keys(values: Iterable[str], valid: Iterable[str], where: str) -> None:
     """Raises ConfigError unless `values` has exactly the keys `valid`."""
     valid = set(valid)
     for key in values:
@@ -57,13 +69,13 @@ def check_keys(values: Mapping[str, Any], valid: Iterable[str], where: str) -> N
         )
 
 
-def _wants_float(hint: Any) -> bool:
+def _wants_float(hint: object) -> bool:
     return hint is float or float in typing.get_args(hint)
 
 
-def check_types(section: Any, name: str) -> None:
+def check_types(section: object, name: str) -> None:
     """Raises ConfigError unless every field of a section is of its annotated type."""
-    for key, hint in typing.get_type_hints(type(section)).items():
+    for key, hint in typing.get_type_hints(type(section), include_extras=True).items():
         value = getattr(section, key)
         is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
         options = typing.get_args(hint) if is_union else (hint,)
@@ -71,16 +83,34 @@ def check_types(section: Any, name: str) -> None:
             raise ConfigError(_type_message(f"{name}.{key}", value, options))
 
 
-def _is_a(value: Any, hint: Any) -> bool:
+def names_of(hint: Any) -> Names | None:
+    """The parts that a key's values name; None where they are something else."""
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    for option in typing.get_args(hint) if is_union else (hint,):
+        if typing.get_origin(option) is Annotated:
+            names: Names = option.__metadata__[0]
+            return names
+    return None
+
+
+def _choices(hint: Any) -> Iterable[str] | None:
+    """The names that are values of a type of names; None of any other type."""
     if typing.get_origin(hint) is Literal:
-        return value in typing.get_args(hint)
+        return typing.get_args(hint)
+    return names_of(hint)
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    choices = _choices(hint)
+    if choices is not None:
+        return isinstance(value, str) and value in choices
     if hint in (int, float):
         return type(value) is hint and (hint is int or math.isfinite(value))
     return isinstance(value, hint)
 
 
-def _type_message(key: str, value: Any, options: Iterable[Any]) -> str:
-    names = [n for o in options if typing.get_origin(o) is Literal for n in typing.get_args(o)]
+def _type_message(key: str, value: object, options: Iterable[object]) -> str:
+    names = [name for option in options for name in _choices(option) or ()]
     if names and isinstance(value, str):
         word = key.rpartition(".")[2]
         return f"unknown {word} {value!r} (key {key}); {suggest(value, names)}"
@@ -91,19 +121,20 @@ def _type_message(key: str, value: Any, options: Iterable[Any]) -> str:
 
 
 def _option_name(option: Any) -> str:
-    if typing.get_origin(option) is Literal:
-        return f"one of {', '.join(sorted(typing.get_args(option)))}"
+    choices = _choices(option)
+    if choices is not None:
+        return f"one of {', '.join(sorted(choices))}"
     return "None" if option is types.NoneType else option.__name__
 
 
-def at_least(section: Any, name: str, key: str, low: float) -> None:
+def at_least(section: object, name: str, key: str, low: float) -> None:
     """Raises ConfigError where a field is below `low`."""
     value = getattr(section, key)
     if value < low:
         raise ConfigError(f"{name}.{key}={value} must be at least {low}")
 
 
-def positive(section: Any, name: str, key: str) -> None:
+def positive(section: object, name: str, key: str) -> None:
     """Raises ConfigError where a field is not above 0."""
     value = getattr(section, key)
     if value <= 0:
@@ -111,7 +142,7 @@ def positive(section: Any, name: str, key: str) -> None:
 
 
 def between(
-    section: Any, name: str, key: str, low: float, high: float, closed: bool = False
+    section: object, name: str, key: str, low: float, high: float, closed: bool = False
 ) -> None:
     """Raises ConfigError outside [low, high), or outside [low, high] where `closed`."""
     value = getattr(section, key)

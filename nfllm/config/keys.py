@@ -10,8 +10,9 @@ A new key is declared here, and again in `BEFORE`, with what runs did that do no
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
+from nfllm.config.checks import Value
 from nfllm.config.derived import ModelShape
 from nfllm.config.limits import (
     check_checkpoint,
@@ -24,22 +25,10 @@ from nfllm.config.limits import (
     check_telemetry,
     check_training,
 )
+from nfllm.config.names import Activation, AttentionTransform, Normalization
 
 Architecture = Literal["gpt2", "gpt_neox"]
-Normalization = Literal["layernorm", "none", "rmsnorm", "dyt", "derf"]
 AttentionImplementation = Literal["auto", "explicit", "blocks", "xla", "cudnn"]
-Activation = Literal[
-    "gelu",
-    "gelu_tanh",
-    "relu",
-    "leaky_relu",
-    "learnable_leaky_relu",
-    "silu",
-    "relu_squared",
-    "helu",
-    "identity",
-    "half_identity",
-]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -54,8 +43,11 @@ class ModelConfig(ModelShape):
     embed_dim: int = 64
     mlp_dim: int | None = None  # width of the MLP; None: 4 * embed_dim
     context_length: int = 128  # tokens; also the length of the position table
-    # layernorm, none, rmsnorm, dyt (2503.10622), derf: before attention and before the MLP
+    # Before attention and before the MLP: layernorm, none, rmsnorm, evonorm_s0 (2004.02967, by
+    # token), or f(alpha x): dyt (2503.10622), derf, isru, arctan, hardtanh, expsign
     normalization: Normalization = "none"
+    attention_normalization: Normalization | None = None  # before attention. None: normalization
+    mlp_normalization: Normalization | None = None  # before the MLP. None: normalization
     final_normalization: Normalization = "layernorm"  # the same names: before the output head
     qk_normalization: Normalization = "none"  # the same names: of each head's queries and keys
     norm_epsilon: float = 1e-5  # added to the variance
@@ -85,8 +77,18 @@ class ModelConfig(ModelShape):
     )
     # sigma: every matrix of the blocks as gain * W / its largest singular value (2303.06296)
     weight_reparametrization: Literal["none", "sigma"] = "none"
-    # gelu (exact erf), gelu_tanh, relu, leaky_relu, learnable_leaky_relu, silu, relu_squared,
-    # helu (2411.10573), identity (the MLP becomes linear), half_identity (x/2, as GELU near zero)
+    normalization_groups: int | None = None  # of evonorm_s0: of the features. None: 1
+    # Where the alpha of a point function starts, by site. None: 0.5, as for queries and keys
+    dyt_alpha_attention: float | None = None
+    dyt_alpha_mlp: float | None = None
+    dyt_alpha_final: float | None = None
+    # Whether point functions add a learned scalar to alpha x. None: all but dyt, as published
+    dyt_shift: bool | None = None
+    # learned: a scalar that starts at sqrt(embed_dim) times the sum of token and position embedding
+    embedding_scale: Literal["none", "learned"] = "none"
+    # gelu (exact erf), gelu_tanh, gelu_puma (2307.12533: polynomials), relu, leaky_relu,
+    # learnable_leaky_relu, silu, relu_squared, helu (2411.10573), identity (the MLP becomes
+    # linear), half_identity (x/2, as GELU near zero)
     activation: Activation = "relu"
     # Slope for x < 0 of leaky_relu; its start value for learnable_leaky_relu. None: 0.01
     negative_slope: float | None = None
@@ -119,6 +121,8 @@ class ModelConfig(ModelShape):
     # Standard deviation of the query matrices at the start. None: 0 with shaped attention, which
     # makes its first map the identity, else that of the other matrices
     query_init_std: float | None = None
+    # A function of each attention logit before the softmax: none, or one that was registered
+    attention_transform: AttentionTransform = "none"
     # none; qk: query and key (the paper); all: also value and output
     attention_bias: Literal["none", "qk", "all"] = "none"
     mlp_bias: bool = False
@@ -209,8 +213,11 @@ class OptimizerConfig:
     """Adam, its schedule, its decay and its clipping."""
 
     # adamw: decoupled decay, as in optax. hf_adamw: as transformers.AdamW (the paper): epsilon is
-    # added to the uncorrected second moment, and decay acts on the updated parameter
-    variant: Literal["adamw", "hf_adamw"] = "adamw"
+    # added to the uncorrected second moment, and decay acts on the updated parameter. muon: the
+    # matrices of the blocks by Muon with updates of AdamW's size (2502.16982), the rest by adamw
+    variant: Literal["adamw", "hf_adamw", "muon"] = "adamw"
+    muon_momentum: float = 0.95
+    muon_per_head: bool = False  # each head's matrices are orthogonalized on their own
     learning_rate: float = 1e-3  # at the end of warmup
     final_learning_rate: float = 1e-5  # where the decay would be after the last step
     schedule: Literal["polynomial", "cosine", "constant"] = "cosine"  # after warmup
@@ -224,6 +231,9 @@ class OptimizerConfig:
     weight_decay: float = 0.1  # of matrices and embeddings; never of biases and normalizations
     decay_slopes: bool = False  # also of learned slopes (the paper)
     clip_norm: float = 1.0  # of the global gradient norm; 0: no clipping
+    # QK-clip (2507.20534, whose limit is 100): where a head's largest logit in a step exceeds the
+    # limit, its queries and keys are scaled back to it. None: none
+    qk_clip: float | None = None
     # token: every target counts alike; micro_batch: mean of the micro-batches' means (the paper)
     accumulation_weighting: Literal["token", "micro_batch"] = "token"
 
@@ -276,6 +286,8 @@ class TelemetryConfig:
 
     every: int = 100  # steps between probes of the attention entropy; 0: never
     probe_windows: int = 16  # sequences of the fixed probe batch, from the validation split
+    # Who gets each line of metrics.jsonl too while it trains, comma separated: tensorboard, wandb
+    loggers: str = ""
     # Each head's entropy and largest logit over the training batch itself, computed within every
     # step, and written with its loss every training.log_every steps
     entropy_every_step: bool = False
@@ -310,25 +322,34 @@ class ParallelConfig:
         check_parallel(self)
 
 
-BEFORE: dict[str, Any] = {
+BEFORE: dict[str, Value] = {
     "data.document_separator": None,
     "model.attention_branch_scale": 1.0,
     "model.attention_implementation": "explicit",
+    "model.attention_normalization": None,
     "model.attention_output_normalization": "none",
     "model.attention_shaping": "none",
     "model.attention_skip": 1.0,
+    "model.attention_transform": "none",
     "model.branch_scaling": "fixed",
+    "model.dyt_alpha_attention": None,
+    "model.dyt_alpha_final": None,
+    "model.dyt_alpha_mlp": None,
+    "model.dyt_shift": None,
     "model.embedding_normalization": "none",
+    "model.embedding_scale": "none",
     "model.head_gains": False,
     "model.mlp": "two_layer",
     "model.mlp_branch_scale": 1.0,
     "model.mlp_hidden_normalization": "none",
+    "model.mlp_normalization": None,
     "model.mlp_pruned_layers": 0,
     "model.mlp_scaling": "none",
     "model.mlp_skip": 1.0,
     "model.mlp_skip_gains": False,
     "model.mlp_weight_norm": "none",
     "model.norm_placement": "pre",
+    "model.normalization_groups": None,
     "model.output_projection": "dense",
     "model.query_init_std": None,
     "model.residual_init": "plain",
@@ -342,11 +363,15 @@ BEFORE: dict[str, Any] = {
     "objective.entropy_threshold_sharing": "layer",
     "objective.entropy_threshold_trainable": True,
     "objective.entropy_weight": 0.0,
+    "optimizer.muon_momentum": 0.95,
+    "optimizer.muon_per_head": False,
+    "optimizer.qk_clip": None,
     "telemetry.entropy_every_step": False,
     "telemetry.gradient_norms": False,
+    "telemetry.loggers": "",
     "training.loss_tile_rows": None,
 }
-"""What a run did before a key existed."""
+"""What a run did that was written before a key existed."""
 
 RETIRED = ("parallel.xla_flags",)
-"""Keys that a run may have recorded, and that say nothing of what it trained."""
+"""Keys of earlier versions that a record may have, and that had no effect on results."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from nfllm.config import ConfigError
+from nfllm.config.extensions import add_import_flag
 from nfllm.experiment.grid import expand, load_experiment, read_overrides
 from nfllm.experiment.provenance import Provenance
 from nfllm.experiment.scheduler import run_grid
@@ -21,7 +22,7 @@ from nfllm.trainer import lock
 def main(arguments: list[str] | None = None) -> int:
     """Runs a grid and writes its report; 2 for a bad argument, 1 where a run failed, 130 if ended.
 
-    The same command goes on where it was interrupted, and skips what is finished.
+    The same command continues an interrupted experiment, and skips finished runs.
     """
     parser = argparse.ArgumentParser(
         prog="python -m nfllm.experiment",
@@ -36,31 +37,33 @@ def main(arguments: list[str] | None = None) -> int:
         type=int,
         help="most runs at the same time; never more than a device each, a core each on a CPU",
     )
+    add_import_flag(parser)
     options, rest = parser.parse_known_args(arguments)
     if options.jobs is not None and options.jobs < 1:
         parser.error(f"--jobs {options.jobs} must be at least 1")
     try:
         experiment = load_experiment(options.config, options.scale)
         entries = expand(experiment, read_overrides(rest))
+        given = [*(f"--import={file}" for file in options.imports), *rest]
         machine = find_machine(options.jobs)
         options.out.mkdir(parents=True, exist_ok=True)
-        # The runs hold the accelerator; what is left to do here is small.
+        # The accelerator is for the runs; this process computes little.
         jax.config.update("jax_platforms", "cpu")
         with lock.hold(options.out):
             print(experiment.note)
-            with Provenance.record(options.out, options.config, options.scale, machine, rest):
+            with Provenance.record(options.out, options.config, options.scale, machine, given):
                 outcomes, is_done = run_grid(entries, options.out, machine.slots)
             page, results = write_results(experiment, entries, outcomes, options.out)
     except (ConfigError, RunError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # a second one; the runs save and end by themselves
+    except KeyboardInterrupt:  # a second Ctrl-C; the runs save and end by themselves
         return 130
     text = results.read_text(encoding="utf-8")
     print(text.encode(sys.stdout.encoding, "replace").decode(sys.stdout.encoding))
     print(f"report   {page}\nresults  {results}")
     if not is_done:
-        print("interrupted; the same command goes on")
+        print("interrupted; the same command continues it")
         return 130
     return int(any(outcome.status == "failed" for outcome in outcomes.values()))
 

@@ -1,6 +1,6 @@
 """One run of a grid, in a process of its own: training, then what is measured once, at the end.
 
-The config comes as JSON on standard input; the exit status tells the end (`DIVERGED`).
+The config is read as JSON from standard input; the exit status says how the run ended (`DIVERGED`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DIVERGED = 3
 
 
 def main() -> None:
-    """Runs what standard input describes in the run directory that the arguments name."""
+    """Trains the config of standard input in the run directory that the arguments name."""
     parser = argparse.ArgumentParser(prog="python -m nfllm.experiment.worker")
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--parent", type=int, required=True, help="process to end with")
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument(
         "--linear-replacement", action="store_true", help="measure how linear the MLPs are"
     )
+    parser.add_argument("--import", action="append", dest="imports", default=[])
     options = parser.parse_args()
     _end_with(options.parent)
     if options.cores:
@@ -34,6 +35,7 @@ def main() -> None:
     from absl import logging
 
     from nfllm.config import Config, ConfigError
+    from nfllm.config.extensions import import_file
     from nfllm.data.records import MalformedRecordError
     from nfllm.experiment.cause import write_cause
     from nfllm.rundir import RunError
@@ -42,6 +44,8 @@ def main() -> None:
 
     logging.set_verbosity(logging.WARNING)
     try:
+        for file in options.imports:
+            import_file(file)
         result = fit(Config.from_dict(json.load(sys.stdin)), options.run)
     except NonFiniteError as error:
         print(error)

@@ -5,26 +5,30 @@ R² tells how linear an activation is on average; this tells whether the model n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from nfllm.analysis import LinearFit
+from nfllm.analysis.shown import shown_in_a_line
 from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
 from nfllm.measure.analyze import merge_across_processes, of_this_process
 from nfllm.model.decoder import Decoder
 from nfllm.model.mlp import TwoLayerMlp
+from nfllm.model.parameters import Params
 from nfllm.model.token_ids import check_token_ids
 from nfllm.training.loss import count_targets, next_token_loss
 
 _FIT = "linear_fit"
 
 
+@shown_in_a_line
 class LinearReplacement(NamedTuple):
     """Mean losses in nats per target."""
 
@@ -43,7 +47,7 @@ class LinearReplacement(NamedTuple):
 
 def replace_by_linear(
     model: Decoder,
-    params: Any,
+    params: Params,
     batches: Iterable[Batch],
     fit: LinearFit,
     *,
@@ -54,7 +58,7 @@ def replace_by_linear(
     Args:
       model: the model.
       params: its parameters.
-      batches: token ids and labels, each [B, T]; they are gone through twice, so no generator. With
+      batches: token ids and labels, each [B, T]; they are read twice, so no generator. With
         several processes, each passes its share.
       fit: slope and intercept of each layer, [L]: `analyze(...)["linear_fit"]`.
       put: places arrays on devices.
@@ -89,9 +93,10 @@ def replace_by_linear(
     chosen = jnp.asarray(np.concatenate([none, each, together]))
 
     @jax.jit
-    def losses(params: Any, tokens_BT: jax.Array, labels_BT: jax.Array) -> jax.Array:
+    def losses(params: Params, tokens_BT: jax.Array, labels_BT: jax.Array) -> jax.Array:
         def loss(replaced_L: jax.Array) -> jax.Array:
-            line = {"slope": slope_L, "intercept": intercept_L, "replaced": replaced_L}
+            line: dict[str, ArrayLike] = {"slope": slope_L, "intercept": intercept_L}
+            line["replaced"] = replaced_L
             logits_BTV = _apply_replaced(model, params, line, tokens_BT)
             return next_token_loss(logits_BTV, labels_BT)
 
@@ -122,7 +127,7 @@ class _Sums(NamedTuple):
 
 
 def _apply_replaced(
-    model: Decoder, params: Any, line: dict[str, Any], tokens_BT: jax.Array
+    model: Decoder, params: Params, line: Mapping[str, ArrayLike], tokens_BT: jax.Array
 ) -> jax.Array:
     """Logits, with the line in place of the activation where `replaced` is true.
 
@@ -130,7 +135,12 @@ def _apply_replaced(
     each its own.
     """
 
-    def swap(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    def swap(
+        call: Callable[..., jax.Array],
+        args: tuple[jax.Array, ...],
+        kwargs: Mapping[str, jax.Array],
+        context: nn.module.InterceptorContext,
+    ) -> jax.Array:
         post = call(*args, **kwargs)
         if not isinstance(context.module, TwoLayerMlp) or context.method_name != "activate":
             return post

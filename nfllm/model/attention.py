@@ -20,7 +20,12 @@ from nfllm.model.parameters import constant_param
 from nfllm.model.products import einsum_to_float32
 from nfllm.model.rotary import rotate
 from nfllm.model.shaping import beside_identity, declare_gains, shaped_map
-from nfllm.model.softmax import divide_by_temperature, entropy_by_product, softmax_and_entropy
+from nfllm.model.softmax import (
+    ATTENTION_TRANSFORMS,
+    divide_by_temperature,
+    entropy_by_product,
+    softmax_and_entropy,
+)
 from nfllm.model.weight_norm import attention_kernel
 
 _FEWEST_QUERIES = 32
@@ -55,7 +60,7 @@ class Attention(nn.Module):
             q_BTHK = normalization(config, "query", self.dtype, name="query_norm")(q_BTHK)
             k_BTHK = normalization(config, "key", self.dtype, name="key_norm")(k_BTHK)
         if config.rotary_dim:
-            base = 10_000.0 if config.rotary_base is None else config.rotary_base
+            base = config.rotary_wavelength_base
             q_BTHK = rotate(q_BTHK, config.rotary_dim, base, start_B)
             k_BTHK = rotate(k_BTHK, config.rotary_dim, base, start_B)
         if config.softmax_temperature != "none":
@@ -251,6 +256,8 @@ class Attention(nn.Module):
         product = jnp.einsum if self.dtype == jnp.float16 else einsum_to_float32
         scores = product("BTHK,BSHK->BHTS", q_BTHK, k_BSHK)
         scores = scores.astype(jnp.float32) * self.config.head_dim**-0.5
+        if self.config.attention_transform != "none":
+            scores = ATTENTION_TRANSFORMS[self.config.attention_transform](scores)
         return scores, jnp.where(visible_11TS, scores, jnp.finfo(jnp.float32).min)
 
     def _output(self, mixed_BTHK: jax.Array) -> jax.Array:

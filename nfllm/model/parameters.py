@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +11,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from nfllm.config import ConfigError
+
+Params = dict[str, Any]
+"""A decoder's parameters, or their gradients: a nested dictionary of arrays by name."""
+Variables = dict[str, Any]
+"""The collections of variables that a module is applied to, by name; `params` is one."""
 
 
 class Kind(enum.Enum):
@@ -25,7 +30,16 @@ class Kind(enum.Enum):
 _MATRICES = ("qkv_kernel", "qk_kernel", "out_kernel", "in_kernel", "kernel")
 _EMBEDDINGS = ("token_embedding", "position_embedding", "head_embedding")
 _BIASES = ("qkv_bias", "qk_bias", "out_bias", "in_bias", "bias")
-_SCALARS = ("scale", "alpha", "shift", "residual_gain", "mlp_alpha", "temperature")
+_SCALARS = (
+    "scale",
+    "gate",
+    "alpha",
+    "shift",
+    "embedding_gain",
+    "residual_gain",
+    "mlp_alpha",
+    "temperature",
+)
 _OF_MATRICES = ("qkv_", "qk_", "out_", "in_", "")  # see `nfllm.model.weight_norm`
 _GAINS = ("attention_branch_gain", "mlp_branch_gain", "head_gain", "skip_gain")
 _SHAPING = ("softmax_gain", "identity_gain", "uniform_gain")
@@ -75,3 +89,15 @@ def start_param(module: nn.Module, name: str, start: Callable[[], jax.Array]) ->
     equal in all that they have in common.
     """
     return module.variable("params", name, start).value
+
+
+def constant_params(
+    module: nn.Module, group: str, starts: Mapping[str, float]
+) -> dict[str, jax.Array]:
+    """Float32 scalars of `module`, together under the name `group`, that start at these values."""
+
+    def start() -> dict[str, jax.Array]:
+        return {name: jnp.float32(value) for name, value in starts.items()}
+
+    found: dict[str, jax.Array] = module.variable("params", group, start).value
+    return found

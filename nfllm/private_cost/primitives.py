@@ -1,6 +1,6 @@
 """The primitive operations of secure computation, and how many of them each nonlinearity takes.
 
-They are the currency that does not depend on a network or a machine. The numbers are those of
+Their number does not depend on a network or a machine. The numbers are those of
 PUMA's protocols (arXiv 2307.12533): GELU is a polynomial on each of four intervals (its algorithm
 1); the exponential in softmax is (1 + x/32)^32 above a cut-off at -14, which takes five squares.
 Those of activations and normalizations that PUMA does not have, but whose steps it has, follow from
@@ -56,6 +56,7 @@ _RELU = Primitives(comparisons=1, bit_products=1)
 ACTIVATION_ELEMENT: dict[Activation, Primitives | None] = {
     "gelu": _GELU,
     "gelu_tanh": _GELU,
+    "gelu_puma": _GELU,
     "relu": _RELU,
     # x times a slope that is public, and one bit product: slope x + (1 - slope) [x > 0] x.
     "leaky_relu": _RELU,
@@ -77,6 +78,11 @@ NORMALIZATION_ELEMENT: dict[Normalization, Primitives | None] = {
     "none": NOTHING,
     "dyt": None,
     "derf": None,
+    "evonorm_s0": None,
+    "isru": None,
+    "arctan": None,
+    "hardtanh": None,
+    "expsign": None,
 }
 """Of one element; a row of LayerNorm and RMSNorm takes an inverse square root besides."""
 

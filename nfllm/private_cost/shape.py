@@ -1,4 +1,4 @@
-"""A decoder as far as the cost of private inference depends on it: its sizes and its parts."""
+"""The sizes and parts of a decoder on which the cost of private inference depends."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from nfllm.config import Activation, ConfigError, ModelConfig, Normalization
+from nfllm.config.names import AttentionTransform
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,9 +28,11 @@ class DecoderShape:
       num_mlp_layers: L', the layers that have an MLP. L less those that are pruned: a pruned layer
         has no MLP and no normalization before it.
       activation: of the two-layer MLP.
-      normalization: before attention and before the MLP.
+      normalization: before attention, and before the MLP where `mlp_normalization` is None.
+      mlp_normalization: before the MLP, where it is another one.
       final_normalization: before the output head.
       qk_normalization: of each head's queries and keys.
+      attention_transform: of the logits, before the softmax.
       softmax_temperature: `none`; `head`: one a head, which folds into the query matrix;
         `head_position`: one a head and position, which scales the queries.
       value_projections: whether attention has value and output matrices; the simplified blocks of
@@ -50,8 +53,10 @@ class DecoderShape:
     mlp: Literal["two_layer", "fused"] = "two_layer"
     activation: Activation
     normalization: Normalization
+    mlp_normalization: Normalization | None = None
     final_normalization: Normalization
     qk_normalization: Normalization = "none"
+    attention_transform: AttentionTransform = "none"
     softmax_temperature: Literal["none", "head", "head_position"] = "none"
     value_projections: bool = True
     rotary_dim: int = 0
@@ -74,6 +79,7 @@ class DecoderShape:
           ConfigError: the model has something that is not counted here; the message names the key.
         """
         _check_counted(model)
+        attention, mlp = (model.normalization_at(site) for site in ("attention", "mlp"))
         return cls(
             num_layers=model.num_layers,
             num_heads=model.num_heads,
@@ -84,9 +90,11 @@ class DecoderShape:
             num_mlp_layers=model.num_mlp_layers,
             mlp="fused" if model.mlp == "fused" else "two_layer",
             activation=model.activation,
-            normalization=model.normalization,
+            normalization=attention,
+            mlp_normalization=None if mlp == attention else mlp,
             final_normalization=model.final_normalization,
             qk_normalization=model.qk_normalization,
+            attention_transform=model.attention_transform,
             softmax_temperature=model.softmax_temperature,
             value_projections=model.value_projection != "none",
             rotary_dim=model.rotary_dim,

@@ -17,9 +17,12 @@ import json
 import os
 from typing import Any
 
+from absl import logging
 from etils import epath
 
-from nfllm.config import Config, ConfigError
+from nfllm.config import Config, ConfigError, DataConfig, ModelConfig
+from nfllm.config.checks import names_of
+from nfllm.config.overrides import key_type
 from nfllm.config.paths import is_local, user_path
 
 FORMAT_VERSION = 1
@@ -28,7 +31,7 @@ CORPUS_FILE = "corpus.json"
 METRICS_FILE = "metrics.jsonl"
 TOKENIZER_FILE = "tokenizer.json"
 UNKNOWN_DATA = "unknown"
-"""Dataset and fingerprint of a run that was imported."""
+"""Dataset and fingerprint of an imported model."""
 CHECKPOINTS_DIR = "checkpoints"
 REPORT_DIR = "report"
 
@@ -39,10 +42,15 @@ class RunError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What a run is: enough to build its model again and to tell whether two runs are comparable.
+    """What a run is: enough to build its model again and to judge whether two runs compare.
 
     `decayed_parameters` and `undecayed_parameters` name every parameter array once, by whether
-    weight decay acts on it. `data_fingerprint` is the hash of corpus, tokenizer and split.
+    weight decay acts on it. The file says too whether the model is norm-free, frozen or normalised
+    (`statistics`), and which files registered parts that it has (`imports`). `data_fingerprint` is
+    the hash of corpus, tokenizer and split.
+
+    Of an imported model, `config.model` is all that is known, and all that is written: the other
+    sections hold defaults, and neither list names a parameter.
     """
 
     config: Config
@@ -53,13 +61,29 @@ class RunRecord:
     undecayed_parameters: tuple[str, ...]
     nfllm_version: str
 
+    @property
+    def is_imported(self) -> bool:
+        """Whether something other than nfllm trained the model."""
+        return self.data_fingerprint == UNKNOWN_DATA
+
+
+def imported_config(model: ModelConfig) -> Config:
+    """The config of an imported model."""
+    return Config(model=model, data=DataConfig(dataset=UNKNOWN_DATA, tokenizer=TOKENIZER_FILE))
+
 
 def write_record(run: epath.PathLike, record: RunRecord) -> None:
     """Writes `config.json` of the run directory `run`, whole or not at all."""
+    config = record.config.to_dict()
     values = {
         "format_version": FORMAT_VERSION,
         "nfllm_version": record.nfllm_version,
-        "config": record.config.to_dict(),
+        "config": {"model": config["model"]} if record.is_imported else config,
+        "statistics": record.config.model.statistics,
+        "imports": {
+            key: {"file": source.file, "sha256": source.sha256}
+            for key, source in record.config.sources().items()
+        },
         "vocab_size": record.vocab_size,
         "num_parameters": record.num_parameters,
         "data_fingerprint": record.data_fingerprint,
@@ -116,7 +140,7 @@ def _record(path: epath.Path, values: Any) -> RunRecord:
         "decayed_parameters": list,
         "undecayed_parameters": list,
     }
-    unknown = sorted(values.keys() - types.keys() - {"format_version"})
+    unknown = sorted(values.keys() - types.keys() - {"format_version", "statistics", "imports"})
     if unknown:
         raise RunError(
             f"{path} has the unknown key {unknown[0]!r}, {writer}; read it with that version"
@@ -129,8 +153,13 @@ def _record(path: epath.Path, values: Any) -> RunRecord:
                 f"{path}: {key} is of type {type(values[key]).__name__}, expected "
                 f"{expected.__name__}"
             )
+    _check_imported(path, values)
+    sections = values["config"]
+    if values["data_fingerprint"] == UNKNOWN_DATA:
+        defaults = imported_config(ModelConfig()).to_dict()
+        sections = {**defaults, "model": sections.get("model")}
     try:
-        config = Config.from_dict(values["config"], recorded=True)
+        config = Config.from_dict(sections, recorded=True)
     except ConfigError as error:
         raise RunError(f"{path}, {writer}, is not a config of this nfllm: {error}") from error
     return RunRecord(
@@ -142,6 +171,30 @@ def _record(path: epath.Path, values: Any) -> RunRecord:
         undecayed_parameters=tuple(values["undecayed_parameters"]),
         nfllm_version=values["nfllm_version"],
     )
+
+
+def _check_imported(path: epath.Path, values: dict[str, Any]) -> None:
+    """Names the file of each part that was registered, where it is another now.
+
+    Raises:
+      RunError: it has not been imported.
+    """
+    for key, source in values.get("imports", {}).items():
+        section, _, name = key.partition(".")
+        chosen = values["config"][section][name]
+        names = names_of(key_type(key))
+        if names is None or chosen not in names:
+            raise RunError(
+                f"{path}: {key}={chosen!r} was registered by {source['file']}, which this program "
+                "has not run; import it before the run is read, or give the command "
+                f"--import {source['file']}"
+            )
+        found = names[chosen].source
+        if found is not None and found.sha256 != source["sha256"]:
+            logging.warning(
+                "%s: %s=%r was registered by %s, and is by %s, which does not read the same",
+                *(path, key, chosen, source["file"], found.file),
+            )
 
 
 def _write_whole(path: epath.Path, content: bytes) -> None:
