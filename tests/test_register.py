@@ -247,6 +247,11 @@ def test_a_name_is_registered_once_but_its_line_may_run_again():
         nfllm.register_activation("swish", jnp.tanh)
 
 
+def test_a_derivative_that_rounds_otherwise_is_no_mixing():
+    """The value that comes with a derivative is another program's: tanh differs in its last bit."""
+    nfllm.register_attention_transform("soft_cap", lambda logits: 50 * jnp.tanh(logits / 50))
+
+
 def test_before_there_are_devices_only_shapes_are_looked_at():
     """A config file runs before a command has split the CPU, or joined other hosts."""
     with before_devices():
