@@ -186,7 +186,11 @@ def test_values_out_of_range(name, value, message):
         ("model__mlp_dim", 1.5, r"mlp_dim=1\.5 is of type float, expected int or None"),
         ("model__slope_sharing", 3, "expected one of layer, model, untied_global or None"),
         ("model__num_layers", None, "num_layers=None is of type NoneType, expected int"),
-        ("model__activation", None, "expected one of gelu, gelu_tanh, half_identity, helu"),
+        (
+            "model__activation",
+            None,
+            "expected one of gelu, gelu_puma, gelu_tanh, half_identity, helu",
+        ),
         ("optimizer__learning_rate", float("nan"), "learning_rate=nan is not a finite number"),
         ("optimizer__learning_rate", float("inf"), "learning_rate=inf is not a finite number"),
     ],

@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from nfllm.config import ConfigError
 from nfllm.config.extensions import is_before_devices
+from nfllm.model.intermediates import COLLECTIONS, UPDATES
 from nfllm.model.parameters import Kind
 
 Function = Callable[..., jax.Array]
@@ -148,7 +149,7 @@ def _made(what: str, factory: Callable[..., nn.Module], dtype: Any) -> nn.Module
 
 
 def _check_parameters(what: str, variables: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
-    for collection in variables.keys() - {"params"}:
+    for collection in variables.keys() - {"params", UPDATES, *COLLECTIONS}:
         raise ConfigError(
             f"{what} has the collection {collection!r} beside its parameters; what is measured is "
             "a parameter of the kind 'statistic', and record_update gives its next value"
