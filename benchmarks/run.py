@@ -58,6 +58,12 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
         jobs[ablation] = variant(workload, REFERENCE, ablation).step
     telemetry = {"entropy_every_step": True}
     jobs["entropy every step"] = variant(workload, REFERENCE, telemetry=telemetry).step
+    norms = {"gradient_norms": True}
+    jobs["gradient norms"] = variant(workload, REFERENCE, telemetry=norms).step
+    objective = {"entropy_weight": 1e-5}
+    jobs["entropy regularizer"] = variant(workload, REFERENCE, objective=objective).step
+    jobs["QK-clip"] = variant(workload, REFERENCE, optimizer={"qk_clip": 100.0}).step
+    jobs["muon"] = variant(workload, REFERENCE, optimizer={"variant": "muon"}).step
     for name in other_attention(trainers[REFERENCE].config):
         model = {"attention_implementation": name}
         jobs[f"{name} attention"] = variant(workload, REFERENCE, model=model).step

@@ -38,6 +38,11 @@ def table(found: dict[str, Any]) -> str:
         f"backward and optimizer {1 - share['forward only']:.1%}",
         f"telemetry: entropy in every step {share['entropy every step'] - 1:+.1%}; a probe every "
         f"step {share['probe']:.1%}, every 100 steps {share['probe'] / 100:.2%}",
+        "added to a step: "
+        + ", ".join(
+            f"{name} {share[name] - 1:+.1%}"
+            for name in ("gradient norms", "entropy regularizer", "QK-clip", "muon")
+        ),
     ]
     for peer in steps["peers"]:
         by_the_clock = rows[peer]["seconds_against_step"]

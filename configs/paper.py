@@ -66,7 +66,7 @@ def paper_experiment(
 
 
 def _minute() -> Experiment:
-    base = _small_base(num_layers=2, embed_dim=32, steps=30, batch_size=8)
+    base = small_base(num_layers=2, embed_dim=32, steps=30, batch_size=8)
     base.model.context_length = 64
     base.data.tokenizer = "bytes"
     base.optimizer.learning_rate = 3e-3
@@ -79,7 +79,7 @@ def _minute() -> Experiment:
 
 
 def _cpu() -> Experiment:
-    base = _small_base(num_layers=8, embed_dim=64, steps=4000, batch_size=8)
+    base = small_base(num_layers=8, embed_dim=64, steps=4000, batch_size=8)
     return paper_experiment(
         "Small models on the standard library's source: 2 hours on 2 cores.",
         _groups(base, main_seeds=(0, 1, 2)),
@@ -87,7 +87,7 @@ def _cpu() -> Experiment:
 
 
 def _cpu_long() -> Experiment:
-    base = _small_base(num_layers=8, embed_dim=64, steps=32_000, batch_size=4)
+    base = small_base(num_layers=8, embed_dim=64, steps=32_000, batch_size=4)
     base.data.dataset = "python_source"
     base.data.sources = sysconfig.get_path("purelib")
     base.evaluation.every = 2000
@@ -102,7 +102,7 @@ def _cpu_long() -> Experiment:
 
 
 def _gpu() -> Experiment:
-    base = _small_base(num_layers=12, embed_dim=768, steps=700, batch_size=512)
+    base = small_base(num_layers=12, embed_dim=768, steps=700, batch_size=512)
     base.model.num_heads = 12
     base.data.dataset = "text_files"
     base.data.vocab_size = 8192
@@ -140,7 +140,7 @@ def _paper() -> Experiment:
     )
 
 
-def _small_base(num_layers: int, embed_dim: int, steps: int, batch_size: int) -> ConfigDict:
+def small_base(num_layers: int, embed_dim: int, steps: int, batch_size: int) -> ConfigDict:
     """The paper's architecture and schedule with the sizes given, in the device's own type."""
     base = default_config()
     base.model.num_layers = num_layers

@@ -5,25 +5,53 @@ captured = nfllm.capture(run.model, run.params, tokens_BT)
 entropy_LBHT = nfllm.analysis.attention_entropy(captured.attention_probs)
 """
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
-# Loaded on first use: reading a config or a run's metrics needs no JAX.
-_EXPORTS = {
+# What type checkers and editors read. Python imports a name on its first use (`__getattr__`):
+# reading a config or a run's metrics needs no JAX.
+if TYPE_CHECKING:
+    from nfllm import analysis as analysis
+    from nfllm import convert as convert
+    from nfllm import data as data
+    from nfllm import report as report
+    from nfllm.measure import foreign as foreign
+    from nfllm.measure import interventions as interventions
+    from nfllm.measure.analyze import analyze as analyze
+    from nfllm.measure.evaluation import evaluate as evaluate
+    from nfllm.measure.generation import generate as generate
+    from nfllm.measure.head_importance import head_importance as head_importance
+    from nfllm.measure.logit_attribution import logit_attribution as logit_attribution
+    from nfllm.measure.logit_lens import logit_lens as logit_lens
+    from nfllm.model.capture import Captured as Captured
+    from nfllm.model.capture import capture as capture
+    from nfllm.model.decoder import Decoder as Decoder
+    from nfllm.model.patch import Patch as Patch
+    from nfllm.run import Run as Run
+    from nfllm.run import load_run as load_run
+    from nfllm.run import steps as steps
+
+    __version__: str
+
+_MODULES = {
+    "analysis": "nfllm.analysis",
+    "convert": "nfllm.convert",
+    "data": "nfllm.data",
+    "foreign": "nfllm.measure.foreign",
+    "interventions": "nfllm.measure.interventions",
+    "report": "nfllm.report",
+}
+_MEMBERS = {
     "Captured": "nfllm.model.capture",
     "Decoder": "nfllm.model.decoder",
     "Patch": "nfllm.model.patch",
     "Run": "nfllm.run",
-    "analysis": "nfllm.analysis",
     "analyze": "nfllm.measure.analyze",
     "capture": "nfllm.model.capture",
-    "convert": "nfllm.convert",
-    "data": "nfllm.data",
     "evaluate": "nfllm.measure.evaluation",
     "generate": "nfllm.measure.generation",
     "head_importance": "nfllm.measure.head_importance",
-    "interventions": "nfllm.measure.interventions",
     "load_run": "nfllm.run",
+    "logit_attribution": "nfllm.measure.logit_attribution",
     "logit_lens": "nfllm.measure.logit_lens",
     "register_activation": "nfllm.model.register",
     "register_analysis": "nfllm.measure.register",
@@ -31,42 +59,41 @@ _EXPORTS = {
     "register_normalization": "nfllm.model.register",
     "steps": "nfllm.run",
 }
-_MODULES = {"analysis", "convert", "data", "interventions"}
-
 __all__ = [
-    "Captured",
-    "Decoder",
     "Patch",
-    "Run",
     "analysis",
     "analyze",
     "capture",
-    "convert",
-    "data",
     "evaluate",
+    "foreign",
     "generate",
     "head_importance",
     "interventions",
     "load_run",
+    "logit_attribution",
     "logit_lens",
     "register_activation",
     "register_analysis",
     "register_attention_transform",
     "register_normalization",
+    "report",
     "steps",
 ]
 
+if not TYPE_CHECKING:  # else no misspelt name would be an error of types
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from nfllm.version import nfllm_version
+    def __getattr__(name):
+        from importlib import import_module
 
-        return nfllm_version()
-    if name not in _EXPORTS:
+        if name == "__version__":
+            return import_module("nfllm.version").nfllm_version()
+        if name in _MODULES:
+            return import_module(_MODULES[name])
+        if name in _MEMBERS:
+            return getattr(import_module(_MEMBERS[name]), name)
         raise AttributeError(f"module 'nfllm' has no attribute {name!r}")
-    module = importlib.import_module(_EXPORTS[name])
-    return module if name in _MODULES else getattr(module, name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
+    """What a user calls; the parts of the package and the classes of results are left out."""
+    return [*__all__, "__version__", *(name for name in globals() if name.startswith("__"))]

@@ -8,10 +8,10 @@ import sys
 
 
 def escape_unprintable() -> None:
-    """Prints what the standard streams cannot hold as escapes.
+    """Prints characters that the standard streams cannot encode as escapes.
 
-    A file name need not be UTF-8 and a terminal need not be Unicode: without this, a command would
-    do its work and then end in a UnicodeEncodeError. Where there is no stream, nothing is printed.
+    A file name need not be UTF-8 and a terminal need not be Unicode: a command would do its work
+    and then end in a UnicodeEncodeError. Where there is no stream, nothing is printed.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--max_documents", type=int, help="the first so many; default: all")
     add_import_flag(parser)
     options, others = parser.parse_known_args(arguments)
-    logging.set_verbosity(logging.WARNING)  # Orbax and TFDS tell of every step
+    logging.set_verbosity(logging.WARNING)  # Orbax and TFDS log every step
     try:
         changes = _changes(others)
         run = load_run(options.run, step=options.step)
@@ -69,7 +69,7 @@ def _changes(arguments: Sequence[str]) -> dict[str, object]:
 
 
 def _documents(trained_on: DataConfig, changes: dict[str, object]) -> Iterator[str]:
-    """All documents of another text than the one that a run was trained on."""
+    """All documents of a text of the command line."""
     if "sources" in changes and "dataset" not in changes:
         changes = {"dataset": "text_files", **changes}
     whole: dict[str, object] = {
@@ -93,5 +93,5 @@ def _documents(trained_on: DataConfig, changes: dict[str, object]) -> Iterator[s
 if __name__ == "__main__":
     sys.exit(main())
 
-# An import of a module puts it into its package under its name, where the function is wanted.
+# Importing a module sets the attribute of this name of its package, which is to be the function.
 sys.modules[__name__] = evaluate  # type: ignore[assignment]

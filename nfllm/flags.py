@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
-import runpy
 import sys
 import typing
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from absl import app, flags
 from ml_collections import ConfigDict
 
 from nfllm.config import ConfigError, get_config
-from nfllm.config.extensions import IMPORT_HELP, before_devices, import_file
+from nfllm.config.checks import Value
+from nfllm.config.extensions import IMPORT_HELP, import_file
+from nfllm.config.files import load_config
 from nfllm.config.overrides import key_type, override_value
 
 _PREFIX = "config."
@@ -24,7 +23,7 @@ flags.disclaim_key_flags()  # --help lists --config among the flags of the comma
 
 
 class ConfigFlag(NamedTuple):
-    """The config that a command line asks for."""
+    """The config of a command line."""
 
     value: ConfigDict
 
@@ -32,14 +31,14 @@ class ConfigFlag(NamedTuple):
 def define_config() -> ConfigFlag:
     """Defines --config FILE and --config.SECTION.KEY=VALUE, and reads them.
 
-    Whatever is wrong with them ends the program with one line.
+    An error in them ends the program with one line.
     """
     flags.DEFINE_string(
         "config",
         None,
         "The configuration file, as FILE or FILE:ARGUMENT; without it, the defaults of all keys. "
-        "--config.SECTION.KEY=VALUE changes one of its keys, and VALUE None takes back one that "
-        "is derived.",
+        "--config.SECTION.KEY=VALUE changes one of its keys, and VALUE None sets "
+        "one back that is derived from others.",
     )
     flags.DEFINE_multi_string("import", [], IMPORT_HELP)
     try:
@@ -58,8 +57,8 @@ def define_config() -> ConfigFlag:
     return ConfigFlag(config)
 
 
-def run(main: Callable[[list[str]], Any]) -> None:
-    """`absl.app.run`, where to ask for help is no error, and to err is one line."""
+def run(main: Callable[[list[str]], object]) -> None:
+    """`absl.app.run`, where --help exits with 0, and a wrong argument is one line."""
     asked = any(argument.lstrip("-") in _HELP for argument in sys.argv[1:])
     try:
         app.run(main, flags_parser=_parse)
@@ -74,7 +73,7 @@ def _parse(arguments: list[str]) -> list[str]:
         sys.exit(f"error: {error}; --help lists the flags")
 
 
-def split_overrides(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+def split_overrides(arguments: list[str]) -> tuple[dict[str, Value], list[str]]:
     """Changes as `{"section.key": value}`, and the other arguments.
 
     A boolean key may stand alone, or as --noconfig.SECTION.KEY; the value of any other may be the
@@ -83,7 +82,7 @@ def split_overrides(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
     Raises:
       ConfigError: a key does not exist, has no value, or one of another type.
     """
-    changes: dict[str, Any] = {}
+    changes: dict[str, Value] = {}
     others: list[str] = []
     left = iter(arguments)
     for argument in left:
@@ -107,45 +106,6 @@ def split_overrides(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
             text = following
         changes[key] = override_value(key, text)
     return changes, others
-
-
-def load_config(choice: str) -> ConfigDict:
-    """The config of a file, given as FILE or FILE:ARGUMENT.
-
-    Raises:
-      ConfigError: there is no such file, or it does not make a config.
-    """
-    path, separator, argument = choice.partition(":")
-    if not Path(path).is_file():
-        raise ConfigError(f"--config {path} does not exist; give a file such as configs/default.py")
-    try:
-        with before_devices():
-            names = runpy.run_path(path)
-    except (SyntaxError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {choice} cannot be read as Python: {error}") from error
-    if "get_config" not in names:
-        remedy = (
-            f"it is a grid of runs, for `python -m nfllm.experiment {path} --scale SCALE --out DIR`"
-            if "get_experiment" in names
-            else "give a file such as configs/default.py"
-        )
-        raise ConfigError(f"--config {path} has no function get_config(); {remedy}")
-    arguments = [argument] if separator else []
-    try:
-        inspect.signature(names["get_config"]).bind(*arguments)
-    except TypeError as error:
-        given = repr(argument) if separator else "nothing"
-        raise ConfigError(f"--config {choice} gives get_config() {given}: {error}") from error
-    try:
-        with before_devices():
-            config = names["get_config"](*arguments)
-    except ConfigError as error:
-        raise ConfigError(f"--config {choice}: {error}") from error
-    if not isinstance(config, ConfigDict):
-        raise ConfigError(
-            f"--config {path}: get_config() gives {type(config).__name__}, expected a ConfigDict"
-        )
-    return config
 
 
 def check_no_arguments(arguments: list[str]) -> None:

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
     add_import_flag(parser)
     options = parser.parse_args(arguments)
-    logging.set_verbosity(logging.WARNING)  # Orbax tells each step of reading
+    logging.set_verbosity(logging.WARNING)  # Orbax logs every step of reading
     try:
         run = load_run(options.run, step=options.step)
         text = generate(
@@ -55,5 +55,5 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     sys.exit(main())
 
-# An import of a module puts it into its package under its name, where the function is wanted.
+# Importing a module sets the attribute of this name of its package, which is to be the function.
 sys.modules[__name__] = generate  # type: ignore[assignment]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from etils import epath
 
@@ -18,27 +18,35 @@ if TYPE_CHECKING:
     from nfllm.data.batches import Batch
     from nfllm.data.dataset import Dataset
     from nfllm.model.decoder import Decoder
+    from nfllm.model.parameters import Params
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Run:
     """A run directory in memory.
 
     Attributes:
       path: the run directory.
-      step: optimizer steps behind `params`.
+      step: number of optimizer steps that `params` were trained for.
       model: the decoder, computing in float32.
-      params: its parameters, a nested dictionary of float32 arrays; blocks are stacked, [L, ...].
-      config: what was run.
+      params: its parameters, a nested dictionary of float32 JAX arrays; blocks are stacked,
+        [L, ...].
+      config: what was run; of an imported model, `config.model` alone is known.
       metrics: the lines of metrics.jsonl.
     """
 
     path: epath.Path
     step: int
     model: Decoder
-    params: Any = dataclasses.field(repr=False)
+    params: Params
     config: Config
-    metrics: Metrics = dataclasses.field(repr=False)
+    metrics: Metrics
+
+    def __repr__(self) -> str:
+        model = self.config.model
+        sizes = f"{model.num_layers} layers, {model.num_heads} heads, width {model.embed_dim}"
+        kind = f"{model.architecture}, {model.normalization}, {model.activation}"
+        return f"Run('{self.path}', step {self.step:,}: {kind}, {sizes})"
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -58,9 +66,9 @@ class Run:
             ) from error
 
     def dataset(self) -> Dataset:
-        """What the run was trained on, and the validation split beside it.
+        """The training and validation data of the run.
 
-        Prepares the data again where that was on another machine, from the run's own sources.
+        Prepares the data from the run's own sources where this machine does not have it yet.
 
         Raises:
           RunError: the data is no longer what the run was trained on, or is not known, as that of
@@ -69,13 +77,14 @@ class Run:
         """
         from nfllm import data
 
-        if self.config.data.dataset == rundir.UNKNOWN_DATA:
+        record = rundir.read_record(self.path)
+        if record.is_imported:
             raise RunError(
                 f"{self.path} holds an imported checkpoint, whose data is not known; make batches "
                 "of your own: token ids [B, T]"
             )
         dataset = data.load(self.config.data, self.config.model.context_length)
-        expected = rundir.read_record(self.path).data_fingerprint
+        expected = record.data_fingerprint
         if dataset.fingerprint != expected:
             raise RunError(
                 f"{self.path} was trained on data with fingerprint {expected[:12]}, but what is "
@@ -87,14 +96,14 @@ class Run:
     def validation_batches(
         self, batch_size: int = 32, *, max_windows: int | None = None
     ) -> list[Batch]:
-        """The validation split that the run was trained beside, for `nfllm.analyze`.
+        """Batches of the run's validation split, for `nfllm.analyze`.
 
         Args:
           batch_size: windows in a batch; the last is filled up with rows without a label.
-          max_windows: so many windows, evenly spread over the split; None: all.
+          max_windows: the number of windows, evenly spread over the split; None: all.
 
         Raises:
-          RunError: as `dataset`, and so does ConfigError.
+          RunError, ConfigError: as `dataset`.
         """
         from nfllm.data.batches import evaluation_batches
 
@@ -135,7 +144,7 @@ def load_run(path: epath.PathLike, step: int | None = None) -> Run:
 
     Args:
       path: the run directory, local or `gs://`.
-      step: of the checkpoint, one of `nfllm.steps(path)`; None: the newest that is whole.
+      step: of the checkpoint, one of `nfllm.steps(path)`; None: the newest that is not damaged.
 
     Returns:
       The run; its model computes in float32.
@@ -149,19 +158,21 @@ def load_run(path: epath.PathLike, step: int | None = None) -> Run:
       >>> run.tokenizer.decode(run.tokenizer.encode("def f(x):"))
       'def f(x):'
     """
+    import jax
+
     from nfllm.model.decoder import Decoder
     from nfllm.trainer.checkpoints import restore_params
 
     directory = rundir.run_directory(path)
     record = rundir.read_record(directory)
     step, params = restore_params(directory, step)
-    # What trained it may not exist on this machine, nor in float32.
+    # The implementation that trained it may not run on this machine, or not in float32.
     model = dataclasses.replace(record.config.model, attention_implementation="auto")
     return Run(
         path=directory,
         step=step,
         model=Decoder(model, record.vocab_size),
-        params=params,
+        params=jax.tree.map(jax.numpy.asarray, params),
         config=record.config,
         metrics=read_metrics(directory),
     )

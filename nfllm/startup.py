@@ -1,8 +1,8 @@
-"""One Ctrl-C ends a command with 130, from its first line on.
+"""One Ctrl-C ends a command with the exit status 130, from its first line on.
 
 Until there is something to clean up, the process ends at once. After that a KeyboardInterrupt is
-raised; where Python cannot pass it on, as from a callback of the garbage collector (JAX has one),
-it would print it and go on: it is raised again.
+raised. Where Python cannot pass that on, as from a callback of the garbage collector (JAX has one),
+it would only print it: then it is raised again a moment later.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ import signal
 import sys
 import threading
 from types import FrameType
-from typing import Any
 
 _AGAIN_SECONDS = 0.05
 
 
 class _State:
-    """Whether Ctrl-C has been pressed, which is never taken back."""
+    """Whether Ctrl-C has been pressed; it is never reset."""
 
     pressed = False
 
 
 def end_on_ctrl_c() -> None:
-    """Ends the process at once on SIGINT; for as long as it only imports and reads arguments."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is to be ignored
+    """Ends the process at once on SIGINT; for the time when it only imports and reads arguments."""
+    if (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):  # else whoever started the command has it ignored
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
         sys.unraisablehook = _raise_again
 
@@ -56,9 +57,9 @@ def _press() -> None:
         _thread.interrupt_main()
 
 
-def _raise_again(unraisable: Any) -> None:
+def _raise_again(unraisable: sys.UnraisableHookArgs) -> None:
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        # Later: raised at once, it would end in this hook, which cannot pass it on either.
+        # Not at once: Python could not pass it on from this hook either.
         timer = threading.Timer(_AGAIN_SECONDS, _press)
         timer.daemon = True
         timer.start()

@@ -10,7 +10,7 @@ _PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
 
 def nfllm_version() -> str:
-    """What the checkout says of itself, or else what is installed; "unknown" where neither does."""
+    """The version of the checkout, else of the installed package, else "unknown"."""
     if _PROJECT.is_file():
         project = tomllib.loads(_PROJECT.read_text(encoding="utf-8")).get("project", {})
         if project.get("name") == "nfllm":

@@ -1,5 +1,6 @@
 """Streaming over a split equals one pass: over batches, over devices, over processes."""
 
+import dataclasses
 import os
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from training_parts import VOCAB_SIZE, random_batch
 from nfllm import analysis
 from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
-from nfllm.measure.analyze import accumulate, analyze, merge_states
+from nfllm.measure.analyze import _measure, accumulate, analyze, merge_states
 from nfllm.measure.metrics import METRICS, class_responses, find_metrics
 from nfllm.model.capture import Captured, capture
 from nfllm.model.decoder import Decoder
@@ -222,6 +223,20 @@ def test_two_processes_see_the_same_result_in_double_precision() -> None:
         assert "there is no sequence to analyze on process 1" in output
 
 
+def test_checkpoints_of_a_run_are_measured_by_one_program(
+    model_and_params: tuple[Decoder, Any], one_pass: dict[str, Any]
+) -> None:
+    """Others of the same shapes, in a model made anew; the numbers are those of the parameters."""
+    model, params = model_and_params
+    again = Decoder(dataclasses.replace(model.config), model.vocab_size, model.dtype)
+    analyze(model, params, [SEQUENCES], ["head_entropy"])
+    compiled = _measure._cache_size()
+    halves = jax.tree.map(lambda x: x / 2, params)
+    found = analyze(again, halves, [SEQUENCES], ["head_entropy"])["head_entropy"].mean
+    assert _measure._cache_size() == compiled
+    assert np.abs(found - one_pass["head_entropy"].mean).max() > 0.01
+
+
 def test_unknown_metrics_are_named(model_and_params: tuple[Decoder, Any]) -> None:
     with pytest.raises(ValueError, match="unknown metric 'head_entropie'; did you mean 'head_entr"):
         analyze(*model_and_params, [SEQUENCES], ["head_entropie"])
@@ -234,7 +249,7 @@ def test_no_sequence_is_an_error(model_and_params: tuple[Decoder, Any]) -> None:
 
 def test_what_no_metric_reads_is_not_computed(model_and_params: tuple[Decoder, Any]) -> None:
     """A metric of the residual stream alone compiles to a program without attention entropies."""
-    from nfllm.measure.metrics import observe
+    from nfllm.measure.metrics import Observed
 
     model, params = model_and_params
 
@@ -242,7 +257,7 @@ def test_what_no_metric_reads_is_not_computed(model_and_params: tuple[Decoder, A
         metric = METRICS[name]
 
         def measure(params: Any, tokens: jax.Array) -> Any:
-            return metric.of(observe(capture(model, params, tokens), tokens))
+            return metric.of(Observed(capture(model, params, tokens), tokens))
 
         return jax.jit(measure).lower(params, SEQUENCES).compile().as_text()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from released_code import from_authors, to_authors
 from safetensors.numpy import load_file, save_file
+from test_options import MODEL_KEYS
 
 import nfllm
 from nfllm.config import Config, ConfigError, ModelConfig, get_config
@@ -22,13 +25,15 @@ from nfllm.convert import (
     Checkpoint,
     ConversionError,
     convert,
+    gpt2,
+    gpt_neox,
     load_checkpoint,
     save_checkpoint,
 )
 from nfllm.convert.__main__ import main
-from nfllm.convert.authors import from_authors, to_authors
 from nfllm.data.tokenizer import bytes_tokenizer
 from nfllm.model import Decoder
+from nfllm.report import write_report
 from nfllm.rundir import RunError, read_record, write_record
 
 RECORDINGS = Path(__file__).parent / "recordings"
@@ -170,6 +175,13 @@ def test_import_and_export_through_run_directories(source, tmp_path, capsys):
     assert nfllm.load_run(tmp_path / "run").model == run.model
     assert record.num_parameters == sum(x.size for x in jax.tree.leaves(run.params))
     assert record.data_fingerprint == record.config.data.dataset == "unknown"
+    assert record.is_imported
+    # Neither an optimizer nor a number of steps is known, and none is made up.
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert list(written["config"]) == ["model"]
+    assert written["decayed_parameters"] == written["undecayed_parameters"] == []
+    page = write_report([tmp_path / "run"], tmp_path / "report").read_text()
+    assert "0, imported" in page
 
     assert main([str(tmp_path / "run"), str(tmp_path / "back")]) == 0
     assert "exported the parameters of step 0" in capsys.readouterr().out
@@ -190,7 +202,10 @@ def test_import_without_a_tokenizer_says_so(source, tmp_path):
         _ = nfllm.load_run(tmp_path / "run").tokenizer
     with pytest.raises(RunError, match="holds an imported checkpoint, whose data is not known"):
         nfllm.load_run(tmp_path / "run").validation_batches()
-    assert len(repr(nfllm.load_run(tmp_path / "run"))) < 3000  # no arrays
+    run = nfllm.load_run(tmp_path / "run")
+    sizes = "gpt2, layernorm, gelu_tanh, 2 layers, 4 heads, width 24"
+    assert repr(run) == f"Run('{tmp_path / 'run'}', step 0: {sizes})"
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(run.params))
 
 
 def test_files_of_the_bare_model_with_mask_buffers(source):
@@ -475,4 +490,88 @@ def test_a_frozen_bias_that_is_not_zero_is_refused():
 def test_models_without_released_names_are_refused(changes, message):
     config = dataclasses.replace(authors_config(), **changes)
     with pytest.raises(ConfigError, match=message):
+        to_authors(random_params(config, 5), config)
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o027])
+def test_files_of_runs_and_exports_have_the_usual_mode(umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        convert(RECORDINGS / "gpt2", tmp_path / "run")
+        convert(tmp_path / "run", tmp_path / "exported")
+    finally:
+        os.umask(before)
+    modes = {
+        path.relative_to(tmp_path).as_posix(): (path.is_dir(), path.stat().st_mode & 0o777)
+        for path in tmp_path.rglob("*")
+    }
+    assert {"run/config.json", "exported/model.safetensors"} < modes.keys()
+    usual = {True: 0o777 & ~umask, False: 0o666 & ~umask}
+    assert {name: mode for name, (is_dir, mode) in modes.items() if mode != usual[is_dir]} == {}
+
+
+# Keys whose second value in `MODEL_KEYS` has a form in transformers, or no part in the function.
+EXPRESSED = {
+    "architecture",
+    "num_layers",
+    "num_heads",
+    "embed_dim",
+    "mlp_dim",
+    "context_length",
+    "normalization",
+    "norm_epsilon",
+    "activation",
+    "attention_bias",
+    "mlp_bias",
+    "tie_embeddings",
+    "rotary_fraction",
+    "rotary_base",
+    "embedding_dropout",
+    "attention_dropout",
+    "residual_dropout",
+    "init_std",
+    "init_std_scaling",
+    "residual_init",
+    "query_init_std",
+    "attention_implementation",
+    "scan_layers",
+    "remat",
+}
+
+
+@pytest.mark.parametrize("key", MODEL_KEYS)
+def test_every_key_is_expressed_or_refused_by_name(key):
+    others, _, second, _ = MODEL_KEYS[key]
+    config = dataclasses.replace(LAYERNORM, activation="gelu", tie_embeddings=None)
+    if key == "attention_transform":
+        second = "squeezed"
+        nfllm.register_attention_transform(second, lambda logits: logits / 2)
+    config = dataclasses.replace(config, **{**others, key: second})
+    form = {"gpt2": gpt2, "gpt_neox": gpt_neox}[config.architecture]
+    if key in EXPRESSED:
+        form.write_config(config)
+        return
+    keys = {"activation", "softmax_temperature", "normalization", "final_normalization"}
+    decides = keys & others.keys()
+    named = "|".join([key, *decides])
+    with pytest.raises(ConfigError, match=rf"model\.({named})=.* has no form in transformers"):
+        form.write_config(config)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mlp_weight_norm": "spectral"},
+        {"attention_branch_scale": 0.2},
+        {"residual_init": "depth"},
+        {"mlp_pruned_layers": 1},
+    ],
+    ids=str,
+)
+def test_a_key_of_later_is_overlooked_in_no_released_form(changes):
+    config = dataclasses.replace(authors_config(), **changes)
+    if changes == {"residual_init": "depth"}:  # how it starts is no part of the function
+        assert to_authors(random_params(config, 5), config)
+        return
+    with pytest.raises(ConfigError, match=r"has no form in the released code"):
         to_authors(random_params(config, 5), config)

@@ -73,7 +73,7 @@ def test_a_cache_that_does_not_match_its_marker_is_made_anew(
     assert again.fingerprint == first.fingerprint
     assert path.read_bytes() == good
     assert f"{name} does not match manifest.json" in caplog.text
-    assert "made anew" in caplog.text
+    assert "is prepared again" in caplog.text
     assert len(list((tmp_path / "tokens").iterdir())) == 1
 
 

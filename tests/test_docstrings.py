@@ -196,7 +196,14 @@ def _listed(page: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["nfllm", "nfllm.analysis", "nfllm.convert", "nfllm.private_cost", "nfllm.report"],
+    [
+        "nfllm",
+        "nfllm.analysis",
+        "nfllm.convert",
+        "nfllm.measure.foreign",
+        "nfllm.private_cost",
+        "nfllm.report",
+    ],
 )
 def test_every_public_name_is_in_the_reference(module: str) -> None:
     names = set(importlib.import_module(module).__all__)

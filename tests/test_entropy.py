@@ -195,8 +195,8 @@ def test_values_are_not_checked_under_jit() -> None:
             "block_size must be at least 1, got 0",
         ),
         (
-            lambda: analysis.attention_entropy_from_qk(np.zeros((2, 3, 4)), np.zeros((1, 3, 4))),
-            r"q and k: .*got \(2, 3, 4\) and \(1, 3, 4\)",
+            lambda: analysis.attention_entropy_from_qk(np.zeros((2, 3, 4)), np.zeros((2, 3, 5))),
+            r"q and k: .*got \(2, 3, 4\) and \(2, 3, 5\)",
         ),
         (lambda: analysis.causal_entropy_ceiling(0), "positive integer, got 0"),
         (
@@ -266,7 +266,7 @@ def test_scores_of_bfloat16_queries_and_keys_are_float32() -> None:
     program = jax.jit(analysis.attention_entropy_from_qk).lower(q, q).as_text()
     products = [line for line in program.splitlines() if "dot_general" in line]
     assert len(products) == 1
-    assert products[0].endswith("-> tensor<2x300x128xf32>")
+    assert products[0].endswith("-> tensor<2x1x300x128xf32>")
     assert "HIGHEST" in products[0]
 
 
@@ -350,6 +350,27 @@ def test_gradient_from_logits(block_size: int, hidden: float | None) -> None:
         return analysis.attention_entropy_from_logits(x, causal=causal, block_size=block_size).sum()
 
     np.testing.assert_allclose(jax.grad(total)(masked), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_key_heads", [1, 2, 6])
+def test_grouped_heads_share_keys_one_after_the_other(num_key_heads: int) -> None:
+    """As repeat_kv of transformers: query head h uses key head h // (H / G)."""
+    rng = np.random.default_rng(0)
+    q = rng.normal(size=(3, 6, 5, 8))
+    k = rng.normal(size=(3, num_key_heads, 9, 8))
+    logits = np.einsum("bhtk,bhsk->bhts", q, np.repeat(k, 6 // num_key_heads, axis=1)) / 8**0.5
+    expected = entropy64(softmax64(logits, np.tri(5, 9, k=4, dtype=bool)))
+    for block_size in (4, 128):
+        found = analysis.attention_entropy_from_qk(q, k, block_size=block_size)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [(6, 4), (4, 6)])
+def test_grouped_heads_that_do_not_divide_are_an_error(heads: tuple[int, int]) -> None:
+    q, k = (np.zeros((2, number, 5, 8)) for number in heads)
+    message = f"q has {heads[0]} heads and k has {heads[1]}, of which the first must be a multiple"
+    with pytest.raises(ValueError, match=message):
+        analysis.attention_entropy_from_qk(q, k)
 
 
 def test_gradient_from_qk() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -100,6 +101,14 @@ def test_no_heading_stands_over_nothing(own):
 def test_figures_name_the_variants(own):
     for variant in LOSSES:
         assert own[0].count(variant) > 2
+
+
+def test_losses_are_those_of_all_seeds(own):
+    charts = re.findall(r"<script type=application/json>(.*?)</script>", own[0])
+    (loss,) = (chart for chart in map(json.loads, charts) if chart["ylabel"].startswith("eval"))
+    ends = {line["label"]: (line["low"][-1], line["high"][-1]) for line in loss["lines"]}
+    assert ends == {f"{name}, 3 seeds": (min(v), max(v)) for name, v in LOSSES.items()}
+    assert "the line is their mean, the band from lowest to highest" in own[0]
 
 
 def test_runs_of_other_targets_have_no_best(tmp_path):

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from nfllm.report import figures, render
+from nfllm.report.cost_sections import pareto
 from nfllm.report.figures import Counts, Curve, Heatmap, LayerCurves
-from nfllm.report.style import RUN_COLORS, contrast, shortened
+from nfllm.report.style import RUN_COLORS, contrast, entropy_limits, shortened
 
 STEPS = np.arange(0, 1000, 10)
 
@@ -67,9 +68,20 @@ def test_heatmaps_show_their_entropies_on_one_scale():
     images = [axes.images[0] for axes in figure.axes[:2]]
     for image, heatmap in zip(images, maps, strict=True):
         np.testing.assert_array_equal(image.get_array(), heatmap.entropy)
-        assert image.get_clim() == (0.0, 3.88)
+        assert image.get_clim() == (min(heatmap.entropy.min() for heatmap in maps), 3.88)
     assert [axes.get_title(loc="left") for axes in figure.axes[:2]] == ["run 0", "run 1"]
-    assert figure.axes[-1].get_ylabel() == "entropy (nats)"
+    bar = figure.axes[-1]
+    assert bar.get_ylabel() == "entropy (nats)"
+    assert [tick.get_text() for tick in bar.get_yticklabels()][-1] == "3.88\nceiling"
+
+
+@pytest.mark.parametrize(
+    ("entropies", "low"),
+    [([2.5, 3.0], 2.5), ([3.87, 3.88], 3.6), ([np.nan, 0.5], 0.5), ([np.nan, np.nan], 3.6)],
+)
+def test_the_colour_scale_begins_at_the_smallest_entropy(entropies, low):
+    limits = entropy_limits([np.array([entropies])], 4.0)
+    assert limits == pytest.approx((low, 4.0))
 
 
 def test_heatmaps_of_different_contexts_state_their_own_ceilings():
@@ -193,9 +205,21 @@ def test_layer_curves_show_each_layer_and_the_reference():
     assert dashed.get_linestyle() == "--"
     np.testing.assert_array_equal(dashed.get_ydata(), reference.y)
     assert [text.get_text() for text in figure.axes[0].texts] == ["decay alone"]
-    low, high = figure.axes[0].get_ylim()
-    assert low <= 0
-    assert high >= 3.0
+    assert figure.axes[0].get_ylim() == pytest.approx((0.375, 3.125))  # values, and a margin
+
+
+@pytest.mark.parametrize("draw", ["curves", "layer_curves", "nonfinite_counts"])
+def test_axes_begin_where_the_values_do(draw):
+    x_N, y_NL = STEPS + 5000, np.stack([3.5 + 0.01 * np.arange(100)] * 2, axis=1)
+    panels = {
+        "curves": [Curve("a", x_N, y_NL[:, 0])],
+        "layer_curves": [LayerCurves("a", x_N, y_NL, None)],
+        "nonfinite_counts": [Counts("a", x_N, {"residual": np.ones((100, 2), int)})],
+    }[draw]
+    axes = getattr(figures, draw)(panels, *["y"] * (draw != "nonfinite_counts")).axes[0]
+    assert 4900 < axes.get_xlim()[0] <= 5000
+    if draw != "nonfinite_counts":
+        assert 3.4 < axes.get_ylim()[0] <= 3.5
 
 
 def test_layer_curves_on_a_logarithmic_axis_hold_every_positive_value():
@@ -304,7 +328,10 @@ def test_the_same_figure_gives_the_same_bytes():
     assert render.png(draw()) == render.png(draw())
     assert render.pdf(draw()) == render.pdf(draw())
     assert render.svg(draw(), "a") == render.svg(draw(), "a")
-    assert render.png(draw())[:8] == b"\x89PNG\r\n\x1a\n"
+    content = render.png(draw())
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    width = int.from_bytes(content[16:20], "big")  # of the header, pixels
+    assert width == round(300 * draw().get_figwidth())
     assert render.pdf(draw())[:5] == b"%PDF-"
 
 
@@ -316,3 +343,8 @@ def test_contrast_is_that_of_wcag():
 def test_long_labels_lose_their_middle():
     assert shortened("abcdefghij", 10) == "abcdefghij"
     assert shortened("abcdefghijk", 10) == "abcde…hijk"
+
+
+def test_the_front_is_what_nothing_beats_in_both():
+    cost, perplexity = np.array([3.0, 1, 2, 2, 3]), np.array([1.0, 5, 3, 4, 1])
+    np.testing.assert_array_equal(pareto(cost, perplexity), [1, 2, 0])

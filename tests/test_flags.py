@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from nfllm.config import ConfigError
+from nfllm.config.files import load_config
 from nfllm.config.overrides import override_value
-from nfllm.flags import load_config, split_overrides
+from nfllm.flags import split_overrides
 
 ROOT = Path(__file__).parents[1]
 GPT2 = str(ROOT / "configs" / "gpt2_codeparrot.py")

@@ -61,6 +61,7 @@ MODELS = [
     {"architecture": "gpt_neox", "normalization": "rmsnorm", "qk_normalization": "layernorm"},
     {"architecture": "gpt_neox", "normalization": "dyt", "rotary_fraction": 1.0},
     {"architecture": "gpt_neox", "normalization": "derf", "scan_layers": True, "remat": True},
+    {"attention_shaping": "shaped", "value_projection": "none", "output_projection": "none"},
 ]
 
 

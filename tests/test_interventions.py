@@ -14,10 +14,12 @@ from random_model import random_model
 from training_parts import random_batch
 
 from nfllm import Patch, capture, head_importance, interventions, logit_lens
+from nfllm.analysis.numerics import LAYER_SITES
 from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
 from nfllm.measure.evaluation import row_losses, row_targets
-from nfllm.model.intermediates import MODULES
+from nfllm.model.capture import Captured
+from nfllm.model.intermediates import SITES
 from nfllm.run import Run
 
 pytestmark = pytest.mark.slow
@@ -112,7 +114,7 @@ def test_mean_and_resample_ablation(model_and_params: tuple[Any, Any]) -> None:
 
 
 @pytest.mark.parametrize("model_and_params", MODELS[:2], ids=str, indirect=True)
-@pytest.mark.parametrize("site", MODULES)
+@pytest.mark.parametrize("site", SITES)
 def test_every_site_can_be_patched(model_and_params: tuple[Any, Any], site: str) -> None:
     """The last layer's is taken from other text; at `residual` that gives the other logits."""
     model, params = model_and_params
@@ -127,6 +129,11 @@ def test_every_site_can_be_patched(model_and_params: tuple[Any, Any], site: str)
         np.testing.assert_allclose(found.logits, other.logits, atol=1e-5)
     same = capture(model, params, TOKENS_BT, patches=[Patch(site, getattr(plain, site))])
     np.testing.assert_allclose(same.logits, plain.logits, atol=1e-5)
+
+
+def test_the_sites_are_the_same_everywhere() -> None:
+    assert (*SITES, "logits") == Captured._fields
+    assert tuple(site for site in SITES if site in LAYER_SITES) == LAYER_SITES
 
 
 def test_gradients_pass_what_is_not_replaced(model_and_params: tuple[Any, Any]) -> None:

@@ -1,6 +1,7 @@
 """metrics.jsonl: what was whole is read, what was torn is named."""
 
 import json
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -155,7 +156,7 @@ def test_unreadable_lines_are_left_out_and_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     read = read_metrics(tmp_path)
     assert read.warnings == [
-        f"metrics.jsonl line {n} is not a record with a step and a kind; left out"
+        f"metrics.jsonl line {n} is not a JSON object with a step and a kind; left out"
         for n in (1, 3, 4, 5)
     ]
     assert read.rows["train"] == [train_line(1, 2.0)]
@@ -223,3 +224,30 @@ def test_remote_lines_are_kept_until_flushed_and_read_back(monkeypatch):
     metrics.write("train", 5, loss_nats=0.125)
     metrics.close()
     assert read_metrics(run).series("train", "loss_nats")[1].tolist() == [2, 1, 0.5, 0.25, 0.125]
+
+
+def test_a_table_of_pandas(tmp_path):
+    pytest.importorskip("pandas")
+    with MetricsWriter(tmp_path) as metrics:
+        metrics.write("event", 0, event="started", message="hello")
+        for step in (1, 2):
+            metrics.write("train", step, loss_nats=3.0 - step)
+        metrics.write("telemetry", 1, entropy_nats=[[1.0, 2.0]], nonfinite={"residual": [0, 4]})
+    found = read_metrics(tmp_path)
+    table = found.frame("train")
+    assert list(table.columns) == ["step", "kind", "loss_nats"]
+    assert table["loss_nats"].tolist() == [2.0, 1.0]
+    table = found.frame()
+    assert table["step"].tolist() == [1, 1, 2]
+    telemetry = table[table["kind"] == "telemetry"].iloc[0]
+    assert telemetry["entropy_nats.0.1"] == 2.0
+    assert telemetry["nonfinite.residual.1"] == 4.0
+    assert found.frame("event")["message"].tolist() == ["hello"]
+    with pytest.raises(ValueError, match="unknown kind of metrics line 'trian'; did you mean"):
+        found.frame("trian")
+
+
+def test_a_table_without_pandas_says_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"metrics.frame\(\) needs pandas: pip install pandas"):
+        read_metrics(tmp_path).frame()

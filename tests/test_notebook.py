@@ -1,5 +1,6 @@
 """The notebook runs from top to bottom, as a Colab user runs it."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,20 +50,23 @@ def test_the_notebook_runs_top_to_bottom(tmp_path, compilation_cache):
     )
     options = [f"--config.{key}={value}" for key, value in flags.items()]
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    cell = next(cell for cell in notebook.cells if cell.source.startswith("steps = "))
+    cell = next(cell for cell in notebook.cells if "\nsteps = " in cell.source)
     cell.source = cell.source.replace("options = []", f"options = {options!r}")
     cell.source = cell.source.replace('folder = Path("runs")', f"folder = Path({str(tmp_path)!r})")
     nbclient.NotebookClient(
         notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}}
     ).execute()
-    shown = [
-        output
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-        for output in cell.outputs
-        if "image/png" in output.get("data", {})
-    ]
-    assert len(shown) == 2
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    outputs = [output for cell in cells for output in cell.outputs]
+    shown = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(shown) == 4  # linear MLPs, entropies, importance, attention
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert re.search(r"\rrelu: step 30/30  loss", printed)  # while it trains
+    (best,) = re.findall(r"head (\d\.\d) matters most: without it the loss rises by", printed)
+    number = r"-?\d\.\d{4}"
+    without = rf"head {best}: when its output is 0, loss rises by {number} ± {number}"
+    assert re.search(without, printed)
+    assert (tmp_path / "notebook_report" / "index.html").exists()
 
 
 def test_in_a_colab_the_clone_is_imported_by_the_kernel_that_made_it(tmp_path):

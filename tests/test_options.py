@@ -1,7 +1,6 @@
 """Every key of model.* and optimizer.* changes something that a run computes."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fast_jit import fast_jit
 
 from nfllm.config import (
     IGNORED_LABEL,
@@ -31,14 +31,6 @@ TINY = dataclasses.replace(
     DEFAULT.model, num_layers=2, num_heads=2, embed_dim=16, mlp_dim=12, context_length=6
 )
 TOKENS_BT = np.asarray([[1, 5, 3, 9, 2], [7, 0, 8, 4, 6]], np.int32)
-# Of such tiny programs only compilation takes time.
-fast_jit = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    },
-)
 NEOX = {"architecture": "gpt_neox", "rotary_fraction": 1.0}
 LEARNED = {"activation": "learnable_leaky_relu"}
 
@@ -68,6 +60,11 @@ MODEL_KEYS: dict[str, tuple[dict[str, Any], Any, Any, str]] = {
     "negative_slope": ({"activation": "leaky_relu"}, None, 0.3, "logits"),
     "slope_sharing": (LEARNED, None, "model", "shapes"),
     "helu_margin": ({"activation": "helu"}, None, 0.9, "gradients"),
+    "mlp": ({"activation": "identity", "mlp_dim": None}, "two_layer", "fused", "shapes"),
+    "mlp_pruned_layers": ({}, 0, 1, "shapes"),
+    "mlp_scaling": ({}, "none", "learned", "shapes"),
+    "softmax_temperature": ({}, "none", "head", "shapes"),
+    "softmax_temperature_init": ({"softmax_temperature": "head"}, None, 0.1, "initial"),
     "attention_bias": ({}, "none", "qk", "shapes"),
     "mlp_bias": ({}, False, True, "shapes"),
     "tie_embeddings": ({}, None, False, "shapes"),
@@ -78,6 +75,24 @@ MODEL_KEYS: dict[str, tuple[dict[str, Any], Any, Any, str]] = {
     "residual_dropout": ({}, 0.0, 0.5, "dropped"),
     "init_std": ({}, 0.02, 0.03, "initial"),
     "init_std_scaling": ({}, "none", "width", "initial"),
+    "norm_placement": ({"normalization": "layernorm"}, "pre", "post", "shapes"),
+    "embedding_normalization": ({}, "none", "rmsnorm", "shapes"),
+    "attention_output_normalization": ({}, "none", "rmsnorm", "shapes"),
+    "mlp_hidden_normalization": ({}, "none", "rmsnorm", "shapes"),
+    "head_gains": ({}, False, True, "shapes"),
+    "mlp_skip_gains": ({}, False, True, "shapes"),
+    "attention_branch_scale": ({}, 1.0, 0.2, "logits"),
+    "mlp_branch_scale": ({}, 1.0, 0.2, "logits"),
+    "branch_scaling": ({}, "fixed", "learned", "shapes"),
+    "attention_skip": ({}, 1.0, 0.0, "logits"),
+    "mlp_skip": ({}, 1.0, 0.0, "logits"),
+    "mlp_weight_norm": ({}, "none", "hypersphere", "logits"),
+    "weight_reparametrization": ({}, "none", "sigma", "shapes"),
+    "attention_shaping": ({}, "none", "shaped", "shapes"),
+    "value_projection": ({}, "dense", "none", "shapes"),
+    "output_projection": ({}, "dense", "none", "shapes"),
+    "query_init_std": ({}, None, 0.0, "initial"),
+    "residual_init": ({}, "plain", "depth", "initial"),
     "scan_layers": ({}, False, True, "program"),
     "remat": ({}, False, True, "program"),
 }
@@ -131,7 +146,9 @@ def own_transform(registries: None) -> None:
 
 def test_every_key_is_here():
     assert set(MODEL_KEYS) == {field.name for field in dataclasses.fields(ModelConfig)}
-    assert set(OPTIMIZER_KEYS) | {"accumulation_weighting"} == {
+    # Below, and in test_qk_clip.py and test_muon.py.
+    elsewhere = {"accumulation_weighting", "qk_clip", "muon_momentum", "muon_per_head"}
+    assert set(OPTIMIZER_KEYS) | elsewhere == {
         field.name for field in dataclasses.fields(OptimizerConfig)
     }
 

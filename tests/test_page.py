@@ -17,7 +17,7 @@ from nfllm.report.tables import Column, Table
 
 def test_every_cell_tells_its_value():
     entropy_LH = np.array([[0.5, 1.0], [2.0, np.nan], [3.878, 0.0]])
-    content = heatmap_html(Heatmap("SM+R", entropy_LH, 3.878), maximum=3.878)
+    content = heatmap_html(Heatmap("SM+R", entropy_LH, 3.878), limits=(0.0, 3.878))
     check(content)
     assert cells(content) == [
         ("layer 0, head 0: 0.500 nats, 13% of ceiling", "0.5"),
@@ -31,18 +31,30 @@ def test_every_cell_tells_its_value():
 
 
 def test_a_cell_has_the_colour_of_its_value():
-    values = [0.0, 0.99, 2.0, 3.99, 4.0, 7.0]
-    content = heatmap_html(Heatmap("a", np.array([values]), None), maximum=4.0)
+    values = [1.0, 1.99, 3.0, 4.99, 5.0, 8.0, 0.5]
+    content = heatmap_html(Heatmap("a", np.array([values]), None), limits=(1.0, 5.0))
     classes = re.findall(r"<td class=(\w+) ", content)
-    assert classes == ["c0", "c15", "c32", "c63", "c63", "c63"]
+    assert classes == ["c0", "c15", "c32", "c63", "c63", "c63", "c0"]
     rules = dict(re.findall(r"\.(c\d+)\{background:(#\w+)", color_rules()))
     assert len(rules) == 64
     assert (rules["c0"], rules["c63"]) == ("#450457", "#fbe723")  # viridis, from dark to bright
     assert "ceiling" not in content
 
 
+@pytest.mark.parametrize(
+    ("limits", "heads", "text"),
+    [((3.4, 3.88), 8, "3.71"), ((2.0, 3.88), 8, "3.7"), ((3.4, 3.88), 9, "3.7")],
+)
+def test_a_narrow_scale_has_two_digits_where_they_fit(limits, heads, text):
+    heatmap = Heatmap("a", np.full((1, heads), 3.71), 3.88)
+    assert {shown for _, shown in cells(heatmap_html(heatmap, limits))} == {text}
+    figure = figures.entropy_heatmaps([heatmap, Heatmap("b", np.array([[limits[0]]]), 3.88)], 3.88)
+    drawn = {t.get_text() for t in figure.axes[0].texts}
+    assert drawn == {"3.71" if limits[0] > 3 else "3.7"}
+
+
 def test_one_cell_of_a_heatmap_can_be_reached_with_tab():
-    content = heatmap_html(Heatmap("a", np.ones((3, 4)), None), 4.0)
+    content = heatmap_html(Heatmap("a", np.ones((3, 4)), None), (0.0, 4.0))
     assert content.count("tabindex=0") == 1
     assert content.count("tabindex=-1") == 11
     assert "<output>" in content
@@ -52,17 +64,19 @@ def test_one_cell_of_a_heatmap_can_be_reached_with_tab():
     ("shape", "quiet"), [((2, 4), False), ((12, 16), False), ((24, 32), True), ((48, 12), True)]
 )
 def test_small_cells_have_no_visible_numbers(shape, quiet):
-    content = heatmap_html(Heatmap("a", np.ones(shape), None), 4.0)
+    content = heatmap_html(Heatmap("a", np.ones(shape), None), (0.0, 4.0))
     assert ("heat quiet" in content) == quiet
     assert len(cells(content)) == shape[0] * shape[1]
 
 
 def test_the_scale_marks_the_largest_entropy():
-    content = scale_html(4.0, observed=3.0)
+    content = scale_html((1.0, 4.0), observed=3.25, ceiling=4.0)
     check(content)
-    assert re.findall(r">(\d\.\d\d)<", content) == ["0.00", "1.00", "2.00", "3.00", "4.00"]
-    assert 'left:75.00%" title="M: 3.000 nats"' in content
-    assert "title" not in scale_html(4.0, observed=None)
+    ticks = re.findall(r"<span[^>]*>([^<]+)<", content)
+    assert ticks == ["1.00", "2.00", "3.00", "ceiling 4.00"]
+    assert 'left:75.00%" title="M: 3.250 nats"' in content
+    assert "title" not in scale_html((0.0, 4.0), observed=None)
+    assert "ceiling" not in scale_html((0.0, 4.0), observed=None, ceiling=5.0)
 
 
 def test_tables_align_numbers_and_show_what_is_missing():
@@ -79,7 +93,7 @@ def test_any_name_comes_back_as_text(name):
     table = Table((Column(name), Column("x")), ((name, name),))
     checker = check(table_html(table))
     assert [text for _, text in checker.texts].count(name) == 3
-    entropy = check(heatmap_html(Heatmap(name, np.ones((1, 1)), None), 4.0))
+    entropy = check(heatmap_html(Heatmap(name, np.ones((1, 1)), None), (0.0, 4.0)))
     assert ("b", name) in entropy.texts
 
 
@@ -91,7 +105,7 @@ def evil_page() -> str:
         [Curve(EVIL, np.arange(3), np.ones(3)), Curve("b", np.arange(3), np.ones(3))], "y"
     )
     table = Table((Column(EVIL), Column("x", ".1f")), ((EVIL, 1.0),))
-    heatmap = heatmap_html(Heatmap(EVIL, np.ones((2, 2)), 3.9), 3.9)
+    heatmap = heatmap_html(Heatmap(EVIL, np.ones((2, 2)), 3.9), (0.0, 3.9))
     blocks = [
         Pictures("train_loss", EVIL, figure, [figure, figure]),
         Rows("rows", EVIL, table),

@@ -18,10 +18,10 @@ import numpy as np
 import parity_recordings as recordings
 import pytest
 from parity_recordings import DEFAULT, OWN_CASES, Recording
+from released_code import from_authors, to_authors
 
 from nfllm.analysis import attention_entropy, head_entropy
 from nfllm.config import ModelConfig
-from nfllm.convert.authors import from_authors, to_authors
 from nfllm.data.batches import Batch
 from nfllm.model import Decoder, capture
 from nfllm.model.activations import ACTIVATIONS

@@ -1,6 +1,7 @@
 """What processes tell each other, over a store in memory in place of JAX's."""
 
 import itertools
+import sys
 import threading
 import time
 import types
@@ -53,6 +54,16 @@ def ended(monkeypatch):
     monkeypatch.setattr(peers.os, "_exit", codes.append)
     monkeypatch.setattr(jax.distributed, "shutdown", lambda: None)
     return codes
+
+
+def test_a_jax_without_the_store_is_named_and_one_process_does_without(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax._src.distributed", None)
+    assert peers.exchange("to begin", 1) == [1]
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    with pytest.raises(
+        RunError, match=r"store of JAX, which jax .* keeps elsewhere .* one process"
+    ):
+        peers.exchange("to begin", 1)
 
 
 def test_a_process_that_is_alone_answers_itself():

@@ -28,6 +28,7 @@ from nfllm.private_cost import (
     seconds_at_least,
 )
 from nfllm.private_cost.communication import _LAYERNORM_ROW
+from nfllm.private_cost.shape import NOT_COUNTED
 
 GPT2 = DecoderShape(
     num_layers=12,
@@ -304,6 +305,8 @@ FREE = {
     "negative_slope",
     "slope_sharing",
     "helu_margin",
+    "mlp_scaling",  # its scalars fold into the matrices
+    "softmax_temperature_init",
     "attention_bias",
     "mlp_bias",
     "tie_embeddings",
@@ -314,6 +317,17 @@ FREE = {
     "init_std_scaling",
     "scan_layers",
     "remat",
+    "attention_branch_scale",
+    "mlp_branch_scale",
+    "branch_scaling",
+    "attention_skip",
+    "mlp_skip",
+    "head_gains",
+    "residual_init",
+    "query_init_std",
+    "mlp_weight_norm",
+    "weight_reparametrization",
+    "output_projection",  # goes with the value matrix
 }
 PRICED = {
     "num_layers": 2,
@@ -326,20 +340,59 @@ PRICED = {
     "attention_normalization": "rmsnorm",
     "mlp_normalization": "rmsnorm",
     "activation": "gelu",
+    "mlp": "none",
+    "mlp_pruned_layers": 1,
+    "softmax_temperature": "head_position",
+    "value_projection": "none",
 }
 
 
 def test_every_key_of_a_model_is_priced_or_free() -> None:
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
     rotary = {"rotary_fraction", "rotary_base"}  # the fit leaves out what is rotated
-    assert fields == FREE | rotary | set(PRICED)
-    base = make_config({}).model
+    assert fields == FREE | rotary | set(PRICED) | set(NOT_COUNTED)
+    base = make_config({"model.activation": "identity", "model.mlp_dim": None}).model
     plain = private_cost(DecoderShape.from_config(base, 100), 16)
     for key, value in PRICED.items():
-        changed = dataclasses.replace(base, **{key: value})
+        also = {"output_projection": "none"} if key == "value_projection" else {}
+        changed = dataclasses.replace(base, **{key: value}, **also)
         assert private_cost(DecoderShape.from_config(changed, 100), 16).operations != (
             plain.operations
         ), key
+    costs = [
+        private_cost(
+            DecoderShape.from_config(
+                dataclasses.replace(base, activation="identity", mlp=mlp), 100
+            ),
+            16,
+        ).flops
+        for mlp in ("two_layer", "fused", "none")
+    ]
+    assert costs == sorted(set(costs), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"normalization": "dyt", "norm_placement": "peri"},
+            "model.norm_placement='peri' is not counted .* knows 'pre' here",
+        ),
+        ({"embedding_normalization": "dyt"}, "model.embedding_normalization='dyt'"),
+        ({"attention_output_normalization": "dyt"}, "model.attention_output_normalization='dyt'"),
+        ({"mlp_hidden_normalization": "dyt"}, "model.mlp_hidden_normalization='dyt'"),
+        ({"mlp_skip_gains": True}, "model.mlp_skip_gains=True"),
+        ({"attention_shaping": "shaped"}, "model.attention_shaping='shaped'"),
+        (
+            {"value_projection": "none"},
+            "model.value_projection='none' with model.output_projection",
+        ),
+    ],
+)
+def test_what_is_not_counted_is_refused(changes: dict[str, Any], message: str) -> None:
+    model = dataclasses.replace(make_config({}).model, **changes)
+    with pytest.raises(ConfigError, match=message):
+        DecoderShape.from_config(model, 100)
 
 
 @pytest.mark.parametrize(

@@ -48,11 +48,11 @@ def test_a_run(capsys, tmp_path):
     code, out, err = run(capsys, str(tmp_path), "--tokens=10")
     assert (code, err) == (0, "")
     assert "\ntoken embedding  10  4,096  40,960  10,485,760\n" in out
-    assert "not counted, for want of a protocol: activation (silu)\n" in out
+    assert "not counted, since no protocol is known: activation (silu)\n" in out
     assert "no total: fitted at width 768, not 128; " in out
     code, _, err = run(capsys, str(tmp_path), "--config.model.num_layers=2")
     assert code == 2
-    assert "is a run, whose keys are what they were" in err
+    assert "is a run, whose keys cannot be changed" in err
 
 
 def test_the_vocabulary_is_that_of_the_tokenizer(capsys, tmp_path):

@@ -11,7 +11,7 @@ from training_parts import make_parts, random_batch, small_config
 
 import nfllm
 from nfllm.config import ACTIVATION_NAMES, NORMALIZATION_NAMES, ConfigError
-from nfllm.config.extensions import before_devices
+from nfllm.config.files import before_devices
 from nfllm.data.batches import Batch
 from nfllm.model.activations import ACTIVATIONS
 from nfllm.model.intermediates import record_update
@@ -112,12 +112,21 @@ def test_what_is_registered_trains_as_what_is_nfllms():
 
 
 def test_a_declared_kind_decides_what_decays():
+    class DecayedScale(nn.Module):
+        epsilon: float
+        dtype: jnp.dtype
+
+        @nn.compact
+        def __call__(self, x):
+            factor = self.param("factor", nn.initializers.ones, x.shape[-1:])
+            return (factor[(None,) * (x.ndim - 1)] * x).astype(self.dtype)
+
     nfllm.register_normalization(
-        "decayed_gain", Scale, parameters={"gain": "decayed"}, statistics="frozen"
+        "decayed_gain", DecayedScale, parameters={"factor": "decayed"}, statistics="frozen"
     )
     config = small_config(model={"normalization": "decayed_gain", "final_normalization": "none"})
     params = make_parts(config).init(jax.random.key(0)).params
-    assert "blocks.mlp_norm.gain" in split_by_decay(params, decay_slopes=False)[0]
+    assert "blocks.mlp_norm.factor" in split_by_decay(params, decay_slopes=False)[0]
     assert config.model.statistics == "frozen"
 
 

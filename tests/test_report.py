@@ -1,6 +1,7 @@
 """Reports of whole run directories, damaged ones included, and the page in a real browser."""
 
 import csv
+import html
 import json
 import re
 import shutil
@@ -107,7 +108,9 @@ def mixed(tmp_path_factory) -> Path:
 def test_page_is_well_formed_and_loads_nothing(paper, mixed):
     for report in (paper, mixed):
         checker = check((report / "index.html").read_text())
-        assert [tag for tag, _ in checker.tags].count("script") == 1
+        scripts = [attributes for tag, attributes in checker.tags if tag == "script"]
+        assert scripts.count({}) == 1
+        assert all(attributes in ({}, {"type": "application/json"}) for attributes in scripts)
 
 
 def test_every_link_leads_to_a_file(paper, mixed):
@@ -293,10 +296,24 @@ def test_seeds_of_one_variant_are_averaged(tmp_path):
             {"model.activation": "learnable_leaky_relu", "model.slope_sharing": "model"},
             "SM+learnable_leaky_relu (model)",
         ),
+        ({"model.activation": "identity", "model.mlp_scaling": "learned"}, "SM+ScFFN"),
+        ({"model.mlp_scaling": "learned"}, "SM+R+Sc"),
+        (
+            {
+                "model.activation": "identity",
+                "model.mlp": "fused",
+                "model.mlp_scaling": "learned",
+                "model.mlp_pruned_layers": 1,
+                "model.softmax_temperature": "head_position",
+                "objective.entropy_weight": 1e-5,
+            },
+            "EReg(SM(t)+ScFuFFN i1)",
+        ),
+        ({"model.activation": "identity", "model.mlp": "none"}, "SM without FFN"),
     ],
 )
 def test_notation_is_the_papers(changes, expected):
-    assert notation(make_config(changes).model) == expected
+    assert notation(make_config(changes)) == expected
 
 
 def test_status_is_how_the_run_ended(tmp_path):
@@ -400,13 +417,42 @@ cell.focus();
 cell.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowDown", bubbles: true }));
 const wide = [...document.querySelectorAll("main > section, .panel, figure")].filter(
   (element) => element.getBoundingClientRect().right > innerWidth + 1);
+const [chart] = Chart.all;
+const box = chart.svg.getBoundingClientRect();
+const send = (event) => chart.svg.dispatchEvent(event);
+const point = (type, x, y) => send(new PointerEvent(type, { button: 0, bubbles: true,
+  clientX: box.left + x * box.width, clientY: box.top + y * box.height }));
+const press = (key) => send(new KeyboardEvent("keydown", { key, bubbles: true }));
+const drag = (x, y) => {
+  point("pointerdown", 0.3, 0.3);
+  point("pointermove", x, y);
+  point("pointerup", x, y);
+};
+const shown = () => ({ x: chart.x, y: chart.y, texts: [...chart.svg.querySelectorAll("text")]
+  .map((text) => text.textContent) });
+const states = { start: shown() };
+drag(0.6, 0.3); states.across = shown();
+drag(0.6, 0.6); states.both = shown();
+send(new MouseEvent("dblclick", { bubbles: true })); states.back = shown();
+press("+"); states.closer = shown();
+press("ArrowRight"); states.right = shown();
+press("0"); states.again = shown();
+chart.buttons.logY.click(); states.log = shown();
+chart.buttons.logY.click();
+chart.buttons.logX.click(); states.logSteps = shown();
+point("pointermove", 0.5, 0.5);
 document.title = JSON.stringify({
+  states,
+  told: chart.output.textContent,
+  charts: document.querySelectorAll(".chart > svg").length,
+  statics: document.querySelectorAll(".chart [role=img] svg").length,
   overflow: document.documentElement.scrollWidth - innerWidth,
   wide: wide.length,
   focused: document.activeElement.title,
   output: document.querySelector(".heat output").textContent,
-  smallest: Math.min(...[...document.querySelectorAll(".panel svg")].map(
-    (svg) => 8 * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width)),
+  smallest: Math.min(...[...document.querySelectorAll(".panel svg text")].map((text) =>
+    parseFloat(getComputedStyle(text).fontSize) * text.ownerSVGElement.getBoundingClientRect().width
+    / text.ownerSVGElement.viewBox.baseVal.width)),
 });
 console.log("probe ran");
 </script></body>"""
@@ -425,7 +471,7 @@ def browse(page: Path, width: int, scratch: Path) -> tuple[dict, str, list[str]]
     command = ["chromium", *FLAGS, *options, probed.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     probed.unlink()
-    title = re.search(r"<title>(.*?)</title>", done.stdout).group(1)
+    title = html.unescape(re.search(r"<title>(.*?)</title>", done.stdout).group(1))
     console = "\n".join(line for line in done.stderr.splitlines() if ":CONSOLE" in line)
     # What the browser does on its own account has "not an origin" as its initiator.
     events = [event.get("params", {}) for event in json.loads(log.read_text())["events"]]
@@ -452,3 +498,26 @@ def test_page_in_a_browser(paper, mixed, width, tmp_path):
         assert measured["focused"].startswith("layer 1, head 0: ")
         assert measured["output"] == measured["focused"]
         assert measured["smallest"] >= 9  # CSS pixels of the smallest text in any figure
+        assert measured["charts"] > 0 == measured["statics"]
+        if name == "paper":
+            assert_zoomable(measured["states"])
+        assert re.fullmatch(r"layer \d+, step \d+: [\d.]+|causal ceiling.*", measured["told"])
+
+
+def assert_zoomable(states: dict) -> None:
+    """The first chart, of layer entropies over 1,000 steps, in the states of the probe."""
+    start, across, both = states["start"], states["across"], states["both"]
+    assert start["x"] == [0, 1000]
+    assert 0 < across["x"][0] < across["x"][1] < 1000
+    assert across["y"] is None  # a flat drag keeps all values
+    assert across["x"][0] < both["x"][0] < both["x"][1] < across["x"][1]
+    assert both["y"][0] < both["y"][1]
+    for state in (across, both):
+        assert state["texts"] != start["texts"]
+    assert states["back"] == states["again"] == start
+    closer, right = states["closer"], states["right"]
+    assert closer["x"] == pytest.approx([150, 850])
+    assert right["x"] == pytest.approx([290, 990])
+    assert states["log"]["x"] == [0, 1000]
+    assert states["log"]["texts"] != start["texts"]
+    assert states["logSteps"]["x"] == [50, 1000]  # step 0 has no logarithm

@@ -157,3 +157,16 @@ def test_histograms_merge_if_their_edges_agree() -> None:
         whole.merge(Histogram.of(x, [-1.0, 0.0, 2.0]))
     with pytest.raises(ValueError, match="at least two ascending numbers"):
         Histogram.of(x, [1.0, 0.0])
+
+
+def test_a_state_is_shown_in_a_line(capsys):
+    x = np.ones((512, 6, 4))
+    moments = Moments.of(x, axis=0)
+    shapes = "size=f32[6,4], mean=f32[6,4], m2=f32[6,4], minimum=f32[6,4], maximum=f32[6,4]"
+    assert repr(moments) == f"Moments({shapes})"
+    assert repr(analysis.to_host(Moments.of([1.0, 2.0], axis=0))) == (
+        "Moments(size=2, mean=1.5, m2=0.5, minimum=1, maximum=2)"
+    )
+    jax.jit(lambda x: print(Moments.of(x, axis=0)))(x)  # where numbers have no value
+    assert capsys.readouterr().out == f"Moments({shapes})\n"
+    assert len(repr(Comoments.of(x, x, axis=0))) < 110

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_runs import make_config
+from synthetic_runs import make_config, make_record
 
 from nfllm.analysis.heads import head_histogram
 from nfllm.papers import published
 from nfllm.papers.published import find_published
 from nfllm.report import tables
 from nfllm.report.tables import Column, Result, Table
+from nfllm.rundir import UNKNOWN_DATA
 
 PUBLISHED = json.loads(Path(published.__file__).with_name("published.json").read_text())
 
@@ -98,17 +99,29 @@ def test_entropy_table_has_a_row_a_head():
 
 
 def test_differences_name_every_key_and_nothing_else():
-    configs = {
-        "gelu": make_config({"model.activation": "gelu", "training.seed": 3}),
-        "relu": make_config({}),
-        "small": make_config({"training.batch_size": 8}),
+    records = {
+        "gelu": make_record({"model.activation": "gelu", "training.seed": 3}),
+        "relu": make_record({}),
+        "small": make_record({"training.batch_size": 8}),
     }
-    table = tables.differences_table(configs)
+    table = tables.differences_table(records)
     assert [c.title for c in table.columns] == ["key", "gelu", "relu", "small"]
     assert table.rows == (
         ("model.activation", "gelu", "relu", "relu"),
         ("training.batch_size", "16", "16", "8"),
         ("training.seed", "3", "0", "0"),
+    )
+
+
+def test_of_an_imported_model_only_the_keys_of_the_model_are_compared():
+    records = {
+        "trained": make_record({"training.seed": 3}),
+        "again": make_record({"training.seed": 4}),
+        "imported": make_record({"model.activation": "gelu"}, data_fingerprint=UNKNOWN_DATA),
+    }
+    assert tables.differences_table(records).rows == (
+        ("model.activation", "relu", "relu", "gelu"),
+        ("training.seed", "3", "4", None),
     )
 
 

@@ -204,7 +204,7 @@ def test_a_loaded_run_gives_the_split_that_it_was_evaluated_on(uninterrupted, tm
 
 def test_ctrl_c_before_training_has_begun_ends_without_a_traceback():
     code = (
-        "import train\n"
+        "from nfllm import train\n"
         "def interrupted(): raise KeyboardInterrupt\n"
         "train._train = interrupted\n"
         "train.main(['train.py'])\n"

@@ -15,6 +15,9 @@ import pytest
 from parity_recordings import DEFAULT
 from test_convert import random_params
 
+from nfllm import analyze, capture, foreign
+from nfllm.analysis import attention_entropy_from_qk
+from nfllm.analysis.arrays import as_array
 from nfllm.convert import Checkpoint, convert, load_checkpoint, save_checkpoint
 from nfllm.data.tokenizer import bytes_tokenizer
 from nfllm.model import Decoder
@@ -92,6 +95,130 @@ def test_exports_load_and_give_the_same_logits(changes, tmp_path):
     with torch.no_grad():
         theirs = loaded.eval()(torch.from_numpy(tokens_BT)).logits.numpy()
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
+
+
+def llama(**config):
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=43,
+            hidden_size=32,
+            intermediate_size=40,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            **config,
+        )
+    )
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.3)
+    return model.eval()
+
+
+@pytest.mark.parametrize("case", [case for case in record_hf.CASES if "norm_free" not in case])
+def test_sites_of_transformers_are_those_of_the_converted_model(case, tmp_path):
+    model = record_hf.build(case, seed=7)
+    model.save_pretrained(tmp_path)
+    checkpoint = load_checkpoint(tmp_path)
+    tokens_BT = np.random.default_rng(3).integers(0, 43, (3, 14))
+    sites = foreign.from_transformers(model)(tokens_BT)
+    captured = capture(Decoder(checkpoint.config, 43), checkpoint.params, tokens_BT)
+    assert set(captured._fields) - set(sites) == {"query", "key", "value", "attention_logits"}
+    for site, value in sites.items():
+        ours, theirs = getattr(captured, site), as_array(value)
+        largest = np.abs(theirs).max()
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * largest, err_msg=site)
+    metrics = ["head_entropy", "mlp_ratio", "linear_fit", "residual_norm"]
+    found = foreign.analyze(foreign.from_transformers(model), [tokens_BT], metrics)
+    ours = analyze(Decoder(checkpoint.config, 43), checkpoint.params, [tokens_BT], metrics)
+    np.testing.assert_allclose(found["head_entropy"].mean, ours["head_entropy"].mean, atol=1e-5)
+    np.testing.assert_allclose(found["mlp_ratio"].mean, ours["mlp_ratio"].mean, rtol=1e-4)
+
+
+def test_grouped_heads_of_llama():
+    """Their entropy from probabilities, and from queries and keys as its own code rotates them."""
+    model = llama(attn_implementation="eager")
+    tokens_BT = np.random.default_rng(3).integers(0, 43, (3, 14))
+    sites_of = foreign.from_transformers(model)
+    sites = {site: np.array(as_array(value)) for site, value in sites_of(tokens_BT).items()}
+    assert sites["attention_probs"].shape == (2, 3, 4, 14, 14)
+    assert sites["residual"].shape == (3, 3, 14, 32)
+    probs = sites["attention_probs"].astype(np.float64)
+    entropy = -(probs * np.log(np.where(probs > 0, probs, 1))).sum(-1)
+    found = foreign.analyze(sites_of, [tokens_BT], ["head_entropy"])["head_entropy"]
+    np.testing.assert_allclose(found.mean, entropy.mean((1, 3)), atol=1e-5)
+    # Blocks add up as they do in ours.
+    stream = sites["residual"][:-1] + sites["attention_out"] + sites["mlp_out"]
+    np.testing.assert_allclose(stream, sites["residual"][1:], atol=1e-4)
+    with torch.no_grad():
+        block = model.model.layers[1].self_attn
+        hidden = torch.from_numpy(sites["attention_in"][1])
+        q, k = (
+            projection(hidden).unflatten(-1, (-1, 8)).transpose(1, 2)
+            for projection in (block.q_proj, block.k_proj)
+        )
+        cos, sin = model.model.rotary_emb(hidden, torch.arange(14)[None])
+        q, k = transformers.models.llama.modeling_llama.apply_rotary_pos_emb(q, k, cos, sin)
+        out = torch.from_numpy(sites["head_out"][1]).flatten(-2)
+        np.testing.assert_allclose(block.o_proj(out), sites["attention_out"][1], atol=1e-5)
+        mlp = model.model.layers[1].mlp
+        post = torch.from_numpy(sites["mlp_post"][1])
+        gated = post * mlp.up_proj(torch.from_numpy(sites["mlp_in"][1]))
+        np.testing.assert_allclose(mlp.down_proj(gated), sites["mlp_out"][1], atol=1e-4)
+    np.testing.assert_allclose(attention_entropy_from_qk(q, k), entropy[1], atol=1e-4)
+
+
+def test_probabilities_in_bfloat16():
+    """Rounded rows are distributions within what their type can hold."""
+    model = llama(attn_implementation="eager").to(torch.bfloat16)
+    sites_of = foreign.from_transformers(model, ["attention_probs"])
+    tokens_BT = np.random.default_rng(3).integers(0, 43, (3, 14))
+    found = foreign.analyze(sites_of, [tokens_BT])["head_entropy"].mean
+    assert set(sites_of(tokens_BT)) == {"attention_probs"}
+    assert (found > 0.1).all()
+
+
+@pytest.mark.parametrize("kind", ["sdpa", "eager"])
+def test_a_model_without_attention_probabilities_is_an_error(kind):
+    tokens_BT = np.zeros((1, 4), np.int32)
+    model = llama(attn_implementation=kind).train(kind == "eager")
+    message = {"sdpa": r'load it with .*attn_implementation="eager"', "eager": r"model.eval\(\)"}
+    with pytest.raises(ValueError, match=message[kind]):
+        foreign.from_transformers(model)(tokens_BT)
+
+
+def test_hooks_are_taken_away_again():
+    model = llama(attn_implementation="eager")
+    sites_of = foreign.from_transformers(model)
+
+    def count():
+        return [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+
+    model(torch.zeros((1, 4), dtype=torch.long), output_attentions=True)  # adds its own, once
+    before = count()
+    assert sites_of(np.zeros((1, 4), np.int32)).keys() >= {"residual", "mlp_out"}
+    assert count() == before
+    with pytest.raises(ValueError, match="does not give the site 'mlp_poste'; did you mean 'mlp_p"):
+        foreign.from_transformers(model, ["mlp_poste"])
+
+
+def test_a_family_without_a_layout():
+    config = transformers.Qwen2Config(
+        vocab_size=43,
+        hidden_size=32,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attn_implementation="eager",
+    )
+    model = transformers.Qwen2ForCausalLM(config).eval()
+    tokens_BT = np.random.default_rng(3).integers(0, 43, (3, 14))
+    assert set(foreign.from_transformers(model)(tokens_BT)) == {"attention_probs", "logits"}
+    with pytest.raises(ValueError, match="the metric 'mlp_ratio' needs the site"):
+        foreign.analyze(foreign.from_transformers(model), [tokens_BT], ["mlp_ratio"])
+    sites_of = foreign.from_transformers(model, layout=foreign.LAYOUTS["llama"])
+    assert foreign.analyze(sites_of, [tokens_BT], ["mlp_ratio"])["mlp_ratio"].mean.shape == (2,)
 
 
 def test_exported_tokenizer(tmp_path):

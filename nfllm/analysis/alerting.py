@@ -1,4 +1,4 @@
-"""Alerts: what in a model's numbers is worth a look, by thresholds that are conventions."""
+"""Alerts: numbers of a model that deserve attention, by thresholds that are conventions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AlertKind = Literal["overload", "collapse", "logit_growth", "dead_units", "not_f
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AlertThresholds:
-    """From where on a number is called an alert. All are conventions; none is a finding.
+    """The thresholds of alerts. All are conventions; none is a finding.
 
     Attributes:
       overload_share: of the heads in the first half of the layers, with an entropy of 3/4 of the
@@ -52,7 +52,7 @@ class AlertThresholds:
 
 @dataclasses.dataclass(frozen=True)
 class Alert:
-    """Something that is worth a look.
+    """A number that deserves attention.
 
     Attributes:
       kind: what it is.
@@ -78,7 +78,7 @@ def alerts(
     dead_share_L: Arrays | None = None,
     thresholds: AlertThresholds | None = None,
 ) -> tuple[Alert, ...]:
-    """What in these numbers is worth a look: overload, collapse, logit growth, dead units.
+    """Numbers that deserve attention: overload, collapse, logit growth, dead units.
 
     A number that is not finite is in no share, and is an alert of its own: a head that broke must
     not pass for a healthy one. With an odd number of layers the middle one is in both halves.

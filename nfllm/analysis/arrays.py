@@ -40,7 +40,7 @@ def _as_numpy(x: Any) -> np.ndarray:
     try:
         return np.asarray(x)
     except TypeError:
-        # PyTorch hands NumPy no type that NumPy itself lacks: bfloat16, and those of 8 bits.
+        # PyTorch converts no type that NumPy lacks: bfloat16, and the floats of 8 bits.
         return np.asarray(x.float()).astype(jnp.dtype(str(x.dtype).removeprefix("torch.")))
 
 
@@ -156,9 +156,9 @@ def check_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | No
 def as_booleans(name: str, x: Arrays) -> jax.Array:
     """A mask of booleans, or of 0 and 1.
 
-    What is added to logits is also called a mask: 0 where a key is seen, a large negative number
-    where not. Read as booleans it would say the contrary. So floats have to hold a 1, and under
-    `jax.jit`, where nobody can look, they are refused.
+    An array that is added to logits is also called a mask: 0 where a key is seen, a large negative
+    number where not. As booleans it would mean the opposite. So floats must hold a 1; under
+    `jax.jit`, where values are not known, they are refused.
 
     Raises:
       ValueError: Entries that are neither 0 nor 1, or floats that may be of that other kind.

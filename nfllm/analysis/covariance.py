@@ -9,12 +9,14 @@ import jax.numpy as jnp
 
 from nfllm.analysis.arrays import Arrays, as_float32
 from nfllm.analysis.scaling import center
+from nfllm.analysis.shown import shown_in_a_line
 
 # Narrower products are too small to be fast.
 _SMALLEST_BLOCK = 128
 _MOST_ROWS = 4096
 
 
+@shown_in_a_line
 class Covariance(NamedTuple):
     """Mean and scatter matrix of vectors, for the spectra of activations."""
 

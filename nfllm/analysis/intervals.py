@@ -10,8 +10,10 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from nfllm.analysis.arrays import Arrays, as_float32
+from nfllm.analysis.shown import shown_in_a_line
 
 
+@shown_in_a_line
 class Interval(NamedTuple):
     """An estimate and the confidence interval around it."""
 

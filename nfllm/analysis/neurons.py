@@ -18,6 +18,7 @@ from nfllm.analysis.arrays import (
     check_axes,
     check_same_shape,
 )
+from nfllm.analysis.shown import shown_in_a_line
 from nfllm.analysis.statistics import Comoments
 
 
@@ -49,6 +50,7 @@ def activation_moments(pre: Arrays, post: Arrays) -> Comoments:
     return Comoments.of(pre, post, axis=tuple(range(1, pre.ndim)))
 
 
+@shown_in_a_line
 class UnitActivity(NamedTuple):
     """How often each unit is on and how often its output is zero. Mergeable over batches.
 

@@ -29,6 +29,7 @@ from nfllm.analysis.arrays import (
     broadcasts_to,
     tail_axes,
 )
+from nfllm.analysis.shown import shown_in_a_line
 
 LAYER_SITES = (
     "residual",
@@ -52,6 +53,7 @@ GRADIENT_SITES = ("gradients", "other_gradients")
 the last layer to the first; and all others (embeddings), with leaves of any shape."""
 
 
+@shown_in_a_line
 class NonfiniteCounts(NamedTuple):
     """Counts of non-finite entries, and the largest absolute value among the finite ones."""
 

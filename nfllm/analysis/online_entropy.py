@@ -96,7 +96,8 @@ def attention_entropy_from_qk(
 
     Args:
       q_BHTK: `[..., H, T, K]` queries, after rotary embedding where there is one.
-      k_BHSK: `[..., H, S, K]` keys; repeat the heads of grouped keys first.
+      k_BHSK: `[..., H, S, K]` keys, or `[..., G, S, K]` of G heads where H = G x n: n query heads
+        after one another share a key head (grouped and multi-query attention).
       scale: Factor on the scores; `1 / sqrt(K)` by default.
       mask: Booleans `[..., T, S]`, as for `attention_entropy_from_logits`.
       causal: Whether query t sees only the keys `s <= t + (S - T)`.
@@ -117,10 +118,16 @@ def attention_entropy_from_qk(
     q, k = as_array(q_BHTK), as_array(k_BHSK)
     check_axes("q", q, "... H T K")
     check_axes("k", k, "... H S K")
-    if q.shape[:-2] != k.shape[:-2] or q.shape[-1] != k.shape[-1]:
+    if q.shape[:-3] != k.shape[:-3] or q.shape[-1] != k.shape[-1] or q.ndim != k.ndim:
         raise ValueError(
-            f"q and k: expected [..., H, T, K] and [..., H, S, K] that differ in T and S at most, "
-            f"got {q.shape} and {k.shape}"
+            "q and k: expected [..., H, T, K] and [..., H, S, K] that differ in T and S, and in "
+            f"the number of heads, at most, got {q.shape} and {k.shape}"
+        )
+    num_heads, num_key_heads = q.shape[-3], k.shape[-3]
+    if num_heads % num_key_heads:
+        raise ValueError(
+            f"q has {num_heads} heads and k has {num_key_heads}, of which the first must be a "
+            f"multiple: are the axes [..., H, T, K]? got {q.shape} and {k.shape}"
         )
     mask = check_mask(mask, (*q.shape[:-1], k.shape[-2]))
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
@@ -154,13 +161,13 @@ def _from_qk(
     def scores_of(start: jax.Array) -> jax.Array:
         keys = jax.lax.dynamic_slice_in_dim(k, start, block, axis=-2)
         scores = jnp.einsum(
-            "...tk,...sk->...ts",
-            q,
+            "...gntk,...gsk->...gnts",
+            q.reshape(*q.shape[:-3], k.shape[-3], -1, *q.shape[-2:]),
             keys,
             precision=jax.lax.Precision.HIGHEST,
             preferred_element_type=jnp.float32,
         )
-        return scores * scale
+        return scores.reshape(*q.shape[:-1], block) * scale
 
     return _stream(scores_of, (*q.shape[:-1], k.shape[-2]), mask, causal, block)
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from nfllm.analysis.arrays import Arrays, as_array, as_float32, check_axes
+from nfllm.analysis.shown import shown_in_a_line
 
 _GROUP = 64
 
@@ -52,6 +53,7 @@ def _sum_by_class(x: jax.Array, labels: jax.Array, num_classes: int) -> jax.Arra
     return jax.ops.segment_sum(x, labels, num_classes)
 
 
+@shown_in_a_line
 class ClassResponses(NamedTuple):
     """Responses of each unit summed over the tokens of each class. Mergeable over batches."""
 

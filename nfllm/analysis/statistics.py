@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ from nfllm.analysis.arrays import (
     is_concrete,
 )
 from nfllm.analysis.scaling import center
+from nfllm.analysis.shown import shown_in_a_line
 
 
 class Mergeable(Protocol):
@@ -47,6 +48,7 @@ class Mergeable(Protocol):
 
 
 S = TypeVar("S", bound=Mergeable)
+Tree = TypeVar("Tree")
 
 
 def update(state: S | None, batch: S) -> S:
@@ -93,7 +95,7 @@ def merge_all(states: Iterable[S]) -> S:
     return merged
 
 
-def to_host(state: Any) -> Any:
+def to_host(state: Tree) -> Tree:
     """A tree of states as NumPy arrays in double precision, for long streams.
 
     Args:
@@ -149,6 +151,7 @@ def _slot_counts(x: jax.Array, edges: jax.Array, keep: int) -> jax.Array:
     return counts.reshape(*kept, num_bins + 3)
 
 
+@shown_in_a_line
 class Moments(NamedTuple):
     """Size, mean, sum of squared deviations and range; every field has the shape of the mean.
 
@@ -204,6 +207,7 @@ class Moments(NamedTuple):
         return xp.sqrt(self.variance(ddof=1) / xp.maximum(self.size, 1))
 
 
+@shown_in_a_line
 class LinearFit(NamedTuple):
     """The line `slope * x + intercept` of least squares, and the share of variance it explains."""
 
@@ -212,6 +216,7 @@ class LinearFit(NamedTuple):
     r_squared: jax.Array
 
 
+@shown_in_a_line
 class Comoments(NamedTuple):
     """Means and second moments of pairs (x, y); every field has the shape of the mean."""
 
@@ -254,6 +259,7 @@ class Comoments(NamedTuple):
         return LinearFit(slope, self.mean_y - slope * self.mean_x, slope * (self.co_xy / safe_y))
 
 
+@shown_in_a_line
 class Histogram(NamedTuple):
     """Counts between fixed edges, and of what lies outside them; nothing is lost.
 

@@ -11,13 +11,16 @@ from typing import Annotated, Any, Literal
 
 from nfllm.config.names import Names
 
+Value = bool | int | float | str | None
+"""What a key of a config can hold."""
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message names the key, the value and a remedy."""
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
-    """Ends an error about an unknown `name`: the nearest valid name (of lr: learning_rate)."""
+    """The end of an error about an unknown `name`: the nearest valid one (lr: learning_rate)."""
     valid = sorted(valid)
     initials = [full for full in valid if "".join(word[:1] for word in full.split("_")) == name]
     near = initials or difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
@@ -25,8 +28,8 @@ def suggest(name: str, valid: Iterable[str]) -> str:
     return f"{hint}choose from {', '.join(valid)}"
 
 
-def section_values(values: Any, section: type, name: str) -> dict[str, Any]:
-    """The values of a section as its dataclass takes them; whole numbers become floats."""
+def section_values(values: Any, section: type, name: str) -> dict[str, Value]:
+    """The values of a section for its dataclass; whole numbers become floats where needed."""
     if not isinstance(values, Mapping) and not hasattr(values, "items"):
         raise ConfigError(f"config.{name} must be a group of keys, not {values!r}")
     fields = typing.get_type_hints(section)
@@ -52,7 +55,7 @@ def value_names(hint: Any) -> tuple[str, ...]:
     return tuple(name for option in options for name in _choices(option) or ())
 
 
-def check_keys(values: Mapping[str, Any], valid: Iterable[str], where: str) -> None:
+def check_keys(values: Iterable[str], valid: Iterable[str], where: str) -> None:
     """Raises ConfigError unless `values` has exactly the keys `valid`."""
     valid = set(valid)
     for key in values:
@@ -66,11 +69,11 @@ def check_keys(values: Mapping[str, Any], valid: Iterable[str], where: str) -> N
         )
 
 
-def _wants_float(hint: Any) -> bool:
+def _wants_float(hint: object) -> bool:
     return hint is float or float in typing.get_args(hint)
 
 
-def check_types(section: Any, name: str) -> None:
+def check_types(section: object, name: str) -> None:
     """Raises ConfigError unless every field of a section is of its annotated type."""
     for key, hint in typing.get_type_hints(type(section), include_extras=True).items():
         value = getattr(section, key)
@@ -106,7 +109,7 @@ def _is_a(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
-def _type_message(key: str, value: Any, options: Iterable[Any]) -> str:
+def _type_message(key: str, value: object, options: Iterable[object]) -> str:
     names = [name for option in options for name in _choices(option) or ()]
     if names and isinstance(value, str):
         word = key.rpartition(".")[2]
@@ -124,14 +127,14 @@ def _option_name(option: Any) -> str:
     return "None" if option is types.NoneType else option.__name__
 
 
-def at_least(section: Any, name: str, key: str, low: float) -> None:
+def at_least(section: object, name: str, key: str, low: float) -> None:
     """Raises ConfigError where a field is below `low`."""
     value = getattr(section, key)
     if value < low:
         raise ConfigError(f"{name}.{key}={value} must be at least {low}")
 
 
-def positive(section: Any, name: str, key: str) -> None:
+def positive(section: object, name: str, key: str) -> None:
     """Raises ConfigError where a field is not above 0."""
     value = getattr(section, key)
     if value <= 0:
@@ -139,7 +142,7 @@ def positive(section: Any, name: str, key: str) -> None:
 
 
 def between(
-    section: Any, name: str, key: str, low: float, high: float, closed: bool = False
+    section: object, name: str, key: str, low: float, high: float, closed: bool = False
 ) -> None:
     """Raises ConfigError outside [low, high), or outside [low, high] where `closed`."""
     value = getattr(section, key)

@@ -1,4 +1,4 @@
-"""What follows from the keys of the section `model`."""
+"""Values that follow from the keys of the section `model`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,35 @@ from nfllm.config.names import (
     strongest,
 )
 
-Site = Literal["attention", "mlp", "query", "key", "final"]
-"""Where a decoder normalizes: before attention, before the MLP, queries, keys, before the head."""
+Site = Literal[
+    "embedding",
+    "attention",
+    "query",
+    "key",
+    "attention_output",
+    "attention_sum",
+    "mlp",
+    "mlp_hidden",
+    "mlp_output",
+    "mlp_sum",
+    "final",
+]
+"""Where a decoder can normalize: what enters layer 0; what enters a branch, what leaves it, and its
+sum with the stream; queries, keys, the hidden layer of the MLP; what enters the head."""
+
+Branch = Literal["attention", "mlp"]
+
+_PLACES = {
+    "pre": ("",),
+    "post": ("sum",),
+    "peri": ("", "output"),
+    "output": ("output",),
+}
+"""Where a branch has `model.normalization`, by `model.norm_placement`."""
 
 
 class ModelShape:
-    """Sizes and start values that the keys leave to be derived."""
+    """Sizes and start values of a model, derived where its keys are None."""
 
     architecture: str
     num_layers: int
@@ -27,11 +50,19 @@ class ModelShape:
     softmax_temperature_init: float | None
     activation: str
     normalization: str
+    norm_placement: str
+    embedding_normalization: str
+    attention_output_normalization: str
+    mlp_hidden_normalization: str
     attention_normalization: str | None
     mlp_normalization: str | None
     qk_normalization: str
     normalization_groups: int | None
     final_normalization: str
+    attention_branch_scale: float
+    mlp_branch_scale: float
+    attention_skip: float
+    mlp_skip: float
     dyt_alpha_attention: float | None
     dyt_alpha_mlp: float | None
     dyt_alpha_final: float | None
@@ -39,8 +70,12 @@ class ModelShape:
     helu_margin: float | None
     tie_embeddings: bool | None
     rotary_fraction: float | None
+    rotary_base: float | None
     init_std: float
     init_std_scaling: str
+    residual_init: str
+    attention_shaping: str
+    query_init_std: float | None
 
     @property
     def head_dim(self) -> int:
@@ -64,14 +99,29 @@ class ModelShape:
 
     def normalization_at(self, site: Site) -> str:
         """Name of the normalization at a site."""
-        own = {
-            "attention": self.attention_normalization,
-            "mlp": self.mlp_normalization,
+        own: dict[str, str] = {
+            "embedding": self.embedding_normalization,
             "query": self.qk_normalization,
             "key": self.qk_normalization,
+            "mlp_hidden": self.mlp_hidden_normalization,
             "final": self.final_normalization,
-        }[site]
-        return self.normalization if own is None else own
+        }
+        if site in own:
+            return own[site]
+        branch, _, place = site.partition("_")
+        if place in _PLACES[self.norm_placement]:
+            is_mlp = branch == "mlp"
+            name = self.mlp_normalization if is_mlp else self.attention_normalization
+            return self.normalization if name is None else name
+        return self.attention_output_normalization if site == "attention_output" else "none"
+
+    def branch_scale(self, branch: Branch) -> float:
+        """Factor of what a branch adds, or its start value where it is learned."""
+        return self.attention_branch_scale if branch == "attention" else self.mlp_branch_scale
+
+    def skip(self, branch: Branch) -> float:
+        """Factor of what passes by a branch."""
+        return self.attention_skip if branch == "attention" else self.mlp_skip
 
     def alpha_at(self, site: Site) -> float:
         """Start of the alpha of a point function at a site."""
@@ -84,6 +134,8 @@ class ModelShape:
 
     def width_at(self, site: Site) -> int:
         """Features that a normalization at a site has."""
+        if site == "mlp_hidden":
+            return self.mlp_width
         return self.head_dim if site in ("query", "key") else self.embed_dim
 
     @property
@@ -122,15 +174,35 @@ class ModelShape:
         return 0.05 if self.helu_margin is None else self.helu_margin
 
     @property
+    def rotary_share(self) -> float:
+        """Share of each head's features that rotary positions rotate."""
+        return 0.25 if self.rotary_fraction is None else self.rotary_fraction
+
+    @property
+    def rotary_wavelength_base(self) -> float:
+        """Base of the progression of wavelengths of rotary positions."""
+        return 10_000.0 if self.rotary_base is None else self.rotary_base
+
+    @property
     def rotary_dim(self) -> int:
         """Number of leading features of each head that are rotated; 0 for learned positions."""
-        if self.architecture == "gpt2":
-            return 0
-        fraction = 0.25 if self.rotary_fraction is None else self.rotary_fraction
-        return int(self.head_dim * fraction)
+        return 0 if self.architecture == "gpt2" else int(self.head_dim * self.rotary_share)
 
     @property
     def block_init_std(self) -> float:
         """Standard deviation of the block matrices; `width` keeps 0.02 at width 768."""
         scale = (768 / self.embed_dim) ** 0.5 if self.init_std_scaling == "width" else 1.0
         return self.init_std * scale
+
+    @property
+    def residual_init_std(self) -> float:
+        """Standard deviation of the matrices that write to the residual stream."""
+        depth = 2 * self.num_layers if self.residual_init == "depth" else 1
+        return self.block_init_std / depth**0.5
+
+    @property
+    def first_query_std(self) -> float:
+        """Standard deviation of the query matrices at the start."""
+        if self.query_init_std is not None:
+            return self.query_init_std
+        return 0.0 if self.attention_shaping == "shaped" else self.block_init_std

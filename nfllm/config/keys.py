@@ -10,8 +10,9 @@ A new key is declared here, and again in `BEFORE`, with what runs did that do no
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
+from nfllm.config.checks import Value
 from nfllm.config.derived import ModelShape
 from nfllm.config.limits import (
     check_checkpoint,
@@ -50,6 +51,32 @@ class ModelConfig(ModelShape):
     final_normalization: Normalization = "layernorm"  # the same names: before the output head
     qk_normalization: Normalization = "none"  # the same names: of each head's queries and keys
     norm_epsilon: float = 1e-5  # added to the variance
+    # Where normalization N is: pre: x + f(N(x)); post: N(x + f(x)); peri: x + N'(f(N(x)))
+    # (2502.02732); output: x + N'(f(x))
+    norm_placement: Literal["pre", "post", "peri", "output"] = "pre"
+    embedding_normalization: Normalization = "none"  # the same names: of what enters layer 0
+    # The four parts of NormFormer (2110.09456): norms of attention's output before the sum and of
+    # the MLP's hidden layer after the activation; gains that start at 1, one a head of what it
+    # mixed, and one a feature of what passes by the MLP
+    attention_output_normalization: Normalization = "none"
+    mlp_hidden_normalization: Normalization = "none"
+    head_gains: bool = False
+    mlp_skip_gains: bool = False
+    # A branch's sum is skip * x + branch_scale * f(x). OP block (2405.19279): scales of 0.2
+    attention_branch_scale: float = 1.0
+    mlp_branch_scale: float = 1.0
+    # learned: a scalar each per layer that starts at the branch scale (from 0: ReZero, 2003.04887)
+    branch_scaling: Literal["fixed", "learned"] = "fixed"
+    attention_skip: float = 1.0
+    mlp_skip: float = 1.0
+    # Matrices of the MLP, used with a gain and unit length for each input (weight_input) or each
+    # output (weight_output), with unit length alone (hypersphere), or divided by their largest
+    # singular value (spectral): nfllm/model/weight_norm.py
+    mlp_weight_norm: Literal["none", "weight_input", "weight_output", "hypersphere", "spectral"] = (
+        "none"
+    )
+    # sigma: every matrix of the blocks as gain * W / its largest singular value (2303.06296)
+    weight_reparametrization: Literal["none", "sigma"] = "none"
     normalization_groups: int | None = None  # of evonorm_s0: of the features. None: 1
     # Where the alpha of a point function starts, by site. None: 0.5, as for queries and keys
     dyt_alpha_attention: float | None = None
@@ -82,6 +109,18 @@ class ModelConfig(ModelShape):
     softmax_temperature: Literal["none", "head", "head_position"] = "none"
     # Its start value. None: 1. The paper's own are 0.01 (CodeParrot) and 0.1 (Languini)
     softmax_temperature_init: float | None = None
+    # shaped: values are mixed by softmax_gain * softmax + identity_gain * identity - uniform_gain *
+    # uniform, three learned gains a head that start at 1 (2311.01906). Recorded probabilities and
+    # entropies are those of the softmax
+    attention_shaping: Literal["none", "shaped"] = "none"
+    # dense: a matrix. none: no matrix. identity_residual: skip_gain * x + residual_gain * W x,
+    # learned, from 1 and 0. SAS (2311.01906) has neither matrix, but for its first value and last
+    # output matrix; here all layers are alike
+    value_projection: Literal["dense", "identity_residual", "none"] = "dense"
+    output_projection: Literal["dense", "identity_residual", "none"] = "dense"
+    # Standard deviation of the query matrices at the start. None: 0 with shaped attention, which
+    # makes its first map the identity, else that of the other matrices
+    query_init_std: float | None = None
     # A function of each attention logit before the softmax: none, or one that was registered
     attention_transform: AttentionTransform = "none"
     # none; qk: query and key (the paper); all: also value and output
@@ -96,6 +135,8 @@ class ModelConfig(ModelShape):
     init_std: float = 0.02  # standard deviation of embeddings and matrices at the start
     # width: block matrices start at init_std * sqrt(768 / embed_dim); none: at init_std
     init_std_scaling: Literal["none", "width"] = "width"
+    # Of attention's and the MLP's output matrix. depth: 1 / sqrt(2 * num_layers) of that (GPT-2)
+    residual_init: Literal["plain", "depth"] = "plain"
     # explicit: whole [T, T] maps. blocks: the same for some queries at a time, with the keys they
     # see. xla, cudnn: jax.nn.dot_product_attention, whose float16 does not overflow as that of the
     # paper's code; cudnn, for 16-bit types on an NVIDIA GPU, keeps no [T, T] map. Analysis and
@@ -172,8 +213,11 @@ class OptimizerConfig:
     """Adam, its schedule, its decay and its clipping."""
 
     # adamw: decoupled decay, as in optax. hf_adamw: as transformers.AdamW (the paper): epsilon is
-    # added to the uncorrected second moment, and decay acts on the updated parameter
-    variant: Literal["adamw", "hf_adamw"] = "adamw"
+    # added to the uncorrected second moment, and decay acts on the updated parameter. muon: the
+    # matrices of the blocks by Muon with updates of AdamW's size (2502.16982), the rest by adamw
+    variant: Literal["adamw", "hf_adamw", "muon"] = "adamw"
+    muon_momentum: float = 0.95
+    muon_per_head: bool = False  # each head's matrices are orthogonalized on their own
     learning_rate: float = 1e-3  # at the end of warmup
     final_learning_rate: float = 1e-5  # where the decay would be after the last step
     schedule: Literal["polynomial", "cosine", "constant"] = "cosine"  # after warmup
@@ -187,6 +231,9 @@ class OptimizerConfig:
     weight_decay: float = 0.1  # of matrices and embeddings; never of biases and normalizations
     decay_slopes: bool = False  # also of learned slopes (the paper)
     clip_norm: float = 1.0  # of the global gradient norm; 0: no clipping
+    # QK-clip (2507.20534, whose limit is 100): where a head's largest logit in a step exceeds the
+    # limit, its queries and keys are scaled back to it. None: none
+    qk_clip: float | None = None
     # token: every target counts alike; micro_batch: mean of the micro-batches' means (the paper)
     accumulation_weighting: Literal["token", "micro_batch"] = "token"
 
@@ -239,6 +286,8 @@ class TelemetryConfig:
 
     every: int = 100  # steps between probes of the attention entropy; 0: never
     probe_windows: int = 16  # sequences of the fixed probe batch, from the validation split
+    # Who gets each line of metrics.jsonl too while it trains, comma separated: tensorboard, wandb
+    loggers: str = ""
     # Each head's entropy and largest logit over the training batch itself, computed within every
     # step, and written with its loss every training.log_every steps
     entropy_every_step: bool = False
@@ -273,34 +322,56 @@ class ParallelConfig:
         check_parallel(self)
 
 
-BEFORE: dict[str, Any] = {
+BEFORE: dict[str, Value] = {
     "data.document_separator": None,
+    "model.attention_branch_scale": 1.0,
     "model.attention_implementation": "explicit",
     "model.attention_normalization": None,
+    "model.attention_output_normalization": "none",
+    "model.attention_shaping": "none",
+    "model.attention_skip": 1.0,
     "model.attention_transform": "none",
+    "model.branch_scaling": "fixed",
     "model.dyt_alpha_attention": None,
     "model.dyt_alpha_final": None,
     "model.dyt_alpha_mlp": None,
     "model.dyt_shift": None,
+    "model.embedding_normalization": "none",
     "model.embedding_scale": "none",
+    "model.head_gains": False,
     "model.mlp": "two_layer",
+    "model.mlp_branch_scale": 1.0,
+    "model.mlp_hidden_normalization": "none",
     "model.mlp_normalization": None,
     "model.mlp_pruned_layers": 0,
     "model.mlp_scaling": "none",
+    "model.mlp_skip": 1.0,
+    "model.mlp_skip_gains": False,
+    "model.mlp_weight_norm": "none",
+    "model.norm_placement": "pre",
     "model.normalization_groups": None,
+    "model.output_projection": "dense",
+    "model.query_init_std": None,
+    "model.residual_init": "plain",
     "model.softmax_temperature": "none",
     "model.softmax_temperature_init": None,
+    "model.value_projection": "dense",
+    "model.weight_reparametrization": "none",
     "objective.entropy_margin": 0.2,
     "objective.entropy_reduction": "mean",
     "objective.entropy_threshold": 0.5,
     "objective.entropy_threshold_sharing": "layer",
     "objective.entropy_threshold_trainable": True,
     "objective.entropy_weight": 0.0,
+    "optimizer.muon_momentum": 0.95,
+    "optimizer.muon_per_head": False,
+    "optimizer.qk_clip": None,
     "telemetry.entropy_every_step": False,
     "telemetry.gradient_norms": False,
+    "telemetry.loggers": "",
     "training.loss_tile_rows": None,
 }
-"""What a run did before a key existed."""
+"""What a run did that was written before a key existed."""
 
 RETIRED = ("parallel.xla_flags",)
-"""Keys that a run may have recorded, and that say nothing of what it trained."""
+"""Keys of earlier versions that a record may have, and that had no effect on results."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from nfllm.config.checks import ConfigError, at_least, between, check_types, positive
+from nfllm.config.block_limits import check_residual, check_shaping, check_weights
+from nfllm.config.checks import ConfigError, at_least, between, check_types, positive, suggest
 from nfllm.config.normalization_limits import check_groups, check_point_functions
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
         TelemetryConfig,
         TrainingConfig,
     )
+
+LOGGERS = ("tensorboard", "wandb")
 
 
 def check_model(model: ModelConfig) -> None:
@@ -44,6 +47,9 @@ def check_model(model: ModelConfig) -> None:
     check_groups(model)
     _check_activation(model)
     _check_mlp(model)
+    check_residual(model)
+    check_weights(model)
+    check_shaping(model)
     _check_temperature(model)
     _check_positions(model)
 
@@ -103,9 +109,16 @@ def _check_mlp(model: ModelConfig) -> None:
         )
     if model.mlp == "two_layer":
         return
-    neutral: dict[str, object] = {"activation": "identity", "mlp_dim": None, "mlp_bias": False}
+    neutral: dict[str, object] = {
+        "activation": "identity",
+        "mlp_dim": None,
+        "mlp_bias": False,
+        "mlp_hidden_normalization": "none",
+    }
     if model.mlp == "none":
-        neutral |= {"mlp_pruned_layers": 0, "mlp_scaling": "none", "mlp_normalization": None}
+        neutral |= {"mlp_pruned_layers": 0, "mlp_scaling": "none", "mlp_branch_scale": 1.0}
+        neutral |= {"mlp_skip": 1.0, "mlp_skip_gains": False, "mlp_weight_norm": "none"}
+        neutral |= {"mlp_normalization": None}
     for key, value in neutral.items():
         if (found := getattr(model, key)) != value:
             raise ConfigError(
@@ -239,14 +252,22 @@ def check_optimizer(optimizer: OptimizerConfig) -> None:
     positive(optimizer, "optimizer", "learning_rate")
     positive(optimizer, "optimizer", "epsilon")
     positive(optimizer, "optimizer", "schedule_power")
-    for key in ("beta1", "beta2"):
+    for key in ("beta1", "beta2", "muon_momentum"):
         between(optimizer, "optimizer", key, 0.0, 1.0)
+    for key, default in (("muon_momentum", 0.95), ("muon_per_head", False)):
+        if optimizer.variant != "muon" and (value := getattr(optimizer, key)) != default:
+            raise ConfigError(
+                f"optimizer.{key}={value} has no effect on optimizer.variant="
+                f"{optimizer.variant!r}; set that to 'muon', or leave the key at {default}"
+            )
     between(optimizer, "optimizer", "warmup_fraction", 0.0, 1.0, closed=True)
     at_least(optimizer, "optimizer", "weight_decay", 0)
     at_least(optimizer, "optimizer", "final_learning_rate", 0)
     if optimizer.warmup_steps is not None:
         at_least(optimizer, "optimizer", "warmup_steps", 0)
     at_least(optimizer, "optimizer", "clip_norm", 0)
+    if optimizer.qk_clip is not None:
+        positive(optimizer, "optimizer", "qk_clip")
     if optimizer.final_learning_rate > optimizer.learning_rate:
         raise ConfigError(
             f"optimizer.final_learning_rate={optimizer.final_learning_rate} exceeds "
@@ -297,6 +318,17 @@ def check_telemetry(telemetry: TelemetryConfig) -> None:
     check_types(telemetry, "telemetry")
     at_least(telemetry, "telemetry", "every", 0)
     at_least(telemetry, "telemetry", "probe_windows", 1)
+    for name in logger_names(telemetry.loggers):
+        if name not in LOGGERS:
+            raise ConfigError(
+                f"unknown logger {name!r} in telemetry.loggers={telemetry.loggers!r}; "
+                f"{suggest(name, LOGGERS)}"
+            )
+
+
+def logger_names(loggers: str) -> list[str]:
+    """The names in `telemetry.loggers`, each once."""
+    return list(dict.fromkeys(name.strip() for name in loggers.split(",") if name.strip()))
 
 
 def check_checkpoint(checkpoint: CheckpointConfig) -> None:

@@ -4,39 +4,43 @@ from __future__ import annotations
 
 import types
 import typing
+from collections.abc import Callable
 from typing import Any
 
-from nfllm.config.checks import ConfigError, suggest, value_names, value_type
+from nfllm.config.checks import ConfigError, Value, suggest, value_names, value_type
 from nfllm.config.whole import Config
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
-def key_type(name: str) -> Any:
+def key_type(name: str, where: str | None = None) -> Any:
     """The annotated type of the key `name`, written SECTION.KEY.
+
+    Args:
+      name: of the key.
+      where: what names it, for the message; None: a command line.
 
     Raises:
       ConfigError: there is no such key; the nearest one is named.
     """
     section, _, key = name.partition(".")
+    where = f"--config.{name}" if where is None else where
     sections = typing.get_type_hints(Config)
     if section not in sections:
-        raise ConfigError(
-            f"unknown section {section!r} in --config.{name}; {suggest(section, sections)}"
-        )
+        raise ConfigError(f"unknown section {section!r} in {where}; {suggest(section, sections)}")
     keys = typing.get_type_hints(sections[section], include_extras=True)
     if key in keys:
         return keys[key]
     homes = [home for home, of in sections.items() if key in typing.get_type_hints(of)]
     hint = f"did you mean {homes[0]}.{key}?" if homes else suggest(key, keys)
-    raise ConfigError(f"unknown key {key!r} in --config.{name}; {hint}")
+    raise ConfigError(f"unknown key {key!r} in {where}; {hint}")
 
 
-def override_value(name: str, text: str) -> Any:
-    """What `text` means for the key `name`: of its type, or None where that is a value of it.
+def override_value(name: str, text: str) -> Value:
+    """`text` as a value of the key `name`: of its type, or None where the key may be None.
 
     Whole numbers may be written as 1e3. Where a part may be called `none`, only `None` is None.
-    What the key's limits are is checked by `Config`.
+    `Config` checks the limits of the key.
 
     Raises:
       ConfigError: there is no such key, or `text` is not of its type.
@@ -66,7 +70,7 @@ def _whole(text: str) -> int:
     return int(number)
 
 
-_READERS: dict[Any, Any] = {
+_READERS: dict[type, tuple[Callable[[str], Value], str]] = {
     bool: (lambda text: _BOOLEANS[text.lower()], "true or false"),
     int: (_whole, "a whole number"),
     float: (float, "a number"),

@@ -1,4 +1,4 @@
-"""Paths as people write them, and files as any machine has them."""
+"""Paths as people write them, and the status of files on any storage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def is_local(path: epath.PathLike) -> bool:
 
 
 def user_path(path: epath.PathLike, name: str) -> epath.Path:
-    """The path that `name`, a key or a flag, was given; a leading ~ is the home directory.
+    """The path that is the value of `name`, a key or a flag; a leading ~ is the home directory.
 
     Raises:
       ConfigError: it is empty, there is no home directory, or the packages for its kind of storage
@@ -54,10 +54,10 @@ def user_path(path: epath.PathLike, name: str) -> epath.Path:
 
 
 def local_path(path: epath.PathLike, name: str) -> Path:
-    """The same of a directory that must be on a file system.
+    """As `user_path`, for a directory that must be on a file system.
 
     Raises:
-      ConfigError: it is not, or is no path.
+      ConfigError: it is not on a file system, or not a path.
     """
     found = user_path(path, name) if is_local(path) else None
     if found is None:
@@ -68,7 +68,7 @@ def local_path(path: epath.PathLike, name: str) -> Path:
 def status(path: epath.Path) -> Status:
     """Size and time of a file.
 
-    `epath` asks for the owner's name too, who has none where another machine's user wrote the file.
+    `epath` also looks up the owner's name, and fails where that user is of another machine.
     """
     found = os.stat(path) if is_local(path) else None
     if found is not None:

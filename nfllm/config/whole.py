@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from nfllm.config.checks import ConfigError, check_keys, names_of, section_values, value_type
+from nfllm.config.checks import ConfigError, Value, check_keys, names_of, section_values, value_type
 from nfllm.config.keys import (
     BEFORE,
     RETIRED,
@@ -54,11 +54,28 @@ class Config:
                 f"model.attention_implementation={chosen!r} does not give; use 'auto', "
                 "'explicit' or 'blocks', or probe with telemetry.every instead"
             )
+        if self.optimizer.qk_clip is not None:
+            self._check_qk_clip()
         if self.objective.entropy_weight and chosen in ("xla", "cudnn"):
             raise ConfigError(
                 f"objective.entropy_weight={self.objective.entropy_weight} needs the rows of the "
                 f"attention maps, which model.attention_implementation={chosen!r} does not keep; "
                 "use 'auto', 'explicit' or 'blocks'"
+            )
+
+    def _check_qk_clip(self) -> None:
+        model, limit = self.model, self.optimizer.qk_clip
+        if model.attention_implementation in ("xla", "cudnn"):
+            raise ConfigError(
+                f"optimizer.qk_clip={limit} needs attention logits, which "
+                f"model.attention_implementation={model.attention_implementation!r} does not give; "
+                "use 'auto', 'explicit' or 'blocks'"
+            )
+        if model.qk_normalization != "none":
+            raise ConfigError(
+                f"optimizer.qk_clip={limit} has no effect on model.qk_normalization="
+                f"{model.qk_normalization!r}, after which the size of queries and keys does not "
+                "count; leave one of them out"
             )
 
     @classmethod
@@ -67,8 +84,8 @@ class Config:
 
         Args:
           values: every key of every section.
-          recorded: `values` were written by a run, perhaps one of before some key existed
-            (`BEFORE`), or of when there was one more (`RETIRED`).
+          recorded: `values` were written by a run, perhaps before some key existed
+            (`BEFORE`), or with a key that no longer exists (`RETIRED`).
 
         Raises:
           ConfigError: a key is unknown or missing, or a value is of the wrong type or out of range.
@@ -94,12 +111,12 @@ class Config:
                 found[f"model.{key}"] = source
         return found
 
-    def to_dict(self) -> dict[str, dict[str, Any]]:
+    def to_dict(self) -> dict[str, dict[str, Value]]:
         """The nested plain dictionary that `from_dict` reads back."""
         return dataclasses.asdict(self)
 
 
-def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+def differences(old: Config, new: Config) -> dict[str, tuple[Value, Value]]:
     """Keys in which two configs differ, as `{"section.key": (old, new)}`."""
     before, after = old.to_dict(), new.to_dict()
     return {

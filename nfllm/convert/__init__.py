@@ -1,8 +1,7 @@
 """Conversion to and from other implementations' checkpoints.
 
 Hugging Face GPT-2 and GPT-NeoX, in memory (`load_checkpoint`, `save_checkpoint`) or as run
-directories (`convert`, and `python -m nfllm.convert SRC DST`); the names of the code released with
-arXiv 2410.09637 in `nfllm.convert.authors`.
+directories (`convert`, and `python -m nfllm.convert SRC DST`).
 """
 
 from nfllm.convert.foreign import ConversionError

@@ -13,7 +13,7 @@ from nfllm.rundir import RunError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Converts and says what it did; 2 where the arguments or the source are at fault."""
+    """Converts, and prints what it did; 2 where the arguments or the source are wrong."""
     escape_unprintable()
     parser = argparse.ArgumentParser(
         prog="python -m nfllm.convert",
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("destination", metavar="DST", help="a new directory")
     add_import_flag(parser)
     options = parser.parse_args(arguments)
-    logging.set_verbosity(logging.WARNING)  # Orbax tells each step of a save
+    logging.set_verbosity(logging.WARNING)  # Orbax logs every step of a save
     try:
         print(convert(options.source, options.destination))
     except (ConfigError, ConversionError, RunError, OSError) as error:

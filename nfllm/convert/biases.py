@@ -1,4 +1,4 @@
-"""Biases that a foreign checkpoint must have, and that our model may lack: zeros in their place."""
+"""Biases that a foreign checkpoint must have: zeros where our model has none."""
 
 from collections.abc import Mapping
 

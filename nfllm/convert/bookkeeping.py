@@ -1,14 +1,13 @@
 """Attributes of transformers' configs that do not change the logits, by name.
 
-What a file holds beside them is judged by its words: training scripts and hubs leave all kinds of
-notes in a config.json, which transformers passes over; but a name that speaks of the computation
-may be that of a model which is not the one its `model_type` says.
+Any other attribute is judged by the words of its name. Training scripts and hubs leave all kinds of
+notes in a config.json, which transformers ignores. But a name with a word of the computation may
+belong to a model other than that of its `model_type`.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 # Of every transformers config, versions 2 to 5: where it came from, its labels, how it is run.
 _COMMON = """
@@ -54,10 +53,10 @@ _OF_THE_COMPUTATION = re.compile(
 )
 
 
-def may_change_logits(name: str, value: Any) -> bool:
-    """Whether a word of an attribute's name is of the computation, and it is not switched off.
+def may_change_logits(name: str, value: object) -> bool:
+    """Whether an attribute's name has a word of the computation, and its value is not off.
 
-    Words are what lies between underscores. Dropout is of training alone.
+    Words are separated by underscores. Dropout changes training alone.
     """
     words = name.lower().split("_")
     if value in (None, False) or {"dropout", "pdrop"} & set(words):

@@ -1,7 +1,7 @@
 """Reading another library's config and tensors without overlooking anything in them.
 
-Whatever is in a foreign file is taken, required to have one value, or ignored by name. What is left
-over is an error where a model might depend on it, since it would be read wrongly.
+Every attribute and tensor of a foreign file is read, required to have one value, or ignored by
+name. Any other is an error where the model might depend on it, since it would be read wrongly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nfllm.convert import bookkeeping
 
 Tensors = dict[str, np.ndarray]
 
-# Names of transformers' activations, and ours with the slope where there is one.
+# Our name of each activation of transformers, and its slope where it has one.
 _ACTIVATIONS: dict[str, tuple[str, float | None]] = {
     "gelu": ("gelu", None),
     "gelu_python": ("gelu", None),
@@ -56,7 +56,7 @@ class ConversionError(ValueError):
 
 
 class Attributes:
-    """The attributes of a foreign config, each to be accounted for.
+    """The attributes of a foreign config, each of which must be read or ignored.
 
     Args:
       values: the parsed config, or a part of it.
@@ -99,16 +99,16 @@ class Attributes:
             )
 
     def take_dropout(self, name: str, default: float) -> float:
-        """A probability of dropout; the default where no model could be trained with the value."""
+        """A probability of dropout; the default where the value is not a probability below 1."""
         value: float = self.take(name, float, default)
         return value if 0 <= value < 1 else default
 
     def take_init_std(self) -> float:
-        """Standard deviation of a matrix at the start; 0.02 where the file's is no such number."""
+        """Standard deviation of a matrix at the start; 0.02 where the file's is not positive."""
         value: float = self.take("initializer_range", float, 0.02)
         return value if value > 0 else 0.02
 
-    def require(self, name: str, *values: Any) -> None:
+    def require(self, name: str, *values: object) -> None:
         """Raises ConversionError unless the attribute is absent or one of `values`, all alike."""
         self._known.add(name)
         found = self._left.pop(name, values[0])
@@ -119,7 +119,7 @@ class Attributes:
             )
 
     def ignore(self, names: Iterable[str]) -> None:
-        """Passes over attributes that do not change what the model computes."""
+        """Ignores attributes that do not change what the model computes."""
         for name in names:
             self._left.pop(name, None)
 
@@ -134,9 +134,9 @@ class Attributes:
         return _ACTIVATIONS[value]
 
     def finish(self, *, notes: bool = True) -> None:
-        """Accounts for what is left, which the model's code in transformers does not read.
+        """Checks the attributes that were not read, nor are by the model's code in transformers.
 
-        Bookkeeping is passed over, and `notes` with a warning.
+        Bookkeeping is ignored, and `notes` are, with a warning.
 
         Raises:
           ConversionError: an attribute might change what the model computes: by its name, or since
@@ -164,7 +164,7 @@ class Attributes:
 
 
 class TensorReader:
-    """The tensors of a checkpoint, as float32 and with their shapes checked; each must be taken."""
+    """The tensors of a checkpoint, in float32, with their shapes checked; each must be read."""
 
     def __init__(self, tensors: Mapping[str, np.ndarray], source: str) -> None:
         self._left = dict(tensors)
@@ -196,12 +196,21 @@ class TensorReader:
         return np.stack([self.take(name.format(layer), shape) for layer in range(num_layers)])
 
     def finish(self) -> None:
-        """Raises ConversionError naming the first tensor that was not accounted for."""
+        """Raises ConversionError naming the first tensor that was not read."""
         for name, tensor in self._left.items():
             raise ConversionError(
                 f"{self._source}: the tensor {name!r} of shape {tensor.shape} has no place in the "
                 "model that its config.json describes"
             )
+
+
+def split_layers(stacked: Tensors, prefix: str) -> Tensors:
+    """The tensors `[L, ...]` under the name of each layer: `prefix.format(layer)` and their own."""
+    return {
+        prefix.format(layer) + name: values
+        for name, layers in stacked.items()
+        for layer, values in enumerate(layers)
+    }
 
 
 def activation_name(config: ModelConfig) -> str:
@@ -265,7 +274,7 @@ def check_expressed(
 
 
 def no_form(
-    key: str, value: Any, possible: Iterable[Any], form: str = "transformers"
+    key: str, value: object, possible: Iterable[Any], form: str = "transformers"
 ) -> ConfigError:
     """The error that a model's `key` cannot be expressed in a foreign checkpoint."""
     names = " or ".join(map(repr, possible))

@@ -7,7 +7,6 @@ heads side by side. Every projection has a bias.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,9 @@ from nfllm.convert.foreign import (
     Tensors,
     activation_name,
     check_form,
+    split_layers,
 )
+from nfllm.model.parameters import Params
 
 ARCHITECTURE = "GPT2LMHeadModel"
 # Causal masks, which older files store.
@@ -29,7 +30,7 @@ PREFIX = "transformer."
 EMBEDDING = "transformer.wte.weight"
 HEAD = "lm_head.weight"
 
-# What transformers lets a config call the same; version 1 wrote n_ctx beside n_positions.
+# Two names of one attribute in transformers; version 1 wrote n_ctx beside n_positions.
 _ALIASES = {
     "n_embd": "hidden_size",
     "n_layer": "num_hidden_layers",
@@ -104,7 +105,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def read_tensors(tensors: TensorReader, config: ModelConfig, vocab_size: int) -> dict[str, Any]:
+def read_tensors(tensors: TensorReader, config: ModelConfig, vocab_size: int) -> Params:
     """Our parameters, of a config that `read_config` returned."""
     width, hidden = config.embed_dim, config.mlp_width
     heads = (config.num_heads, config.head_dim)
@@ -115,7 +116,7 @@ def read_tensors(tensors: TensorReader, config: ModelConfig, vocab_size: int) ->
     def norm(name: str) -> dict[str, np.ndarray]:
         return {"scale": layers(f"{name}.weight", width), "bias": layers(f"{name}.bias", width)}
 
-    params: dict[str, Any] = {
+    params: Params = {
         "token_embedding": tensors.take("transformer.wte.weight", (vocab_size, width)),
         "position_embedding": tensors.take(
             "transformer.wpe.weight", (config.context_length, width)
@@ -148,7 +149,7 @@ def read_tensors(tensors: TensorReader, config: ModelConfig, vocab_size: int) ->
     return params
 
 
-def write_tensors(params: Mapping[str, Any], config: ModelConfig) -> Tensors:
+def write_tensors(params: Params, config: ModelConfig) -> Tensors:
     """The inverse of `read_tensors`; biases that our model lacks are written as zeros."""
     num_layers, width = config.num_layers, config.embed_dim
     blocks = params["blocks"]
@@ -175,7 +176,4 @@ def write_tensors(params: Mapping[str, Any], config: ModelConfig) -> Tensors:
     }
     if not config.ties_embeddings:
         tensors[HEAD] = params["head_embedding"]
-    for name, values in per_layer.items():
-        for layer in range(num_layers):
-            tensors[f"transformer.h.{layer}.{name}"] = values[layer]
-    return tensors
+    return tensors | split_layers(per_layer, "transformer.h.{}.")

@@ -7,7 +7,6 @@ within a head by query, key and value.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,9 @@ from nfllm.convert.foreign import (
     activation_name,
     check_form,
     no_form,
+    split_layers,
 )
+from nfllm.model.parameters import Params
 
 ARCHITECTURE = "GPTNeoXForCausalLM"
 # Causal masks and rotary frequencies, which older files store.
@@ -31,7 +32,7 @@ PREFIX = "gpt_neox."
 EMBEDDING = "gpt_neox.embed_in.weight"
 HEAD = "embed_out.weight"
 
-# In GPT-NeoX-20B's file, and in those that its training code writes; transformers reads neither.
+# In the files of GPT-NeoX-20B and of its training code; transformers does not read them.
 _IGNORED = ("attention_probs_dropout_prob", "hidden_dropout_prob", "rotary_ndims")
 
 
@@ -90,7 +91,7 @@ def _read_rotary(attributes: Attributes) -> tuple[float, float]:
 
 
 def _first(nested: Attributes, plain: Attributes, names: tuple[str, str], default: float) -> float:
-    """What is nested, else the old name's value; the new name outside says the same or nothing.
+    """The nested value, else that of the old name; the new name outside must agree or be absent.
 
     Transformers 4 reads the new name outside, which 5 does not.
     """
@@ -119,8 +120,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     check_form(config)
     if config.residual_dropout != config.embedding_dropout:
         raise no_form("residual_dropout", config.residual_dropout, [config.embedding_dropout])
-    fraction = 0.25 if config.rotary_fraction is None else config.rotary_fraction
-    base = 10_000.0 if config.rotary_base is None else config.rotary_base
+    fraction, base = config.rotary_share, config.rotary_wavelength_base
     return {
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
@@ -146,7 +146,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def read_tensors(tensors: TensorReader, config: ModelConfig, vocab_size: int) -> dict[str, Any]:
+def read_tensors(tensors: TensorReader, config: ModelConfig, vocab_size: int) -> Params:
     """Our parameters, of a config that `read_config` returned."""
     width, hidden = config.embed_dim, config.mlp_width
     num_heads, head_dim = config.num_heads, config.head_dim
@@ -175,7 +175,7 @@ def read_tensors(tensors: TensorReader, config: ModelConfig, vocab_size: int) ->
         )
         attention["qkv_bias"] = bias_LHCK.swapaxes(1, 2)
         attention["out_bias"] = layers("attention.dense.bias", width)
-    params: dict[str, Any] = {
+    params: Params = {
         "token_embedding": tensors.take("gpt_neox.embed_in.weight", (vocab_size, width)),
         "blocks": {
             "attention_norm": norm("input_layernorm"),
@@ -198,7 +198,7 @@ def read_tensors(tensors: TensorReader, config: ModelConfig, vocab_size: int) ->
     return params
 
 
-def write_tensors(params: Mapping[str, Any], config: ModelConfig) -> Tensors:
+def write_tensors(params: Params, config: ModelConfig) -> Tensors:
     """The inverse of `read_tensors`; biases that our model lacks are written as zeros."""
     num_layers, width = config.num_layers, config.embed_dim
     blocks = params["blocks"]
@@ -229,7 +229,4 @@ def write_tensors(params: Mapping[str, Any], config: ModelConfig) -> Tensors:
     }
     if not config.ties_embeddings:
         tensors[HEAD] = params["head_embedding"]
-    for name, values in per_layer.items():
-        for layer in range(num_layers):
-            tensors[f"gpt_neox.layers.{layer}.{name}"] = values[layer]
-    return tensors
+    return tensors | split_layers(per_layer, "gpt_neox.layers.{}.")

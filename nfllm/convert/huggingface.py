@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,12 +18,13 @@ import safetensors.numpy
 from nfllm.config import ModelConfig, suggest
 from nfllm.convert import gpt2, gpt_neox
 from nfllm.convert.foreign import Attributes, ConversionError, TensorReader, Tensors
+from nfllm.model.parameters import Params
 
 CONFIG_FILE = "config.json"
 TENSORS_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
 
-# Heads that may be beside the language model's, and that transformers passes over.
+# Heads beside that of the language model, which transformers ignores.
 _OTHER_HEADS = re.compile(r"(multiple_choice_head|v_head)\.")
 
 _FORMATS: dict[str, ModuleType] = {"gpt2": gpt2, "gpt_neox": gpt_neox}
@@ -40,7 +42,7 @@ class Checkpoint:
 
     config: ModelConfig
     vocab_size: int
-    params: dict[str, Any]
+    params: Params
 
 
 def load_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
@@ -85,7 +87,7 @@ def save_checkpoint(
     """Writes `model.safetensors`, then `config.json`, for transformers to load.
 
     Args:
-      directory: where to write; it is made.
+      directory: where to write; it is created.
       checkpoint: LayerNorm models with an activation that transformers has. Biases that the model
         lacks are written as zeros.
       end_of_text_id: written as the first and the last token's id.
@@ -113,6 +115,8 @@ def save_checkpoint(
         metadata={"format": "pt"},
     )
     (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    # safetensors writes for its owner alone, whatever the umask says.
+    shutil.copymode(folder / CONFIG_FILE, folder / TENSORS_FILE)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -161,8 +165,8 @@ def _read_tensors(folder: Path, form: ModuleType, config: ModelConfig) -> Tensor
 def _whole_name(name: str, form: ModuleType) -> str:
     """The name in a checkpoint of the whole model, as transformers 4 writes it.
 
-    Transformers 5 calls every output head alike in memory. Files of the bare model, as the hub's
-    gpt2, leave out the prefix.
+    Transformers 5 has one name for every output head in memory. Files of the bare model, as the
+    hub's gpt2, leave out the prefix.
     """
     if name == "lm_head.weight":
         return form.HEAD
@@ -170,7 +174,7 @@ def _whole_name(name: str, form: ModuleType) -> str:
 
 
 def _read_file(path: Path) -> Tensors:
-    """The tensors of one file, with those that it stores once under two names.
+    """The tensors of one file, under both names where it stores one for two.
 
     Of tensors in the same memory `safetensors.torch.save_model` stores one, and notes in the file's
     metadata which name the others had: `{other: stored}`.
@@ -204,7 +208,7 @@ def _tensor_files(folder: Path) -> list[Path]:
     )
 
 
-def _as_numpy(params: Any) -> Any:
+def _as_numpy(params: Params) -> Params:
     if isinstance(params, dict):
         return {name: _as_numpy(value) for name, value in params.items()}
     return np.asarray(params)

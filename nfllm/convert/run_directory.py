@@ -6,12 +6,11 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from nfllm.config import Config, DataConfig, ModelConfig
+from nfllm.config import Config
 from nfllm.config.paths import local_path
 from nfllm.convert.foreign import ConversionError
 from nfllm.convert.huggingface import (
@@ -22,9 +21,16 @@ from nfllm.convert.huggingface import (
     save_checkpoint,
 )
 from nfllm.data.tokenizer import Tokenizer
-from nfllm.rundir import TOKENIZER_FILE, UNKNOWN_DATA, RunRecord, read_record, write_record
+from nfllm.model.parameters import Params
+from nfllm.rundir import (
+    TOKENIZER_FILE,
+    UNKNOWN_DATA,
+    RunRecord,
+    imported_config,
+    read_record,
+    write_record,
+)
 from nfllm.trainer.checkpoints import Checkpoints, restore_params
-from nfllm.training.optimizer import split_by_decay
 from nfllm.training.state import SavedState
 from nfllm.version import nfllm_version
 
@@ -32,14 +38,14 @@ from nfllm.version import nfllm_version
 def convert(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> str:
     """Converts a Hugging Face checkpoint to a run directory, or a run directory to a checkpoint.
 
-    Which of the two `source` is, its `config.json` says. A `tokenizer.json` goes along.
+    The `config.json` of `source` says which of the two it is. A `tokenizer.json` is copied.
 
     Args:
       source: a local directory.
       destination: a directory that does not exist yet, or is empty.
 
     Returns:
-      What was done, in words.
+      A sentence that says what was done.
 
     Raises:
       ConversionError: the source is neither, is damaged or not understood, or the destination holds
@@ -64,13 +70,12 @@ def convert(source: str | os.PathLike[str], destination: str | os.PathLike[str])
 def _import(source: Path, destination: Path) -> str:
     checkpoint = load_checkpoint(source)
     destination.mkdir(parents=True, exist_ok=True)
-    config = _imported_config(checkpoint.config)
+    config = imported_config(checkpoint.config)
     _write_parameters(destination, config, checkpoint.params)
     _, note = _read_tokenizer(source, checkpoint.vocab_size)
     _copy_tokenizer(source, destination)
-    decayed, undecayed = split_by_decay(checkpoint.params, decay_slopes=False)
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(checkpoint.params))
-    # Last: a directory without a record is no run.
+    # Last, since a directory is a run only with this file.
     write_record(
         destination,
         RunRecord(
@@ -78,20 +83,15 @@ def _import(source: Path, destination: Path) -> str:
             vocab_size=checkpoint.vocab_size,
             num_parameters=num_parameters,
             data_fingerprint=UNKNOWN_DATA,
-            decayed_parameters=decayed,
-            undecayed_parameters=undecayed,
+            decayed_parameters=(),
+            undecayed_parameters=(),
             nfllm_version=nfllm_version(),
         ),
     )
     return f"imported {num_parameters:,} parameters into the run directory {destination}{note}"
 
 
-def _imported_config(model: ModelConfig) -> Config:
-    """Only `model` is known; the dataset's name says that nfllm did not train it."""
-    return Config(model=model, data=DataConfig(dataset=UNKNOWN_DATA, tokenizer=TOKENIZER_FILE))
-
-
-def _write_parameters(run: Path, config: Config, params: Any) -> None:
+def _write_parameters(run: Path, config: Config, params: Params) -> None:
     """Writes the parameters as the run's checkpoint of step 0."""
     state = SavedState(
         step=jnp.zeros((), jnp.int32),
@@ -126,7 +126,7 @@ def _copy_tokenizer(source: Path, destination: Path) -> None:
 
 
 def _read_tokenizer(source: Path, vocab_size: int) -> tuple[Tokenizer | None, str]:
-    """The tokenizer, where it is there and can be read, and what is to be known about it."""
+    """The tokenizer, if there is one that can be read, and a remark about it."""
     file = source / TOKENIZER_FILE
     if not file.exists():
         return None, f"; there was no {TOKENIZER_FILE}: give it token ids"
@@ -143,7 +143,7 @@ def _read_tokenizer(source: Path, vocab_size: int) -> tuple[Tokenizer | None, st
 
 
 def _write_tokenizer_config(folder: Path, tokenizer: Tokenizer, context_length: int) -> None:
-    """What transformers wants to know beside `tokenizer.json`."""
+    """The file that transformers reads beside `tokenizer.json`."""
     end_of_text = tokenizer.decode([tokenizer.end_of_text_id])
     values = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -1,4 +1,4 @@
-"""Prepares corpus, tokenizer and tokens ahead of time, and prints what there is.
+"""Prepares corpus, tokenizer and tokens ahead of time, and describes them.
 
     python -m nfllm.data
     python -m nfllm.data --config.data.dataset=text_files --config.data.sources='corpus/*.jsonl.xz'
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> None:
     """Loads the configured dataset once, which prepares it."""
     escape_unprintable()
     check_no_arguments(arguments)
-    logging.set_verbosity(logging.WARNING)  # TFDS tells of every step
+    logging.set_verbosity(logging.WARNING)  # TFDS logs every step
     start = time.perf_counter()
     try:
         config = Config.from_dict(_CONFIG.value)

@@ -1,7 +1,7 @@
-"""Batches as pure functions of (seed, step, batch size), and a thread that keeps some ahead.
+"""Batches as pure functions of (seed, step, batch size), and a thread that makes some ahead.
 
-Nothing here has a state that a checkpoint would have to hold: the batch of any step can be asked
-for directly, on any number of hosts.
+Nothing here has a state that a checkpoint would have to hold: the batch of any step can be computed
+directly, on any number of hosts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 
 
 def train_indices(num_windows: int, seed: int, step: int, batch_size: int) -> np.ndarray:
-    """The windows of the global batch number `step`, shape [batch_size].
+    """Indices of the windows in global batch number `step`, shape [batch_size].
 
     Epochs follow each other without a gap: position `step * batch_size + i` of the stream is entry
     `position % num_windows` of the permutation of epoch `position // num_windows`. So every window
@@ -73,15 +73,15 @@ def train_batch(
     shard: int = 0,
     num_shards: int = 1,
 ) -> Batch:
-    """The rows of global batch number `step` that fall to `shard`.
+    """The rows of global batch number `step` that belong to `shard`.
 
     Args:
       windows: the training windows.
       seed: of the order.
       step: number of the batch, from 0.
       batch_size: rows of the global batch, over all shards.
-      ignored_id: token id that is never a target, or None.
-      micro_batches: equal, contiguous parts of the global batch, each shared out to all hosts, so
+      ignored_id: token id that is never a target; None: every id may be one.
+      micro_batches: equal, contiguous parts of the global batch, each divided among all hosts, so
         that a micro-batch has the same rows whatever the number of hosts.
       shard: number of this host.
       num_shards: number of hosts; a shard is a contiguous slice of each micro-batch.
@@ -109,7 +109,7 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """All windows in order, the last batch filled up with rows that have no label.
 
-    With `max_windows`, so many windows evenly spread over the split. Every shard gets the same
+    With `max_windows`, that many windows, evenly spread over the split. Every shard gets the same
     number of batches, each of shape [batch_size // num_shards, T].
 
     Raises:
@@ -147,7 +147,7 @@ def _labelled(tokens: np.ndarray, ignored_id: int | None) -> Batch:
 
 
 class Prefetcher(Generic[U]):
-    """Iterator over what a thread makes ahead of its consumer.
+    """Iterator over items that a thread makes ahead of their consumer.
 
     Attributes:
       waited_seconds: how long the consumer has been kept waiting so far.
@@ -224,10 +224,10 @@ def prefetch(
 
 
 def _produce(
-    make: Callable[[int], Any],
+    make: Callable[[int], T],
     steps: range,
-    put: Callable[[Any], Any],
-    ready: queue.SimpleQueue[tuple[str, Any]],
+    put: Callable[[T], object],
+    ready: queue.SimpleQueue[tuple[str, object]],
     slots: threading.Semaphore,
     stopped: threading.Event,
 ) -> None:

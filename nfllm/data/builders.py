@@ -32,7 +32,7 @@ class FilesConfig(tfds.core.BuilderConfig):
     """A list of local files and how they are read.
 
     Attributes:
-      name: a digest of names, places, sizes, times and options, so that changed files make another
+      name: a digest of names, paths, sizes, times and options, so that changed files give another
         dataset.
       files: the files, as (name in the corpus, path).
       text_field: field of a record that holds the text; None: `text` or `content`.
@@ -51,8 +51,8 @@ class FilesConfig(tfds.core.BuilderConfig):
         state = hashlib.sha256(repr(options).encode())
         for name, path in self.files:
             status = path.stat()
-            # Size and modification time of another file may be the same, as in archives and copies;
-            # its place, or the time when it came there, is not.
+            # Another file may have the same size and time of change, as in copies; then its path,
+            # or the time when it was put there, differs.
             facts = (name, os.path.realpath(path), status.st_size)
             state.update(repr((*facts, status.st_mtime_ns, status.st_ctime_ns)).encode())
         self.name = f"files_{state.hexdigest()[:16]}"

@@ -1,4 +1,4 @@
-"""A directory whose files are all there or none: a manifest, written last, is the commit marker."""
+"""A directory with all of its files or none: a manifest, written last, marks it as complete."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def read_manifest(directory: epath.Path) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError):
         intact = False
     if not intact:
-        logging.warning("%s is damaged: the directory is made anew", path)
+        logging.warning("%s is damaged: the directory is prepared again", path)
         return None
     for name, entry in manifest["files"].items():
         found = _describe(directory / name) if (directory / name).exists() else "missing"
         if found != entry:
             logging.warning(
-                "%s does not match %s (expected %s, found %s): the directory is made anew",
+                "%s does not match %s (expected %s, found %s): the directory is prepared again",
                 directory / name, MANIFEST, entry, found,
             )  # fmt: skip
             return None
@@ -54,7 +54,7 @@ def read_manifest(directory: epath.Path) -> dict[str, Any] | None:
 def staged(directory: epath.Path) -> Iterator[Path]:
     """A new local directory that becomes `directory` when the block ends without an error.
 
-    Where another process was faster, its directory stays and this one's is removed.
+    If another process was faster, its directory stays and this one's is removed.
     """
     remote = "://" in os.fspath(directory)
     if not remote:
@@ -72,7 +72,7 @@ def staged(directory: epath.Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def explain_full_disk(directory: epath.Path) -> Iterator[None]:
-    """Says which disk is full, and what helps, in place of whatever error the writer had."""
+    """Raises an OSError that names the full disk and a remedy, whatever error the writer raised."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -108,7 +108,7 @@ def _describe(path: epath.Path) -> dict[str, Any]:
 
 
 def _sibling(directory: Path) -> Path:
-    """A new directory beside `directory`, for other users too, which those of mkdtemp are not."""
+    """A new directory beside `directory`; unlike one of mkdtemp, other users may read it."""
     sibling = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
     sibling.mkdir()
     return sibling

@@ -1,7 +1,7 @@
 """The corpus that a configuration names: its documents, and what is known about them.
 
 - `python_stdlib`, `python_source`, `text_files`: local files, through the builders of this package.
-- `codeparrot`: two repositories of the Hugging Face hub, fetched because the user names them.
+- `codeparrot`: two repositories of the Hugging Face hub, downloaded because the user names them.
 - any other name: a TFDS dataset that is already prepared under `data.data_dir`.
 """
 
@@ -15,7 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from etils import epath
@@ -25,6 +25,9 @@ from nfllm.config.paths import status
 from nfllm.data import tfds_reader
 from nfllm.data.files import expand
 from nfllm.data.records import MalformedPolicy, Record, no_text, plain_fields, text_name
+
+if TYPE_CHECKING:
+    from tensorflow_datasets.core import DatasetBuilder
 
 _CODEPARROT = "huggingface-course/codeparrot-ds-{}"
 _LICENCE_FIELDS = ("license", "licence")
@@ -41,7 +44,7 @@ class Part:
       origin: for the corpus card, where the builder's text comes from.
     """
 
-    builder: Any
+    builder: DatasetBuilder
     split: str
     validation: bool = False
     origin: str = ""
@@ -107,7 +110,7 @@ class Corpus:
         }
 
     def prepare(self, *, progress: bool) -> None:
-        """Writes the text as TFDS datasets, where that has not happened yet."""
+        """Writes the text as TFDS datasets, unless they exist already."""
         for part in self._parts:
             if not _is_prepared(part.builder):
                 part.builder = _prepared(part.builder, progress)
@@ -158,14 +161,14 @@ def default_data_dir() -> epath.Path:
     return epath.Path(caches) / "nfllm"
 
 
-def _python_stdlib(config: DataConfig, sources: str, data_dir: str) -> Any:
-    del config, sources  # nothing to choose
+def _python_stdlib(config: DataConfig, sources: str, data_dir: str) -> DatasetBuilder:
+    del config, sources  # it has no options
     from nfllm.data import builders
 
     return builders.PythonStdlib(data_dir=data_dir)
 
 
-def _python_source(config: DataConfig, sources: str, data_dir: str) -> Any:
+def _python_source(config: DataConfig, sources: str, data_dir: str) -> DatasetBuilder:
     from nfllm.data import builders
 
     roots = expand(sources)
@@ -175,7 +178,7 @@ def _python_source(config: DataConfig, sources: str, data_dir: str) -> Any:
     )
 
 
-def _text_files(config: DataConfig, sources: str, data_dir: str) -> Any:
+def _text_files(config: DataConfig, sources: str, data_dir: str) -> DatasetBuilder:
     from nfllm.data import builders
 
     return builders.TextFiles(
@@ -187,14 +190,14 @@ def _text_files(config: DataConfig, sources: str, data_dir: str) -> Any:
     )
 
 
-_LOCAL: dict[str, Callable[[DataConfig, str, str], Any]] = {
+_LOCAL: dict[str, Callable[[DataConfig, str, str], DatasetBuilder]] = {
     "python_stdlib": _python_stdlib,
     "python_source": _python_source,
     "text_files": _text_files,
 }
 
 
-def _codeparrot(which: str, data_dir: epath.Path) -> Any:
+def _codeparrot(which: str, data_dir: epath.Path) -> DatasetBuilder:
     """The builder of one CodeParrot repository; touches the network only if it is not prepared."""
     import tensorflow_datasets as tfds
 
@@ -213,11 +216,11 @@ def _codeparrot(which: str, data_dir: epath.Path) -> Any:
     )
 
 
-def _is_prepared(builder: Any) -> bool:
+def _is_prepared(builder: DatasetBuilder) -> bool:
     return (builder.data_path / tfds_reader.DATASET_INFO).exists()
 
 
-def _prepared(builder: Any, progress: bool) -> Any:
+def _prepared(builder: DatasetBuilder, progress: bool) -> DatasetBuilder:
     """Writes the dataset and opens it; another process may do so at the same time."""
     import tensorflow_datasets as tfds
 
@@ -233,7 +236,7 @@ def _prepared(builder: Any, progress: bool) -> Any:
 
 
 def _stored_state(part: Part) -> list[str]:
-    """Name, size and time of every file of a split, since its owner may write it anew."""
+    """Name, size and time of every file of a split, which its owner may replace."""
     state = []
     for instruction in tfds_reader.split_info(part.builder, part.split).file_instructions:
         found = status(epath.Path(instruction.filename))

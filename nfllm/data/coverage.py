@@ -1,4 +1,4 @@
-"""What of a corpus a tokenizer does not tell apart or drops, and what to say about it."""
+"""How much of a corpus a tokenizer drops or maps to its unknown token, and remarks about it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _SHOWN = 10
 class Coverage:
     """Counts, text by text, of unknown tokens and of the characters that have no token at all.
 
-    A tokenizer without bytes and without an unknown token leaves a character out where its model
-    does not have it, and one with them may know little more than the unknown token.
+    A tokenizer with neither byte tokens nor an unknown token drops the characters that its model
+    does not have. One with an unknown token may map most of a text to it.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -24,7 +24,7 @@ class Coverage:
         self._tokens = self._unknown = 0
 
     def add(self, texts: list[str], ids: list[np.ndarray]) -> None:
-        """Takes note of some texts and what they were encoded to."""
+        """Counts texts and the token ids that they were encoded to."""
         points = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
         counts = np.bincount(points)
         self._characters[: len(counts)] += counts
@@ -34,7 +34,7 @@ class Coverage:
             self._unknown += sum(int(np.count_nonzero(one == unknown)) for one in ids)
 
     def summary(self) -> dict[str, Any]:
-        """Counts, and the most frequent of the characters that are lost; of white space none."""
+        """The counts, and the most frequent lost characters other than white space."""
         present = [chr(point) for point in np.flatnonzero(self._characters)]
         lost = [char for char in present if not char.isspace() and self._tokenizer.loses(char)]
         lost.sort(key=lambda char: -self._characters[ord(char)])
@@ -48,7 +48,7 @@ class Coverage:
 
 
 def remarks(coverage: dict[str, Any]) -> list[str]:
-    """What `Coverage.summary` says that a reader of the results should know."""
+    """Remarks on `Coverage.summary` that a reader of the results should know."""
     said = []
     if lost := coverage["lost_characters"]:
         said.append(

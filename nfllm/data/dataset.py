@@ -49,7 +49,7 @@ def data_directory(config: DataConfig) -> epath.Path:
     """Where prepared corpora and tokens are kept.
 
     Raises:
-      ConfigError: `data.data_dir` is no path that can be used, or there is no home for the default.
+      ConfigError: `data.data_dir` cannot be used as a path, or the default has no home directory.
     """
     chosen = config.data_dir
     root = user_path(chosen, "data.data_dir") if chosen else corpora.default_data_dir()
@@ -127,5 +127,5 @@ def load(config: DataConfig, context_length: int, *, progress: bool = False) -> 
 
 
 def remarks(card: dict[str, Any]) -> list[str]:
-    """What a corpus card says that a reader of the results should know."""
+    """Remarks on a corpus card that a reader of the results should know."""
     return [*separators.remarks(card), *coverage.remarks(card["tokenizer"]["coverage"])]

@@ -16,12 +16,12 @@ def files_below(
 ) -> list[Path]:
     """All files under `root` whose name is `wanted`, sorted, each once.
 
-    Names that begin with a dot are passed over, as are those that match a pattern of `exclude`:
-    editors, notebooks and other systems keep copies there. Links are followed, and a directory or
-    file that was reached before is passed over.
+    Names that begin with a dot, where editors, notebooks and other systems keep copies, are
+    skipped, and so are those that match a pattern of `exclude`. Links are followed; a directory or
+    file that was reached before is skipped.
 
     Raises:
-      ConfigError: a link leads nowhere, as to data that was not fetched.
+      ConfigError: a link leads to nothing, as to data that was not downloaded.
       OSError: a directory cannot be read.
     """
     patterns = (".*", *exclude)
@@ -53,10 +53,10 @@ def _walk(directory: Path, exclude: tuple[str, ...], seen: set[str]) -> Iterator
 
 
 def expand(sources: str) -> list[Path]:
-    """Paths and globs, separated by commas, as paths; a source that names nothing as itself.
+    """Paths of the paths and globs in `sources`; one that matches nothing stays as it is.
 
-    What exists is meant as it is written, whatever characters of a glob or commas are in its name,
-    also where it is a directory in the middle of a glob.
+    A name that exists is taken literally, even if it holds commas or characters of a glob, also
+    where it is a directory in the middle of a glob.
     """
     whole = os.path.expanduser(sources.strip())
     if os.path.exists(whole):
@@ -65,14 +65,14 @@ def expand(sources: str) -> list[Path]:
     for source in filter(None, map(str.strip, sources.split(","))):
         name = os.path.expanduser(source)
         found = glob.glob(_pattern(name), recursive=True)
-        # Where links make a circle, the shortest of the many names of a file.
+        # Links in a circle give a file many names: the shortest is kept.
         unique = {os.path.realpath(path): path for path in sorted(found, key=len, reverse=True)}
         paths += map(Path, sorted(unique.values()) or [name])
     return paths
 
 
 def _pattern(source: str) -> str:
-    """`source` as a glob whose longest existing beginning stands for itself."""
+    """`source` as a glob, with its longest existing beginning taken literally."""
     parts = Path(source).parts
     for count in range(len(parts), 0, -1):
         beginning = os.path.join(*parts[:count])

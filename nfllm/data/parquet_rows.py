@@ -1,4 +1,4 @@
-"""Rows of a Parquet file, each for itself: what is damaged costs no more than it is."""
+"""Rows of a Parquet file, each read so that damage loses no more rows than it must."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BATCH_ROWS = 256
 def parquet_rows(
     table: Any, columns: list[str], path: Path, policy: MalformedPolicy
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows with their numbers. A damaged row group costs what is left of it, and no other."""
+    """Rows with their numbers. Of a damaged row group, the rows from the damage on are lost."""
     import pyarrow
 
     row = 0
@@ -37,11 +37,11 @@ def parquet_rows(
 def _batch_rows(
     batch: Any, path: Path, first: int, policy: MalformedPolicy
 ) -> Iterator[dict[str, Any] | None]:
-    """The rows of a batch; None for one that is malformed, as Arrow does not check UTF-8."""
+    """The rows of a batch; None for a malformed one, since Arrow does not check UTF-8."""
     try:
         yield from batch.to_pylist()
         return
-    except UnicodeDecodeError:  # of which row it does not say
+    except UnicodeDecodeError:  # Arrow does not name the row
         pass
     for offset in range(batch.num_rows):
         name, values = "", {}
@@ -57,7 +57,7 @@ def _batch_rows(
 
 
 def is_plain(kind: Any) -> bool:
-    """Whether `plain_fields` keeps the values of an Arrow type; Python cannot hold all others."""
+    """Whether `plain_fields` keeps values of an Arrow type; Python cannot hold some others."""
     import pyarrow
     from pyarrow import types
 

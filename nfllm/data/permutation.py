@@ -1,5 +1,8 @@
 """Shuffled orders that need no memory: a keyed bijection of `0 .. size - 1`.
 
+An array of the order would take 8 bytes a window in every process, 80 GB for 10 billion windows,
+and would be computed for every epoch and at every resume.
+
 A generalized Feistel network permutes `rows * columns` numbers, a rectangle that holds `size` and
 little more; an image outside the range is mapped again until it falls inside (Black & Rogaway,
 "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, methods 2 and 3). The order is made of integer

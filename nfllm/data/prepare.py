@@ -1,4 +1,4 @@
-"""Survey, split, tokenizer, token files: what happens once to a corpus, in bounded memory."""
+"""Prepares a corpus once, in bounded memory: survey, split, tokenizer, token files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nfllm.data.splits import Assignment, Side, Survey, digest, uniform
 from nfllm.data.tokenizer import Tokenizer, UnencodableTextError, bytes_tokenizer, train_bpe
 from nfllm.data.tokens import TokenWriter, token_dtype
 
-# Part of every cache's name: raise it when the same request gives other files than before.
+# Part of every cache's name: to be raised when the same request gives other files than before.
 _FORMAT = 2
 _SPLITS = {Side.TRAIN: "train", Side.VALIDATION: "validation"}
 # BPE is trained on a sample of the training documents of about this size: more changes few merges.
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 def cache_name(config: DataConfig, corpus: Corpus) -> str:
-    """Name of the directory for the tokens that `config` makes of `corpus`."""
+    """Name of the directory for the tokens of `corpus` under `config`."""
     request = {
         "format": _FORMAT,
         "corpus": corpus.identity,
@@ -96,7 +96,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     """The tokenizer of a file that `data.tokenizer` names.
 
     Raises:
-      ConfigError: there is no such file, or it is no tokenizer.
+      ConfigError: there is no such file, or it is not a tokenizer.
     """
     path = epath.Path(name).expanduser()
     if not path.exists():

@@ -8,7 +8,7 @@ from pathlib import Path
 from nfllm.config import ConfigError
 from nfllm.data.files import files_below
 
-# Of the standard library: what is no library source, or differs from one installation to the next.
+# Left out of the standard library: no library source, or different from machine to machine.
 _NOT_LIBRARY = (
     "site-packages",
     "dist-packages",

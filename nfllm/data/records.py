@@ -1,4 +1,4 @@
-"""A document with its fields, and what happens to a record that is none."""
+"""Records of a corpus: a document with its fields, and what happens to a malformed one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SHOWN = 5
 
 
 class Record(NamedTuple):
-    """A document's text and what else its source says about it, as text."""
+    """A document's text, and the other fields of its source as text."""
 
     text: str
     fields: dict[str, str]
@@ -21,10 +21,10 @@ class MalformedRecordError(ValueError):
 
 
 class MalformedPolicy:
-    """Raises on a malformed record, or leaves it out and counts it.
+    """Raises on a malformed record, or skips and counts it.
 
     Attributes:
-      skipped: how many were left out so far.
+      skipped: how many were skipped so far.
       messages: the first few of their messages.
     """
 
@@ -34,7 +34,7 @@ class MalformedPolicy:
         self.messages: list[str] = []
 
     def report(self, message: str, records: int = 1) -> None:
-        """Takes note of a malformed record, or of several with one fault.
+        """Counts a malformed record, or several with one fault.
 
         Raises:
           MalformedRecordError: the policy is "error".
@@ -49,7 +49,7 @@ class MalformedPolicy:
             logging.warning("left out: %s", message)
 
     def decode(self, raw: bytes, where: str) -> str | None:
-        """UTF-8 to text, or None where the bytes are no UTF-8 and the policy is to skip."""
+        """Text of UTF-8 bytes; None where they are not UTF-8 and the policy is to skip."""
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:

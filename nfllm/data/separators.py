@@ -1,4 +1,4 @@
-"""Documents of a text that are separated by a marker, and markers that nobody has named."""
+"""Documents of a text separated by a marker, and usual markers that the config does not name."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# In the text of a corpus these end documents. The second group are also tags of HTML, or tokens
-# that programs speak of, and count where they have a line of their own.
+# Usual ends of documents in a text. Those of the second group are also HTML tags, or tokens that
+# programs mention, and count only on a line of their own.
 _ANYWHERE = ("<|endoftext|>", "<|end_of_text|>", "<|eos|>", "<|im_end|>", "<|eot_id|>")
 _ON_A_LINE = ("</s>", "<eos>", "[SEP]")
 
 
 class Markers:
-    """Counts documents that hold a usual marker of an end, which will be ordinary characters."""
+    """Counts documents that hold a usual end marker, which is then read as ordinary characters."""
 
     def __init__(self) -> None:
         self._counts = dict.fromkeys((*_ANYWHERE, *_ON_A_LINE), 0)
 
     def add(self, text: str) -> None:
-        """Takes note of a document."""
+        """Counts the markers of a document."""
         for marker in _ANYWHERE:
             self._counts[marker] += marker in text
         for marker in _ON_A_LINE:
@@ -28,12 +28,12 @@ class Markers:
                 self._counts[marker] += bool(re.search(line, text, re.MULTILINE))
 
     def summary(self) -> dict[str, int]:
-        """Documents by marker, of those that occur."""
+        """Number of documents by marker, for the markers that occur."""
         return {marker: count for marker, count in self._counts.items() if count}
 
 
 def remarks(card: dict[str, Any]) -> list[str]:
-    """What `Markers.summary` in a corpus card says that a reader of the results should know."""
+    """Remarks on `Markers.summary` in a corpus card that a reader of the results should know."""
     total = card["documents"]["read"]
     return [
         f"{count:,} of {total:,} documents hold {marker!r} as ordinary characters; if it separates "
@@ -47,9 +47,9 @@ def remarks(card: dict[str, Any]) -> list[str]:
 
 
 def split(read: Callable[[int], bytes], separator: bytes, longest: int) -> Iterator[bytes | None]:
-    """What lies between separators in a stream, without line breaks around it.
+    """The parts of a stream between separators, without line breaks around them.
 
-    None stands for what is longer than `longest` bytes. After the last separator there may be only
+    A part longer than `longest` bytes is None. After the last separator there may be only
     a line break.
     """
     buffer, searched, too_long = bytearray(), 0, False

@@ -1,7 +1,7 @@
-"""Special tokens as what they are in a text: ordinary characters.
+"""Special tokens that occur in a text are read as ordinary characters.
 
-The library can be told not to look for special tokens in a text. The models do not know of that:
-WordLevel, WordPiece and Unigram find such a token in their vocabulary, BPE may merge up to it.
+The library has an option not to look for special tokens in a text. Its models ignore it: WordLevel,
+WordPiece and Unigram find such a token in their vocabulary, and BPE may merge up to it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Any
 
 
 def special_names(definition: dict[str, Any], end_of_text: str) -> set[str]:
-    """What stands for no text in the tokenizer of a parsed `tokenizer.json`."""
+    """The tokens of a parsed `tokenizer.json` that stand for no text."""
     names = {token["content"] for token in definition["added_tokens"] if token["special"]}
     return names | {end_of_text, unknown_name(definition) or end_of_text}
 
 
 def unknown_name(definition: dict[str, Any]) -> str | None:
-    """The token of what a model has no token for; None: it has none."""
+    """The unknown token of a parsed `tokenizer.json`; None: it has none."""
     model = definition["model"]
     if model.get("unk_id") is not None:  # Unigram
         name: str = model["vocab"][model["unk_id"]][0]
@@ -25,7 +25,7 @@ def unknown_name(definition: dict[str, Any]) -> str | None:
 
 
 def without_special_tokens(definition: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    """The same tokenizer, ids included, with `names` replaced by what no text holds."""
+    """The same tokenizer and ids, with `names` replaced by strings that no text holds."""
     # Noncharacters of Unicode, which are not for interchange.
     new = {name: f"\U0010fffe{i}\U0010ffff" for i, name in enumerate(sorted(names))}
     model = dict(definition["model"])

@@ -41,7 +41,7 @@ def uniform(key: bytes, purpose: str) -> float:
 
 
 class Survey:
-    """What the split has to know of every document, in the order in which they are read."""
+    """What the split needs of every document, in the order of reading."""
 
     def __init__(self, config: DataConfig) -> None:
         self._config = config
@@ -52,7 +52,7 @@ class Survey:
         self._value_of = array.array("q")
 
     def add(self, text: bytes, fields: dict[str, str], *, validation: bool) -> None:
-        """Notes one document; `validation` tells that it comes from the validation source."""
+        """Adds one document; `validation`: it comes from the validation source."""
         identity = digest(text)
         self._digests += identity
         self._lengths.append(len(text))
@@ -148,7 +148,7 @@ class Assignment:
         return int(self.lengths[self.sides == side].sum())
 
     def shared_documents(self) -> int:
-        """How many texts are on both sides; the purpose of `Survey.assign` is that it is 0."""
+        """How many texts are on both sides; `Survey.assign` makes it 0."""
         order, same = _grouped(self.digests, self.sides)
         sides = self.sides[order]
         return int((same & (sides[:-1] == Side.TRAIN) & (sides[1:] == Side.VALIDATION)).sum())

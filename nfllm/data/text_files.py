@@ -30,9 +30,9 @@ from nfllm.data.records import (
 )
 from nfllm.data.xz import open_xz
 
-# A .txt file becomes blocks of this size, cut at line ends: there must be something to hold out.
+# A .txt file is cut into blocks of this size at line ends, so that some can be held out.
 TEXT_BLOCK_BYTES = 16 << 10
-# A longer line of a jsonl file is no document: a record of TFDS cannot hold 2 GiB.
+# A longer line of a jsonl file is malformed: a record of TFDS cannot hold 2 GiB.
 _LONGEST_LINE = 1 << 30
 
 
@@ -60,13 +60,13 @@ def find_files(sources: str) -> list[Path]:
 def read_file(
     path: Path, text_field: str | None, policy: MalformedPolicy, separator: str | None = None
 ) -> Iterator[Record]:
-    """Documents of one file, in order; with a separator, what it separates in each of them.
+    """Documents of one file, in order; with a separator, each is split at it.
 
-    Fields beside the text are kept; those of a txt file are `path` and `block`, the number of the
-    block or of what is separated.
+    Fields beside the text are kept. Those of a txt file are `path` and `block`, the number of the
+    block or of the part between separators.
 
     Raises:
-      MalformedRecordError: a record cannot be read (file and line are named) and `policy` says so.
+      MalformedRecordError: a record cannot be read (file and line are named) and `policy` raises.
     """
     kind = next(
         kind for kind in _FORMATS if path.name.removesuffix(_compression(path)).endswith(kind)
@@ -191,7 +191,7 @@ def _open_zstd(path: Path) -> BinaryIO:
 
     if zstd.window(path) > zstd.ARROW_WINDOW:
         return zstd.open_long(path)
-    # Unlike the zstandard package, Arrow reports a stream that ends before its last frame does.
+    # Unlike the zstandard package, Arrow reports a stream whose last frame is cut off.
     return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
 
 
@@ -212,13 +212,13 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _read(read: Callable[[int], bytes], size: int) -> bytes:
-    """`read(size)`, with the decompressors' many errors as one."""
+    """`read(size)`, with one error in place of the many of decompressors."""
     with damage(EOFError, zlib.error, lzma.LZMAError):
         return read(size)
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines; of one that is too long, the beginning (its rest is passed over)."""
+    """Lines; of a line that is too long, the beginning (the rest is skipped)."""
     while line := _read(file.readline, _LONGEST_LINE + 1):
         yield line
         while len(line) > _LONGEST_LINE and not line.endswith(b"\n"):

@@ -10,12 +10,15 @@ import itertools
 import os
 import struct
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from etils import epath
 
 from nfllm.config import ConfigError, suggest
 from nfllm.data.records import MalformedRecordError
+
+if TYPE_CHECKING:
+    from tensorflow_datasets.core import DatasetBuilder, SplitInfo
 
 _BATCH = 256
 DATASET_INFO = "dataset_info.json"
@@ -41,7 +44,7 @@ def find_prepared(data_dir: epath.Path, name: str) -> epath.Path | None:
 
 
 def _infos(directory: epath.Path, depth: int) -> Iterator[epath.Path]:
-    """The descriptions of datasets in directories so far down; its name may hold [ or *."""
+    """The descriptions of datasets, `depth` directories down; names may hold [ or *."""
     if depth == 0:
         if (directory / DATASET_INFO).exists():
             yield directory / DATASET_INFO
@@ -51,7 +54,7 @@ def _infos(directory: epath.Path, depth: int) -> Iterator[epath.Path]:
             yield from _infos(path, depth - 1)
 
 
-def open_prepared(data_dir: epath.Path, name: str) -> Any:
+def open_prepared(data_dir: epath.Path, name: str) -> DatasetBuilder:
     """A read-only builder of the prepared dataset `name`.
 
     Raises:
@@ -73,7 +76,7 @@ def open_prepared(data_dir: epath.Path, name: str) -> Any:
     return tfds.builder_from_directory(os.fspath(directory))
 
 
-def split_info(builder: Any, split: str) -> Any:
+def split_info(builder: DatasetBuilder, split: str) -> SplitInfo:
     """What TFDS knows of a split or a slice of one.
 
     Raises:
@@ -94,7 +97,7 @@ def split_info(builder: Any, split: str) -> Any:
     return info
 
 
-def read_split(builder: Any, split: str) -> Iterator[dict[str, Any]]:
+def read_split(builder: DatasetBuilder, split: str) -> Iterator[dict[str, Any]]:
     """Examples of a split or slice in order, as NumPy values.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Tokenizers: byte-level BPE trained on the corpus, a `tokenizer.json` of any origin, plain bytes.
+"""Tokenizers: byte-level BPE trained on the corpus, any `tokenizer.json`, or plain bytes.
 
 All three are Hugging Face `tokenizers` files, so that other tools can open the `tokenizer.json` of
 a run directory.
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     import tokenizers
 
 END_OF_TEXT = "<|endoftext|>"
-# Names that published tokenizers give to the same role, in the order in which they are tried.
+# Names of the end-of-text token in published tokenizers, in the order in which they are tried.
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]")
-# The library keeps 100 bytes and more of bookkeeping per token of a text, so a longer text is given
-# to it in pieces where that changes no id, and not too many pieces at a time.
+# The library needs 100 bytes and more per token of a text. So a longer text is encoded in pieces,
+# where that changes no id, and a limited number of pieces at a time.
 _PIECE_CHARACTERS = 1 << 17
 _GROUP_CHARACTERS = 1 << 20
 _PLACE_TO_CUT = re.compile(r"(?<!\s)[ \t\n\r]")
@@ -44,7 +44,7 @@ class Tokenizer:
     Attributes:
       vocab_size: one more than the largest id.
       end_of_text_id: the token that separates documents.
-      unknown_id: the token of what the model has no token for; None: it has none.
+      unknown_id: the unknown token; None: there is none.
       fingerprint: SHA-256 of the tokenizer's definition.
     """
 
@@ -68,7 +68,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _encoder(self) -> tokenizers.Tokenizer:
-        """Text is data: where a document spells out a special token, it is ordinary characters."""
+        """Encodes special tokens that a document spells out as ordinary characters."""
         definition = json.loads(self._backend.to_str())
         names = special_names(definition, self._end_of_text)
         definition = without_special_tokens(definition, names)
@@ -78,7 +78,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _takes_pieces(self) -> bool:
-        """Whether a text may be cut before a space that follows a non-space.
+        """Whether a text may be cut before a space that follows another character.
 
         No word of GPT-2's splitting rule reaches across such a place. Other rules, a prefix before
         a text, and most normalizers do not allow it.
@@ -96,7 +96,7 @@ class Tokenizer:
     def encode(self, text: str) -> np.ndarray:
         """Token ids of `text`, int32 [n]; no special token is added.
 
-        Characters that the tokenizer drops or does not know are said in a warning.
+        A warning names the characters that the tokenizer drops or does not know.
 
         Raises:
           UnencodableTextError: the model has no token for a part of the text, and none for what is
@@ -135,7 +135,7 @@ class Tokenizer:
             try:
                 encodings = self._encoder.encode_batch_fast(group, add_special_tokens=False)
             except BaseException as error:
-                # The library's errors have no type of their own, and its panics are no Exception.
+                # The library's errors have no type of their own; its panics are no Exception.
                 if isinstance(error, KeyboardInterrupt):
                     raise
                 raise UnencodableTextError(
@@ -147,16 +147,16 @@ class Tokenizer:
             start = stop
 
     def loses(self, character: str) -> bool:
-        """Whether a character becomes no token, or only such as stand for spaces."""
+        """Whether a character becomes no token, or only tokens of spaces."""
         try:
             ids = self.encode_batch([character])[0]
-        except UnencodableTextError:  # of WordLevel, which knows words
+        except UnencodableTextError:  # of WordLevel, whose tokens are words
             return False
         return not any(self.decode([i]).strip() for i in ids)
 
     @functools.cached_property
     def _is_partial(self) -> bool:
-        """Whether there are characters without a token: one of private use is, if any is."""
+        """Whether some characters have no token: then one of private use has none."""
         try:
             ids = self.encode_batch(["\U000f0000"])[0]
         except UnencodableTextError:
@@ -259,7 +259,7 @@ def _reaches_across_spaces(token: dict[str, Any]) -> bool:
 
 
 def _pieces(text: str) -> list[str]:
-    """Cuts a long text into pieces, wherever a place to cut is."""
+    """Cuts a long text into pieces, where that changes no id."""
     pieces, start = [], 0
     while len(text) - start > 2 * _PIECE_CHARACTERS:
         place = _PLACE_TO_CUT.search(text, start + _PIECE_CHARACTERS)

@@ -21,7 +21,7 @@ class Windows:
     Attributes:
       context_length: tokens per window, T.
       num_tokens: tokens in all windows together.
-      coverage: share of the documents' tokens that lie in a window.
+      coverage: share of the documents' tokens that are in a window.
     """
 
     def __init__(

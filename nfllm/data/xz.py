@@ -13,14 +13,14 @@ _PACKED_BYTES = 64 << 10
 def open_xz(path: Path) -> BinaryIO:
     """All streams of an xz file one after the other, without the padding between them.
 
-    Reading raises EOFError where the last stream has no end, and lzma.LZMAError where what follows
-    a stream is none.
+    Reading raises EOFError where the last stream is cut off, and lzma.LZMAError where a stream is
+    followed by something else.
     """
     return io.BufferedReader(_XzStreams(path))
 
 
 class _XzStreams(io.RawIOBase):
-    # lzma.LZMAFile takes padding, and a stream whose header is damaged, for the end of the file.
+    # lzma.LZMAFile reads padding, and a stream with a damaged header, as the end of the file.
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")

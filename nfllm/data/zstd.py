@@ -13,7 +13,7 @@ _MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 def window(path: Path) -> int:
-    """Bytes that the decompressor of the file's first frame keeps; 0: what begins is no frame.
+    """Window in bytes of the file's first frame; 0: the file does not begin with a frame.
 
     Zstandard, RFC 8878, 3.1.1.1: a descriptor, then the window's exponent and mantissa, unless the
     frame is one segment, which is as large as its content.
@@ -29,7 +29,7 @@ def window(path: Path) -> int:
 def open_long(path: Path) -> BinaryIO:
     """All frames one after the other, with windows of up to 2 GiB.
 
-    Reading raises EOFError where the last frame has no end.
+    Reading raises EOFError where the last frame is cut off.
 
     Raises:
       OSError: the package `zstandard` is not installed.
@@ -49,7 +49,7 @@ def open_long(path: Path) -> BinaryIO:
 
 
 class _Frames(io.RawIOBase):
-    # The package's own reader takes a frame without an end for the end of the file.
+    # The package's own reader reads a frame that is cut off as the end of the file.
 
     def __init__(self, path: Path, decompressor: Any) -> None:
         self._file = path.open("rb")
@@ -70,7 +70,7 @@ class _Frames(io.RawIOBase):
                 return 0
             try:
                 self._plain = self._frame.decompress(packed)
-            except Exception as error:  # a ZstdError, of a package that may not be there
+            except Exception as error:  # a ZstdError, of a package that may not be installed
                 raise OSError(str(error)) from error
             self._begun, self._packed = not self._frame.eof, self._frame.unused_data
             if self._frame.eof:

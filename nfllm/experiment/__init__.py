@@ -1,4 +1,4 @@
-"""A grid of configs to runs to one comparison; what is finished is skipped.
+"""Trains a grid of configs and compares the runs; finished runs are skipped.
 
     python -m nfllm.experiment configs/paper.py --scale minute --out experiments/minute
 

@@ -22,7 +22,7 @@ from nfllm.trainer import lock
 def main(arguments: list[str] | None = None) -> int:
     """Runs a grid and writes its report; 2 for a bad argument, 1 where a run failed, 130 if ended.
 
-    The same command goes on where it was interrupted, and skips what is finished.
+    The same command continues an interrupted experiment, and skips finished runs.
     """
     parser = argparse.ArgumentParser(
         prog="python -m nfllm.experiment",
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         given = [*(f"--import={file}" for file in options.imports), *rest]
         machine = find_machine(options.jobs)
         options.out.mkdir(parents=True, exist_ok=True)
-        # The runs hold the accelerator; what is left to do here is small.
+        # The accelerator is for the runs; this process computes little.
         jax.config.update("jax_platforms", "cpu")
         with lock.hold(options.out):
             print(experiment.note)
@@ -57,13 +57,13 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, RunError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # a second one; the runs save and end by themselves
+    except KeyboardInterrupt:  # a second Ctrl-C; the runs save and end by themselves
         return 130
     text = results.read_text(encoding="utf-8")
     print(text.encode(sys.stdout.encoding, "replace").decode(sys.stdout.encoding))
     print(f"report   {page}\nresults  {results}")
     if not is_done:
-        print("interrupted; the same command goes on")
+        print("interrupted; the same command continues it")
         return 130
     return int(any(outcome.status == "failed" for outcome in outcomes.values()))
 

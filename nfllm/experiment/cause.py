@@ -1,4 +1,4 @@
-"""Why a run's entropy is what it is, as far as its MLPs go: measured once, after training.
+"""How linear the MLPs of a run are, as a cause of its entropy: measured once, after training.
 
 The activation of one layer, of each half, or of all layers is replaced by its best linear fit, and
 the loss is measured again on the same windows (`nfllm.measure.linear_replacement`). A layer whose
@@ -25,7 +25,7 @@ _BATCH_SIZE = 8
 
 @dataclasses.dataclass(frozen=True)
 class Cause:
-    """Losses in nats per target over `num_targets` targets, and what the fit says, by layer.
+    """Losses in nats per target over `num_targets` targets, and the fit of each layer.
 
     Attributes:
       step: of the checkpoint that was measured.
@@ -77,7 +77,7 @@ def write_cause(path: epath.PathLike) -> Cause:
 
 
 def read_cause(path: epath.PathLike) -> Cause | None:
-    """What `write_cause` wrote; None where it has not.
+    """What `write_cause` wrote; None where there is no such file.
 
     Raises:
       RunError: the file is half-written or of another version.

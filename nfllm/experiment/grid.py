@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
 from nfllm.config import Config, ConfigError, suggest
-from nfllm.config.extensions import before_devices, find_beside
-from nfllm.config.overrides import override_value
+from nfllm.config.checks import Value
+from nfllm.config.files import before_devices, find_file, run_file
+from nfllm.config.overrides import key_type, override_value
 
 if TYPE_CHECKING:
     from nfllm.experiment.measured import GroupResults
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 class Variant:
     """One row: its changes of the group's config, as `{"section.key": value}`, and its seeds."""
 
-    changes: Mapping[str, Any]
+    changes: Mapping[str, Value]
     seeds: Sequence[int] = (0,)
 
 
@@ -33,7 +32,7 @@ class Variant:
 class Group:
     """Variants to be compared with each other, on one config.
 
-    `title` stands over its tables.
+    `title` is the heading of its tables.
     """
 
     title: str
@@ -49,7 +48,7 @@ class Experiment:
     groups, and within one seed by seed, so that an interrupted experiment has whole comparisons.
 
     Attributes:
-      note: what the page begins with.
+      note: the first lines of the page.
       groups: what is trained.
       sections: makes what the page and RESULTS.md say of the measured groups; None:
         `nfllm.experiment.sections.comparison_sections`, for any grid.
@@ -68,8 +67,8 @@ class Experiment:
 class Entry:
     """One run of the grid.
 
-    `same_as` names an earlier one of equal config, which stands for it. `changes` are those of its
-    variant.
+    `same_as` names an earlier entry of equal config, whose run is used for both. `changes` are
+    those of its variant.
     """
 
     group: str
@@ -77,12 +76,12 @@ class Entry:
     seed: int
     config: Config
     same_as: str | None = None
-    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    changes: Mapping[str, Value] = dataclasses.field(default_factory=dict)
     linear_replacement: bool = False
 
     @property
     def name(self) -> str:
-        """Its own in the grid, and the path of its run directory under the output directory."""
+        """Unique in the grid; the path of its run directory below the output directory."""
         return f"{self.group}/{self.variant}/seed{self.seed}"
 
     @property
@@ -96,11 +95,10 @@ def load_experiment(path: Path, scale: str) -> Experiment:
     """`get_experiment(scale)` of the grid file at `path`.
 
     Raises:
-      ConfigError: there is no such file, it is no grid, or it has no such scale.
+      ConfigError: there is no such file, it is not a grid, or it has no such scale.
     """
-    module = _import(path)
-    get_experiment = getattr(module, "get_experiment", None)
-    scales = getattr(module, "SCALES", None)
+    names = _run(path)
+    get_experiment, scales = names.get("get_experiment"), names.get("SCALES")
     if get_experiment is None or scales is None:
         raise ConfigError(
             f"{path} has no get_experiment(scale) and SCALES; take configs/paper.py as an example"
@@ -112,7 +110,7 @@ def load_experiment(path: Path, scale: str) -> Experiment:
     return experiment
 
 
-def expand(experiment: Experiment, overrides: Mapping[str, Any] | None = None) -> list[Entry]:
+def expand(experiment: Experiment, overrides: Mapping[str, Value] | None = None) -> list[Entry]:
     """Every run of the experiment, each with its validated config, in the order to run them.
 
     Args:
@@ -159,11 +157,11 @@ def expand(experiment: Experiment, overrides: Mapping[str, Any] | None = None) -
     return entries
 
 
-def read_overrides(arguments: Iterable[str]) -> dict[str, Any]:
+def read_overrides(arguments: Iterable[str]) -> dict[str, Value]:
     """`--config.SECTION.KEY=VALUE` arguments as `{"section.key": value}`.
 
     Raises:
-      ConfigError: an argument is not of that form, or its key or value cannot be.
+      ConfigError: an argument is not of that form, or its key or value is not allowed.
     """
     overrides = {}
     for argument in arguments:
@@ -177,17 +175,14 @@ def read_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     return overrides
 
 
-def _changed(base: ConfigDict, changes: Mapping[str, Any], where: str) -> ConfigDict:
+def _changed(base: ConfigDict, changes: Mapping[str, Value], where: str) -> ConfigDict:
     config = base.copy_and_resolve_references()
     for key, value in changes.items():
+        key_type(key, where)
         section, _, name = key.partition(".")
-        if section not in config:
-            raise ConfigError(f"{where}: unknown section {section!r}; {suggest(section, config)}")
-        if name not in config[section]:
-            raise ConfigError(f"{where}: unknown key {key!r}; {suggest(name, config[section])}")
         try:
             config[section][name] = value
-        except TypeError as error:
+        except (TypeError, KeyError) as error:
             raise ConfigError(f"{where}: {key}={value!r}: {error}") from error
     return config
 
@@ -200,18 +195,14 @@ def _check_name(*names: str) -> None:
             )
 
 
-def _import(path: Path) -> ModuleType:
-    if not path.is_file():
+def _run(path: Path) -> dict[str, Any]:
+    """The names that the file of a grid defines."""
+    if not find_file(path).is_file():
         raise ConfigError(f"{path} does not exist; name the file of a grid, as configs/paper.py")
-    find_beside(path)
-    spec = importlib.util.spec_from_file_location("nfllm_grid", path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise ConfigError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
     try:
-        with before_devices():
-            spec.loader.exec_module(module)
+        return run_file(path)
     except Exception as error:
         line = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{path} cannot be read as a grid ({line})") from error
-    return module

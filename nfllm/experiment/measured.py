@@ -11,17 +11,17 @@ import numpy as np
 from nfllm.experiment.cause import Cause, read_cause
 from nfllm.experiment.grid import Entry
 from nfllm.experiment.outcome import Outcome
-from nfllm.report.runs import Run, read_runs
+from nfllm.report.runs import ReportedRun, read_runs
 from nfllm.rundir import RunError
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One run. `run` and `cause` are None where there is nothing to read."""
+    """One run. `run` and `cause` are None where there is no file to read."""
 
     entry: Entry
     outcome: Outcome
-    run: Run | None
+    run: ReportedRun | None
     cause: Cause | None
 
     @property
@@ -42,7 +42,7 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class GroupResults:
-    """The runs of one group: by variant, and within it by seed."""
+    """The runs of one group, by variant and seed."""
 
     name: str
     title: str
@@ -53,7 +53,7 @@ class GroupResults:
             yield from seeds.values()
 
     def series(self, variant: str, field: str) -> dict[int, dict[int, np.ndarray]]:
-        """A recorded quantity of the finished runs: by seed, its values by step."""
+        """A quantity of the metrics of the finished runs: by seed, its values by step."""
         return {
             seed: dict(
                 zip(run.run.series[field][0].tolist(), run.run.series[field][1], strict=True)

@@ -1,4 +1,4 @@
-"""How a run of a grid stands, read from its directory."""
+"""The state of a run of a grid, read from its directory."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Status = Literal["finished", "diverged", "failed", "not run"]
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """`finished` and `diverged` are final, and `failed` where the directory holds another run.
+    """The state of a run: one that is `finished` or `diverged` is not started again.
 
-    `message` says more about those that are not finished; `blocked` is whether the directory holds
-    what another attempt would damage or be refused for.
+    `message` explains a state other than `finished`. `blocked`: the directory holds another run,
+    so that this one `failed` and cannot be started.
     """
 
     status: Status
@@ -37,7 +37,7 @@ class Outcome:
 
 
 def read_outcome(out: epath.PathLike, entry: Entry) -> Outcome:
-    """How `entry` stands in the output directory `out`; never raises."""
+    """The state of `entry` in the output directory `out`; never raises."""
     run = epath.Path(out) / entry.name
     if not (run / RECORD_FILE).exists():
         return Outcome("not run", "it has not begun")
@@ -67,9 +67,9 @@ def read_outcome(out: epath.PathLike, entry: Entry) -> Outcome:
 def refuse_other_data(
     entries: Sequence[Entry], outcomes: Mapping[str, Outcome], out: epath.PathLike
 ) -> dict[str, Outcome]:
-    """The outcomes, but that what was trained on data that changed since has failed.
+    """The outcomes, with `failed` for runs on data that has changed since.
 
-    Runs whose configs name the same data must have found the same; the newest says what it is now.
+    Runs whose configs name the same data must have the same fingerprint of it: that of the newest.
     """
     checked = dict(outcomes)
     newest: dict[Any, str] = {}

@@ -100,7 +100,7 @@ class GridProgress:
                 whole = file.read().rpartition(b"\n")[0]
             return int(json.loads(whole.rpartition(b"\n")[2])["step"])
         except (OSError, ValueError, KeyError, TypeError):
-            return 0  # not begun, or a line longer than what was read
+            return 0  # no step yet, or a line longer than the part that was read
 
     def _time_left(self, tokens: int, now: float) -> str:
         done = tokens - self._started_from

@@ -1,4 +1,4 @@
-"""Where, when and with what an experiment was run: one record for each time it was started."""
+"""Where, when and with which versions an experiment was run: one entry for each start."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from nfllm.config.files import find_file
 from nfllm.experiment.slots import Machine
 from nfllm.version import nfllm_version
 
@@ -48,9 +49,9 @@ class Provenance:
     def record(
         cls, out: Path, config: Path, scale: str, machine: Machine, overrides: Sequence[str]
     ) -> Iterator[None]:
-        """Adds a record to the file in `out` when the block ends, however it ends."""
+        """Adds an entry to the file in `out` when the block ends, also where it raises."""
         start, date = time.monotonic(), time.strftime("%Y-%m-%d")
-        grid, source = _as_named(config), config.read_bytes()
+        grid, source = _as_named(config), find_file(config).read_bytes()
         (out / GRID_FILE).write_bytes(source)
         try:
             yield
@@ -79,7 +80,7 @@ class Provenance:
 
 
 def read_provenance(out: Path) -> list[Provenance]:
-    """The records in `out`, oldest first; those that cannot be read are left out."""
+    """The entries in `out`, oldest first, without those that cannot be read."""
     try:
         values = json.loads((out / PROVENANCE_FILE).read_bytes())
         return [Provenance(**value) for value in values]
@@ -88,7 +89,7 @@ def read_provenance(out: Path) -> list[Provenance]:
 
 
 def _as_named(path: Path) -> str:
-    """Relative to the current folder where it lies below it; else by its last two parts."""
+    """The path relative to the current folder if it is below it, else its last two parts."""
     whole, here = path.resolve(), Path.cwd().resolve()
     if whole.is_relative_to(here):
         return whole.relative_to(here).as_posix()
@@ -96,7 +97,7 @@ def _as_named(path: Path) -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this code runs from, with a mark where it was changed."""
+    """The commit of the checkout that this code runs from, marked where files were changed."""
     folder = Path(__file__).parents[2]
     if not (folder / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""RESULTS.md: what an experiment found, as a file for a repository."""
+"""RESULTS.md: the results of an experiment, as a file for a repository."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def results_markdown(
 
 
 def markdown_table(table: Table) -> Iterator[str]:
-    """The lines of a table; numbers stand to the right."""
+    """The lines of a table; numbers are aligned to the right."""
     yield "| " + " | ".join(_escaped(column.title) for column in table.columns) + " |"
     yield "|" + "|".join("--:" if column.form else "---" for column in table.columns) + "|"
     for row in table.rows:

@@ -60,7 +60,7 @@ def run_grid(
 
 
 class _Job:
-    """A run in progress. What it prints goes into a log of its own."""
+    """A run in progress; its output goes to a log file."""
 
     def __init__(self, entry: Entry, out: Path, slot: Slot) -> None:
         self.entry, self.slot = entry, slot
@@ -83,7 +83,7 @@ class _Job:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **slot.environment},
                 text=True,
-                start_new_session=True,  # Ctrl-C is for the experiment, which passes it on
+                start_new_session=True,  # the experiment catches Ctrl-C and passes it on
             )
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
@@ -93,7 +93,7 @@ class _Job:
         return self._process.poll() is not None
 
     def interrupt(self) -> None:
-        """Lets the run save and end; only the first call counts."""
+        """Asks the run to save and end; later calls do nothing."""
         if not self._was_interrupted and not self.has_ended():
             self._was_interrupted = True
             self._process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""What a page says of a grid: the runs compared by the keys in which they differ."""
+"""Sections of the page of a grid: its runs compared by the keys in which they differ."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OTHER_TARGETS = ("data.", "model.context_length")
 
 
 def comparison_sections(groups: Sequence[GroupResults]) -> Iterator[Section]:
-    """Losses, the best run, head entropies and linear replacements, as far as they are measured."""
+    """Losses, the best run, head entropies and linear replacements, where they were measured."""
     yield Section(
         "Comparison",
         "Mean evaluation loss over seeds with Student's t interval, and the keys in which the "

@@ -1,4 +1,4 @@
-"""Where runs can go at the same time: one accelerator each, or one core of a CPU each."""
+"""Places for runs at the same time: one accelerator each, or one core of a CPU each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ devices = jax.local_devices()
 print(json.dumps([devices[0].platform, len(devices), devices[0].device_kind]))
 """
 
-# Large buffers come from huge pages, not from thousands of page faults a step.
+# Huge pages for large buffers, instead of thousands of page faults a step.
 _CPU_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "JAX_PLATFORMS": "cpu"}
 
 
@@ -36,13 +36,13 @@ class Machine:
 
 
 def find_machine(jobs: int | None = None) -> Machine:
-    """The devices of this machine, asked for in another process: this one must not hold them.
+    """The devices of this machine, found in another process, since this one must not hold them.
 
     Args:
-      jobs: use at most so many slots.
+      jobs: the most slots to use.
 
     Raises:
-      RuntimeError: JAX finds no device; the message is its own.
+      RuntimeError: JAX finds no device; the message is that of JAX.
     """
     asked = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True)
     if asked.returncode:
@@ -54,12 +54,12 @@ def find_machine(jobs: int | None = None) -> Machine:
         names = shown.split(",") if shown else [str(i) for i in range(count)]
         slots = [Slot({"CUDA_VISIBLE_DEVICES": name}) for name in names]
     elif platform == "cpu" and hasattr(os, "sched_setaffinity"):
-        # Two small runs on a core each are faster than one after the other on both.
+        # Two small runs on one core each are faster than both cores for one run after the other.
         environment = {key: os.environ.get(key, value) for key, value in _CPU_ENVIRONMENT.items()}
         cores = sorted(os.sched_getaffinity(0))
         slots = [Slot(environment, (core,)) for core in cores]
         device = f"{len(cores)} cores, {_processor()}"
-    else:  # a TPU host is one machine for one program
+    else:  # one program uses all devices of a TPU host
         slots = [Slot({})]
     return Machine(device, tuple(slots[:jobs]))
 

@@ -15,6 +15,13 @@ from nfllm.experiment.measured import GroupResults, Measured
 from nfllm.experiment.outcome import Outcome
 from nfllm.report.tables import Cell, Column, Table
 
+LOSS_COLUMNS = (
+    Column("seeds", "d"),
+    Column("eval loss (nats)", ".4f"),
+    Column("95% from", ".4f"),
+    Column("95% to", ".4f"),
+    Column("perplexity", ".2f"),
+)
 Measure = Callable[[np.ndarray, float], jax.Array]
 
 
@@ -25,18 +32,12 @@ def comparison_table(group: GroupResults) -> Table:
     others = {variant: without_result(runs) for variant, runs in group.variants.items()}
     for variant, runs in group.variants.items():
         config = next(iter(runs.values())).entry.config
-        losses = group.losses(variant)
-        mean, low, high = loss_interval(losses.values())
         rows.append(
             (
                 variant,
                 config.model.statistics,
                 *(_setting(config, key) for key in keys),
-                len(losses),
-                mean,
-                low,
-                high,
-                None if mean is None else math.exp(mean),
+                *loss_cells(group.losses(variant).values()),
                 *([others[variant] or "–"] if any(others.values()) else []),
             )
         )
@@ -44,11 +45,7 @@ def comparison_table(group: GroupResults) -> Table:
         Column("variant"),
         Column("normalization"),
         *map(Column, keys),
-        Column("seeds", "d"),
-        Column("eval loss (nats)", ".4f"),
-        Column("95% from", ".4f"),
-        Column("95% to", ".4f"),
-        Column("perplexity", ".2f"),
+        *LOSS_COLUMNS,
     ]
     if any(others.values()):
         columns.append(Column("runs that did not finish"))
@@ -62,12 +59,13 @@ def varying_keys(group: GroupResults) -> list[str]:
     return sorted(found - {"training.seed"})
 
 
-def loss_interval(losses: Collection[float]) -> tuple[float | None, float | None, float | None]:
-    """Mean over seeds and the bounds of its 95% interval (Student's t); None what there is not."""
+def loss_cells(losses: Collection[float]) -> tuple[Cell, ...]:
+    """The cells of `LOSS_COLUMNS`: mean and 95% interval of Student's t, where they exist."""
     if not losses:
-        return None, None, None
+        return 0, None, None, None, None
     mean, low, high = map(float, seed_interval(list(losses)))
-    return (mean, low, high) if math.isfinite(low) else (mean, None, None)
+    bounds = (low, high) if math.isfinite(low) else (None, None)
+    return len(losses), mean, *bounds, math.exp(mean)
 
 
 def entropy_table(group: GroupResults) -> Table:
@@ -142,7 +140,7 @@ def cause_table(group: GroupResults) -> Table:
 
 
 def cause_by_layer_table(group: GroupResults) -> Table:
-    """The same for each layer of each run."""
+    """Loss rise and linear fit for each layer of each run."""
     columns = (
         Column("variant"),
         Column("seed", "d"),
@@ -170,7 +168,7 @@ def cause_by_layer_table(group: GroupResults) -> Table:
 
 
 def problem_table(entries: Sequence[Entry], outcomes: Mapping[str, Outcome]) -> Table:
-    """Every run that has no result of its own, and why."""
+    """Every run without a result of its own, and the reason."""
     rows = []
     for entry in entries:
         outcome = outcomes[entry.name]

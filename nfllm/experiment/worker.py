@@ -1,6 +1,6 @@
 """One run of a grid, in a process of its own: training, then what is measured once, at the end.
 
-The config comes as JSON on standard input; the exit status tells the end (`DIVERGED`).
+The config is read as JSON from standard input; the exit status says how the run ended (`DIVERGED`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DIVERGED = 3
 
 
 def main() -> None:
-    """Runs what standard input describes in the run directory that the arguments name."""
+    """Trains the config of standard input in the run directory that the arguments name."""
     parser = argparse.ArgumentParser(prog="python -m nfllm.experiment.worker")
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--parent", type=int, required=True, help="process to end with")

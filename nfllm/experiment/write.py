@@ -1,4 +1,4 @@
-"""Writes what an experiment found: one page with pictures, and RESULTS.md."""
+"""Writes the results of an experiment: one page with pictures, and RESULTS.md."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from nfllm.experiment.results import results_markdown
 from nfllm.experiment.sections import comparison_sections
 from nfllm.experiment.tables import problem_table, shown_runs
 from nfllm.report.page import Rows, Section
-from nfllm.report.runs import read_runs
+from nfllm.report.runs import ReportedRun, read_runs
 from nfllm.report.sections import figure_sections
+from nfllm.report.seeds import SeedGroup
 from nfllm.report.write import write_page
 
 REPORT_DIR = "report"
@@ -60,11 +61,21 @@ def _problem_sections(
 
 
 def _figure_sections(experiment: Experiment, group: GroupResults, out: Path) -> Iterator[Section]:
-    """Figures of one run of each variant, under the variant's name."""
+    """Figures of one run of each variant, under the variant's name; losses of all its seeds."""
     shown = {run.entry.same_as or run.entry.name: run.entry for run in shown_runs(group)}
     if shown:
-        runs = read_runs([out / name for name in shown], [e.variant for e in shown.values()])
-        yield from figure_sections(runs, experiment.reference)
+        labels = [entry.variant for entry in shown.values()]
+        runs = read_runs([out / name for name in shown], labels)
+        groups = [
+            SeedGroup(run.label, place, _finished(group, run.label) or [run])
+            for place, run in enumerate(runs)
+        ]
+        yield from figure_sections(runs, experiment.reference, groups)
+
+
+def _finished(group: GroupResults, variant: str) -> list[ReportedRun]:
+    measured = group.variants[variant].values()
+    return [m.run for m in measured if m.run is not None and m.outcome.status == "finished"]
 
 
 def _lead(experiment: Experiment, records: Sequence[Provenance]) -> str:

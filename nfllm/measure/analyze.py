@@ -7,6 +7,7 @@ device, on several, and on several hosts.
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -19,17 +20,20 @@ from jax.experimental import multihost_utils
 from nfllm.analysis import to_host
 from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
-from nfllm.measure.metrics import DEFAULT_METRICS, Metric, find_metrics, observe
+from nfllm.measure.metrics import DEFAULT_METRICS, Metric, Observed, find_metrics
 from nfllm.model.capture import capture
 from nfllm.model.decoder import Decoder
+from nfllm.model.parameters import Params
 from nfllm.model.token_ids import check_token_ids
 
+State = Any
+"""Of a metric: an object with a method `merge`, or a dictionary of such objects."""
 Put = Callable[[np.ndarray], jax.Array]
 
 
 def analyze(
     model: Decoder,
-    params: Any,
+    params: Params,
     batches: Iterable[np.ndarray | Batch],
     metrics: Sequence[str | Metric] = DEFAULT_METRICS,
     *,
@@ -67,44 +71,60 @@ def analyze(
 
 def accumulate(
     model: Decoder,
-    params: Any,
+    params: Params,
     batches: Iterable[np.ndarray | Batch],
     metrics: Mapping[str, Metric],
     *,
     put: Put = jnp.asarray,
-) -> dict[str, Any] | None:
-    """States of this process's sequences, on the host, to merge with others; None without any."""
+) -> dict[str, State] | None:
+    """The states of this process's sequences, on the host; None where it has no sequence."""
+    chosen, params = tuple(metrics.values()), of_this_process(params)
 
-    @jax.jit
-    def measure(params: Any, tokens_BT: jax.Array) -> dict[str, Any]:
-        observed = observe(capture(model, params, tokens_BT), tokens_BT)
-        return {name: metric.of(observed) for name, metric in metrics.items()}
+    def measure(tokens: np.ndarray) -> dict[str, State]:
+        check_token_ids(tokens, model.vocab_size)
+        return _measure(model, chosen, params, put(tokens))
 
-    params = of_this_process(params)
-    merge_on_device: Callable[[Any, Any], Any] = jax.jit(merge_states, donate_argnums=0)
-    total: dict[str, Any] = {}
+    return stream(measure, batches, metrics)
 
-    def add(states: dict[str, Any]) -> None:
+
+# Not within `accumulate`: the checkpoints of one run are measured by one compiled program.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _measure(
+    model: Decoder, metrics: tuple[Metric, ...], params: Params, tokens_BT: jax.Array
+) -> dict[str, State]:
+    observed = Observed(capture(model, params, tokens_BT), tokens_BT)
+    return {metric.name: metric.of(observed) for metric in metrics}
+
+
+def stream(
+    measure: Callable[[np.ndarray], dict[str, State]],
+    batches: Iterable[np.ndarray | Batch],
+    metrics: Mapping[str, Metric],
+) -> dict[str, State] | None:
+    """The merged states that `measure` gives of token ids [B, T], by the name of their metric."""
+    merge_on_device: Callable[[State, State], State] = jax.jit(merge_states, donate_argnums=0)
+    total: dict[str, State] = {}
+
+    def add(states: dict[str, State]) -> None:
         for name, state in states.items():
             on_device = metrics[name].stays_on_device
             state = state if on_device else to_host(state)
             merge = merge_on_device if on_device else merge_states
             total[name] = merge(total[name], state) if name in total else state
 
-    pending: dict[str, Any] = {}
+    pending: dict[str, State] = {}
     for batch in batches:
         tokens = _real_rows(batch)
         if len(tokens):
-            check_token_ids(tokens, model.vocab_size)
             # The device computes this batch while the host merges the one before.
-            measured = measure(params, put(tokens))
+            measured = measure(tokens)
             add(pending)
             pending = measured
     add(pending)
     return jax.tree.map(np.asarray, total) if total else None
 
 
-def merge_states(a: Any, b: Any) -> Any:
+def merge_states(a: State, b: State) -> State:
     """Merges two states of a metric: mergeable states, or a dict of them."""
     if isinstance(a, dict):
         return {name: merge_states(value, b[name]) for name, value in a.items()}
@@ -113,7 +133,7 @@ def merge_states(a: Any, b: Any) -> Any:
         return a.merge(b)
 
 
-def merge_across_processes(states: dict[str, Any] | None) -> dict[str, Any]:
+def merge_across_processes(states: dict[str, State] | None) -> dict[str, State]:
     """The states of all processes together, in the order of processes, on every one of them.
 
     Raises:
@@ -132,10 +152,10 @@ def merge_across_processes(states: dict[str, Any] | None) -> dict[str, Any]:
         raise ValueError(f"there is no sequence to analyze{where}: batches is empty")
     if len(sizes) == 1:
         return states
-    # As bytes, since JAX would cut double precision down to single on the way.
+    # As bytes, since JAX would send double precision as single.
     padded = np.zeros(sizes.max(), np.uint8)
     padded[: len(payload)] = np.frombuffer(payload, np.uint8)
-    merged: dict[str, Any] = {}
+    merged: dict[str, State] = {}
     for size, data in zip(sizes, multihost_utils.process_allgather(padded), strict=True):
         with np.load(io.BytesIO(data[:size].tobytes())) as file:
             other = jax.tree.unflatten(structure, [file[f"arr_{i}"] for i in range(len(leaves))])
@@ -150,7 +170,7 @@ def _real_rows(batch: np.ndarray | Batch) -> np.ndarray:
     return np.asarray(batch)
 
 
-def of_this_process(params: Any) -> Any:
+def of_this_process(params: Params) -> Params:
     """Parameters that every process holds, as arrays of this process alone.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Loss of a model on any text: in nats per token, and in bits per byte, which tokenizers share."""
+"""Loss of a model on any text, in nats per token and in bits per byte (for any tokenizer)."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from nfllm.data.dataset import Dataset
 from nfllm.data.tokenizer import Tokenizer
 from nfllm.data.tokens import TokenFile, token_dtype
 from nfllm.model.decoder import Decoder
+from nfllm.model.parameters import Params
 from nfllm.model.token_ids import check_token_ids
 from nfllm.run import Run
 from nfllm.training.loss import count_targets, next_token_loss
@@ -75,7 +76,7 @@ def evaluate(
     context is read in windows that overlap: each token is predicted once, given at least `overlap`
     tokens where there are so many before it.
 
-    Batches are taken as they are, so that `run.validation_batches()` gives the loss of training.
+    Batches are scored as they are, so that `run.validation_batches()` gives the loss of training.
 
     Example:
       >>> import nfllm
@@ -90,7 +91,7 @@ def evaluate(
       overlap: tokens that two windows of a document share; None: half of the context.
 
     Returns:
-      The loss and what follows from it.
+      The loss, and numbers that follow from it.
 
     Raises:
       ValueError: there is no target, or `overlap` is not 1 to `context_length - 1`.
@@ -155,7 +156,7 @@ class _Sums(NamedTuple):
         return len(self.nats) - 1
 
     def add(self, documents: np.ndarray, nats_B: np.ndarray, targets_B: np.ndarray) -> None:
-        """Adds what rows of these documents gave; -1 is no document."""
+        """Adds the losses of rows of these documents; -1 is no document."""
         for number, nats, targets in zip(documents, nats_B, targets_B, strict=True):
             if number >= 0:
                 self.nats[number] += float(nats)
@@ -174,7 +175,7 @@ def row_targets(labels_BT: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _losses(
-    model: Decoder, params: Any, tokens_BT: jax.Array, labels_BT: jax.Array
+    model: Decoder, params: Params, tokens_BT: jax.Array, labels_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     logits_BTV: Any = model.apply({"params": params}, tokens_BT)
     return row_losses(logits_BTV, labels_BT), row_targets(labels_BT)

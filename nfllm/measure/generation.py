@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 from nfllm.measure.sampling import Sampling, make_sampling, sample
 from nfllm.model.cache import CACHE, empty_cache, move
 from nfllm.model.decoder import Decoder
+from nfllm.model.parameters import Params, Variables
 from nfllm.model.token_ids import check_token_ids
 from nfllm.run import Run
 
@@ -39,7 +40,7 @@ def generate(
     top_p: float | None = None,
     seed: int = 0,
 ) -> Text:
-    """What follows a prompt, until the model ends the text or `max_tokens` are written.
+    """The text that follows a prompt, until the model ends it or `max_tokens` are written.
 
     Example:
       >>> import nfllm
@@ -52,7 +53,7 @@ def generate(
       max_tokens: most tokens to write for each prompt. Beyond the model's context a token is drawn
         given the last `context_length` tokens; a warning says so.
       temperature: logits are divided by it; at 0 the most probable token is always taken.
-      top_k: draw from the so many most probable tokens only; None: from all.
+      top_k: draw only from this number of most probable tokens; None: from all.
       top_p: draw from the fewest most probable tokens that have this probability together.
       seed: of the draws; a prompt's text depends on it and on the prompt's place in the list.
 
@@ -80,7 +81,7 @@ def generate(
 
 def generate_ids(
     model: Decoder,
-    params: Any,
+    params: Params,
     prompts: Sequence[ArrayLike],
     *,
     max_tokens: int = 100,
@@ -159,7 +160,7 @@ class _Request(NamedTuple):
 
 
 class _Written(NamedTuple):
-    """What has been drawn: `tokens_BN[:, :num_tokens]`, and which texts have come to their end."""
+    """The tokens drawn so far, `tokens_BN[:, :num_tokens]`, and which texts have ended."""
 
     tokens_BN: jax.Array
     num_tokens: jax.Array
@@ -167,7 +168,7 @@ class _Written(NamedTuple):
     is_finite: jax.Array
 
     def add(self, logits_BV: jax.Array, request: _Request) -> tuple[jax.Array, _Written]:
-        """Draws the next token of each sequence, and notes it."""
+        """Draws the next token of each sequence, and adds it."""
         keys_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(request.keys_B, self.num_tokens)
         draw = jax.vmap(functools.partial(sample, sampling=request.sampling))
         drawn_B = draw(logits_BV, keys_B)
@@ -196,25 +197,26 @@ def _nothing_written(batch_size: int, room: int) -> _Written:
 @functools.partial(jax.jit, static_argnums=0)
 def _within_context(
     model: Decoder,
-    params: Any,
+    params: Params,
     tokens_BT: jax.Array,
     length_B: jax.Array,
     written: _Written,
     request: _Request,
 ) -> _Written:
-    """Writes until all texts have ended, or the longest fills the context."""
+    """Draws until all texts have ended, or the longest fills the context."""
+    State = tuple[Variables, jax.Array, jax.Array, _Written]
     cache = empty_cache(model.config, len(tokens_BT), model.dtype)
 
     def read(
-        cache: Any, tokens_BT: jax.Array, last_B: jax.Array, written: _Written
-    ) -> tuple[Any, jax.Array, _Written]:
+        cache: Variables, tokens_BT: jax.Array, last_B: jax.Array, written: _Written
+    ) -> tuple[Variables, jax.Array, _Written]:
         variables = {"params": params, CACHE: cache}
         logits_BV, new = model.apply(
             variables, tokens_BT, last_B, method=_logits_at, mutable=[CACHE]
         )
         return new[CACHE], *written.add(logits_BV, request)
 
-    def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
+    def step(state: State) -> State:
         cache, drawn_B, length_B, written = state
         cache = move(cache, length_B)
         none_B = jnp.zeros_like(drawn_B)
@@ -222,7 +224,7 @@ def _within_context(
         # A text that has ended takes no more room.
         return cache, drawn_B, length_B + ~written.ended_B, new
 
-    def goes_on(state: tuple[Any, ...]) -> jax.Array:
+    def goes_on(state: State) -> jax.Array:
         _, _, length_B, written = state
         fits = jnp.all((length_B < model.config.context_length) | written.ended_B)
         return written.goes_on(request) & fits
@@ -234,25 +236,27 @@ def _within_context(
 @functools.partial(jax.jit, static_argnums=0)
 def _beyond_context(
     model: Decoder,
-    params: Any,
+    params: Params,
     window_BT: jax.Array,
     length_B: jax.Array,
     written: _Written,
     request: _Request,
 ) -> _Written:
-    """Writes on, by whole forward passes over the last tokens of each text."""
+    """Continues by whole forward passes over the last tokens of each text."""
+    State = tuple[jax.Array, jax.Array, _Written]
 
-    def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
+    def step(state: State) -> State:
         window_BT, length_B, written = state
-        logits_BV = model.apply({"params": params}, window_BT, length_B - 1, method=_logits_at)
-        drawn_B, written = written.add(logits_BV, request)
+        variables = {"params": params}
+        logits_BV = model.apply(variables, window_BT, length_B - 1, method=_logits_at)
+        drawn_B, written = written.add(jnp.asarray(logits_BV), request)
         is_full_B = length_B == window_BT.shape[1]
         window_BT = jnp.where(is_full_B[:, None], jnp.roll(window_BT, -1, axis=1), window_BT)
         length_B = jnp.where(is_full_B, length_B, length_B + 1)
         put = jax.vmap(lambda row, place, token: row.at[place].set(token))
         return put(window_BT, length_B - 1, drawn_B), length_B, written
 
-    def goes_on(state: tuple[Any, ...]) -> jax.Array:
+    def goes_on(state: State) -> jax.Array:
         return state[-1].goes_on(request)
 
     return jax.lax.while_loop(goes_on, step, (window_BT, length_B, written))[-1]
@@ -286,8 +290,10 @@ def _before(tokens: np.ndarray, end_of_text_id: int | None) -> np.ndarray:
     return tokens[: ends[0]] if len(ends) else tokens
 
 
-def _following(decode: Callable[[Any], str], prompt: np.ndarray, written: np.ndarray) -> str:
-    """The text of what was written; decoded with its prompt, since some tokenizers join words."""
+def _following(
+    decode: Callable[[Sequence[int] | np.ndarray], str], prompt: np.ndarray, written: np.ndarray
+) -> str:
+    """The text of the drawn tokens, decoded with the prompt, since some tokenizers join words."""
     before, whole = decode(prompt), decode([*prompt, *written])
     return whole[len(before) :] if whole.startswith(before) else decode(written)
 

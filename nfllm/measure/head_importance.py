@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nfllm.analysis import Interval, bootstrap_interval
+from nfllm.analysis.shown import shown_in_a_line
 from nfllm.config import IGNORED_LABEL, suggest
 from nfllm.data.batches import Batch
 from nfllm.measure.evaluation import row_losses, row_targets
@@ -21,6 +22,7 @@ from nfllm.measure.interventions import (
 )
 from nfllm.model.capture import capture, site_shapes
 from nfllm.model.decoder import Decoder
+from nfllm.model.parameters import Params
 from nfllm.model.patch import Patch, patch_variables
 from nfllm.model.token_ids import check_token_ids
 from nfllm.run import Run
@@ -28,8 +30,9 @@ from nfllm.run import Run
 Replacement = Literal["zero", "mean", "uniform", "mean_pattern"]
 
 
+@shown_in_a_line
 class HeadImportance(NamedTuple):
-    """What the loss of a model owes to each head."""
+    """How much the loss of a model depends on each head."""
 
     rise_LH: Interval
     """Loss with the head replaced minus loss as it is, nats per target, with its 95% interval:
@@ -54,7 +57,7 @@ def head_importance(
 
     Args:
       run: the run.
-      batches: token ids [B, T], with or without labels; they are gone through twice, so no
+      batches: token ids [B, T], with or without labels; they are read twice, so no
         generator.
       replacement: what takes the place of a head's output: "zero", or its "mean" over all
         positions of `batches`; or of its attention: "uniform", or its "mean_pattern" over all
@@ -110,9 +113,9 @@ def _tokens_and_labels(batch: Batch | np.ndarray) -> tuple[np.ndarray, np.ndarra
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _losses(
     model: Decoder,
-    params: Any,
-    value: Any,
-    replace: Callable[[jax.Array, Any], Patch],
+    params: Params,
+    value: jax.Array,
+    replace: Callable[[jax.Array, jax.Array], Patch],
     tokens_BT: jax.Array,
     labels_BT: jax.Array,
 ) -> jax.Array:
@@ -130,11 +133,13 @@ def _losses(
     return jax.lax.map(losses, chosen.reshape(-1, *heads)).T
 
 
-def _mean_site(model: Decoder, params: Any, batches: Iterable[Any], replacement: str) -> jax.Array:
+def _mean_site(
+    model: Decoder, params: Params, batches: Iterable[Batch | np.ndarray], replacement: str
+) -> jax.Array:
     """The mean output of each head, or its mean pattern, over the sequences that have a target."""
 
     @jax.jit
-    def summed(params: Any, tokens_BT: jax.Array, counted_B: jax.Array) -> jax.Array:
+    def summed(params: Params, tokens_BT: jax.Array, counted_B: jax.Array) -> jax.Array:
         captured = capture(model, params, tokens_BT)
         if replacement == "mean":
             site = jnp.mean(captured.head_out, axis=2, keepdims=True)
@@ -143,7 +148,7 @@ def _mean_site(model: Decoder, params: Any, batches: Iterable[Any], replacement:
         counted = counted_B[None, :, None, None, None]
         return jnp.sum(jnp.where(counted, site, 0), axis=1, keepdims=True)
 
-    total: Any = 0.0
+    total: float | np.ndarray = 0.0
     count = 0
     for tokens, labels in map(_tokens_and_labels, batches):
         check_token_ids(tokens, model.vocab_size)

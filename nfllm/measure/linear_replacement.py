@@ -5,28 +5,30 @@ R² tells how linear an activation is on average; this tells whether the model n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from nfllm.analysis import LinearFit
+from nfllm.analysis.shown import shown_in_a_line
 from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
 from nfllm.measure.analyze import merge_across_processes, of_this_process
-from nfllm.model import intermediates as names
 from nfllm.model.decoder import Decoder
-from nfllm.model.intermediates import INTERMEDIATES
 from nfllm.model.mlp import TwoLayerMlp
+from nfllm.model.parameters import Params
 from nfllm.model.token_ids import check_token_ids
 from nfllm.training.loss import count_targets, next_token_loss
 
 _FIT = "linear_fit"
 
 
+@shown_in_a_line
 class LinearReplacement(NamedTuple):
     """Mean losses in nats per target."""
 
@@ -45,7 +47,7 @@ class LinearReplacement(NamedTuple):
 
 def replace_by_linear(
     model: Decoder,
-    params: Any,
+    params: Params,
     batches: Iterable[Batch],
     fit: LinearFit,
     *,
@@ -56,7 +58,7 @@ def replace_by_linear(
     Args:
       model: the model.
       params: its parameters.
-      batches: token ids and labels, each [B, T]; they are gone through twice, so no generator. With
+      batches: token ids and labels, each [B, T]; they are read twice, so no generator. With
         several processes, each passes its share.
       fit: slope and intercept of each layer, [L]: `analyze(...)["linear_fit"]`.
       put: places arrays on devices.
@@ -91,9 +93,10 @@ def replace_by_linear(
     chosen = jnp.asarray(np.concatenate([none, each, together]))
 
     @jax.jit
-    def losses(params: Any, tokens_BT: jax.Array, labels_BT: jax.Array) -> jax.Array:
+    def losses(params: Params, tokens_BT: jax.Array, labels_BT: jax.Array) -> jax.Array:
         def loss(replaced_L: jax.Array) -> jax.Array:
-            line = {"slope": slope_L, "intercept": intercept_L, "replaced": replaced_L}
+            line: dict[str, ArrayLike] = {"slope": slope_L, "intercept": intercept_L}
+            line["replaced"] = replaced_L
             logits_BTV = _apply_replaced(model, params, line, tokens_BT)
             return next_token_loss(logits_BTV, labels_BT)
 
@@ -124,30 +127,28 @@ class _Sums(NamedTuple):
 
 
 def _apply_replaced(
-    model: Decoder, params: Any, line: dict[str, Any], tokens_BT: jax.Array
+    model: Decoder, params: Params, line: Mapping[str, ArrayLike], tokens_BT: jax.Array
 ) -> jax.Array:
     """Logits, with the line in place of the activation where `replaced` is true.
 
     The line travels as one more leaf of the MLPs' parameters, so that the scan over layers hands
-    each its own. An MLP's output is linear in its activation: what changes is
-    (line - activation) times the output matrix.
+    each its own.
     """
 
-    def swap(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        output = call(*args, **kwargs)
-        if not isinstance(context.module, TwoLayerMlp) or context.method_name != "__call__":
-            return output
-        get = context.module.get_variable
-        own: dict[str, jax.Array] = get("params", _FIT)
-        pre: jax.Array = get(INTERMEDIATES, names.MLP_PRE)
-        post: jax.Array = get(INTERMEDIATES, names.MLP_POST)
-        change = own["slope"] * pre + own["intercept"] - post.astype(jnp.float32)
-        change = jnp.where(own["replaced"], change, 0.0)
-        correction = jnp.matmul(change, get("params", "out_kernel"))
-        return output + correction.astype(output.dtype)
+    def swap(
+        call: Callable[..., jax.Array],
+        args: tuple[jax.Array, ...],
+        kwargs: Mapping[str, jax.Array],
+        context: nn.module.InterceptorContext,
+    ) -> jax.Array:
+        post = call(*args, **kwargs)
+        if not isinstance(context.module, TwoLayerMlp) or context.method_name != "activate":
+            return post
+        own: dict[str, jax.Array] = context.module.get_variable("params", _FIT)
+        line = own["slope"] * args[0] + own["intercept"]
+        return jnp.where(own["replaced"], line.astype(post.dtype), post)
 
     mlp = {**params["blocks"]["mlp"], _FIT: line}
     variables = {"params": {**params, "blocks": {**params["blocks"], "mlp": mlp}}}
     with nn.intercept_methods(swap):
-        logits_BTV, _ = model.apply(variables, tokens_BT, mutable=[INTERMEDIATES])
-    return logits_BTV
+        return cast(jax.Array, model.apply(variables, tokens_BT))

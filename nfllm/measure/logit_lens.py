@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 
 from nfllm.model.decoder import Decoder
+from nfllm.model.parameters import Params
 
 
-def logit_lens(model: Decoder, params: Any, residual: jax.Array) -> jax.Array:
+def logit_lens(model: Decoder, params: Params, residual: jax.Array) -> jax.Array:
     """head(final_norm(x_l)), the logits [..., V] of hidden states [..., D] at any depth.
 
     The logit lens of nostalgebraist (2020). At the last depth it gives the model's own logits.

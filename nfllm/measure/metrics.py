@@ -1,4 +1,4 @@
-"""What `analyze` can measure, by name: each a mergeable state of a batch, and what to read from it.
+"""The metrics of `analyze`, by name: each a mergeable state of a batch, and a result read from it.
 
 Statistics per sequence become `Moments` over sequences: `mean`, `std()`, `standard_error()`,
 `minimum`, `maximum`. Axes: N sequences, and those of `model/decoder.py`.
@@ -6,6 +6,8 @@ Statistics per sequence become `Moments` over sequences: `mean`, `std()`, `stand
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ import numpy as np
 from nfllm import analysis
 from nfllm.analysis import Comoments, Covariance, Moments, UnitActivity
 from nfllm.analysis.numerics import LAYER_SITES
+from nfllm.analysis.shown import shown_in_a_line
 from nfllm.config import suggest
 from nfllm.config.names import Source
 from nfllm.model.capture import Captured
@@ -27,12 +30,20 @@ LAST_KEYS = 4
 """Width of the window of the metric `last_keys_mass`."""
 
 
-class Observed(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Observed:
     """What a metric sees of one batch. What no metric reads is not computed."""
 
     captured: Captured
     tokens_BT: jax.Array
-    entropy_LBHT: jax.Array
+
+    @functools.cached_property
+    def entropy_LBHT(self) -> jax.Array:  # noqa: N802 (its axes)
+        """Entropy of each query, in nats; from probabilities, where a model gives no logits."""
+        if "attention_logits" in self.captured._fields:
+            logits_LBHTS = self.captured.attention_logits
+            return analysis.attention_entropy_from_logits(logits_LBHTS, causal=True)
+        return analysis.attention_entropy(self.captured.attention_probs)
 
 
 class Metric(NamedTuple):
@@ -50,6 +61,7 @@ class Metric(NamedTuple):
     source: Source | None = None
 
 
+@shown_in_a_line
 class Rows(NamedTuple):
     """One row a sequence, to bootstrap over. Merging puts them one after the other."""
 
@@ -61,6 +73,7 @@ class Rows(NamedTuple):
         return Rows(xp.concatenate([self.values, other.values]))
 
 
+@shown_in_a_line
 class HeadDiversity(NamedTuple):
     """How different heads are: `divergence_nats` [L, H, H], `effective_heads` [L]."""
 
@@ -68,6 +81,7 @@ class HeadDiversity(NamedTuple):
     effective_heads: np.ndarray
 
 
+@shown_in_a_line
 class Spectra(NamedTuple):
     """Spectra of the covariance before and after the activation, each `[L]`."""
 
@@ -76,12 +90,6 @@ class Spectra(NamedTuple):
     spectral_entropy_pre: np.ndarray
     spectral_entropy_post: np.ndarray
     divergence_nats: np.ndarray
-
-
-def observe(captured: Captured, tokens_BT: jax.Array) -> Observed:
-    """What metrics have in common."""
-    entropy = analysis.attention_entropy_from_logits(captured.attention_logits, causal=True)
-    return Observed(captured, tokens_BT, entropy)
 
 
 def find_metrics(metrics: Sequence[str | Metric]) -> dict[str, Metric]:
@@ -166,7 +174,7 @@ def _attention_ratio(x: Observed) -> Moments:
 
 def _mlp_ratio(x: Observed) -> Moments:
     captured = x.captured
-    skip = captured.residual[1:] - captured.mlp_out
+    skip = captured.residual[1 : len(captured.mlp_out) + 1] - captured.mlp_out
     return _per_sequence(analysis.branch_ratio(captured.mlp_out, skip, keep=2))
 
 
@@ -185,10 +193,10 @@ def _saturation(x: Observed) -> dict[str, Moments]:
 
 
 def _ledger(x: Observed) -> analysis.Ledger:
-    captured = x.captured
-    sites = {name: getattr(captured, name) for name in (*LAYER_SITES, "logits")}
-    length = captured.attention_logits.shape[-1]
-    return analysis.ledger(sites, where={"attention_logits": analysis.causal_mask(length)})
+    given = [name for name in (*LAYER_SITES, "logits") if name in x.captured._fields]
+    sites = {name: getattr(x.captured, name) for name in given}
+    visible = {"attention_logits": analysis.causal_mask(x.tokens_BT.shape[1])}
+    return analysis.ledger(sites, where={site: visible[site] for site in visible if site in sites})
 
 
 def _head_diversity(state: Moments) -> HeadDiversity:

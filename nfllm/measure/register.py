@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from nfllm.config import ConfigError, ModelConfig
-from nfllm.measure.metrics import METRICS, Metric, Observed, observe
+from nfllm.measure.metrics import METRICS, Metric, Observed
 from nfllm.model.capture import Captured, site_shapes
 from nfllm.model.decoder import Decoder
 from nfllm.model.register import caller, is_known
@@ -67,4 +67,5 @@ def _batch() -> Observed:
     tokens_BT = jnp.zeros((3, _TINY.context_length), jnp.int32)
     shapes = site_shapes(Decoder(_TINY, 5), tokens_BT)
     sites: dict[str, Any] = {site: jnp.zeros(shape) for site, shape in shapes.items()}
-    return observe(Captured(**sites, logits=jnp.zeros((*tokens_BT.shape, 5))), tokens_BT)
+    logits_BTV = jnp.zeros((*tokens_BT.shape, 5))
+    return Observed(Captured(**sites, logits=logits_BTV), tokens_BT)

@@ -22,7 +22,7 @@ def make_sampling(temperature: float, top_k: int | None, top_p: float | None) ->
 
     Args:
       temperature: logits are divided by it; at 0 the most probable token is always taken.
-      top_k: only the so many most probable tokens are drawn from; None: all.
+      top_k: draw only from this number of most probable tokens; None: all.
       top_p: only the fewest most probable tokens that have this probability together are drawn from
         (arXiv 1904.09751, section 3.1); None: all.
 

@@ -17,7 +17,7 @@ Coefficient = jax.Array | float
 
 
 def _keeping_only_inputs(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`function`, which may keep its inputs alone for the derivative (`Tuning`)."""
+    """`function`, whose derivative keeps only its inputs where `Tuning` says so."""
     recomputed = jax.checkpoint(function, prevent_cse=False)
 
     def chosen(*arguments: Coefficient) -> jax.Array:

@@ -19,12 +19,14 @@ from nfllm.model.normalizations import normalization
 from nfllm.model.parameters import constant_param
 from nfllm.model.products import einsum_to_float32
 from nfllm.model.rotary import rotate
+from nfllm.model.shaping import beside_identity, declare_gains, shaped_map
 from nfllm.model.softmax import (
     ATTENTION_TRANSFORMS,
     divide_by_temperature,
     entropy_by_product,
     softmax_and_entropy,
 )
+from nfllm.model.weight_norm import attention_kernel
 
 _FEWEST_QUERIES = 32
 _OF_A_STEP = {names.BY_PRODUCTS, names.LOSSES}
@@ -58,11 +60,13 @@ class Attention(nn.Module):
             q_BTHK = normalization(config, "query", self.dtype, name="query_norm")(q_BTHK)
             k_BTHK = normalization(config, "key", self.dtype, name="key_norm")(k_BTHK)
         if config.rotary_dim:
-            base = 10_000.0 if config.rotary_base is None else config.rotary_base
+            base = config.rotary_wavelength_base
             q_BTHK = rotate(q_BTHK, config.rotary_dim, base, start_B)
             k_BTHK = rotate(k_BTHK, config.rotary_dim, base, start_B)
         if config.softmax_temperature != "none":
             q_BTHK = divide_by_temperature(self, config, q_BTHK, start_B)
+        if config.attention_shaping == "shaped":
+            declare_gains(self, config)
         q_BTHK = record(self, names.QUERY, q_BTHK)
         k_BTHK = record(self, names.KEY, k_BTHK)
         v_BTHK = record(self, names.VALUE, v_BTHK)
@@ -146,7 +150,8 @@ class Attention(nn.Module):
             counted_11tS = (visible_tS & (positions_t[:, None] < length))[None, None]
             scores, logits = self._scores(q_BtHK, k_BSHK, visible_tS[None, None])
             probs = jax.nn.softmax(logits)
-            mixed_BtHK = jnp.einsum("BHTS,BSHK->BTHK", probs.astype(self.dtype), v_BSHK)
+            maps = shaped_map(self, self.config, probs, visible_tS[None, None])
+            mixed_BtHK = jnp.einsum("BHTS,BSHK->BTHK", maps.astype(self.dtype), v_BSHK)
             return (
                 mixed_BtHK,
                 entropy_by_product(logits, probs),
@@ -194,24 +199,41 @@ class Attention(nn.Module):
         if dropout_rows_B is not None:
             key = self.make_rng("dropout")
             probs_BHTS = dropout(probs_BHTS, self.config.attention_dropout, key, dropout_rows_B)
-        mixed_BTHK = jnp.einsum("BHTS,BSHK->BTHK", probs_BHTS.astype(self.dtype), v_BSHK)
+        visible_11TS = visible_keys(q_BTHK.shape[1], k_BSHK.shape[1], start_B)
+        map_BHTS = shaped_map(self, self.config, probs_BHTS, visible_11TS)
+        mixed_BTHK = jnp.einsum("BHTS,BSHK->BTHK", map_BHTS.astype(self.dtype), v_BSHK)
         logit_max = partial(_largest_of_heads, logits_BHTS)
         return mixed_BTHK, _ByProducts(entropy, logit_max)
 
     def _project(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         config = self.config
         heads = (config.num_heads, config.head_dim)
-        init = nn.initializers.normal(config.block_init_std)
-        kernel = self.param("qkv_kernel", init, (config.embed_dim, 3, *heads))
+        has_value = config.value_projection != "none"
+        name = "qkv_kernel" if has_value else "qk_kernel"
+        parts = 3 if has_value else 2
+        kernel = self.param(name, self._first_projections, (config.embed_dim, parts, *heads))
+        kernel = attention_kernel(self, config, name, kernel)
         qkv = jnp.einsum("BTD,DCHK->CBTHK", x_BTD, kernel.astype(self.dtype))
         if config.attention_bias == "all":
             bias = constant_param(self, "qkv_bias", 0.0, (3, *heads))
             qkv = add_bias(qkv, bias[:, None, None])
-        q, k, v = qkv
+        same_BTHK = x_BTD.reshape(*x_BTD.shape[:2], *heads)
+        q, k, v = qkv if has_value else (*qkv, same_BTHK)
         if config.attention_bias == "qk":
             bias = constant_param(self, "qk_bias", 0.0, (2, *heads))
             q, k = add_bias(q, bias[0]), add_bias(k, bias[1])
+        if config.value_projection == "identity_residual":
+            v = beside_identity(self, "value", same_BTHK, v)
         return q, k, v
+
+    def _first_projections(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Query, key and value matrices at the start; the first two do not depend on the third."""
+        config = self.config
+        whole = (shape[0], 3, *shape[2:])
+        kernel = nn.initializers.normal(config.block_init_std)(key, whole)
+        if (ratio := config.first_query_std / config.block_init_std) != 1:
+            kernel = kernel.at[:, 0].multiply(ratio)
+        return kernel[:, : shape[1]]
 
     def _logits(self, q_BTHK: jax.Array, k_BSHK: jax.Array, start_B: jax.Array | None) -> jax.Array:
         """Scaled scores, float32, with the most negative finite number where key > query."""
@@ -241,14 +263,24 @@ class Attention(nn.Module):
     def _output(self, mixed_BTHK: jax.Array) -> jax.Array:
         config = self.config
         mixed_BTHK = record(self, names.HEAD_OUT, mixed_BTHK)
-        init = nn.initializers.normal(config.block_init_std)
+        if config.head_gains:
+            gain_H1 = constant_param(self, "head_gain", 1.0, (config.num_heads,))[:, None]
+            mixed_BTHK = (gain_H1[None, None] * mixed_BTHK.astype(jnp.float32)).astype(self.dtype)
+        joined_BTD = mixed_BTHK.reshape(*mixed_BTHK.shape[:2], -1)
+        if config.output_projection == "none":
+            if self.is_initializing():
+                self.make_rng("params")  # as the matrix would, so that the others start the same
+            return joined_BTD
+        init = nn.initializers.normal(config.residual_init_std)
         shape = (config.num_heads, config.head_dim, config.embed_dim)
-        kernel = self.param("out_kernel", init, shape)
+        kernel = attention_kernel(self, config, "out_kernel", self.param("out_kernel", init, shape))
         y_BTD = jnp.einsum("BTHK,HKD->BTD", mixed_BTHK, kernel.astype(self.dtype))
         if config.attention_bias == "all":
             bias = constant_param(self, "out_bias", 0.0, (config.embed_dim,))
             y_BTD = add_bias(y_BTD, bias)
-        return record(self, names.ATTENTION_OUT, y_BTD)
+        if config.output_projection == "identity_residual":
+            y_BTD = beside_identity(self, "output", joined_BTD, y_BTD)
+        return y_BTD
 
 
 def _mean_of_heads(x_BHT: jax.Array) -> jax.Array:

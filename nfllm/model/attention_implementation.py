@@ -1,4 +1,4 @@
-"""Which of several formulations of causal attention a program consists of."""
+"""Chooses one of several implementations of causal attention for a program."""
 
 from typing import Literal
 
@@ -16,7 +16,7 @@ _WIDEST_CUDNN_HEAD = 128  # wider ones have no derivative on most GPUs
 
 
 def choose_implementation(config: ModelConfig, dtype: jnp.dtype) -> Implementation:
-    """The formulation, for a program that records nothing but by-products of attention.
+    """The implementation for a program that needs nothing of the attention maps but by-products.
 
     `auto` is what `tuning` says for this backend, where it can run, and `explicit` elsewhere. In
     float16 it is always `explicit`: a query may see nothing but scores of -Inf there, and
@@ -27,7 +27,8 @@ def choose_implementation(config: ModelConfig, dtype: jnp.dtype) -> Implementati
         return chosen
     fastest = tuning().attention
     fits = not config.attention_dropout and dtype != jnp.float16
-    fits &= fastest == "blocks" or config.attention_transform == "none"
+    plain = config.attention_shaping == "none" and config.attention_transform == "none"
+    fits &= plain or fastest == "blocks"
     if fastest == "cudnn":
         fits &= dtype == jnp.bfloat16 and _on_nvidia()
         fits &= config.head_dim % 8 == 0 and config.head_dim <= _WIDEST_CUDNN_HEAD
@@ -37,7 +38,7 @@ def choose_implementation(config: ModelConfig, dtype: jnp.dtype) -> Implementati
 def implementation_of_step(
     config: ModelConfig, dtype: jnp.dtype, *, with_entropy: bool
 ) -> Implementation:
-    """The formulation in a training step, which needs logits where it gives entropies too."""
+    """The implementation in a training step, which needs logits where it also gives entropies."""
     chosen = choose_implementation(config, dtype)
     return "explicit" if with_entropy and chosen in ("xla", "cudnn") else chosen
 
@@ -52,7 +53,7 @@ def queries_per_block(length: int) -> int:
 
 
 def check_implementation(config: ModelConfig, dtype: jnp.dtype) -> None:
-    """Raises ConfigError where this machine or this type cannot run the attention asked for."""
+    """Raises ConfigError where this machine or this type cannot run the configured attention."""
     if config.attention_implementation != "cudnn":
         return
     on_nvidia = _on_nvidia()
@@ -66,5 +67,5 @@ def check_implementation(config: ModelConfig, dtype: jnp.dtype) -> None:
 
 
 def _on_nvidia() -> bool:
-    """Whether there is cuDNN: ROCm is also called gpu, and has none."""
+    """Whether there is cuDNN: JAX calls ROCm devices gpu too, and they have none."""
     return "cuda" in jax.devices()[0].client.platform_version

@@ -11,13 +11,14 @@ from nfllm.model.dropout import dropout
 from nfllm.model.intermediates import record, record_size
 from nfllm.model.mlp import MLPS
 from nfllm.model.normalizations import normalization
-from nfllm.model.residual import add_mlp
+from nfllm.model.residual import branch_output, join
 
 
 class Block(nn.Module):
     """x + Attention(N1(x)), then + MLP(N2(.)) of the sum (gpt2) or of the same x (gpt_neox).
 
-    A block without an MLP, as those of `model.mlp_pruned_layers`, ends with the first sum.
+    `nfllm.model.residual` has the gains of these sums, and their other normalizations. A block
+    without an MLP, as those of `model.mlp_pruned_layers`, ends with the first sum.
     """
 
     config: ModelConfig
@@ -36,17 +37,20 @@ class Block(nn.Module):
         x_BTD = record(self, names.RESIDUAL, x_BTD)
         record_size(self, names.RESIDUAL, x_BTD)
         attention_in_BTD = record(self, names.ATTENTION_IN, attention_norm(x_BTD))
-        attended_BTD = x_BTD + self._drop(
-            attention(attention_in_BTD, dropout_rows_B), dropout_rows_B
+        attention_out_BTD = branch_output(
+            self, config, "attention", attention(attention_in_BTD, dropout_rows_B)
+        )
+        x_out_BTD = join(
+            self, config, "attention", x_BTD, self._drop(attention_out_BTD, dropout_rows_B)
         )
         if not self.has_mlp:
-            return attended_BTD, None
+            return x_out_BTD, None
         mlp_norm = normalization(config, "mlp", self.dtype, name="mlp_norm")
         mlp = MLPS[config.mlp](config, self.dtype, name="mlp")
-        mlp_input_BTD = x_BTD if config.architecture == "gpt_neox" else attended_BTD
+        mlp_input_BTD = x_BTD if config.architecture == "gpt_neox" else x_out_BTD
         mlp_in_BTD = record(self, names.MLP_IN, mlp_norm(mlp_input_BTD))
-        update_BTD = self._drop(mlp(mlp_in_BTD, model_slope), dropout_rows_B)
-        return add_mlp(self, config, attended_BTD, update_BTD), None
+        mlp_out_BTD = branch_output(self, config, "mlp", mlp(mlp_in_BTD, model_slope))
+        return join(self, config, "mlp", x_out_BTD, self._drop(mlp_out_BTD, dropout_rows_B)), None
 
     def _drop(self, x_BTD: jax.Array, rows_B: jax.Array | None) -> jax.Array:
         if rows_B is None:

@@ -3,41 +3,41 @@
     y_t = sum over s <= t of softmax_s(q_t · k_s / sqrt(K)) v_s
 
 Keys and values of positions before t do not depend on what follows. So they are kept in the
-variable collection `CACHE`, and a call is given the tokens alone that are new:
+variable collection `CACHE`, and a call gets only the new tokens:
 
     cache = empty_cache(config, batch_size)
     logits_BTV, new = model.apply({"params": params, CACHE: cache}, tokens_BT, mutable=[CACHE])
     cache = move(new[CACHE], start_B + T)
 
-A slot of the cache is a position: each sequence has its own `start`, the position of its first new
-token, and what lies in later slots is not seen and is overwritten when its turn comes.
+A slot of the cache is a position. Each sequence has its own `start`, the position of its first new
+token; later slots are not seen, and are overwritten when their positions are computed.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from nfllm.analysis import causal_mask
 from nfllm.config import ModelConfig
 from nfllm.model.layers import split_layers
+from nfllm.model.parameters import Variables
 
 CACHE = "cache"
 
 
-def empty_cache(config: ModelConfig, batch_size: int, dtype: jnp.dtype = jnp.float32) -> Any:
-    """Room for `config.context_length` positions of every sequence; all start at 0."""
+def empty_cache(config: ModelConfig, batch_size: int, dtype: jnp.dtype = jnp.float32) -> Variables:
+    """A cache of `config.context_length` positions for every sequence; all start at 0."""
     shape = (batch_size, config.context_length, config.num_heads, config.head_dim)
     keys = jnp.zeros((config.num_layers, *shape), dtype)
     blocks = split_layers(config, {"attention": {"keys": keys, "values": keys}})
     return move(blocks, jnp.zeros(batch_size, jnp.int32))
 
 
-def move(cache: Any, start_B: jax.Array) -> Any:
+def move(cache: Variables, start_B: jax.Array) -> Variables:
     """The cache, with the next tokens of each sequence at positions `start_B` and on."""
-    moved: dict[str, Any] = {"start": start_B}
+    moved: Variables = {"start": start_B}
     for stack in cache.keys() - {"start"}:
         attention = cache[stack]["attention"]
         start_LB = jnp.broadcast_to(start_B[None], (len(attention["keys"]), *start_B.shape))
@@ -59,7 +59,7 @@ def positions(length: int, start_B: jax.Array | None) -> jax.Array:
 def with_earlier(
     module: nn.Module, start_B: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Keeps keys and values of this call, and returns those of all positions, [B, S, H, K]."""
+    """Stores keys and values of this call, and returns those of all positions, [B, S, H, K]."""
 
     def extended(name: str, new_BTHK: jax.Array) -> jax.Array:
         kept_BSHK: jax.Array = module.get_variable(CACHE, name)
@@ -77,6 +77,6 @@ def visible_keys(queries: int, keys: int, start_B: jax.Array | None) -> jax.Arra
     Without one the queries are the last T of the S positions.
     """
     if start_B is None:
-        return jnp.tril(jnp.ones((1, 1, queries, keys), dtype=bool), k=keys - queries)
+        return causal_mask(queries, keys)[None, None]
     position_B1T1 = positions(queries, start_B)[:, None, :, None]
     return jnp.arange(keys)[None, None, None] <= position_B1T1

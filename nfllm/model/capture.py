@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from nfllm.analysis.shown import shown_in_a_line
 from nfllm.model import intermediates as names
 from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import INTERMEDIATES
 from nfllm.model.layers import join_layers
 from nfllm.model.normalizations import by_site
+from nfllm.model.parameters import Params, Variables
 from nfllm.model.patch import Patch, patch_variables
 from nfllm.model.token_ids import check_token_ids
 
 
+@shown_in_a_line
 class Captured(NamedTuple):
     """Intermediates of one forward pass; masked attention logits are float32's lowest number.
 
     `residual[l]` is the input of block l; `residual[L]` the output of the last block, before the
     final normalization. `query` and `key` are after rotation and normalization, `query` also after
-    division by a learned temperature. The MLP's fields have an entry for each layer that has one:
-    fewer than L with `model.mlp_pruned_layers`, and none of `mlp_pre` and `mlp_post` where the MLP
-    is fused.
+    division by a learned temperature. With shaped attention, logits and probabilities are those of
+    its softmax, and `head_out` is what the shaped map mixed. The MLP's fields have an entry for
+    each layer that has one: fewer than L with `model.mlp_pruned_layers`, and none of `mlp_pre` and
+    `mlp_post` where the MLP is fused.
     """
 
     residual: jax.Array  # [L+1, B, T, D]
@@ -35,18 +39,18 @@ class Captured(NamedTuple):
     attention_logits: jax.Array  # [L, B, H, T, S]
     attention_probs: jax.Array  # [L, B, H, T, S]
     head_out: jax.Array  # [L, B, T, H, K], values mixed by each head, before the output matrix
-    attention_out: jax.Array  # [L, B, T, D], what attention adds to the residual stream
+    attention_out: jax.Array  # [L, B, T, D], what attention adds to the stream, with its gain
     mlp_in: jax.Array  # [L, B, T, D], after the normalization
     mlp_pre: jax.Array  # [L, B, T, F]
     mlp_post: jax.Array  # [L, B, T, F]
-    mlp_out: jax.Array  # [L, B, T, D], what the MLP adds to the residual stream
+    mlp_out: jax.Array  # [L, B, T, D], what the MLP adds to the stream, with its gain
     logits: jax.Array  # [B, T, V]
     # By site of a point function, such as DyT: share of |alpha x| > 2, [L, B]; of `final` [B]
     saturation: dict[str, jax.Array] = {}  # noqa: RUF012 (never written to)
 
 
 def capture(
-    model: Decoder, params: Any, tokens_BT: jax.Array, *, patches: Sequence[Patch] = ()
+    model: Decoder, params: Params, tokens_BT: jax.Array, *, patches: Sequence[Patch] = ()
 ) -> Captured:
     """The intermediates of `model` on `tokens_BT`, in the model's own types.
 
@@ -82,24 +86,28 @@ def capture(
 def site_shapes(model: Decoder, tokens_BT: jax.Array) -> dict[str, tuple[int, ...]]:
     """The shape of each site that can be patched, on such tokens, as in `Captured`."""
     config, (B, T) = model.config, tokens_BT.shape
-    L, D, H, F = config.num_layers, config.embed_dim, config.num_heads, config.mlp_width
-    mlps = config.num_mlp_layers
-    hidden = mlps if config.mlp == "two_layer" else 0
-    heads, stream = (L, B, T, H, config.head_dim), (L, B, T, D)
-    return {
-        names.RESIDUAL: (L + 1, B, T, D),
-        **dict.fromkeys((names.QUERY, names.KEY, names.VALUE, names.HEAD_OUT), heads),
-        **dict.fromkeys((names.ATTENTION_LOGITS, names.ATTENTION_PROBS), (L, B, H, T, T)),
-        **dict.fromkeys((names.ATTENTION_IN, names.ATTENTION_OUT), stream),
-        **dict.fromkeys((names.MLP_IN, names.MLP_OUT), (mlps, B, T, D)),
-        **dict.fromkeys((names.MLP_PRE, names.MLP_POST), (hidden, B, T, F)),
+    sizes = {
+        "L": config.num_layers,
+        "B": B,
+        "T": T,
+        "S": T,
+        "D": config.embed_dim,
+        "H": config.num_heads,
+        "K": config.head_dim,
+        "F": config.mlp_width,
     }
+    shapes = {name: tuple(sizes[axis] for axis in site.axes) for name, site in names.SITES.items()}
+    num_layers, *stream = shapes[names.RESIDUAL]
+    shapes[names.RESIDUAL] = (num_layers + 1, *stream)
+    for name in names.MLP_SITES:
+        is_hidden = name in (names.MLP_PRE, names.MLP_POST)
+        depth = 0 if is_hidden and config.mlp != "two_layer" else config.num_mlp_layers
+        shapes[name] = (depth, *shapes[name][1:])
+    return shapes
 
 
 @jax.jit(static_argnums=0)
-def _capture(
-    model: Decoder, params: Any, patches: dict[str, Any], tokens_BT: jax.Array
-) -> Captured:
+def _capture(model: Decoder, params: Params, patches: Variables, tokens_BT: jax.Array) -> Captured:
     variables = {"params": params, **patches}
     logits_BTV, state = model.apply(variables, tokens_BT, mutable=[INTERMEDIATES])
     recorded = state[INTERMEDIATES]
@@ -107,7 +115,7 @@ def _capture(
     shapes = site_shapes(model, tokens_BT)
     sites = {
         site: found[site] if site in found else jnp.zeros(shapes[site], model.dtype)
-        for site in names.MODULES
+        for site in names.SITES
     }
     last = recorded[names.RESIDUAL]
     sites[names.RESIDUAL] = jnp.concatenate([sites[names.RESIDUAL], last[None]])

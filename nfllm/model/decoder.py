@@ -63,6 +63,7 @@ class Decoder(nn.Module):
             self.head_embedding = self.param("head_embedding", init, table)
         if config.activation == "learnable_leaky_relu" and config.slope_sharing == "model":
             self.slope = constant_param(self, "slope", config.slope)
+        self.embedding_norm = normalization(config, "embedding", jnp.dtype("float32"))
         for name, depth in stacks(config).items():
             has_mlp = config.num_mlp_layers > 0 and name == BLOCKS
             setattr(self, name, _stacked_blocks(config, depth)(config, self.dtype, has_mlp))
@@ -101,6 +102,7 @@ class Decoder(nn.Module):
             x_BTD = x_BTD + self._position_rows(length)
         if config.embedding_scale == "learned":
             x_BTD = self.embedding_gain * x_BTD
+        x_BTD = self.embedding_norm(x_BTD)
         if dropout_rows_B is not None:
             key = self.make_rng("dropout")
             x_BTD = dropout(x_BTD, config.embedding_dropout, key, dropout_rows_B)

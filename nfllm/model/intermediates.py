@@ -1,4 +1,4 @@
-"""Names of what the model can be asked to record, and the ways to record it.
+"""Names of what the model can record, tensors and statistics, and the functions that record it.
 
 All are `sow`: nothing is computed, or even traced, unless the caller makes the collection mutable.
 `INTERMEDIATES` holds whole tensors, for analysis. `STATISTICS` holds what is left of them after a
@@ -11,8 +11,8 @@ made of, through which gradients flow.
 which only a training step asks for.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from flax import linen as nn
 from nfllm.analysis.numerics import LAYER_SITES, count_nonfinite
 from nfllm.analysis.signal import rms
 from nfllm.model.layers import join_layers
+from nfllm.model.parameters import Variables
 
 INTERMEDIATES = "intermediates"
 STATISTICS = "statistics"
@@ -55,27 +56,33 @@ PARTICIPATION = "participation"
 RMS = "rms"
 SATURATION = "saturation"
 
-
 WATCHED = (RESIDUAL, ATTENTION_LOGITS, ATTENTION_OUT, MLP_PRE, MLP_OUT)
-"""Where telemetry counts. What is not finite elsewhere is not finite at the next of these."""
+"""The sites where telemetry counts. What is not finite elsewhere reaches the next of these."""
 
 
-MODULES: dict[str, str | None] = {
-    RESIDUAL: None,
-    ATTENTION_IN: None,
-    QUERY: "attention",
-    KEY: "attention",
-    VALUE: "attention",
-    ATTENTION_LOGITS: "attention",
-    ATTENTION_PROBS: "attention",
-    HEAD_OUT: "attention",
-    ATTENTION_OUT: "attention",
-    MLP_IN: None,
-    MLP_PRE: "mlp",
-    MLP_POST: "mlp",
-    MLP_OUT: "mlp",
+class Site(NamedTuple):
+    """Where a tensor of a block is recorded, and the axes of what `nfllm.capture` returns of it."""
+
+    module: str | None  # of the block; None: the block itself
+    axes: str
+
+
+SITES = {
+    RESIDUAL: Site(None, "LBTD"),
+    ATTENTION_IN: Site(None, "LBTD"),
+    QUERY: Site("attention", "LBTHK"),
+    KEY: Site("attention", "LBTHK"),
+    VALUE: Site("attention", "LBTHK"),
+    ATTENTION_LOGITS: Site("attention", "LBHTS"),
+    ATTENTION_PROBS: Site("attention", "LBHTS"),
+    HEAD_OUT: Site("attention", "LBTHK"),
+    ATTENTION_OUT: Site(None, "LBTD"),
+    MLP_IN: Site(None, "LBTD"),
+    MLP_PRE: Site("mlp", "LBTF"),
+    MLP_POST: Site("mlp", "LBTF"),
+    MLP_OUT: Site(None, "LBTD"),
 }
-"""The module of a block that records a site; None: the block itself."""
+"""Every site of a block, in the order of execution."""
 
 MLP_SITES = (MLP_IN, MLP_PRE, MLP_POST, MLP_OUT)
 """What a block without an MLP does not record; a fused one has no `MLP_PRE` and `MLP_POST`."""
@@ -86,12 +93,11 @@ def record(
 ) -> jax.Array:
     """Records the tensor `value` under `name` when the caller captures intermediates.
 
-    Returns it, or what the caller has put in its place (`nfllm.model.patch`), which is then what is
-    recorded.
+    Returns `value`, or the caller's patch of it (`nfllm.model.patch`), which is then recorded.
 
-    When the caller collects counts, counts its entries by kind, of those `where`; when it collects
-    statistics, how many of those that telemetry watches are not finite. What `where` leaves out
-    must be finite.
+    When the caller collects counts, those entries that `where` selects are counted by kind; when it
+    collects statistics, the entries of `WATCHED` sites that are not finite. The entries that
+    `where` leaves out must be finite.
     """
     patch: dict[str, jax.Array] | None = module.get_variable(PATCHES, name, None)
     if patch is not None:
@@ -106,7 +112,7 @@ def record(
 
 
 def record_statistic(
-    module: nn.Module, name: str, compute: Callable[[], Any], collection: str = STATISTICS
+    module: nn.Module, name: str, compute: Callable[[], object], collection: str = STATISTICS
 ) -> None:
     """Records `compute()` under `name` when the caller collects statistics, or by-products."""
     if module.is_mutable_collection(collection):
@@ -114,7 +120,7 @@ def record_statistic(
 
 
 def asked_for(module: nn.Module) -> frozenset[str]:
-    """Those of `COLLECTIONS` that the caller asks for, and `PATCHES` where there are any."""
+    """The `COLLECTIONS` that the caller asks for, and `PATCHES` where it gives any."""
     patches = {PATCHES} & module.variables.keys()
     return frozenset(filter(module.is_mutable_collection, COLLECTIONS)) | patches
 
@@ -129,10 +135,10 @@ def record_size(module: nn.Module, site: str, x: jax.Array) -> None:
     record_statistic(module, f"{MAX_ABS}_{site}", lambda: jnp.max(jnp.abs(x)).astype(jnp.float32))
 
 
-def nonfinite_by_site(collected: Mapping[str, Any], sites: Sequence[str]) -> dict[str, Any]:
-    """What `record` counted in a decoder at each of `sites`, `[L]`: numbers, or counts by kind.
+def nonfinite_by_site(collected: Variables, sites: Sequence[str]) -> Variables:
+    """The counts of `record` in a decoder at each of `sites`, `[L]`: numbers, or counts by kind.
 
-    `residual` has L + 1: the last is what leaves the last layer. A site that the decoder does not
+    `residual` has L + 1: the last is the output of the last layer. A site that the decoder does not
     have, as of a fused MLP, is left out.
     """
     found = join_layers(collected)
@@ -146,5 +152,5 @@ def record_update(module: nn.Module, name: str, compute: Callable[[], jax.Array]
     record_statistic(module, name, compute, UPDATES)
 
 
-def _sow(module: nn.Module, collection: str, name: str, value: Any) -> None:
+def _sow(module: nn.Module, collection: str, name: str, value: object) -> None:
     module.sow(collection, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)

@@ -13,7 +13,9 @@ from nfllm.model import intermediates as names
 from nfllm.model.activations import ACTIVATIONS, STARTS
 from nfllm.model.bias import add_bias
 from nfllm.model.intermediates import record, record_size, record_statistic
+from nfllm.model.normalizations import normalization
 from nfllm.model.parameters import constant_param, constant_params
+from nfllm.model.weight_norm import mlp_kernel
 
 
 class TwoLayerMlp(nn.Module):
@@ -32,19 +34,21 @@ class TwoLayerMlp(nn.Module):
         config = self.config
         init = nn.initializers.normal(config.block_init_std)
         in_kernel = self.param("in_kernel", init, (config.embed_dim, config.mlp_width))
-        out_kernel = self.param("out_kernel", init, (config.mlp_width, config.embed_dim))
+        out_init = nn.initializers.normal(config.residual_init_std)
+        out_kernel = self.param("out_kernel", out_init, (config.mlp_width, config.embed_dim))
+        in_kernel = mlp_kernel(self, config, "in_kernel", in_kernel)
+        out_kernel = mlp_kernel(self, config, "out_kernel", out_kernel)
         pre_BTF = x_BTD @ in_kernel.astype(self.dtype)
         if config.mlp_bias:
             in_bias = constant_param(self, "in_bias", 0.0, (config.mlp_width,))
             pre_BTF = add_bias(pre_BTF, in_bias)
         pre_BTF = record(self, names.MLP_PRE, pre_BTF)
-        post_BTF = ACTIVATIONS[config.activation](pre_BTF, self._coefficient(model_slope))
-        post_BTF = record(self, names.MLP_POST, post_BTF)
-        y_BTD = post_BTF @ out_kernel.astype(self.dtype)
+        post_BTF = record(self, names.MLP_POST, self.activate(pre_BTF, model_slope))
+        norm = normalization(config, "mlp_hidden", self.dtype, name="mlp_hidden_norm")
+        y_BTD = norm(post_BTF) @ out_kernel.astype(self.dtype)
         if config.mlp_bias:
             out_bias = constant_param(self, "out_bias", 0.0, (config.embed_dim,))
             y_BTD = add_bias(y_BTD, out_bias)
-        y_BTD = record(self, names.MLP_OUT, y_BTD)
         record_size(self, names.MLP_PRE, pre_BTF)
         # What enters the activation is x times a matrix: D x D instead of F x F for the covariance.
         record_statistic(
@@ -60,6 +64,10 @@ class TwoLayerMlp(nn.Module):
             lambda: participation_ratio(Covariance.of(post_BTF, keep=0).covariance()),
         )
         return y_BTD
+
+    def activate(self, pre_BTF: jax.Array, model_slope: jax.Array | None) -> jax.Array:
+        """The activation; a method, so that `nfllm.measure.linear_replacement` can replace it."""
+        return ACTIVATIONS[self.config.activation](pre_BTF, self._coefficient(model_slope))
 
     def _coefficient(self, model_slope: jax.Array | None) -> jax.Array | float | dict[str, Any]:
         config = self.config
@@ -85,9 +93,9 @@ class FusedMlp(nn.Module):
         """Maps [B, T, D] to [B, T, D]; there is no slope."""
         del model_slope
         config = self.config
-        init = nn.initializers.normal(config.block_init_std)
+        init = nn.initializers.normal(config.residual_init_std)
         kernel = self.param("kernel", init, (config.embed_dim, config.embed_dim))
-        return record(self, names.MLP_OUT, x_BTD @ kernel.astype(self.dtype))
+        return x_BTD @ mlp_kernel(self, config, "kernel", kernel).astype(self.dtype)
 
 
 MLPS: dict[str, type[nn.Module]] = {"two_layer": TwoLayerMlp, "fused": FusedMlp}

@@ -1,7 +1,7 @@
 """The registry of normalizations: Flax modules over the last axis of their input.
 
 All compute in float32, and cast what they return. Layer and RMS norms add up squares: they are
-right for entries up to 1e18 in size, beyond which float32 has no square.
+right for entries up to 1e18 in size, whose squares float32 can hold.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from nfllm.model.tuning import tuning
 
 
 class NoNorm(nn.Module):
-    """The identity, but for the type; it has no parameters."""
+    """The identity, cast to `dtype`; it has no parameters."""
 
     epsilon: float
     dtype: jnp.dtype

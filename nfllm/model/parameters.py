@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +11,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from nfllm.config import ConfigError
+
+Params = dict[str, Any]
+"""A decoder's parameters, or their gradients: a nested dictionary of arrays by name."""
+Variables = dict[str, Any]
+"""The collections of variables that a module is applied to, by name; `params` is one."""
 
 
 class Kind(enum.Enum):
@@ -22,7 +27,7 @@ class Kind(enum.Enum):
     STATISTIC = "statistic"  # measured, not learned: see `nfllm.training.updates`
 
 
-_MATRICES = ("qkv_kernel", "out_kernel", "in_kernel", "kernel")
+_MATRICES = ("qkv_kernel", "qk_kernel", "out_kernel", "in_kernel", "kernel")
 _EMBEDDINGS = ("token_embedding", "position_embedding", "head_embedding")
 _BIASES = ("qkv_bias", "qk_bias", "out_bias", "in_bias", "bias")
 _SCALARS = (
@@ -35,11 +40,20 @@ _SCALARS = (
     "mlp_alpha",
     "temperature",
 )
+_OF_MATRICES = ("qkv_", "qk_", "out_", "in_", "")  # see `nfllm.model.weight_norm`
+_GAINS = ("attention_branch_gain", "mlp_branch_gain", "head_gain", "skip_gain")
+_SHAPING = ("softmax_gain", "identity_gain", "uniform_gain")
+_PROJECTION_GAINS = tuple(
+    f"{matrix}_{part}_gain" for matrix in ("value", "output") for part in ("skip", "residual")
+)
 
 KINDS: dict[str, Kind] = {
     **dict.fromkeys((*_MATRICES, *_EMBEDDINGS), Kind.DECAYED),
     **dict.fromkeys((*_BIASES, *_SCALARS, "entropy_threshold"), Kind.UNDECAYED),
+    **dict.fromkeys((*_GAINS, *_SHAPING, *_PROJECTION_GAINS), Kind.UNDECAYED),
     "slope": Kind.SLOPE,
+    **dict.fromkeys((f"{matrix}gain" for matrix in _OF_MATRICES), Kind.UNDECAYED),
+    **dict.fromkeys((f"{matrix}direction" for matrix in _OF_MATRICES), Kind.STATISTIC),
 }
 """The kind of each parameter, by the last part of its path."""
 
@@ -63,13 +77,18 @@ def kind_of(path: tuple[Any, ...]) -> Kind:
 def constant_param(
     module: nn.Module, name: str, value: float, shape: tuple[int, ...] = ()
 ) -> jax.Array:
-    """A float32 parameter of `module` that starts at `value`, and takes no random key.
+    """A float32 parameter of `module` that starts at `value`, and takes no random key."""
+    return start_param(module, name, lambda: jnp.full(shape, value, jnp.float32))
+
+
+def start_param(module: nn.Module, name: str, start: Callable[[], jax.Array]) -> jax.Array:
+    """A parameter of `module` that starts at `start()`, and takes no random key.
 
     `module.param` counts the keys of a module, one for each parameter, and so a bias or a learned
     slope would change the start of the matrices beside it. This way models of equal seed start
     equal in all that they have in common.
     """
-    return module.variable("params", name, lambda: jnp.full(shape, value, jnp.float32)).value
+    return module.variable("params", name, start).value
 
 
 def constant_params(

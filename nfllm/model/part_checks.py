@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from nfllm.config import ConfigError
-from nfllm.config.extensions import is_before_devices
+from nfllm.config.files import is_before_devices
 from nfllm.model.intermediates import COLLECTIONS, UPDATES
 from nfllm.model.parameters import Kind
 

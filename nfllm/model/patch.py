@@ -1,6 +1,6 @@
 """Other values in place of those that a model computes: what causal experiments are made of.
 
-A recorded site is x; what the model goes on with is `where(patch.where, patch.value, x)`. Patches
+At a recorded site x the model continues with `where(patch.where, patch.value, x)`. Patches
 travel in a variable collection, so that the loop over layers hands each layer its own, scanned or
 unrolled; gradients pass through what is not replaced.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +17,7 @@ import jax.numpy as jnp
 from nfllm.config import ModelConfig, suggest
 from nfllm.model import intermediates as names
 from nfllm.model.layers import BLOCKS, split_layers
-
-Variables = dict[str, Any]
+from nfllm.model.parameters import Variables
 
 
 @functools.partial(
@@ -90,7 +88,7 @@ def _by_module(by_site: dict[str, dict[str, jax.Array]], config: ModelConfig) ->
             patch = {kind: x[:-1] for kind, x in patch.items()}
         has_all = site not in names.MLP_SITES
         parts = split_layers(config, patch) if has_all else {BLOCKS: patch}
-        module = names.MODULES[site]
+        module = names.SITES[site].module
         for stack, part in parts.items():
             block = variables.setdefault(stack, {})
             (block if module is None else block.setdefault(module, {}))[site] = part

@@ -1,6 +1,6 @@
-"""The claims of the paper as a group of runs can speak to them.
+"""The claims of the paper that a group of runs can test.
 
-The tolerance of losses is what the authors' own reruns of one model differ by, 1.8% of perplexity
+The tolerance of losses is the difference of the authors' reruns of one model, 1.8% of perplexity
 (arXiv 2603.06922 against 2410.09637); that of shares of heads is 10 points, that of slopes 10% of
 their start. Losses are compared over pairs of equal seed.
 """
@@ -20,20 +20,18 @@ from nfllm.papers.evidence import (
     divergence_of,
     has_all,
     interval_text,
-    percent,
     points,
     published_of,
     run_cost,
     through_training,
 )
+from nfllm.papers.loss_claims import LOSS_TOLERANCE, loss_claim
 from nfllm.papers.slope_claims import divergence_claims, slope_claims
 from nfllm.papers.verdicts import Claim, Evidence
 
-LOSS_TOLERANCE = math.log(1.018)  # nats
-
 
 def claims_of(group: GroupResults) -> list[Claim]:
-    """All claims that the variants of the group can speak to."""
+    """All claims that the variants of the group can test."""
     makers = (
         _perplexity_claims,
         entropy_claims,
@@ -54,36 +52,11 @@ def _perplexity_claims(group: GroupResults) -> Iterator[Claim]:
     ):
         if not has_all(group, worse, better):
             continue
-
-        def evidence(
-            losses: Mapping[str, Mapping[int, float]], worse: str = worse, better: str = better
-        ) -> Evidence | None:
-            a, b = losses[worse], losses[better]
-            pairs = [float(a[seed] - b[seed]) for seed in sorted(a.keys() & b.keys())]
-            if not pairs:
-                return None
-            mean, low, high = map(float, seed_interval(pairs))
-            measured = (
-                f"perplexity of {worse} against {better}: {percent(mean)} "
-                f"({interval_text(percent(low), percent(high), len(pairs))}), {mean:+.4f} nats; "
-                "tolerance 1.8%"
-            )
-            return Evidence(lambda c: seed_interval(pairs, confidence=c), len(pairs), measured)
-
         there, here = (published_of(group, variant) for variant in (worse, better))
         effect = None
         if there and here and there.perplexity and here.perplexity:
             effect = math.log(there.perplexity / here.perplexity)
-        yield Claim(
-            text,
-            LOSS_TOLERANCE,
-            evidence({name: group.losses(name) for name in (worse, better)}),
-            through_training(group, (worse, better), "eval_loss_nats", evidence),
-            divergence_of(group, supports=(worse,), opposes=(better,)),
-            "" if effect is None else percent(effect),
-            effect,
-            run_cost=run_cost(group, worse, better),
-        )
+        yield loss_claim(group, text, worse, better, effect)
 
 
 def _linearity_claims(group: GroupResults) -> Iterator[Claim]:
@@ -99,7 +72,7 @@ def _linearity_claims(group: GroupResults) -> Iterator[Claim]:
         return
 
     def both(confidence: float) -> Interval:
-        """Of the weaker of two effects: GELU's cost is below the tolerance, and ReLU's above it."""
+        """The weaker of two effects: GELU's cost is below the tolerance, and ReLU's above it."""
         gelu = seed_interval([LOSS_TOLERANCE - c for c in costs["sm+g"]], confidence=confidence)
         relu = seed_interval([c - LOSS_TOLERANCE for c in costs["sm+r"]], confidence=confidence)
         return Interval(*(float(np.minimum(a, b)) for a, b in zip(gelu, relu, strict=True)))
@@ -146,7 +119,7 @@ def _handicap_claims(group: GroupResults) -> Iterator[Claim]:
 
         def above_half(confidence: float) -> Interval:
             found = ratio_interval(above, whole, confidence=confidence)
-            if np.mean(whole) <= 0:  # a ratio that says nothing
+            if np.mean(whole) <= 0:  # a ratio without meaning
                 return Interval(found.estimate, -math.inf, math.inf)
             return Interval(*(x - 0.5 for x in found))
 

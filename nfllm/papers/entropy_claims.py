@@ -31,20 +31,32 @@ def entropy_claims(group: GroupResults) -> Iterator[Claim]:
     maximum = group.maximum
     if maximum is None:
         return
-
-    def overloaded(entropies: Mapping[int, np.ndarray], early: bool) -> np.ndarray:
-        entropy_NLH = np.stack([entropies[seed] for seed in sorted(entropies)])
-        layers = entropy_NLH.shape[1]
-        return np.asarray(
-            overload_share(entropy_NLH[:, : max(1, layers // 2) if early else layers], maximum),
-            np.float64,
+    if has_all(group, "sm+g"):
+        yield _early_overload(group, maximum)
+    if not has_all(group, "sm+g", "sm+r"):
+        return
+    for text, early in (
+        ("Early layers of norm-free GELU are more overloaded than ReLU's", True),
+        ("Over all layers, norm-free GELU is more overloaded", False),
+    ):
+        field = "early_overload" if early else "overload"
+        there, here = (getattr(published_of(group, name), field, None) for name in ("sm+g", "sm+r"))
+        published, effect = "", None
+        if there is not None and here is not None:
+            effect = (there - here) / 100
+            published = f"{there:.0f}% to {here:.0f}%"
+            published += f", {_HEATMAP}" if early else ""
+        yield overload_claim(
+            group, text, "sm+g", "sm+r", early=early, published=published, published_effect=effect
         )
 
-    def gelu_early(entropies: Mapping[str, Mapping[int, np.ndarray]]) -> Evidence | None:
+
+def _early_overload(group: GroupResults, maximum: float) -> Claim:
+    def evidence(entropies: Mapping[str, Mapping[int, np.ndarray]]) -> Evidence | None:
         finite = _finite(entropies["sm+g"])
         if not finite:
             return None
-        shares = overloaded(finite, early=True)
+        shares = _shares(finite, maximum, early=True)
         mean, low, high = map(float, share_interval(shares))
         measured = (
             f"{points(mean)} of the heads in the first half of the layers have 3/4 M or more "
@@ -57,67 +69,85 @@ def entropy_claims(group: GroupResults) -> Iterator[Claim]:
 
         return Evidence(above_half, len(shares), measured, is_student=False)
 
-    if has_all(group, "sm+g"):
-        there = published_of(group, "sm+g")
-        early = there and there.early_overload
-        yield Claim(
-            "Early layers of norm-free GELU are overloaded",
-            SHARE_TOLERANCE,
-            gelu_early({"sm+g": group.entropies("sm+g")}),
-            through_training(group, ("sm+g",), "entropy_nats", gelu_early),
-            divergence_of(group, supports=("sm+g",), opposes=("sm+g",)),
-            "" if early is None else f"{early:.0f}%, {_HEATMAP}",
-            None if early is None else early / 100 - 0.5,
-            "share of heads, above one half",
-            run_cost(group, "sm+g"),
-        )
-    if not has_all(group, "sm+g", "sm+r"):
-        return
-    for text, early in (
-        ("Early layers of norm-free GELU are more overloaded than ReLU's", True),
-        ("Over all layers, norm-free GELU is more overloaded", False),
-    ):
+    there = published_of(group, "sm+g")
+    early = there and there.early_overload
+    return Claim(
+        "Early layers of norm-free GELU are overloaded",
+        SHARE_TOLERANCE,
+        evidence({"sm+g": group.entropies("sm+g")}),
+        through_training(group, ("sm+g",), "entropy_nats", evidence),
+        divergence_of(group, supports=("sm+g",), opposes=("sm+g",)),
+        "" if early is None else f"{early:.0f}%, {_HEATMAP}",
+        None if early is None else early / 100 - 0.5,
+        "share of heads, above one half",
+        run_cost(group, "sm+g"),
+    )
 
-        def more(
-            entropies: Mapping[str, Mapping[int, np.ndarray]], early: bool = early
-        ) -> Evidence | None:
-            gelu, relu = _finite(entropies["sm+g"]), _finite(entropies["sm+r"])
-            seeds = gelu.keys() & relu.keys()
-            if not seeds:
-                return None
-            a = overloaded({seed: gelu[seed] for seed in seeds}, early)
-            b = overloaded({seed: relu[seed] for seed in seeds}, early)
-            mean, low, high = map(float, share_difference_interval(a, b))
-            words = interval_text(f"{100 * low:+.0f}", f"{100 * high:+.0f}", len(seeds))
-            measured = (
-                f"{points(a.mean())} of the heads to {points(b.mean())}: {100 * mean:+.0f} "
-                f"points ({words}); tolerance 10"
-            )
-            return Evidence(
-                lambda c: share_difference_interval(a, b, confidence=c),
-                len(seeds),
-                measured,
-                is_student=False,
-            )
 
-        field = "early_overload" if early else "overload"
-        there, here = (getattr(published_of(group, name), field, None) for name in ("sm+g", "sm+r"))
-        published, effect = "", None
-        if there is not None and here is not None:
-            effect = (there - here) / 100
-            published = f"{there:.0f}% to {here:.0f}%"
-            published += f", {_HEATMAP}" if early else ""
-        yield Claim(
-            text,
-            SHARE_TOLERANCE,
-            more({name: group.entropies(name) for name in ("sm+g", "sm+r")}),
-            through_training(group, ("sm+g", "sm+r"), "entropy_nats", more),
-            divergence_of(group, supports=("sm+g", "sm+r"), opposes=("sm+g", "sm+r")),
-            published,
-            effect,
-            "share of heads",
-            run_cost(group, "sm+g", "sm+r"),
+def overload_claim(
+    group: GroupResults,
+    text: str,
+    more: str,
+    less: str,
+    *,
+    early: bool = False,
+    published: str = "",
+    published_effect: float | None = None,
+) -> Claim:
+    """That more heads of the variant `more` than of `less` have 3/4 M or more.
+
+    Args:
+      group: whose M it is.
+      text: the claim.
+      more: a variant.
+      less: another.
+      early: whether only heads of the first half of the layers count.
+      published: what was published, in words.
+      published_effect: the same as a difference of shares.
+    """
+    maximum = group.maximum
+
+    def evidence(entropies: Mapping[str, Mapping[int, np.ndarray]]) -> Evidence | None:
+        one, other = _finite(entropies[more]), _finite(entropies[less])
+        seeds = one.keys() & other.keys()
+        if not seeds or maximum is None:
+            return None
+        a, b = (_shares({s: x[s] for s in seeds}, maximum, early=early) for x in (one, other))
+        mean, low, high = map(float, share_difference_interval(a, b))
+        words = interval_text(f"{100 * low:+.0f}", f"{100 * high:+.0f}", len(seeds))
+        measured = (
+            f"{points(a.mean())} of the heads to {points(b.mean())}: {100 * mean:+.0f} "
+            f"points ({words}); tolerance 10"
         )
+        return Evidence(
+            lambda c: share_difference_interval(a, b, confidence=c),
+            len(seeds),
+            measured,
+            is_student=False,
+        )
+
+    names = (more, less)
+    return Claim(
+        text,
+        SHARE_TOLERANCE,
+        evidence({name: group.entropies(name) for name in names}),
+        through_training(group, names, "entropy_nats", evidence),
+        divergence_of(group, supports=names, opposes=names),
+        published,
+        published_effect,
+        "share of heads",
+        run_cost(group, *names),
+    )
+
+
+def _shares(entropies: Mapping[int, np.ndarray], maximum: float, *, early: bool) -> np.ndarray:
+    """Share of heads with 3/4 M or more, by seed and layer."""
+    entropy_NLH = np.stack([entropies[seed] for seed in sorted(entropies)])
+    layers = entropy_NLH.shape[1]
+    return np.asarray(
+        overload_share(entropy_NLH[:, : max(1, layers // 2) if early else layers], maximum),
+        np.float64,
+    )
 
 
 def _finite(entropies: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What the claims of a paper are judged by: measured quantities by variant, seed and step."""
+"""The evidence for claims of a paper: measured quantities by variant, seed and step."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def common_steps(series: Mapping[str, Mapping[int, Mapping[int, np.ndarray]]]) -
 def divergence_of(
     group: GroupResults, *, supports: tuple[str, ...], opposes: tuple[str, ...]
 ) -> Divergence:
-    """Seeds of these variants that diverged; one that did so in all of them speaks for neither."""
+    """Seeds of these variants that diverged; one that diverged in all counts for neither side."""
     found = {name: group.diverged(name) for name in dict.fromkeys((*supports, *opposes))}
     everywhere = set.intersection(*found.values()) if supports != opposes else set()
     text = ", ".join(
@@ -74,12 +74,12 @@ def has_all(group: GroupResults, *variants: str) -> bool:
 def published_of(group: GroupResults, variant: str) -> Published | None:
     """The published counterpart of a variant's model; None where there is none."""
     runs = group.variants.get(variant, {})
-    model = next((run.entry.config.model for run in runs.values()), None)
-    return None if model is None else find_published(model, notation(model))
+    config = next((run.entry.config for run in runs.values()), None)
+    return None if config is None else find_published(config.model, notation(config))
 
 
 def percent(nats: float) -> str:
-    """The change of perplexity that a difference of losses is, as text."""
+    """A difference of losses as a change of perplexity in percent, as text."""
     return f"{100 * math.expm1(nats):+.1f}%"
 
 

@@ -33,7 +33,7 @@ def effects_through_training(verdicts: Sequence[Verdict]) -> Figure:
             steps, found[:, 1], found[:, 2], color=style["color"], alpha=0.2, linewidth=0
         )
         axes.axhline(0.0, color=FAINT, linestyle="--", linewidth=1.0, zorder=1)
-        # The band of two seeds reaches far; the effect is what must be seen.
+        # The band of two seeds is wide; the axis must show the effect.
         reach = float(np.nanmax(np.abs(found[:, 0]), initial=0.0))
         widest = float(np.nanmax(np.abs(found), initial=0.0))
         if reach > 0:

@@ -1,4 +1,4 @@
-"""What the page of the paper's grid says: verdicts, and tables beside the published numbers."""
+"""Sections of the page of the paper's grid: verdicts, and tables beside the published numbers."""
 
 from __future__ import annotations
 

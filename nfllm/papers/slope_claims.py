@@ -19,7 +19,7 @@ _DTYPES = {"auto": "default type"}
 
 
 def slope_claims(group: GroupResults) -> Iterator[Claim]:
-    """Slopes against what weight decay alone would leave of them, which is toward zero as well."""
+    """Learned slopes against those that weight decay alone, which shrinks them too, leaves."""
     for variant, runs in group.variants.items():
         config = next(iter(runs.values())).entry.config
         if config.model.activation != "learnable_leaky_relu":

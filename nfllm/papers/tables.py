@@ -1,4 +1,4 @@
-"""The paper's tables: verdicts, and what was measured beside what was published."""
+"""The paper's tables: verdicts, and measured numbers beside published ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 
 from nfllm.experiment import tables
 from nfllm.experiment.measured import GroupResults
-from nfllm.experiment.tables import loss_interval, without_result
 from nfllm.papers.published import BASELINE, find_published
 from nfllm.papers.verdicts import Verdict
 from nfllm.report.runs import notation
@@ -52,11 +51,7 @@ def perplexity_table(group: GroupResults) -> Table:
     """Loss and perplexity of each variant over its seeds, beside the published change."""
     columns = (
         Column("variant"),
-        Column("seeds", "d"),
-        Column("eval loss (nats)", ".4f"),
-        Column("95% from", ".4f"),
-        Column("95% to", ".4f"),
-        Column("perplexity", ".2f"),
+        *tables.LOSS_COLUMNS,
         Column(f"against {_BASELINE_VARIANT} (%)", "+.1f"),
         Column("published perplexity", ".3f"),
         Column("published change (%)", "+.1f"),
@@ -67,31 +62,26 @@ def perplexity_table(group: GroupResults) -> Table:
     rows = []
     for variant, runs in group.variants.items():
         losses = group.losses(variant)
-        # Against the baseline with the same seeds, that is the same order of data.
+        # Against the baseline of the same seeds, which has the same order of data.
         shared = sorted(losses.keys() & baseline.keys())
         change = None
         if shared and variant != _BASELINE_VARIANT:
             change = 100 * math.expm1(np.mean([losses[s] - baseline[s] for s in shared]))
-        model = next(iter(runs.values())).entry.config.model
-        published = find_published(model, notation(model))
-        reference = find_published(model, BASELINE)
+        config = next(iter(runs.values())).entry.config
+        published = find_published(config.model, notation(config))
+        reference = find_published(config.model, BASELINE)
         perplexity = published and published.perplexity
-        mean, low, high = loss_interval(losses.values())
         rows.append(
             (
                 variant,
-                len(losses),
-                mean,
-                low,
-                high,
-                None if mean is None else math.exp(mean),
+                *tables.loss_cells(losses.values()),
                 change,
                 perplexity,
                 percent_change(perplexity, reference and reference.perplexity)
                 if variant != _BASELINE_VARIANT
                 else None,
-                model.statistics,
-                without_result(runs) or "–",
+                config.model.statistics,
+                tables.without_result(runs) or "–",
             )
         )
     return Table(columns, tuple(rows))
@@ -103,7 +93,7 @@ def entropy_table(group: GroupResults) -> Table:
     columns += (Column("published early (%)", ".0f"), Column("published all (%)", ".0f"))
     beside = []
     for row in rows:
-        model = next(iter(group.variants[str(row[0])].values())).entry.config.model
-        found = find_published(model, notation(model))
+        config = next(iter(group.variants[str(row[0])].values())).entry.config
+        found = find_published(config.model, notation(config))
         beside.append((*row, found and found.early_overload, found and found.overload))
     return Table(columns, tuple(beside))

@@ -30,3 +30,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "slope_sharing": "untied_global",
     },
 }
+
+_LINEAR = {"normalization": "none", "activation": "identity", "mlp_scaling": "learned"}
+
+AERO_VARIANTS: dict[str, dict[str, Any]] = {
+    "sm+scffn": _LINEAR,
+    "sm+scfuffn": {**_LINEAR, "mlp": "fused"},
+    "sm(t)+scfuffn": {**_LINEAR, "mlp": "fused", "softmax_temperature": "head_position"},
+}
+"""The softmax-only networks of arXiv 2410.13060 and 2501.03489, as keys of `model`.
+
+Sc learned scalars around the MLP, Fu its matrices fused into one, (t) learned temperatures.
+"""

@@ -8,7 +8,7 @@ Each claim is that some effect is positive. With the effect's 95% interval over 
 - not reproduced: the whole interval lies below the tolerance;
 - undecided: anything else, and always with one seed, whose spread is unknown.
 
-A seed that diverged has no finite effect. It is counted, and a verdict that it speaks against is
+A seed that diverged has no finite effect. It is counted, and a verdict that it contradicts is
 undecided.
 """
 
@@ -58,7 +58,7 @@ class Evidence(NamedTuple):
 
 
 class Divergence(NamedTuple):
-    """Seeds without a finite effect: how many speak for the claim and against it, and which."""
+    """Seeds without a finite effect: how many support or contradict the claim, and which."""
 
     supports: int = 0
     opposes: int = 0
@@ -70,7 +70,7 @@ _ALL_FINITE = Divergence()
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """That an effect is positive, with all that there is to judge it by.
+    """The claim that an effect is positive, with its evidence.
 
     Attributes:
       text: the claim.

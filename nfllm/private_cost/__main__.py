@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 from nfllm.config import Config, ConfigError
+from nfllm.config.checks import Value
 from nfllm.config.extensions import add_import_flag
+from nfllm.config.files import load_config
 from nfllm.console import escape_unprintable
-from nfllm.flags import load_config, split_overrides
+from nfllm.flags import split_overrides
 from nfllm.private_cost.cost import private_cost
 from nfllm.private_cost.shape import DecoderShape
 from nfllm.private_cost.text import cost_as_text, least_time_as_text
@@ -19,7 +19,7 @@ from nfllm.rundir import RunError, read_record
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints what private inference costs; 2 where the arguments are at fault."""
+    """Prints what private inference costs; 2 where the arguments are wrong."""
     escape_unprintable()
     try:
         changes, others = split_overrides(sys.argv[1:] if arguments is None else arguments)
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _describe(options: argparse.Namespace, changes: Mapping[str, Any]) -> str:
+def _describe(options: argparse.Namespace, changes: Mapping[str, Value]) -> str:
     config, vocab_size = _read(options.source, changes)
     length = config.model.context_length
     num_tokens = length if options.tokens is None else options.tokens
@@ -77,7 +77,7 @@ def _describe(options: argparse.Namespace, changes: Mapping[str, Any]) -> str:
     return f"{cost_as_text(cost)}\n\n{time}"
 
 
-def _read(source: str, changes: Mapping[str, Any]) -> tuple[Config, int]:
+def _read(source: str, changes: Mapping[str, Value]) -> tuple[Config, int]:
     """The config and the vocabulary size of a config file or a run.
 
     Raises:
@@ -86,11 +86,9 @@ def _read(source: str, changes: Mapping[str, Any]) -> tuple[Config, int]:
     path = source.partition(":")[0]
     if not path.endswith(".py"):
         if changes:
-            raise ConfigError(f"{source} is a run, whose keys are what they were; change a config")
+            raise ConfigError(f"{source} is a run, whose keys cannot be changed; give a config")
         record = read_record(source)
         return record.config, record.vocab_size
-    # A config imports those beside it as `configs.NAME`, from wherever the command is called.
-    sys.path.append(str(Path(path).resolve().parents[1]))
     values = load_config(source).to_dict()
     for name, value in changes.items():
         section, _, key = name.partition(".")

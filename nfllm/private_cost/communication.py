@@ -7,7 +7,7 @@ seven coefficients, to the communication of 27 rows of those tables. All are GPT
 SM+ScFFN and SM+ScFuFFN at T 128 within 0.1%, the other rows within 1%, and SM+ScFuFFN i6 at T 128,
 which saves more than its linear maps can cost, within 1.6%.
 
-What it does not know is left blank: another width, head width or vocabulary, a shorter or longer
+Outside of them it gives no number: for another width, head width or vocabulary, a shorter or longer
 sequence, a normalization or an activation that no row has. LayerNorm alone and an activation alone
 are in no row: they are estimated, which a term says, from the 86 bytes of a comparison in
 OpenBumbleBee (690.5 bits in a 64-bit ring), rounded up to 110 with the product that follows it.
@@ -87,7 +87,7 @@ class Communication:
 
 
 def communication(shape: DecoderShape, num_tokens: int) -> Communication:
-    """What two parties exchange, by the fitted formula; see the module for what it is worth.
+    """What two parties exchange, by the fitted formula; see the module for its limits.
 
     .. code-block:: text
 

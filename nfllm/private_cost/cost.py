@@ -1,4 +1,4 @@
-"""The cost of one private forward pass, all together, and the least time that it takes."""
+"""The whole cost of one private forward pass, and a lower bound on its time."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Operation:
 
 
 def count_operations(shape: DecoderShape, num_tokens: int) -> tuple[Operation, ...]:
-    """What one forward pass of T = `num_tokens` tokens does, in its order; what is absent is not.
+    """The operations of one forward pass of T = `num_tokens` tokens, in their order.
 
     The token embedding is a one-hot vector, from V equality tests, times the table. Logits of all T
     positions are counted.

@@ -1,6 +1,6 @@
 """The primitive operations of secure computation, and how many of them each nonlinearity takes.
 
-They are the currency that does not depend on a network or a machine. The numbers are those of
+Their number does not depend on a network or a machine. The numbers are those of
 PUMA's protocols (arXiv 2307.12533): GELU is a polynomial on each of four intervals (its algorithm
 1); the exponential in softmax is (1 + x/32)^32 above a cut-off at -14, which takes five squares.
 Those of activations and normalizations that PUMA does not have, but whose steps it has, follow from

@@ -1,4 +1,4 @@
-"""A decoder as far as the cost of private inference depends on it: its sizes and its parts."""
+"""The sizes and parts of a decoder on which the cost of private inference depends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class DecoderShape:
     """Sizes and parts of a decoder.
 
     What is not here costs nothing: biases are additions, and the scalars of a scaled MLP (alpha,
-    beta of arXiv 2501.03489) fold into the matrices of a network without normalization.
+    beta of arXiv 2501.03489) fold into the matrices of a network without normalization. So do gains
+    of branches and heads, an identity beside a matrix, and whatever norm a matrix is used with.
 
     Attributes:
       num_layers: L.
@@ -72,7 +73,12 @@ class DecoderShape:
 
     @classmethod
     def from_config(cls, model: ModelConfig, vocab_size: int) -> DecoderShape:
-        """The shape of a configured model with a vocabulary of `vocab_size` tokens."""
+        """The shape of a configured model with a vocabulary of `vocab_size` tokens.
+
+        Raises:
+          ConfigError: the model has something that is not counted here; the message names the key.
+        """
+        _check_counted(model)
         attention, mlp = (model.normalization_at(site) for site in ("attention", "mlp"))
         return cls(
             num_layers=model.num_layers,
@@ -90,6 +96,7 @@ class DecoderShape:
             qk_normalization=model.qk_normalization,
             attention_transform=model.attention_transform,
             softmax_temperature=model.softmax_temperature,
+            value_projections=model.value_projection != "none",
             rotary_dim=model.rotary_dim,
         )
 
@@ -103,3 +110,29 @@ class DecoderShape:
     def num_attention_maps(self) -> int:
         """D x D matrices of attention in a layer: query, key, and mostly value and output."""
         return 4 if self.value_projections else 2
+
+
+NOT_COUNTED: dict[str, tuple[object, ...]] = {
+    "norm_placement": ("pre",),
+    "embedding_normalization": ("none",),
+    "attention_output_normalization": ("none",),
+    "mlp_hidden_normalization": ("none",),
+    "mlp_skip_gains": (False,),
+    "attention_shaping": ("none",),
+}
+"""Keys with values that are not counted, and those that are."""
+
+
+def _check_counted(model: ModelConfig) -> None:
+    for key, counted in NOT_COUNTED.items():
+        if (value := getattr(model, key)) not in counted:
+            raise ConfigError(
+                f"model.{key}={value!r} is not counted in the cost of private inference, which "
+                f"knows {' or '.join(map(repr, counted))} here"
+            )
+    if (model.value_projection == "none") != (model.output_projection == "none"):
+        raise ConfigError(
+            f"model.value_projection={model.value_projection!r} with model.output_projection="
+            f"{model.output_projection!r} is not counted in the cost of private inference, which "
+            "knows both matrices or neither"
+        )

@@ -1,4 +1,4 @@
-"""The cost as text: tables for a terminal, and what each number is worth."""
+"""The cost as text: tables for a terminal, with the source and limits of each number."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _primitive_table(cost: PrivateCost) -> str:
         _aligned(("operation", *(name.replace("_", " ") for name in used)), rows),
     ]
     if cost.without_protocol:
-        lines.append(f"not counted, for want of a protocol: {', '.join(cost.without_protocol)}")
+        lines.append(f"not counted, since no protocol is known: {', '.join(cost.without_protocol)}")
     return "\n".join(lines)
 
 

@@ -2,21 +2,47 @@
 
     python -m nfllm.report RUN [RUN ...] --out DIR
 
-Only the run directory is read. matplotlib is imported when the first figure is drawn.
+Only the run directory is read; its data too for what is asked for (`--importance`, `--steps`).
+matplotlib is imported when the first figure is drawn.
 """
 
+import importlib
 from collections.abc import Sequence
+from typing import Any
 
 from etils import epath
 
 from nfllm.report.reference import Reference
 from nfllm.report.text import ASCII_SHADES, UNICODE_SHADES, entropy_text
 
-__all__ = ["ASCII_SHADES", "UNICODE_SHADES", "entropy_text", "write_report"]
+# Loaded on first use: they need JAX and matplotlib.
+_PICTURES = {
+    "attention_figure": "nfllm.report.attention",
+    "entropy_by_position_figure": "nfllm.report.attention",
+    "importance_figure": "nfllm.report.importance",
+    "token_labels": "nfllm.report.attention",
+}
+
+__all__ = [
+    "ASCII_SHADES",
+    "UNICODE_SHADES",
+    "attention_figure",
+    "entropy_by_position_figure",
+    "entropy_text",
+    "importance_figure",
+    "token_labels",
+    "write_report",
+]
 
 
 def write_report(
-    runs: Sequence[epath.PathLike], out: epath.PathLike, reference: Reference | None = None
+    runs: Sequence[epath.PathLike],
+    out: epath.PathLike,
+    reference: Reference | None = None,
+    *,
+    importance: bool = False,
+    steps: bool = False,
+    private_cost: bool = False,
 ) -> epath.Path:
     """Writes the report of one run, or of several side by side.
 
@@ -28,12 +54,18 @@ def write_report(
         into; made where it does not exist. Files of an earlier report are replaced.
       reference: published numbers to show beside the runs, such as
         `nfllm.papers.published.REFERENCE`; None for none.
+      importance: also load each run's newest checkpoint, and measure on its validation split how
+        much the loss owes to each head, beside the head's entropy.
+      steps: also load the checkpoints that each run has kept, and draw the entropy of every head
+        at each; of more than twelve, twelve.
+      private_cost: also perplexity against what private inference of each model costs.
 
     Returns:
       The path of `index.html`, which loads nothing, neither from the network nor from beside it.
 
     Raises:
-      nfllm.rundir.RunError: a path is not a directory, or is named twice.
+      nfllm.rundir.RunError: a path is not a directory, or is named twice; with `importance` or
+        `steps`: a run has no checkpoint that can be read, or its data is not there.
 
     Example:
       >>> str(write_report(["runs/relu", "runs/gelu"], "comparison"))
@@ -41,4 +73,11 @@ def write_report(
     """
     from nfllm.report.write import write
 
-    return write(runs, out, reference)
+    asked = {"importance": importance, "steps": steps, "private_cost": private_cost}
+    return write(runs, out, reference, **asked)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PICTURES:
+        raise AttributeError(f"module 'nfllm.report' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PICTURES[name]), name)

@@ -6,6 +6,7 @@ import sys
 
 from etils import epath
 
+from nfllm.config import ConfigError
 from nfllm.config.extensions import add_import_flag
 from nfllm.console import escape_unprintable
 from nfllm.report import write_report
@@ -23,6 +24,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", metavar="DIR", help="where to write; default with one RUN: RUN/report"
     )
+    parser.add_argument(
+        "--importance",
+        action="store_true",
+        help="also measure how much the loss owes to each head, beside its entropy",
+    )
+    parser.add_argument(
+        "--steps", action="store_true", help="also the head entropies of each kept checkpoint"
+    )
+    parser.add_argument(
+        "--private_cost",
+        action="store_true",
+        help="also perplexity against what private inference of each model costs",
+    )
     add_import_flag(parser)
     options = parser.parse_args(arguments)
     if options.out is None and len(options.runs) > 1:
@@ -32,8 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     out = options.out or epath.Path(options.runs[0]) / REPORT_DIR
     try:
-        print(write_report(options.runs, out, REFERENCE))
-    except (RunError, OSError) as error:
+        asked = {name: getattr(options, name) for name in ("importance", "steps", "private_cost")}
+        print(write_report(options.runs, out, REFERENCE, **asked))
+    except (RunError, ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

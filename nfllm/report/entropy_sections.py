@@ -23,15 +23,17 @@ from nfllm.report.figures import Curve, Heatmap, LayerCurves
 from nfllm.report.heatmap import heatmap_html, scale_html
 from nfllm.report.page import Block, Markup, Pictures, Rows, Section
 from nfllm.report.reference import Reference
-from nfllm.report.runs import Run, notation
+from nfllm.report.runs import ReportedRun
+from nfllm.report.style import entropy_limits
 from nfllm.report.tables import HeadSummary, entropy_table, heads_table
+from nfllm.report.training_sections import through_training
 
 
 class _Group(NamedTuple):
     """Runs of one context length, None where it is unknown."""
 
     context_length: int | None
-    runs: list[Run]
+    runs: list[ReportedRun]
 
     @property
     def ceiling(self) -> float | None:
@@ -51,6 +53,11 @@ class _Group(NamedTuple):
         return self.ceiling or self.observed or 1.0
 
     @property
+    def limits(self) -> tuple[float, float]:
+        """Both ends of the colour scale."""
+        return entropy_limits([run.last("entropy_nats") for run in self.runs], self.scale_end)
+
+    @property
     def name(self) -> str:
         return f"Context length {self.context_length or 'unknown'}."
 
@@ -62,7 +69,9 @@ class _Group(NamedTuple):
         return [Heatmap(run.label, run.last("entropy_nats"), self.ceiling) for run in self.runs]
 
 
-def entropy_sections(runs: Sequence[Run], reference: Reference | None = None) -> Iterator[Section]:
+def entropy_sections(
+    runs: Sequence[ReportedRun], reference: Reference | None = None
+) -> Iterator[Section]:
     """Heatmaps, histogram and layer-wise entropy of the runs that recorded entropies."""
     recorded = [run for run in runs if "entropy_nats" in run.series]
     if not recorded:
@@ -78,7 +87,7 @@ def entropy_sections(runs: Sequence[Run], reference: Reference | None = None) ->
     yield Section(
         "Attention entropy of each head",
         "Mean entropy over queries and probe sequences, at the last probe. Layers run downward, "
-        "heads to the right; bright heads attend uniformly, dark ones to a single key."
+        "heads to the right; bright heads attend nearly uniformly, dark ones to the fewest keys."
         + (f" No telemetry was recorded by {', '.join(left_out)}." if left_out else ""),
         [block for group in groups for block in _heatmap_blocks(group, alone=len(groups) == 1)],
     )
@@ -99,27 +108,48 @@ def entropy_sections(runs: Sequence[Run], reference: Reference | None = None) ->
 
 def _heatmap_blocks(group: _Group, alone: bool) -> Iterator[Block]:
     heatmaps = group.heatmaps()
+    start = f"Colour scale from {group.limits[0]:.2f}"
     if group.ceiling is None:
-        scale = f"Colour scale from 0 to {group.scale_end:.2f} nats, the largest entropy observed."
+        scale = f"{start} to {group.scale_end:.2f} nats, the largest entropy observed."
     else:
         scale = (
-            f"Colour scale from 0 to {group.ceiling:.3f} nats, the causal ceiling ln(T!)/T at "
+            f"{start} to {group.ceiling:.3f} nats, the causal ceiling ln(T!)/T at "
             f"T = {group.context_length}."
         )
         if group.observed is not None:
             scale += f" The mark is M = {group.observed:.3f} nats, the largest entropy observed."
     if not alone:
         scale = f"{group.name} {scale}"
-    labels, entropies = [h.label for h in heatmaps], [h.entropy for h in heatmaps]
-    maps = "\n".join(heatmap_html(heatmap, group.scale_end) for heatmap in heatmaps)
-    whole = figures.entropy_heatmaps(heatmaps, group.scale_end)
-    yield Markup(
-        f"<p>{scale}</p>{scale_html(group.scale_end, group.observed)}\n"
-        f"<div class=maps>{maps}</div>",
-        [
-            Pictures(f"entropy_heatmap{group.suffix}", "", whole, ()),
-            Rows(f"entropy{group.suffix}", "", entropy_table(labels, entropies)),
-        ],
+    names = f"entropy_heatmap{group.suffix}", f"entropy{group.suffix}"
+    yield heatmaps_block(heatmaps, *names, scale, group.observed)
+
+
+def heatmaps_block(
+    heatmaps: Sequence[Heatmap],
+    figure: str,
+    table: str,
+    lead: str,
+    observed: float | None = None,
+) -> Markup:
+    """Heatmaps of one context length on one colour scale, under `lead`, which is HTML.
+
+    Args:
+      heatmaps: one or more.
+      figure: the name of their figure.
+      table: the name of their table.
+      lead: what they are.
+      observed: an entropy in nats to mark on the scale.
+    """
+    entropies = [heatmap.entropy for heatmap in heatmaps]
+    ceiling = heatmaps[0].ceiling
+    finite = [e[np.isfinite(e)].max(initial=0.0) for e in entropies]
+    limits = entropy_limits(entropies, ceiling or max(finite) or 1.0)
+    maps = "\n".join(heatmap_html(heatmap, limits) for heatmap in heatmaps)
+    rows = entropy_table([heatmap.label for heatmap in heatmaps], entropies)
+    whole = figures.entropy_heatmaps(heatmaps, limits[1])
+    return Markup(
+        f"<p>{lead}</p>{scale_html(limits, observed, ceiling)}\n<div class=maps>{maps}</div>",
+        [Pictures(figure, "", whole, ()), Rows(table, "", rows)],
     )
 
 
@@ -135,11 +165,11 @@ def _histogram_blocks(group: _Group, reference: Reference | None) -> Iterator[Bl
         shares.append(np.asarray(head_histogram(run.last("entropy_nats"), maximum)))
         if reference is None or run.model is None:
             continue
-        if f"{notation(run.model)}, published" in labels:
+        if f"{run.notation}, published" in labels:
             continue
-        published = reference.find(run.model, notation(run.model))
+        published = reference.find(run.model, run.notation)
         if published is not None and published.head_shares is not None:
-            labels.append(f"{notation(run.model)}, published")
+            labels.append(f"{run.notation}, published")
             shares.append(published.head_shares)
     figure = figures.head_histograms(labels, np.asarray(shares), maximum)
     yield Pictures(f"head_entropy_histogram{group.suffix}", group.name, figure, [figure])
@@ -147,7 +177,7 @@ def _histogram_blocks(group: _Group, reference: Reference | None) -> Iterator[Bl
     yield Rows(f"heads{group.suffix}", group.name, heads_table(summaries))
 
 
-def _summary(run: Run, group: _Group, maximum: float) -> HeadSummary:
+def _summary(run: ReportedRun, group: _Group, maximum: float) -> HeadSummary:
     entropy_LH = run.last("entropy_nats")
     half = len(entropy_LH) // 2
     early, late = entropy_LH[:half].reshape(-1), entropy_LH[half:].reshape(-1)
@@ -172,15 +202,9 @@ def _training_block(group: _Group) -> Pictures:
             ends = np.asarray([steps[0], steps[-1]])
             reference = Curve("causal ceiling", ends, np.full(2, group.ceiling))
         panels.append(LayerCurves(run.label, steps, entropy_NLH.mean(axis=2), reference))
-    ylim = (0.0, 1.15 * max(group.scale_end, group.observed or 0.0))
-    ylabel = "entropy (nats)"
-    return Pictures(
-        f"layer_entropy{group.suffix}",
-        group.name,
-        figures.layer_curves(panels, ylabel, ylim),
-        [figures.layer_curves([panel], ylabel, ylim) for panel in panels],
-    )
+    name = f"layer_entropy{group.suffix}"
+    return through_training(name, group.name, panels, "entropy (nats)")
 
 
-def _context(run: Run) -> int | None:
+def _context(run: ReportedRun) -> int | None:
     return None if run.model is None else run.model.context_length

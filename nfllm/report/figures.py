@@ -18,7 +18,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedFormatter, MaxNLocator
 
 from nfllm.report.style import (
     FAINT,
@@ -31,11 +31,14 @@ from nfllm.report.style import (
     contrast,
     depth_colormap,
     entropy_colormap,
+    entropy_digits,
+    entropy_limits,
     literal,
     panel_grid,
     run_style,
     set_index_ticks,
     set_log_scale,
+    set_step_axis,
     shortened,
     style_axes,
 )
@@ -48,13 +51,16 @@ _MAX_POINTS = 160
 class Curve(NamedTuple):
     """A quantity `y` `[N]` over `x` `[N]`: steps, or layers.
 
-    `place` is the run's place in the report, which gives it one colour in all figures.
+    `place` is the run's place in the report, which gives it one colour in all figures. `low` and
+    `high` `[N]` are the ends of a band around it, as over seeds.
     """
 
     label: str
     x: np.ndarray
     y: np.ndarray
     place: int = 0
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
 
 
 class LayerCurves(NamedTuple):
@@ -87,14 +93,15 @@ def entropy_heatmaps(heatmaps: Sequence[Heatmap], maximum: float) -> Figure:
 
     Args:
       heatmaps: one panel each; their numbers of layers and heads may differ.
-      maximum: entropy in nats at the end of the colour scale.
+      maximum: entropy in nats at the end of the colour scale, which begins at the smallest one.
     """
     most = max(max(heatmap.entropy.shape) for heatmap in heatmaps)
     cell = min(0.34, max(0.2, 4.2 / most))  # inches; smaller, and tick labels would touch
     width = max(2.4, cell * max(heatmap.entropy.shape[1] for heatmap in heatmaps) + 0.5)
     figure, panels = panel_grid(width, [max(1.6, cell * len(h.entropy) + 0.7) for h in heatmaps])
     figure.set_figwidth(figure.get_figwidth() + 0.8)  # for the colour bar
-    norm = Normalize(0.0, maximum)
+    low, high = entropy_limits([heatmap.entropy for heatmap in heatmaps], maximum)
+    norm = Normalize(low, high)
     scale = ScalarMappable(norm, entropy_colormap())
     for axes, (label, entropy_LH, ceiling) in zip(panels, heatmaps, strict=True):
         axes.imshow(entropy_LH, norm=norm, cmap=scale.cmap, interpolation="nearest")
@@ -105,9 +112,12 @@ def entropy_heatmaps(heatmaps: Sequence[Heatmap], maximum: float) -> Figure:
         set_index_ticks(axes.xaxis, entropy_LH.shape[1], most=48)
         set_index_ticks(axes.yaxis, entropy_LH.shape[0], most=48)
         if cell >= 0.3:
-            _write_values(axes, entropy_LH, scale)
-    ticks = np.linspace(0.0, maximum, 5).tolist()
-    add_color_bar(figure, panels, scale, ticks, "entropy (nats)", "{x:.2f}")
+            _write_values(axes, entropy_LH, scale, entropy_digits((low, high)))
+    ticks = np.linspace(low, high, 5).tolist()
+    names = [f"{tick:.2f}" for tick in ticks]
+    if all(heatmap.ceiling == maximum for heatmap in heatmaps):
+        names[-1] += "\nceiling"
+    add_color_bar(figure, panels, scale, ticks, "entropy (nats)", FixedFormatter(names))
     return figure
 
 
@@ -158,11 +168,14 @@ def curves(series: Sequence[Curve], ylabel: str, log: bool = False) -> Figure:
     style_axes(axes, "", "step", ylabel)
     highs, tops = [0.0], [0.0]
     lines: list[Line2D] = []
-    for _, x_N, y_N, place in series:
+    for _, x_N, y_N, place, low_N, high_N in series:
         style = run_style(place)
-        x, y = _binned(x_N, np.where(y_N > 0, y_N, np.nan) if log else y_N)
+        x, y = binned(x_N, np.where(y_N > 0, y_N, np.nan) if log else y_N)
         marker = "o" if len(x) == 1 else ""
         lines += axes.plot(x, y, **style, marker=marker, markersize=4)
+        if low_N is not None and high_N is not None:
+            low, high = (binned(x_N, edge_N)[1] for edge_N in (low_N, high_N))
+            axes.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
         bad = np.flatnonzero(~np.isfinite(y_N))
         if bad.size:
             edge = axes.get_xaxis_transform()
@@ -170,7 +183,7 @@ def curves(series: Sequence[Curve], ylabel: str, log: bool = False) -> Figure:
         if np.isfinite(y).any():
             highs.append(float(np.nanpercentile(y, 98)))
             tops.append(float(np.nanmax(y)))
-    axes.set_xlim(left=0)
+    set_step_axis(axes)
     if log and len(tops) > 1:
         set_log_scale(axes)
     elif max(tops) > 2.0 * max(highs):
@@ -185,7 +198,7 @@ def layer_profiles(series: Sequence[Curve], xlabel: str, ylabel: str) -> Figure:
     figure, (axes,) = panel_grid(PANEL[0], [PANEL[1]])
     style_axes(axes, "", xlabel, ylabel)
     lines: list[Line2D] = []
-    for _, x_L, y_L, place in series:
+    for _, x_L, y_L, place, *_ in series:
         y_L = np.where(np.isfinite(y_L) & (y_L > 0), y_L, np.nan)
         if np.isfinite(y_L).any():
             set_log_scale(axes)
@@ -218,10 +231,10 @@ def layer_curves(
         layers = y_NL.shape[1]
         shades = depth_colormap()(np.arange(layers) / max(1, layers - 1))
         for layer in range(layers):
-            x, y = _binned(x_N, y_NL[:, layer])
+            x, y = binned(x_N, y_NL[:, layer])
             marker = "o" if len(x) == 1 else ""
             axes.plot(x, y, color=shades[layer], linewidth=1.2, marker=marker, markersize=4)
-        axes.set_xlim(left=0)
+        set_step_axis(axes)
         axes.set_ylim(low, high)
         if log:
             set_log_scale(axes)
@@ -245,28 +258,28 @@ def nonfinite_counts(panels: Sequence[Counts]) -> Figure:
             handles.setdefault(site, line)
         axes.set_yscale("symlog", linthresh=1)
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.set_xlim(left=0)
+        set_step_axis(axes)
         axes.set_ylim(bottom=-0.2)
     add_legend(figure, list(handles.values()), list(handles), columns=3)
     return figure
 
 
 def common_range(panels: Sequence[LayerCurves], *, log: bool = False) -> tuple[float, float]:
-    """A range that holds every finite value, and 0; with `log`, every positive value."""
+    """A range that holds every finite value; with `log`, every positive one."""
     values = [np.ravel(panel.y) for panel in panels]
     values += [panel.reference.y for panel in panels if panel.reference is not None]
     finite = np.concatenate([v[np.isfinite(v)] for v in values])
     if log:
         positive = finite[finite > 0]
         return (0.9 * positive.min(), 1.1 * positive.max()) if positive.size else (0.9, 1.1)
-    low, high = min(0.0, *finite, 0.0), max(0.0, *finite, 0.0)
-    margin = 0.05 * (high - low) or 1.0
-    return low - margin * (low < 0), high + margin
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    margin = 0.05 * float(high - low or abs(high)) or 1.0
+    return float(low) - margin, float(high) + margin
 
 
-def _write_values(axes: Axes, entropy_LH: np.ndarray, scale: ScalarMappable) -> None:
+def _write_values(axes: Axes, entropy_LH: np.ndarray, scale: ScalarMappable, digits: int) -> None:
     for (layer, head), value in np.ndenumerate(entropy_LH):
-        text = f"{value:.1f}" if math.isfinite(value) else "×"
+        text = f"{value:.{digits}f}" if math.isfinite(value) else "×"
         _write(axes, head, layer, text, 6.5, scale.to_rgba(value))
 
 
@@ -293,10 +306,12 @@ def _label_end(axes: Axes, curve: Curve) -> None:
     )
 
 
-def _binned(x_N: np.ndarray, y_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def binned(
+    x_N: np.ndarray, y_N: np.ndarray, most: int = _MAX_POINTS
+) -> tuple[np.ndarray, np.ndarray]:
     """Means over equal bins when there are more points than a panel can show."""
     y_N = np.where(np.isfinite(y_N), y_N, np.nan)
-    size = math.ceil(len(x_N) / _MAX_POINTS)
+    size = math.ceil(len(x_N) / most)
     if size <= 1:
         return x_N, y_N
     starts = np.arange(0, len(x_N), size)

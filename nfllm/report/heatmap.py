@@ -8,14 +8,15 @@ import math
 from matplotlib.colors import to_hex
 
 from nfllm.report.figures import Heatmap
-from nfllm.report.style import contrast, entropy_colormap
+from nfllm.report.style import contrast, entropy_colormap, entropy_digits
 
 _SHADES = 64
 _MOST_HEADS_WITH_TEXT = 16
 _MOST_LAYERS_WITH_TEXT = 32
+_MOST_HEADS_WITH_DIGITS = 8  # two behind the point
 
 
-def heatmap_html(heatmap: Heatmap, maximum: float) -> str:
+def heatmap_html(heatmap: Heatmap, limits: tuple[float, float]) -> str:
     """One run's entropies, layers as rows and heads as columns.
 
     A cell's value in nats stands in its title, and in a line under the table when the cell has the
@@ -23,10 +24,11 @@ def heatmap_html(heatmap: Heatmap, maximum: float) -> str:
 
     Args:
       heatmap: entropies `[L, H]` and their label.
-      maximum: entropy in nats at the end of the colour scale.
+      limits: entropies in nats at both ends of the colour scale.
     """
     layers, heads = heatmap.entropy.shape
     quiet = heads > _MOST_HEADS_WITH_TEXT or layers > _MOST_LAYERS_WITH_TEXT
+    digits = entropy_digits(limits) if heads <= _MOST_HEADS_WITH_DIGITS else 1
     ceiling = "" if heatmap.ceiling is None else f", ceiling {heatmap.ceiling:.2f} nats"
     caption = (
         f"<b>{html.escape(heatmap.label)}</b><span>{layers} layers × {heads} heads{ceiling}</span>"
@@ -35,7 +37,7 @@ def heatmap_html(heatmap: Heatmap, maximum: float) -> str:
     lines = [
         f"<tr><th scope=row>{_every(layer, layers)}</th>"
         + "".join(
-            _cell(layer, head, float(heatmap.entropy[layer, head]), maximum, heatmap.ceiling)
+            _cell(layer, head, float(heatmap.entropy[layer, head]), limits, heatmap.ceiling, digits)
             for head in range(heads)
         )
         + "</tr>"
@@ -50,16 +52,28 @@ def heatmap_html(heatmap: Heatmap, maximum: float) -> str:
     )
 
 
-def scale_html(maximum: float, observed: float | None) -> str:
-    """The colour scale from 0 to `maximum` nats, with a mark at the largest entropy observed."""
+def scale_html(
+    limits: tuple[float, float], observed: float | None, ceiling: float | None = None
+) -> str:
+    """The colour scale between `limits`, in nats, with a mark at the largest entropy observed.
+
+    An end that is the causal `ceiling` is called so.
+    """
+    low, high = limits
     colormap = entropy_colormap()
     stops = ",".join(to_hex(colormap(i / 16)) for i in range(17))
-    ticks = "".join(f'<span style="left:{25 * i}%">{maximum * i / 4:.2f}</span>' for i in range(5))
+    values = [low + (high - low) * third / 3 for third in range(4)]
+    names = [f"{value:.2f}" for value in values]
+    if ceiling == high:
+        names[-1] = f"ceiling {names[-1]}"
+    ticks = "".join(
+        f'<span style="left:{100 * third / 3:.1f}%">{name}</span>'
+        for third, name in enumerate(names)
+    )
     mark = ""
-    if observed is not None and 0 < observed <= maximum:
-        mark = (
-            f'<i style="left:{100 * observed / maximum:.2f}%" title="M: {observed:.3f} nats"></i>'
-        )
+    if observed is not None and low < observed <= high:
+        place = 100 * (observed - low) / (high - low)
+        mark = f'<i style="left:{place:.2f}%" title="M: {observed:.3f} nats"></i>'
     return (
         f'<div class=scale><div class=bar style="background:linear-gradient(to right,{stops})">'
         f"{mark}</div><div class=ticks>{ticks}</div></div>"
@@ -67,7 +81,7 @@ def scale_html(maximum: float, observed: float | None) -> str:
 
 
 def color_rules() -> str:
-    """Style rules of the classes `c0` to `c63`, from entropy 0 to the maximum."""
+    """Style rules of the classes `c0` to `c63`, from the lowest entropy to the highest."""
     colormap = entropy_colormap()
     colors = [colormap((shade + 0.5) / _SHADES) for shade in range(_SHADES)]
     return "".join(
@@ -76,14 +90,24 @@ def color_rules() -> str:
     )
 
 
-def _cell(layer: int, head: int, value: float, maximum: float, ceiling: float | None) -> str:
+def _cell(
+    layer: int,
+    head: int,
+    value: float,
+    limits: tuple[float, float],
+    ceiling: float | None,
+    digits: int,
+) -> str:
     first = " tabindex=0" if layer == head == 0 else " tabindex=-1"
     where = f"layer {layer}, head {head}"
     if not math.isfinite(value):
         return f'<td class=bad{first} title="{where}: {value}">×</td>'
-    shade = min(_SHADES - 1, max(0, int(_SHADES * value / maximum))) if maximum > 0 else 0
+    low, high = limits
+    place = (value - low) / (high - low) if high > low else 0.0
+    shade = min(_SHADES - 1, max(0, int(_SHADES * place)))
     share = "" if ceiling is None or ceiling <= 0 else f", {100 * value / ceiling:.0f}% of ceiling"
-    return f'<td class=c{shade}{first} title="{where}: {value:.3f} nats{share}">{value:.1f}</td>'
+    title = f"{where}: {value:.3f} nats{share}"
+    return f'<td class=c{shade}{first} title="{title}">{value:.{digits}f}</td>'
 
 
 def _every(index: int, count: int) -> str:

@@ -18,13 +18,13 @@ from nfllm.analysis.numerics import (
 from nfllm.report import figures
 from nfllm.report.figures import Counts
 from nfllm.report.page import Block, Pictures, Rows, Section
-from nfllm.report.runs import Run
+from nfllm.report.runs import ReportedRun
 from nfllm.report.tables import NonFinite, first_nonfinite_table, growth_table
 
 _STEPS_BEFORE = 5
 
 
-def nonfinite_sections(runs: Sequence[Run]) -> Iterator[Section]:
+def nonfinite_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
     """Where NaN and infinities were first seen, how many, and how large values were before."""
     found = {run.label: _found(run) for run in runs}
     if all(item is None for item in found.values()):
@@ -51,7 +51,7 @@ def nonfinite_sections(runs: Sequence[Run]) -> Iterator[Section]:
     )
 
 
-def _found(run: Run) -> NonFinite | None:
+def _found(run: ReportedRun) -> NonFinite | None:
     """The onset of a run; None where nothing was recorded that could tell of it."""
     probes, steps = _probes(run), _training_steps(run)
     if not probes and not steps:
@@ -62,7 +62,7 @@ def _found(run: Run) -> NonFinite | None:
     return NonFinite(onset, in_training, len(probes))
 
 
-def _probes(run: Run) -> list[tuple[int, Ledger]]:
+def _probes(run: ReportedRun) -> list[tuple[int, Ledger]]:
     """The ledger of each probe. Which values were NaN was not recorded: all stand as NaN."""
     if run.nonfinite is None:
         return []
@@ -83,12 +83,12 @@ def _probes(run: Run) -> list[tuple[int, Ledger]]:
     return ledgers
 
 
-def _largest(run: Run, field: str) -> dict[int, float]:
+def _largest(run: ReportedRun, field: str) -> dict[int, float]:
     steps, values = run.series.get(field, (np.zeros(0, int), np.zeros(0)))
     return {step: float(np.max(value)) for step, value in zip(steps.tolist(), values, strict=True)}
 
 
-def _training_steps(run: Run) -> list[tuple[int, Ledger]]:
+def _training_steps(run: ReportedRun) -> list[tuple[int, Ledger]]:
     """The site that the event of each non-finite training step names."""
     ledgers = []
     for row in run.metrics.rows["event"]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from nfllm.report import render
+from nfllm.report.charts import Chart
 from nfllm.report.heatmap import color_rules
 from nfllm.report.tables import Table, format_cell
 
@@ -21,13 +22,16 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inl
 class Pictures(NamedTuple):
     """A figure, as `name`.png and `name`.pdf, and the smaller ones that the page shows of it.
 
-    Names are words joined by underscores.
+    Names are words joined by underscores. Where there are `charts`, one for each of `panels`, the
+    page's script draws them in place of the panels; `table` is what is drawn, as `name`.csv.
     """
 
     name: str
     caption: str
     whole: Figure
     panels: Sequence[Figure]
+    charts: Sequence[Chart] = ()
+    table: Table | None = None
 
 
 class Rows(NamedTuple):
@@ -80,7 +84,7 @@ def render_page(title: str, lead: str, sections: Sequence[Section]) -> str:
 {body}
 </main>
 <script>
-{_resource("page.js")}</script>
+{_resource("page.js")}{_resource("chart.js")}</script>
 </body>
 </html>
 """
@@ -136,19 +140,27 @@ def _block(block: Block) -> str:
     if isinstance(block, Rows):
         shown = table_html(block.table) if block.shown else ""
         return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
-    panels = "".join(
-        f'<div class=panel role=img aria-label="{block.name.replace("_", " ")}">'
-        f"{render.svg(panel, f'{block.name}-{index}')}</div>"
-        for index, panel in enumerate(block.panels)
-    )
+    panels = "".join(_panel(block, index) for index in range(len(block.panels)))
     return f"<figure><div class=panels>{panels}</div><figcaption>{caption}</figcaption></figure>"
+
+
+def _panel(pictures: Pictures, index: int) -> str:
+    """One figure, and the numbers from which the page's script makes it zoomable."""
+    svg = render.svg(pictures.panels[index], f"{pictures.name}-{index}")
+    label = pictures.name.replace("_", " ")
+    image = f'<div role=img aria-label="{label}">{svg}</div>'
+    if not pictures.charts:
+        return f"<div class=panel>{image}</div>"
+    numbers = f"<script type=application/json>{pictures.charts[index].json()}</script>"
+    return f'<div class="panel chart">{image}{numbers}</div>'
 
 
 def _links(item: Pictures | Rows) -> str:
     if isinstance(item, Rows):
         return f'<a href="tables/{item.name}.csv">CSV</a>'
     folder = f"figures/{item.name}"
-    return f'<a href="{folder}.png">PNG</a> <a href="{folder}.pdf">PDF</a>'
+    numbers = "" if item.table is None else f' <a href="tables/{item.name}.csv">CSV</a>'
+    return f'<a href="{folder}.png">PNG</a> <a href="{folder}.pdf">PDF</a>{numbers}'
 
 
 def _right(number: bool) -> str:

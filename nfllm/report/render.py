@@ -13,12 +13,12 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from nfllm.report.style import INK
 
-_PNG_DPI = 160
+_PNG_DPI = 300
 _SAVING: Any = {"svg.fonttype": "none", "svg.hashsalt": "nfllm", "pdf.fonttype": 42}
 
 
 def png(figure: Figure) -> bytes:
-    """The figure on white, at 160 dots per inch."""
+    """The figure on white, at 300 dots per inch."""
     return _save(figure, "png", dpi=_PNG_DPI, facecolor="white")
 
 

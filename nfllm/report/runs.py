@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from nfllm.analysis.numerics import LAYER_SITES
-from nfllm.config import ModelConfig
+from nfllm.config import Config, ModelConfig
 from nfllm.rundir import CORPUS_FILE, RunError, RunRecord, read_record, resolve, run_directory
 from nfllm.rundir.metrics import Metrics, read_metrics
 
@@ -34,6 +34,13 @@ _RANKS = {
     ("telemetry", "residual_rms"): 1,
     ("telemetry", "residual_max_abs"): 1,
     ("telemetry", "negative_slopes"): 1,
+    ("train", "entropy_penalty"): 0,
+    ("telemetry", "entropy_threshold"): 2,
+    ("telemetry", "temperature_min"): 2,
+    ("telemetry", "temperature_max"): 2,
+    ("telemetry", "temperature_not_positive"): 2,
+    ("telemetry", "residual_gain"): 1,
+    ("telemetry", "mlp_alpha"): 1,
 }
 _ENDINGS = {
     "started": "unfinished",
@@ -47,7 +54,7 @@ _NORMALIZATION_LETTERS = {"layernorm": "+LN", "none": ""}
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class ReportedRun:
     """What could be read of one run directory.
 
     `label` is short and its own among the runs of one report. `series` has, for each quantity that
@@ -70,6 +77,11 @@ class Run:
         return None if self.record is None else self.record.config.model
 
     @property
+    def notation(self) -> str:
+        """The papers' name of its model; empty where the record could not be read."""
+        return "" if self.record is None else notation(self.record.config)
+
+    @property
     def step(self) -> int:
         """The last step that any line tells of."""
         return max((rows[-1]["step"] for rows in self.metrics.rows.values() if rows), default=0)
@@ -77,6 +89,8 @@ class Run:
     @property
     def status(self) -> str:
         """How the run ended, in words, by the last event that tells."""
+        if self.record is not None and self.record.is_imported:
+            return "imported"
         events = [row.get("event") for row in self.metrics.rows["event"]]
         return _ENDINGS[next((e for e in reversed(events) if e in _ENDINGS), "started")]
 
@@ -88,24 +102,43 @@ class Run:
         return float(value) if np.ndim(value) == 0 else value
 
 
-def notation(model: ModelConfig) -> str:
-    """The paper's name of a model: SM softmax, LN LayerNorm, G GELU, R ReLU; none for what is gone.
+def notation(config: Config) -> str:
+    """The papers' name of a model: SM softmax, LN LayerNorm, G GELU, R ReLU; none for what is gone.
 
     Other normalizations and activations are written out: `SM+rmsnorm+silu`; of two, `|` stands
-    between that before attention and that before the MLP.
+    between that before attention and that before the MLP. Of arXiv 2501.03489: (t) learned
+    temperatures, Sc scaled, Fu fused, FFN a linear MLP, i6 six pruned layers, EReg the entropy
+    regularizer.
     """
+    model = config.model
+    softmax = "SM" if model.softmax_temperature == "none" else "SM(t)"
     sites = [model.normalization_at(site) for site in ("attention", "mlp")]
     letters = [_NORMALIZATION_LETTERS.get(name, f"+{name}") for name in sites]
     normalization = letters[0] if sites[0] == sites[1] else f"+{sites[0]}|{sites[1]}"
+    pruned = f" i{model.mlp_pruned_layers}" if model.mlp_pruned_layers else ""
+    name = f"{softmax}{normalization}{_mlp_notation(model)}{pruned}"
+    return f"EReg({name})" if config.objective.entropy_weight else name
+
+
+def _mlp_notation(model: ModelConfig) -> str:
+    if model.mlp == "none":
+        return " without FFN"
+    scaled = "Sc" if model.mlp_scaling == "learned" else ""
+    if model.mlp == "fused":
+        return f"+{scaled}FuFFN"
+    if scaled and model.activation == "identity":
+        return "+ScFFN"
     activation = _ACTIVATION_LETTERS.get(model.activation, f"+{model.activation}")
     if model.negative_slope is not None:
         activation += f" {model.negative_slope:g}"
     if model.slope_sharing is not None:
         activation += f" ({model.slope_sharing})"
-    return f"SM{normalization}{activation}"
+    return f"{activation}+Sc" if scaled else activation
 
 
-def read_runs(paths: Sequence[epath.PathLike], labels: Sequence[str] | None = None) -> list[Run]:
+def read_runs(
+    paths: Sequence[epath.PathLike], labels: Sequence[str] | None = None
+) -> list[ReportedRun]:
     """Reads each run directory; a fault in one becomes a warning of that run.
 
     Args:
@@ -124,7 +157,7 @@ def read_runs(paths: Sequence[epath.PathLike], labels: Sequence[str] | None = No
             raise RunError(f"{directory} is named twice; name each run once")
     names = _names(directories)
     records = [_tried(read_record, directory) for directory in directories]
-    notations = ["" if record is None else notation(record.config.model) for record, _ in records]
+    notations = ["" if record is None else notation(record.config) for record, _ in records]
     counts = Counter(notations)
     runs = []
     for index, (directory, name, short, (record, faults)) in enumerate(
@@ -140,7 +173,9 @@ def read_runs(paths: Sequence[epath.PathLike], labels: Sequence[str] | None = No
         corpus, corpus_faults = _tried(_read_corpus, directory)
         faults += corpus_faults
         runs.append(
-            Run(name, label, record, metrics, series, nonfinite, corpus or {}, tuple(faults))
+            ReportedRun(
+                name, label, record, metrics, series, nonfinite, corpus or {}, tuple(faults)
+            )
         )
     return runs
 

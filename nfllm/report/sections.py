@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import html
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from nfllm.report.entropy_sections import entropy_sections
 from nfllm.report.nonfinite_sections import nonfinite_sections
 from nfllm.report.page import Block, Markup, Rows, Section, details_html, list_html, table_html
 from nfllm.report.reference import Published, Reference
-from nfllm.report.runs import Run, notation
+from nfllm.report.regularizer_sections import regularizer_sections
+from nfllm.report.runs import ReportedRun
+from nfllm.report.seeds import SeedGroup, data_of, seed_groups
 from nfllm.report.tables import (
     Column,
     Result,
@@ -32,31 +32,44 @@ _BASELINE = "SM+LN+G"  # the usual decoder
 _MOST_WARNINGS = 12
 
 
-def build_sections(runs: Sequence[Run], reference: Reference | None = None) -> list[Section]:
-    """Every section that the runs have data for, in the order of the page."""
+def build_sections(
+    runs: Sequence[ReportedRun], reference: Reference | None = None, asked: Sequence[Section] = ()
+) -> list[Section]:
+    """Every section that the runs have data for, in the order of the page; `asked` are further ones
+    that were asked for.
+    """
     return [
         *_warning_sections(runs),
         *_result_sections(runs, reference),
         *_difference_sections(runs),
+        *asked,
         *figure_sections(runs, reference),
         *_record_sections(runs),
     ]
 
 
-def figure_sections(runs: Sequence[Run], reference: Reference | None = None) -> Iterator[Section]:
-    """Entropy, losses, signal, spectra, slopes and non-finite values, as far as recorded."""
+def figure_sections(
+    runs: Sequence[ReportedRun],
+    reference: Reference | None = None,
+    groups: Sequence[SeedGroup] | None = None,
+) -> Iterator[Section]:
+    """Entropy, losses, signal, spectra, slopes and non-finite values, as far as recorded.
+
+    Losses are those of `groups`, by default of `runs` by variant.
+    """
     yield from entropy_sections(runs, reference)
+    yield from loss_sections(seed_groups(runs) if groups is None else groups)
     for make in (
-        loss_sections,
         signal_sections,
         spectrum_sections,
         slope_sections,
+        regularizer_sections,
         nonfinite_sections,
     ):
         yield from make(runs)
 
 
-def _warning_sections(runs: Sequence[Run]) -> Iterator[Section]:
+def _warning_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
     items = []
     for run in runs:
         shown, rest = run.warnings[:_MOST_WARNINGS], run.warnings[_MOST_WARNINGS:]
@@ -68,8 +81,8 @@ def _warning_sections(runs: Sequence[Run]) -> Iterator[Section]:
         yield Section("What could not be read", "", [Markup(f"<ul class=warnings>{content}</ul>")])
 
 
-def _result_sections(runs: Sequence[Run], reference: Reference | None) -> Iterator[Section]:
-    named = {run.label: notation(run.model) for run in runs if run.model is not None}
+def _result_sections(runs: Sequence[ReportedRun], reference: Reference | None) -> Iterator[Section]:
+    named = {run.label: run.notation for run in runs if run.notation}
     usual = _BASELINE if reference is None else reference.baseline
     baseline = next((label for label, name in named.items() if name == usual), None)
     if baseline is None and len(runs) > 1:
@@ -98,9 +111,10 @@ def _result_sections(runs: Sequence[Run], reference: Reference | None) -> Iterat
     yield Section("Result", lead, blocks)
 
 
-def _result(run: Run, published_baseline: str, reference: Reference | None) -> Result:
-    config = None if run.record is None else run.record.config
-    steps = f"{run.step:,}" if config is None else f"{run.step:,} of {config.training.steps:,}"
+def _result(run: ReportedRun, published_baseline: str, reference: Reference | None) -> Result:
+    steps = f"{run.step:,}"
+    if run.record is not None and not run.record.is_imported:
+        steps += f" of {run.record.config.training.steps:,}"
     tokens = run.last("tokens")
     published = _published(run, reference)
     compared = None
@@ -115,54 +129,40 @@ def _result(run: Run, published_baseline: str, reference: Reference | None) -> R
         tokens=None if tokens is None else int(tokens),
         eval_loss=run.last("eval_loss_nats"),
         perplexity=run.last("eval_perplexity"),
-        comparable=(*_data(run), tokens),
+        comparable=(*data_of(run), tokens),
         published_perplexity=perplexity,
         published_change=percent_change(perplexity, compared and compared.perplexity),
     )
 
 
-def _seed_blocks(runs: Sequence[Run]) -> Iterator[Rows]:
+def _seed_blocks(runs: Sequence[ReportedRun]) -> Iterator[Rows]:
     """The mean over seeds, where finished runs differ in nothing but their seed."""
-    variants: dict[tuple[Any, ...], list[Run]] = {}
-    for run in runs:
-        has_ended = run.status == "finished" and run.last("eval_loss_nats") is not None
-        if run.record is not None and has_ended:
-            training = dataclasses.replace(run.record.config.training, seed=0)
-            config = dataclasses.replace(run.record.config, training=training)
-            variants.setdefault((config, *_data(run)), []).append(run)
-    losses = {}
-    for (config, *_), members in variants.items():
-        name = notation(config.model)
-        label = members[0].label if name in losses else name
-        losses[label] = [run.last("eval_loss_nats") for run in members]
+    losses = {
+        group.label: [run.last("eval_loss_nats") for run in group.runs]
+        for group in seed_groups(runs)
+        if all(run.status == "finished" for run in group.runs)
+    }
+    losses = {label: values for label, values in losses.items() if None not in values}
     if any(len(values) > 1 for values in losses.values()):
         yield Rows("seeds", "Mean over seeds, with Student's t interval.", seeds_table(losses))
 
 
-def _data(run: Run) -> tuple[Any, ...]:
-    """What two runs must share for their perplexities to be comparable; empty where unknown."""
-    if run.record is None:
-        return ()
-    record = run.record
-    return record.data_fingerprint, record.vocab_size, record.config.model.context_length
-
-
-def _published(run: Run, reference: Reference | None) -> Published | None:
+def _published(run: ReportedRun, reference: Reference | None) -> Published | None:
     if reference is None or run.model is None:
         return None
-    return reference.find(run.model, notation(run.model))
+    return reference.find(run.model, run.notation)
 
 
-def _difference_sections(runs: Sequence[Run]) -> Iterator[Section]:
-    configs = {run.label: run.record.config for run in runs if run.record is not None}
-    if len(configs) > 1:
-        table = differences_table(configs)
+def _difference_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
+    records = {run.label: run.record for run in runs if run.record is not None}
+    if len(records) > 1:
+        table = differences_table(records)
         if table.rows:
             lead = "Every configuration key in which these runs differ."
             yield Section("Differences", lead, [Rows("differences", "", table)])
 
 
-def _record_sections(runs: Sequence[Run]) -> Iterator[Section]:
+def _record_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
     blocks: list[Block] = []
     for run in runs:
         parts = []

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, Formatter, LogLocator, MaxNLocator, NullLocator
 
 # Lines and marks are of middle lightness, to be read on a light and on a dark ground alike.
 INK = "#0b0b0c"
@@ -36,8 +37,31 @@ _COLUMNS = 3
 
 
 def entropy_colormap() -> Colormap:
-    """Colours of entropies: dark is attention to one key, bright uniform, grey no number."""
+    """Colours of entropies: dark is attention to fewest keys, bright uniform, grey no number."""
     return matplotlib.colormaps["viridis"].with_extremes(bad=FAINT)
+
+
+def entropy_limits(entropies: Sequence[np.ndarray], maximum: float) -> tuple[float, float]:
+    """Both ends of the colour scale of entropies, in nats: the smallest of all, and `maximum`.
+
+    A scale is at least a tenth of `maximum` wide, so that noise does not look like a difference.
+    """
+    values = [float(np.min(e[np.isfinite(e)], initial=maximum)) for e in entropies]
+    return max(0.0, min([0.9 * maximum, *values])), maximum
+
+
+def entropy_digits(limits: tuple[float, float]) -> int:
+    """Digits behind the point by which entropies of such a colour scale are told apart."""
+    return 1 if limits[1] - limits[0] >= 1 else 2
+
+
+def attention_colormap() -> Colormap:
+    """Colours of attention probabilities, from nearly the ground to dark; none for what is hidden.
+
+    The ground of a light page and of a dark one lies behind the cells without a value.
+    """
+    colors = ("#e6eef8", "#7fabdf", "#2f6bbd", "#12325f")
+    return LinearSegmentedColormap.from_list("attention", colors).with_extremes(bad="#00000000")
 
 
 def depth_colormap() -> Colormap:
@@ -95,6 +119,12 @@ def set_index_ticks(axis: Any, count: int, most: int) -> None:
     axis.set_tick_params(labelsize=SMALL, length=0, labelcolor=INK)
 
 
+def set_step_axis(axes: Axes) -> None:
+    """A horizontal axis of optimizer steps, from the first that was recorded to the last."""
+    axes.margins(x=0.02)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 2.5, 5, 10]))
+
+
 def set_log_scale(axes: Axes) -> None:
     """A logarithmic vertical axis with plain numbers at 1, 2 and 5 of each decade."""
     axes.set_yscale("log")
@@ -104,7 +134,12 @@ def set_log_scale(axes: Axes) -> None:
 
 
 def add_color_bar(
-    figure: Figure, axes: Any, scale: ScalarMappable, ticks: Sequence[float], label: str, form: str
+    figure: Figure,
+    axes: Any,
+    scale: ScalarMappable,
+    ticks: Sequence[float],
+    label: str,
+    form: str | Formatter,
 ) -> None:
     """A bar beside `axes` that explains the colours of `scale`."""
     shrink = min(1.0, 3.0 / figure.get_figheight())

@@ -12,7 +12,7 @@ import numpy as np
 
 from nfllm.analysis.intervals import seed_interval
 from nfllm.analysis.numerics import Onset
-from nfllm.config import Config, differences
+from nfllm.rundir import RunRecord
 
 Cell = str | int | float | None
 
@@ -220,12 +220,16 @@ def participation_table(
     return Table(columns, tuple(rows))
 
 
-def differences_table(configs: Mapping[str, Config]) -> Table:
-    """The config keys in which runs differ, one column per run."""
-    first = next(iter(configs.values()))
-    keys = sorted({key for config in configs.values() for key in differences(first, config)})
-    rows = tuple((key, *(_setting(config, key) for config in configs.values())) for key in keys)
-    return Table((Column("key"), *map(Column, configs)), rows)
+def differences_table(records: Mapping[str, RunRecord]) -> Table:
+    """The config keys in which runs differ, one column per run; a dash where a key is not known."""
+    settings = {label: _settings(record) for label, record in records.items()}
+    keys = sorted({key for known in settings.values() for key in known})
+    rows = []
+    for key in keys:
+        cells = [known.get(key) for known in settings.values()]
+        if len({cell for cell in cells if cell is not None}) > 1:
+            rows.append((key, *cells))
+    return Table((Column("key"), *map(Column, records)), tuple(rows))
 
 
 def first_nonfinite_table(found: Mapping[str, NonFinite | None]) -> Table:
@@ -270,6 +274,12 @@ def growth_table(found: Mapping[str, NonFinite | None], most: int) -> Table:
     return Table(columns, tuple(rows))
 
 
-def _setting(config: Config, key: str) -> str:
-    section, _, name = key.partition(".")
-    return str(config.to_dict()[section][name])
+def _settings(record: RunRecord) -> dict[str, str]:
+    """The keys of a run, as `section.key`; of an imported model those of `model`."""
+    sections = record.config.to_dict()
+    known = {"model": sections["model"]} if record.is_imported else sections
+    return {
+        f"{section}.{key}": str(value)
+        for section, keys in known.items()
+        for key, value in keys.items()
+    }

@@ -9,17 +9,19 @@ import numpy as np
 
 from nfllm.analysis.neurons import weight_decay_curve
 from nfllm.report import figures
+from nfllm.report.charts import curves_chart, curves_table, layers_chart, layers_table
 from nfllm.report.figures import Curve, LayerCurves
 from nfllm.report.page import Block, Pictures, Rows, Section
-from nfllm.report.runs import Run
+from nfllm.report.runs import ReportedRun
+from nfllm.report.seeds import SeedGroup, seed_curve
 from nfllm.report.tables import participation_table
 from nfllm.training.schedules import make_schedule
 
 _PARTICIPATION = ("mlp_pre_participation", "mlp_post_participation")
 
 
-def loss_sections(runs: Sequence[Run]) -> Iterator[Section]:
-    """Training and evaluation loss, and the gradient norm, over steps."""
+def loss_sections(groups: Sequence[SeedGroup]) -> Iterator[Section]:
+    """Training and evaluation loss, and the gradient norm, over steps; seeds together."""
     wanted = (
         ("loss_nats", "train_loss", "training loss (nats)", False),
         ("eval_loss_nats", "eval_loss", "evaluation loss (nats)", False),
@@ -27,24 +29,23 @@ def loss_sections(runs: Sequence[Run]) -> Iterator[Section]:
     )
     blocks: list[Block] = []
     for field, name, ylabel, log in wanted:
-        series = [
-            Curve(run.label, *run.series[field], index)
-            for index, run in enumerate(runs)
-            if field in run.series
-        ]
+        series = [curve for group in groups if (curve := seed_curve(group, field)) is not None]
         if series:
             figure = figures.curves(series, ylabel, log)
-            blocks.append(Pictures(name, "", figure, [figure]))
+            chart = curves_chart(series, figure.axes[0])
+            table = curves_table(series, ylabel)
+            blocks.append(Pictures(name, "", figure, [figure], [chart], table))
     if blocks:
-        yield Section(
-            "Loss",
+        lead = (
             "Long series are drawn as means of equal bins of steps. A cross on the lower edge "
-            "marks a run's first value that is not finite.",
-            blocks,
+            "marks a run's first value that is not finite."
         )
+        if any(len(group.runs) > 1 for group in groups):
+            lead += " Of several seeds, the line is their mean, the band from lowest to highest."
+        yield Section("Loss", lead, blocks)
 
 
-def signal_sections(runs: Sequence[Run]) -> Iterator[Section]:
+def signal_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
     """Size of pre-activations, residual stream and attention logits by layer, at the last probe."""
     wanted = (
         ("mlp_pre_rms", "layer", "rms of the MLP's pre-activation"),
@@ -61,7 +62,7 @@ def signal_sections(runs: Sequence[Run]) -> Iterator[Section]:
         )
 
 
-def spectrum_sections(runs: Sequence[Run]) -> Iterator[Section]:
+def spectrum_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
     """Participation ratio before and after the activation, by layer and through training."""
     labels = {field: f"participation, {field.split('_')[1]}-activation" for field in _PARTICIPATION}
     blocks: list[Block] = []
@@ -73,7 +74,7 @@ def spectrum_sections(runs: Sequence[Run]) -> Iterator[Section]:
         ]
         if panels:
             name = f"{field}_training"
-            blocks.append(_through_training(name, "Through training.", panels, ylabel, log=True))
+            blocks.append(through_training(name, "Through training.", panels, ylabel, log=True))
     if blocks:
         table = participation_table(
             {run.label: tuple(map(run.last, _PARTICIPATION)) for run in runs},
@@ -89,7 +90,7 @@ def spectrum_sections(runs: Sequence[Run]) -> Iterator[Section]:
         )
 
 
-def slope_sections(runs: Sequence[Run]) -> Iterator[Section]:
+def slope_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
     """Learned slopes through training, beside what weight decay alone would make of them."""
     panels = [
         LayerCurves(run.label, *run.series["negative_slopes"], slopes_without_gradient(run))
@@ -101,11 +102,11 @@ def slope_sections(runs: Sequence[Run]) -> Iterator[Section]:
             "Learned slopes through training",
             "The dashed line is what weight decay alone would leave of a slope, without any "
             "gradient.",
-            [_through_training("negative_slopes", "", panels, "slope for x < 0")],
+            [through_training("negative_slopes", "", panels, "slope for x < 0")],
         )
 
 
-def slopes_without_gradient(run: Run) -> Curve | None:
+def slopes_without_gradient(run: ReportedRun) -> Curve | None:
     """What the slopes would be at the recorded steps if only weight decay acted on them."""
     if run.record is None:
         return None
@@ -119,7 +120,9 @@ def slopes_without_gradient(run: Run) -> Curve | None:
     return Curve("decay alone", steps, np.asarray(values)[steps])
 
 
-def _profile(runs: Sequence[Run], field: str, xlabel: str, ylabel: str) -> Iterator[Pictures]:
+def _profile(
+    runs: Sequence[ReportedRun], field: str, xlabel: str, ylabel: str
+) -> Iterator[Pictures]:
     """A quantity by layer at the last probe of the runs that have it, its largest over heads."""
     series = []
     for index, run in enumerate(runs):
@@ -132,10 +135,12 @@ def _profile(runs: Sequence[Run], field: str, xlabel: str, ylabel: str) -> Itera
         yield Pictures(field, "", figure, [figure])
 
 
-def _through_training(
+def through_training(
     name: str, caption: str, panels: Sequence[LayerCurves], ylabel: str, *, log: bool = False
 ) -> Pictures:
     """One panel per run, all of one range."""
     limits = figures.common_range(panels, log=log)
     each = [figures.layer_curves([panel], ylabel, limits, log=log) for panel in panels]
-    return Pictures(name, caption, figures.layer_curves(panels, ylabel, limits, log=log), each)
+    whole = figures.layer_curves(panels, ylabel, limits, log=log)
+    charts = [layers_chart(panel, f.axes[0]) for panel, f in zip(panels, each, strict=True)]
+    return Pictures(name, caption, whole, each, charts, layers_table(panels, ylabel))

@@ -7,19 +7,28 @@ from collections.abc import Iterator, Sequence
 from etils import epath
 
 from nfllm.report import render
+from nfllm.report.cost_sections import cost_sections
 from nfllm.report.page import Block, Markup, Pictures, Rows, Section, render_page
 from nfllm.report.reference import Reference
-from nfllm.report.runs import Run, read_runs
+from nfllm.report.runs import ReportedRun, read_runs
 from nfllm.report.sections import build_sections
 from nfllm.rundir import run_directory
 
 
 def write(
-    runs: Sequence[epath.PathLike], out: epath.PathLike, reference: Reference | None = None
+    runs: Sequence[epath.PathLike],
+    out: epath.PathLike,
+    reference: Reference | None = None,
+    *,
+    importance: bool = False,
+    steps: bool = False,
+    private_cost: bool = False,
 ) -> epath.Path:
     """See `nfllm.report.write_report`."""
     read = read_runs(runs)
-    return write_page(_title(read), _lead(read), build_sections(read, reference), out)
+    asked = [*_asked(runs, read, importance, steps), *(cost_sections(read) if private_cost else ())]
+    sections = build_sections(read, reference, asked)
+    return write_page(_title(read), _lead(read), sections, out)
 
 
 def write_page(
@@ -30,14 +39,28 @@ def write_page(
     for folder in ("figures", "tables"):
         (directory / folder).mkdir(parents=True, exist_ok=True)
     for item in _downloads([block for section in sections for block in section.blocks]):
-        if isinstance(item, Rows):
+        if item.table is not None:
             (directory / "tables" / f"{item.name}.csv").write_bytes(_utf8(item.table.csv()))
-        else:
+        if isinstance(item, Pictures):
             (directory / "figures" / f"{item.name}.png").write_bytes(render.png(item.whole))
             (directory / "figures" / f"{item.name}.pdf").write_bytes(render.pdf(item.whole))
     index = directory / "index.html"
     index.write_bytes(_utf8(render_page(title, lead, sections)))
     return index
+
+
+def _asked(
+    paths: Sequence[epath.PathLike], runs: Sequence[ReportedRun], importance: bool, steps: bool
+) -> Iterator[Section]:
+    if not importance and not steps:
+        return
+    from nfllm.report.checkpoint_sections import importance_sections, step_sections
+
+    directories, labels = [epath.Path(path) for path in paths], [run.label for run in runs]
+    if importance:
+        yield from importance_sections(directories, labels)
+    if steps:
+        yield from step_sections(directories, labels)
 
 
 def _utf8(text: str) -> bytes:
@@ -53,11 +76,11 @@ def _downloads(blocks: Sequence[Block]) -> Iterator[Pictures | Rows]:
             yield block
 
 
-def _title(runs: Sequence[Run]) -> str:
+def _title(runs: Sequence[ReportedRun]) -> str:
     return f"Run {runs[0].name}" if len(runs) == 1 else f"{len(runs)} runs compared"
 
 
-def _lead(runs: Sequence[Run]) -> str:
+def _lead(runs: Sequence[ReportedRun]) -> str:
     """The shapes of the models, each once."""
     shapes = dict.fromkeys(
         f"{run.model.architecture}, {run.model.num_layers} layers, {run.model.num_heads} heads, "

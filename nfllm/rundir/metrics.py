@@ -6,9 +6,8 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Any, BinaryIO
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from etils import epath
@@ -17,6 +16,9 @@ from nfllm.config import suggest
 from nfllm.config.paths import is_local
 from nfllm.rundir import METRICS_FILE, run_directory
 
+if TYPE_CHECKING:
+    import pandas
+
 KINDS = ("train", "eval", "telemetry", "event")
 _REMOTE_INTERVAL_SECONDS = 30.0
 
@@ -24,7 +26,7 @@ _REMOTE_INTERVAL_SECONDS = 30.0
 class MetricsWriter:
     """Adds lines to `metrics.jsonl` of the run directory `run`.
 
-    A line torn by a kill is dropped on opening; what was whole stays. On a local file system every
+    A line that a kill left half-written is dropped on opening. On a local file system every
     line is handed to the operating system at once. Elsewhere (`gs://`) nothing can be appended, so
     the whole object is written again, at most every 30 seconds and by `flush` and `close`.
 
@@ -48,13 +50,17 @@ class MetricsWriter:
             self._object = bytearray(_without_torn_line(whole))
 
     def write(self, kind: str, step: int, **fields: Any) -> None:
+        """`on_metrics`, with the fields by keyword."""
+        self.on_metrics(step, kind, fields)
+
+    def on_metrics(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """Adds one line.
 
         Args:
-          kind: one of `KINDS`.
           step: optimizer steps completed.
-          **fields: numbers, strings, lists, dicts, and arrays of numpy or JAX, also nested. Values
-            that are not finite are kept, as `NaN`, `Infinity` and `-Infinity`.
+          kind: one of `KINDS`.
+          values: by field: numbers, strings, lists, dicts, and arrays of numpy or JAX, also
+            nested. What is not finite is kept, as `NaN`, `Infinity` and `-Infinity`.
 
         Raises:
           ValueError: an unknown kind, or a closed writer.
@@ -62,7 +68,7 @@ class MetricsWriter:
         """
         if kind not in KINDS:
             raise ValueError(f"unknown kind of metrics line {kind!r}; {suggest(kind, KINDS)}")
-        line = json.dumps({"step": int(step), "kind": kind, **fields}, default=_plain) + "\n"
+        line = json.dumps({"step": int(step), "kind": kind, **values}, default=_plain) + "\n"
         if self._file is not None:
             self._file.write(line.encode())
             self._file.flush()
@@ -92,12 +98,7 @@ class MetricsWriter:
     def __enter__(self) -> MetricsWriter:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
@@ -105,9 +106,8 @@ class MetricsWriter:
 class Metrics:
     """The lines of `metrics.jsonl`.
 
-    `rows` has every one of `KINDS` as a key, and lists of lines in order of their step; of events,
-    in the order in which they happened.
-    `warnings` says what could not be read.
+    `rows` has every one of `KINDS` as a key, and lists of lines in order of their step; events
+    in the order in which they happened. `warnings` names what could not be read.
     """
 
     rows: dict[str, list[dict[str, Any]]]
@@ -128,6 +128,31 @@ class Metrics:
         steps = np.asarray([row["step"] for row in lines], np.int64)
         return steps, np.asarray([row[field] for row in lines], np.float64)
 
+    def frame(self, kind: str | None = None) -> pandas.DataFrame:
+        """The lines as a table of pandas, one row a line: `step`, `kind` and the fields.
+
+        An array has a column for each entry, named by its indices: `entropy_nats.0.3` is that of
+        layer 0, head 3.
+
+        Args:
+          kind: of the lines; None: all but events, in order of their steps.
+
+        Raises:
+          ValueError: an unknown kind; with the nearest name.
+          ImportError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("metrics.frame() needs pandas: pip install pandas") from error
+        if kind is not None:
+            self.fields(kind)
+            lines = self.rows[kind]
+        else:
+            measured = [line for of in self.rows if of != "event" for line in self.rows[of]]
+            lines = sorted(measured, key=lambda line: line["step"])
+        return pandas.DataFrame.from_records([dict(_columns(line)) for line in lines])
+
     def fields(self, kind: str) -> list[str]:
         """The fields that lines of `kind` have, in alphabetical order.
 
@@ -143,10 +168,10 @@ def read_metrics(run: epath.PathLike) -> Metrics:
     """Reads what is whole in `metrics.jsonl` of the run directory `run`.
 
     A resumed run repeats steps. Its `resumed` event discards what was measured after the checkpoint
-    that it goes on from, a `started` event all that was measured before it, and of several lines of
-    one kind and step the last one counts. Events are all kept. A torn last line and lines that are
-    no record are left out, and `Metrics.warnings` names them; a missing file is an empty one with a
-    warning.
+    that it resumes from, a `started` event all that was measured before it, and of several lines of
+    one kind and step the last one counts. Events are all kept. A torn last line and lines without a
+    step and a kind are left out, and `Metrics.warnings` names them. A missing file is read as an
+    empty one, with a warning.
     """
     path = run_directory(run) / METRICS_FILE
     measured: dict[str, dict[int, dict[str, Any]]] = {kind: {} for kind in KINDS}
@@ -172,13 +197,23 @@ def read_metrics(run: epath.PathLike) -> Metrics:
     return Metrics(rows=rows, warnings=warnings)
 
 
+def _columns(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries of nested dicts and lists, with a name for each."""
+    if not isinstance(value, dict | list):
+        yield name, value
+        return
+    for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _columns(entry, f"{name}.{key}" if name else str(key))
+
+
 def _lines(whole: bytes, warnings: list[str]) -> Iterator[dict[str, Any]]:
-    """The records in `whole`; appends to `warnings` what is none."""
+    """The lines of `whole` that can be read; the others are named in `warnings`."""
     *lines, last = whole.split(b"\n")
     for number, line in enumerate([*lines, last] if last else lines, start=1):
         row = _parse(line)
         if row is None:
-            fault = "is torn" if number > len(lines) else "is not a record with a step and a kind"
+            is_torn = number > len(lines)
+            fault = "is torn" if is_torn else "is not a JSON object with a step and a kind"
             warnings.append(f"{METRICS_FILE} line {number} {fault}; left out")
         else:
             yield row
@@ -194,7 +229,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _without_torn_line(whole: bytes) -> bytes:
-    """Ends `whole` with a line break: completes the last line if it is a record, else drops it."""
+    """Ends `whole` with a line break: completes the last line if it can be read, else drops it."""
     start = whole.rfind(b"\n") + 1
     if start == len(whole):
         return whole
@@ -211,7 +246,7 @@ def _repair(path: str) -> None:
         file.write(repaired[len(whole) :])
 
 
-def _plain(value: Any) -> float | Sequence[Any]:
+def _plain(value: object) -> object:
     if hasattr(value, "__array__"):
         return np.asarray(value).tolist()
     raise TypeError(f"a metrics line cannot hold {value!r} of type {type(value).__name__}")

@@ -20,7 +20,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from nfllm.config import Config, ConfigError
+from nfllm.config import Config, ConfigError, DataConfig, ModelConfig
 from nfllm.config.checks import names_of
 from nfllm.config.overrides import key_type
 from nfllm.config.paths import is_local, user_path
@@ -31,7 +31,7 @@ CORPUS_FILE = "corpus.json"
 METRICS_FILE = "metrics.jsonl"
 TOKENIZER_FILE = "tokenizer.json"
 UNKNOWN_DATA = "unknown"
-"""Dataset and fingerprint of a run that was imported."""
+"""Dataset and fingerprint of an imported model."""
 CHECKPOINTS_DIR = "checkpoints"
 REPORT_DIR = "report"
 
@@ -42,12 +42,15 @@ class RunError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What a run is: enough to build its model again and to tell whether two runs are comparable.
+    """What a run is: enough to build its model again and to judge whether two runs compare.
 
     `decayed_parameters` and `undecayed_parameters` name every parameter array once, by whether
     weight decay acts on it. The file says too whether the model is norm-free, frozen or normalised
     (`statistics`), and which files registered parts that it has (`imports`). `data_fingerprint` is
     the hash of corpus, tokenizer and split.
+
+    Of an imported model, `config.model` is all that is known, and all that is written: the other
+    sections hold defaults, and neither list names a parameter.
     """
 
     config: Config
@@ -58,13 +61,24 @@ class RunRecord:
     undecayed_parameters: tuple[str, ...]
     nfllm_version: str
 
+    @property
+    def is_imported(self) -> bool:
+        """Whether something other than nfllm trained the model."""
+        return self.data_fingerprint == UNKNOWN_DATA
+
+
+def imported_config(model: ModelConfig) -> Config:
+    """The config of an imported model."""
+    return Config(model=model, data=DataConfig(dataset=UNKNOWN_DATA, tokenizer=TOKENIZER_FILE))
+
 
 def write_record(run: epath.PathLike, record: RunRecord) -> None:
     """Writes `config.json` of the run directory `run`, whole or not at all."""
+    config = record.config.to_dict()
     values = {
         "format_version": FORMAT_VERSION,
         "nfllm_version": record.nfllm_version,
-        "config": record.config.to_dict(),
+        "config": {"model": config["model"]} if record.is_imported else config,
         "statistics": record.config.model.statistics,
         "imports": {
             key: {"file": source.file, "sha256": source.sha256}
@@ -140,8 +154,12 @@ def _record(path: epath.Path, values: Any) -> RunRecord:
                 f"{expected.__name__}"
             )
     _check_imported(path, values)
+    sections = values["config"]
+    if values["data_fingerprint"] == UNKNOWN_DATA:
+        defaults = imported_config(ModelConfig()).to_dict()
+        sections = {**defaults, "model": sections.get("model")}
     try:
-        config = Config.from_dict(values["config"], recorded=True)
+        config = Config.from_dict(sections, recorded=True)
     except ConfigError as error:
         raise RunError(f"{path}, {writer}, is not a config of this nfllm: {error}") from error
     return RunRecord(

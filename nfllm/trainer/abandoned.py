@@ -1,7 +1,7 @@
-"""Silence about the reads and writes that Orbax abandons when one of them has failed.
+"""Hides the errors of reads and writes that Orbax abandons when one of them has failed.
 
-Their errors follow from the one that is raised, and come from threads of their own: in the log, and
-as tracebacks where such a thread reports to an event loop that has been closed meanwhile.
+These errors only follow from the first one, which is raised. They come from Orbax's threads: as
+lines of the log, and as tracebacks where a thread reports to an event loop that is closed already.
 """
 
 from __future__ import annotations
@@ -9,32 +9,31 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from logging import WARNING, LogRecord
-from typing import Any
 
 from absl import logging
 
 
 class _Before:
-    """What `sys.unraisablehook` was, and still is for all else."""
+    """The earlier `sys.unraisablehook`, which still gets all other errors."""
 
-    hook: Callable[[Any], Any] = sys.__unraisablehook__
+    hook: Callable[[sys.UnraisableHookArgs], object] = sys.__unraisablehook__
 
 
 def hush() -> None:
-    """Until `unhush`; after a failure it is better left, since the threads may still be at it."""
+    """Hides them until `unhush`, which is not called after a failure: the threads may still run."""
     if sys.unraisablehook is not _report:
         _Before.hook, sys.unraisablehook = sys.unraisablehook, _report
     logging.get_absl_logger().addFilter(_is_not_from_orbax)
 
 
 def unhush() -> None:
-    """Ends the silence; what other code has hooked up in between is left."""
+    """Shows them again; a hook that other code has set since then stays."""
     if sys.unraisablehook is _report:
         sys.unraisablehook = _Before.hook
     logging.get_absl_logger().removeFilter(_is_not_from_orbax)
 
 
-def _report(unraisable: Any) -> None:
+def _report(unraisable: sys.UnraisableHookArgs) -> None:
     error = unraisable.exc_value
     if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
         _Before.hook(unraisable)

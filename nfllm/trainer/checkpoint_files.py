@@ -1,9 +1,9 @@
-"""What is in a checkpoint of Orbax, how it is read, and how damage is noticed.
+"""The files of a checkpoint: how they are written, read and checked for damage.
 
-A checkpoint holds the state and beside it a small JSON, the notes: what the data was, and a
-checksum of every array. With the state lies a list of its files, their sizes and checksums: Orbax
-is never given a damaged file, since it abandons its other reads when one fails, and then may wait
-for ever.
+A checkpoint holds the state, and beside it a small JSON file, the notes: the data's fingerprint and
+a checksum of every array. The state's folder also lists its files with their sizes and
+checksums. They are checked before Orbax reads any: when one of its reads fails, it abandons the
+others and may wait for ever.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from nfllm.config.paths import is_local, status
+from nfllm.model.parameters import Params
 from nfllm.rundir import RunError, resolve
 
 FORMAT_VERSION = 1
@@ -36,7 +37,7 @@ _CHUNK = 1 << 24
 
 
 class _ListedState(ocp.StandardCheckpointHandler):
-    """Writes the list of files as the last one, before the checkpoint gets its name."""
+    """Writes the list of files last, before the checkpoint gets its name."""
 
     def finalize(self, directory: epath.Path) -> None:
         """Called by Orbax, in one process, when all have written their files."""
@@ -47,15 +48,15 @@ class _ListedState(ocp.StandardCheckpointHandler):
 
     @classmethod
     def typestr(cls) -> str:
-        """What a reader without nfllm takes it for."""
+        """The handler by which Orbax alone can read it."""
         return ocp.StandardCheckpointHandler.typestr()
 
 
 @contextlib.contextmanager
 def _without_glob_characters(directory: epath.Path) -> Iterator[epath.Path]:
-    """The directory, by a link where its name holds [, * or ?: Orbax takes these for a pattern.
+    """The directory, or a link to it where its name holds [, * or ?.
 
-    It would find no file to merge, and say so only in a warning.
+    Orbax reads these as a pattern, finds no file to merge, and only warns.
     """
     name = os.fspath(directory)
     if glob.escape(name) == name or not is_local(directory):
@@ -68,7 +69,7 @@ def _without_glob_characters(directory: epath.Path) -> Iterator[epath.Path]:
 
 
 def writers() -> ocp.handlers.CheckpointHandlerRegistry:
-    """What a manager that saves writes the two parts of a checkpoint with."""
+    """The handlers that write the two parts of a checkpoint."""
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     registry.add(STATE, ocp.args.StandardSave, _ListedState())
     registry.add(NOTES, ocp.args.JsonSave, ocp.JsonCheckpointHandler())
@@ -78,8 +79,8 @@ def writers() -> ocp.handlers.CheckpointHandlerRegistry:
 def check_files(checkpoints: epath.Path, step: int, share: int = 0, shares: int = 1) -> None:
     """Raises ValueError unless the files of the state are those that were saved.
 
-    Sizes are those of all files; of contents, one part in `shares` is read. Checkpoints from before
-    there was a list pass.
+    The sizes of all files are compared, and the contents of one file in `shares`. A checkpoint that
+    lists no files, as the first versions wrote it, passes.
     """
     directory = checkpoints / f"{STEP_PREFIX}_{step}" / STATE
     path = directory / _FILE_LIST
@@ -105,7 +106,7 @@ def _names(directory: epath.Path, prefix: str = "") -> Iterator[str]:
 
 
 def _describe(file: epath.Path) -> dict[str, int]:
-    """Size and, on a file system, checksum: object storage has its own, and is slow to read."""
+    """Size and, on a file system, checksum; object storage checks itself, and is slow to read."""
     sums = {"crc32": _crc32(file)} if is_local(file) else {}
     return {"bytes": status(file).length, **sums}
 
@@ -121,7 +122,7 @@ def _crc32(file: epath.Path) -> int:
 def open_reader(
     directory: epath.Path, handler: Callable[..., ocp.CheckpointHandler]
 ) -> ocp.CheckpointManager:
-    """Reads without a word to other processes: one that fails leaves none of them waiting."""
+    """A manager that reads for this process alone: if it fails, no other process waits for it."""
     this = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"reader_{this}"
@@ -139,7 +140,7 @@ def open_reader(
 
 
 def read_notes(manager: ocp.CheckpointManager, step: int) -> Mapping[str, Any]:
-    """The notes of a checkpoint; whatever Orbax raises, or ValueError, where they are damaged."""
+    """The notes of a checkpoint; ValueError, or any error of Orbax, where they are damaged."""
     arguments = ocp.args.Composite(**{NOTES: ocp.args.JsonRestore()})
     notes = manager.restore(step, args=arguments)[NOTES]
     if not isinstance(notes, dict) or "format_version" not in notes:
@@ -147,8 +148,8 @@ def read_notes(manager: ocp.CheckpointManager, step: int) -> Mapping[str, Any]:
     return notes
 
 
-def read_params(manager: ocp.CheckpointManager, step: int) -> Any:
-    """The parameters alone, as numpy arrays, wherever they lay when they were saved."""
+def read_params(manager: ocp.CheckpointManager, step: int) -> Params:
+    """The parameters alone, as NumPy arrays, whatever devices they were saved from."""
     saved = manager.item_metadata(step)[STATE].tree["params"]
     target = {"params": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)}
     arguments = ocp.args.PyTreeRestore(
@@ -172,14 +173,14 @@ def _checksums(tree: Any) -> Any:
     return jax.tree.map(checksum, tree)
 
 
-def named_checksums(tree: Any, prefix: str = "") -> dict[str, int]:
+def named_checksums(tree: object, prefix: str = "") -> dict[str, int]:
     """The checksum of each array by its name: `prefix`, then the path in the tree."""
     leaves = jax.tree_util.tree_leaves_with_path(_checksums(tree))
     return {prefix + jax.tree_util.keystr(path): int(value) for path, value in leaves}
 
 
 def check_sums(actual: Mapping[str, int], notes: Mapping[str, Any]) -> None:
-    """Raises ValueError unless each checksum is the one that was noted."""
+    """Raises ValueError unless each checksum is the one in the notes."""
     wrong = [name for name, value in actual.items() if notes["checksums"].get(name) != value]
     if wrong:
         raise ValueError(f"the checksum of {wrong[0]} does not match")
@@ -196,12 +197,12 @@ def check_format(directory: epath.Path, step: int, notes: Mapping[str, Any]) -> 
 
 
 def describe_damage(step: int, why: str) -> str:
-    """Why a checkpoint is passed over, in words."""
+    """The message for a checkpoint that is skipped as damaged."""
     return f"checkpoint of step {step} is damaged ({why})"
 
 
 def reason(error: BaseException) -> str:
-    """The first cause in one line: where it stands and, at the end, what went wrong."""
+    """The first cause of an error as one line; a long one keeps its begin and its end."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split()) or type(error).__name__

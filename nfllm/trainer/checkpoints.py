@@ -16,6 +16,7 @@ from absl import logging
 from etils import epath
 
 from nfllm.config import CheckpointConfig
+from nfllm.model.parameters import Params
 from nfllm.rundir import CHECKPOINTS_DIR, RunError, resolve, run_directory
 from nfllm.trainer import abandoned, peers
 from nfllm.trainer.checkpoint_files import (
@@ -62,13 +63,13 @@ class Checkpoints:
                 keep_period=config.keep_every,
                 enable_async_checkpointing=background,
                 step_prefix=STEP_PREFIX,
-                cleanup_tmp_directories=True,  # what saves that were cut off have left
+                cleanup_tmp_directories=True,  # left by saves that were interrupted
             ),
             handler_registry=writers(),
         )
 
     def __enter__(self) -> Checkpoints:
-        # At all times: a thread may fail after `save` has returned and before anybody waits.
+        # For the whole block: a thread may fail after `save` has returned and before `wait`.
         abandoned.hush()
         return self
 
@@ -78,26 +79,28 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        told = contextlib.suppress(Exception) if error else self._explained("the newest checkpoint")
+        closing = (
+            contextlib.suppress(Exception) if error else self._explained("the newest checkpoint")
+        )
         try:
-            with told:
+            with closing:
                 self._manager.close()
         finally:
             if error is None:
                 abandoned.unhush()
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints there are, oldest first."""
+        """Steps that have a checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
     def save(self, state: SavedState, data_fingerprint: str) -> None:
         """Writes the state; the checkpoint appears under its name only when it is whole.
 
-        On an accelerator the device goes on at once, and `wait` or the next save tells how it went.
+        On an accelerator it is written in the background: `wait` or the next save raises errors.
 
         Raises:
-          RunError: it, or the one before, cannot be written, as on a full disk; earlier checkpoints
-            are untouched.
+          RunError: this checkpoint or the one before cannot be written, as on a full disk; earlier
+            ones are untouched.
         """
         step = int(state.step)
         peers.progress(f"saving step {step}")
@@ -130,21 +133,21 @@ class Checkpoints:
     def _explained(self, what: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # of whatever kind the storage raises
+        except Exception as error:  # storage raises errors of many types
             raise RunError(
                 f"{what} could not be written into {self._directory} ({reason(error)}); earlier "
                 "ones are kept. Make room, and give the same command again"
             ) from error
 
     def restore(self, abstract_state: SavedState, data_fingerprint: str) -> SavedState | None:
-        """The newest checkpoint that is whole, or None where there is none at all.
+        """The newest checkpoint that is not damaged, or None where there is no checkpoint.
 
-        A damaged one is passed over, stays on disk until its step is saved again, and is named in
+        A damaged one is skipped, stays on disk until its step is saved again, and is named in
         `fallbacks`.
 
         Args:
           abstract_state: shapes, types and shardings of the state, as `jax.ShapeDtypeStruct`.
-          data_fingerprint: of the data that the run goes on with.
+          data_fingerprint: of the data that the run is resumed with.
 
         Raises:
           RunError: every checkpoint is damaged, one is newer than this nfllm reads, or the data has
@@ -181,7 +184,7 @@ class Checkpoints:
             with _in_all_processes(step, "read"):
                 arguments = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(abstract_state)})
                 state = reader.restore(step, args=arguments)[STATE]
-            sums = named_checksums(state)  # by the devices of all, or of none
+            sums = named_checksums(state)  # which needs the devices of all processes
             with _in_all_processes(step, "compare"):
                 check_sums(sums, notes)
         except _DamagedError as error:
@@ -192,18 +195,18 @@ class Checkpoints:
 
 
 class _DamagedError(Exception):
-    """A checkpoint that some process cannot read, and why."""
+    """A checkpoint that at least one process cannot read; the message says why."""
 
 
 @contextlib.contextmanager
 def _in_all_processes(step: int, doing: str) -> Iterator[None]:
-    """Raises _DamagedError in every process where the block fails in one, whatever of."""
+    """Raises _DamagedError in every process if the block raises any error in one."""
     fault: str | None = None
     try:
         yield
     except RunError:
         raise
-    except Exception as error:  # of whatever kind a damaged file makes the libraries raise
+    except Exception as error:  # a damaged file makes the libraries raise many types
         fault = reason(error)
     faults = peers.exchange(f"to {doing} the checkpoint of step {step}", fault)
     for process, other in enumerate(faults):
@@ -212,15 +215,14 @@ def _in_all_processes(step: int, doing: str) -> Iterator[None]:
             raise _DamagedError(other + where)
 
 
-def restore_params(run: epath.PathLike, step: int | None = None) -> tuple[int, Any]:
-    """Step and parameters of a checkpoint of a run, as numpy arrays.
+def restore_params(run: epath.PathLike, step: int | None = None) -> tuple[int, Params]:
+    """Step and parameters of a checkpoint of a run, as NumPy arrays.
 
-    The devices that trained the run need not be there.
+    It needs none of the devices that trained the run.
 
     Args:
       run: the run directory.
-      step: of the checkpoint; None: the newest whole one, where a damaged one is passed over with a
-        warning.
+      step: of the checkpoint; None: the newest undamaged one, with a warning for each other.
 
     Raises:
       RunError: the run has no such checkpoint, or none that can be read, or it is newer than this

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from nfllm.data.batches import Batch
+from nfllm.model.parameters import Params
 from nfllm.trainer import peers
 from nfllm.training.step import EvalSums
 
@@ -22,8 +23,8 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    eval_step: Callable[[Any, Batch], EvalSums],
-    params: Any,
+    eval_step: Callable[[Params, Batch], EvalSums],
+    params: Params,
     batches: Iterable[Batch],
     put: Callable[[Batch], Batch],
 ) -> Evaluation:

@@ -12,13 +12,14 @@ import jax
 from jax.experimental import multihost_utils
 
 from nfllm.config import Config, ConfigError
+from nfllm.config.checks import Value
 from nfllm.rundir import RunError
 from nfllm.trainer import peers
 
 _START_SECONDS = 120
 _HEARTBEAT_SECONDS = 30
 _SHUTDOWN_SECONDS = 30
-# Each may have to prepare a large corpus, on a slow disk.
+# A process may have to prepare a large corpus, on a slow disk.
 _PREPARE_SECONDS = 24 * 3600.0
 
 
@@ -43,7 +44,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         return
     if values is not None and values["process_id"] > 0:
         _wait_for(values["coordinator_address"])
-    # A host that dies must not leave the others waiting: all end when a heartbeat is missed.
+    # All processes end when the heartbeat of one is missed, rather than wait for ever.
     jax.distributed.initialize(
         **(values or {}),
         initialization_timeout=_START_SECONDS,
@@ -59,7 +60,7 @@ def is_first() -> bool:
 
 def check_agreement(config: Config, data_fingerprint: str) -> None:
     """Raises RunError unless all processes have the same config and data, naming what differs."""
-    own = {"data fingerprint": data_fingerprint}
+    own: dict[str, Value] = {"data fingerprint": data_fingerprint}
     for section, keys in config.to_dict().items():
         own |= {f"{section}.{key}": value for key, value in keys.items()}
     del own["data.data_dir"]  # every host may keep its data elsewhere
@@ -76,7 +77,7 @@ def check_agreement(config: Config, data_fingerprint: str) -> None:
 
 
 def stop_agreed(step: int) -> bool:
-    """Whether all processes stop after `step`, since one of them got SIGTERM; call it each step."""
+    """Whether all processes stop after `step`, because one got SIGTERM; to be called every step."""
     peers.progress(f"step {step}")
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
@@ -130,7 +131,7 @@ def _wait_for(address: str) -> None:
 
 
 def _in_a_cluster() -> bool:
-    """Whether JAX can find the other processes without being told."""
+    """Whether JAX can find the other processes by itself."""
     wants_cpu = os.environ.get("JAX_PLATFORMS", "").startswith("cpu")
     tpu = importlib.util.find_spec("libtpu") is not None and not wants_cpu
     # A batch script has the other variables too; only what `srun` starts is one of several.

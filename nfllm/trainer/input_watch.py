@@ -1,4 +1,4 @@
-"""Tells when training waits for its data."""
+"""Reports when training waits for its data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SLOW_SHARE = 0.1
 
 
 class InputWatch:
-    """Events about a slow or stalled input, one per occurrence.
+    """Events about a slow or stalled input, one for each time that it begins.
 
     The journal is the first process's; another process, whose data may be the slow one, prints a
     warning instead.
@@ -32,10 +32,15 @@ class InputWatch:
         self._slow = False
 
     def lap(self, step: int, waited: float, trained: float) -> None:
-        """Takes stock after `step`: seconds waited for data, and trained, since the run's start.
+        """Reports a slow input after `step`.
 
-        Waiting is worth a word above 1 s and a tenth of the time since the lap before; it is said
-        again only after a lap without.
+        A lap is slow where it waited for data more than 1 s and a tenth of its time; the next slow
+        lap is reported only after one that is not.
+
+        Args:
+          step: the number of steps so far.
+          waited: seconds waited for data since the start of the run.
+          trained: seconds of training since the start of the run.
         """
         lap_waited, lap_trained = waited - self._waited, trained - self._trained
         slow = lap_waited > max(_SLOW_SECONDS, _SLOW_SHARE * lap_trained)
@@ -50,7 +55,7 @@ class InputWatch:
         self._step, self._waited, self._trained, self._slow = step, waited, trained, slow
 
     def stalled(self, seconds: float) -> None:
-        """Says that the next batch has been waited for so long, and has not come."""
+        """Reports that the next batch has not come after so many seconds."""
         self._say(
             "stalled_input",
             self._step,

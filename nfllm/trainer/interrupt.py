@@ -35,11 +35,11 @@ def _to_sigterm(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def watch() -> Iterator[Interrupt]:
-    """Notes SIGINT and SIGTERM instead of dying of them; a second Ctrl-C stops at once.
+    """Catches SIGINT and SIGTERM within the block; a second Ctrl-C stops at once.
 
-    Nothing is noted outside the main thread, where Python cannot handle signals. Several processes
-    must stop after the same step: there JAX handles SIGTERM (`hosts.stop_agreed`), which a Ctrl-C
-    becomes.
+    Outside the main thread, where Python cannot handle signals, nothing is caught. Several
+    processes must stop after the same step: there JAX handles SIGTERM (`hosts.stop_agreed`), and a
+    Ctrl-C is turned into a SIGTERM.
     """
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
@@ -52,7 +52,7 @@ def watch() -> Iterator[Interrupt]:
         handlers = {signal.SIGINT: _to_sigterm}
     previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        startup.check_ctrl_c()  # of before the handlers above, and swallowed
+        startup.check_ctrl_c()  # pressed before the handlers were set, and swallowed
         yield interrupt
     finally:
         for number, handler in previous.items():

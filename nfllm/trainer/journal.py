@@ -1,19 +1,27 @@
-"""What a run tells: to its metrics file and to the person who watches."""
+"""What a run reports: metrics to its file, and messages to the person who watches."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
 from nfllm.rundir.metrics import MetricsWriter
 from nfllm.trainer.hosts import is_first
+from nfllm.trainer.loggers import Logger
 from nfllm.trainer.progress import Progress
 
 
 class Journal:
-    """Metrics and progress of the first process; the others are silent.
+    """Metrics and progress of the first process; the others write and print nothing.
+
+    Args:
+      run: the run directory.
+      total_steps: of the run.
+      done: steps that it goes on from.
+      loggers: those beside the writer of `metrics.jsonl`; the journal closes them.
 
     Example:
       >>> with Journal(epath.Path("runs/relu"), total_steps=1000, done=0) as journal:
@@ -22,12 +30,21 @@ class Journal:
       saved at step 250
     """
 
-    def __init__(self, run: epath.Path, total_steps: int, done: int) -> None:
+    def __init__(
+        self,
+        run: epath.Path,
+        total_steps: int,
+        done: int,
+        loggers: Sequence[Logger] = (),
+    ) -> None:
         self._stack = contextlib.ExitStack()
-        self._metrics: MetricsWriter | None = None
+        self._loggers: list[Logger] = []
         self._progress: Progress | None = None
         if is_first():
-            self._metrics = self._stack.enter_context(MetricsWriter(run))
+            self._loggers.append(self._stack.enter_context(MetricsWriter(run)))
+            for logger in loggers:
+                self._loggers.append(logger)
+                self._stack.callback(logger.close)
             self._progress = self._stack.enter_context(Progress(total_steps, done))
 
     def __enter__(self) -> Journal:
@@ -37,11 +54,11 @@ class Journal:
         self._stack.close()
 
     def write(self, kind: str, step: int, **fields: Any) -> None:
-        """Adds a line to metrics.jsonl."""
-        if self._metrics is not None:
-            self._metrics.write(kind, step, **fields)
+        """Adds a line to metrics.jsonl, and tells the other loggers."""
+        for logger in self._loggers:
+            logger.on_metrics(step, kind, fields)
 
-    def event(self, event: str, step: int, message: str, **fields: Any) -> None:
+    def event(self, event: str, step: int, message: str, **fields: object) -> None:
         """Adds an event to metrics.jsonl, and prints its message."""
         self.write("event", step, event=event, message=message, **fields)
         self.say(message)
@@ -53,10 +70,10 @@ class Journal:
 
     def flush(self) -> None:
         """Returns when every line is on storage."""
-        if self._metrics is not None:
-            self._metrics.flush()
+        for logger in self._loggers:
+            logger.flush()
 
     def update(self, step: int, loss_nats: float, tokens_per_second: float) -> None:
-        """Moves the progress on."""
+        """Moves the progress bar to `step`."""
         if self._progress is not None:
             self._progress.update(step, loss_nats, tokens_per_second)

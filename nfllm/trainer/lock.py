@@ -21,8 +21,8 @@ except ImportError:  # Windows
 def hold(run: epath.Path) -> Iterator[None]:
     """Holds the run directory for this process; the kernel lets go of it when the process ends.
 
-    A remote directory (`gs://`) cannot be held, and is not; nor, with a warning, can one on a file
-    system without locks, as networks have them.
+    A remote directory (`gs://`) cannot be locked. Nor can one on a file system without locks, as
+    some network ones are, which a warning says.
 
     Raises:
       RunError: another process holds it.

@@ -1,9 +1,10 @@
-"""The one training loop: everything with a clock or a file in it is called from here."""
+"""The training loop: all that measures time or writes files around a step is called from here."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from signal import Signals
 from typing import Any, NamedTuple
 
@@ -21,9 +22,10 @@ from nfllm.trainer.clock import Clock
 from nfllm.trainer.evaluation import Evaluation
 from nfllm.trainer.input_watch import InputWatch
 from nfllm.trainer.journal import Journal
+from nfllm.trainer.loggers import Logger, check_loggers, open_loggers
 from nfllm.trainer.non_finite import NonFiniteSteps
 from nfllm.trainer.program import Program
-from nfllm.trainer.record import check_resumable, check_writable, write_run
+from nfllm.trainer.record import check_resumable, check_writable, describe_changes, write_run
 from nfllm.training.state import TrainState
 from nfllm.training.step import StepMetrics
 
@@ -41,15 +43,16 @@ class FitResult(NamedTuple):
     interrupted: Signals | None
 
 
-def fit(config: Config, workdir: epath.PathLike) -> FitResult:
-    """Trains `config` in the run directory `workdir`, or goes on from its newest checkpoint.
+def fit(config: Config, workdir: epath.PathLike, *, loggers: Sequence[Logger] = ()) -> FitResult:
+    """Trains `config` in the run directory `workdir`, or resumes from its newest checkpoint.
 
     Steps, order of data and losses are those of a run that was never interrupted, bit for bit on a
-    CPU. SIGINT and SIGTERM save before they end it.
+    CPU. On SIGINT and SIGTERM it saves and returns.
 
     Args:
       config: what to run.
-      workdir: the run directory; made where it does not exist.
+      workdir: the run directory; created where it does not exist.
+      loggers: what gets each line of metrics.jsonl, beside those of `telemetry.loggers`.
 
     Raises:
       ConfigError: the config cannot be run on these devices or this data.
@@ -58,8 +61,10 @@ def fit(config: Config, workdir: epath.PathLike) -> FitResult:
     """
     run = user_path(workdir, "--workdir")
     check_writable(run)
-    changes = check_resumable(run, config)
-    peers.exchange(f"to look at {run}", None)  # making the devices waits for all, and names none
+    check_loggers(config, run)
+    earlier = check_resumable(run, config)
+    # Making the devices waits for all processes, and would name none of them.
+    peers.exchange(f"to look at {run}", None)
     program = Program(config)
     fingerprint = program.dataset.fingerprint
     hosts.check_agreement(config, fingerprint)
@@ -73,19 +78,20 @@ def fit(config: Config, workdir: epath.PathLike) -> FitResult:
         state = program.init_state() if state is None else program.placement.from_checkpoint(state)
         if hosts.is_first():
             write_run(run, program, state.params)
-        with Journal(run, config.training.steps, int(state.step)) as journal:
-            step = int(state.step)
+        step = int(state.step)
+        others = [*open_loggers(config, run, step), *loggers]
+        with Journal(run, config.training.steps, step, others) as journal:
             clock = Clock(config.training.batch_size * config.model.context_length)
             watch = InputWatch(journal, step)
             faults = NonFiniteSteps(program, checkpoints, journal)
             loop = _Loop(program, checkpoints, journal, signals, watch, clock, faults)
-            loop.announce(resumed, step, changes)
+            loop.announce(resumed, step, earlier)
             return loop.run(state)
 
 
 @dataclasses.dataclass
 class _Loop:
-    """The state of the loop that is not the training state."""
+    """What the loop keeps beside the training state."""
 
     program: Program
     checkpoints: Checkpoints
@@ -96,11 +102,11 @@ class _Loop:
     faults: NonFiniteSteps
     waited_seconds: float = 0.0
 
-    def announce(self, resumed: bool, step: int, changes: list[str]) -> None:
+    def announce(self, resumed: bool, step: int, earlier: Config | None) -> None:
         for line in self.checkpoints.fallbacks:
             self.journal.event("fell_back", step, f"{line}; going on from step {step}")
         if resumed:
-            note = f" with {', '.join(changes)}" if changes else ""
+            note = describe_changes(earlier, self.program.config, step) if earlier else ""
             self.journal.event("resumed", step, f"resumed at step {step}{note}")
         else:
             model = self.program.model
@@ -122,7 +128,7 @@ class _Loop:
         if int(state.step) == 0:
             self._probe(state, 0)
         while (step := int(state.step)) < total:
-            # Once more after a step that tripped the guard: batches are a function of the step.
+            # Again after a step that tripped the guard: batches are a function of the step.
             state, signal = self._train(state, step)
             if signal is not None:
                 return self._interrupted(signal, state)
@@ -141,7 +147,7 @@ class _Loop:
             batches.on_stall = self.input.stalled
             for batch in batches:
                 state, metrics = self.program.train_step(state, batch)
-                # Metrics are read one step late: the device is never kept waiting for the host.
+                # Metrics are read one step late, so that the device never waits for the host.
                 if unread is not None and (bad := self._read(unread, step, batches)) is not None:
                     return self.faults.resolve(state, bad, step), None
                 step, unread = step + 1, metrics
@@ -153,7 +159,7 @@ class _Loop:
                     continue
                 if (bad := self._read(unread, step, batches)) is not None:
                     state = self.faults.resolve(state, bad, step)
-                    if int(state.step) != step:  # it is taken again
+                    if int(state.step) != step:  # the step is repeated
                         return state, None
                 unread = None
                 signal = self._pause(state, step, due, signal)
@@ -169,7 +175,7 @@ class _Loop:
     ) -> Signals | None:
         """Does what is due after `step`; returns the signal that ends the run, if there is one."""
         with self.clock.paused():
-            if signal is not None:  # whoever sent it may not wait for an evaluation
+            if signal is not None:  # the sender of the signal may not wait for an evaluation
                 self._save(state)
                 self.checkpoints.wait()
             if "telemetry" in due:
@@ -244,7 +250,7 @@ class _Loop:
         return found
 
     def _save(self, state: TrainState) -> None:
-        self.journal.flush()  # the metrics of a saved step are never lost
+        self.journal.flush()  # so that a step with a checkpoint has its metrics
         whole = self.program.placement.to_checkpoint(state)
         self.checkpoints.save(whole, self.program.dataset.fingerprint)
 

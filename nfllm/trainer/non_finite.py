@@ -19,10 +19,10 @@ class NonFiniteError(RuntimeError):
 
 @dataclasses.dataclass
 class NonFiniteSteps:
-    """Tells of such steps, and decides how training goes on.
+    """Reports such steps, and decides from which state training continues.
 
-    A step that tripped the guard has changed nothing, nor have those after it: the state is what
-    the step was given, and its first fault can be found (`nfllm.training.diagnosis`).
+    A step that tripped the guard changed nothing, nor did those after it: the state is the one that
+    the step was given, so its first fault can be found (`nfllm.training.diagnosis`).
 
     Attributes:
       in_a_row: how many of the last steps were not finite.
@@ -34,13 +34,13 @@ class NonFiniteSteps:
     in_a_row: int = 0
 
     def count(self, values: StepMetrics, step: int) -> None:
-        """Takes note of every step that was read, in its order."""
+        """Counts the steps in a row that were not finite; called for every step, in order."""
         self.in_a_row = 0 if values.finite else self.in_a_row + 1
 
     def resolve(self, state: TrainState, values: StepMetrics, step: int) -> TrainState:
-        """The state from which training goes on after step number `step` tripped the guard.
+        """The state from which training continues after step number `step` tripped the guard.
 
-        `skip`: past the step, without its update. `continue`: before the step, which will be
+        `skip`: after the step, without its update. `continue`: before the step, which will be
         applied as it is. The event names the first site that is not finite.
 
         Raises:

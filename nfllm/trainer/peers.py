@@ -1,9 +1,9 @@
-"""What the processes of a run tell each other beside their devices: answers, progress, failures.
+"""Messages between the processes of a run, beside their devices: answers, progress, failures.
 
 A collective of devices waits for ever for a process that is busy, hung or in error. So what must be
 agreed on goes through JAX's key-value store, whose waits have a limit, and a thread in each process
-watches over all other waits: it ends its process soon after another has failed, and when none has
-got further for long.
+watches all other waits: it ends its process soon after another has failed, and when no process has
+made progress for half an hour.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from absl import logging
 from nfllm.rundir import RunError
 
 _ANSWER_SECONDS = 1800.0
-_PATIENCE_SECONDS = 60.0  # after which it is said whom this process waits for
+_PATIENCE_SECONDS = 60.0  # of waiting, after which a warning names the process that is waited for
 _POLL_SECONDS = 1.0
-# What one process fails of, such as a config, all may fail of: each is to say so itself.
+# Many errors, such as a wrong config, occur in every process: each has time to print its own.
 _GRACE_SECONDS = 5.0
 _STALL_SECONDS = 1800.0
 
@@ -35,14 +35,14 @@ _PROGRESS = "nfllm/progress/"
 
 
 class _Own:
-    """How many questions this process has asked, and how far it is (None: it is not watched)."""
+    """How many questions this process has asked, and its progress (None: it is not watched)."""
 
     questions = itertools.count()
     progress: str | None = None
 
 
 def exchange(what: str, own: Any, limit_seconds: float | None = None) -> list[Any]:
-    """What every process answers to a question, in their order; [own] for one that is alone.
+    """The answers of all processes to a question, in their order; [own] where there is one process.
 
     All processes must ask the same questions in the same order.
 
@@ -55,9 +55,9 @@ def exchange(what: str, own: Any, limit_seconds: float | None = None) -> list[An
       RunError: a process has not answered in time; it is named.
     """
     distributed = _distributed()
-    client = distributed.client
-    if client is None:
+    if distributed is None:
         return [own]
+    client = distributed.client
     folder = f"nfllm/{next(_Own.questions)} {what}/"
     client.key_value_set(f"{folder}{distributed.process_id}", json.dumps(own))
     deadline = time.monotonic() + (limit_seconds or _ANSWER_SECONDS)
@@ -69,19 +69,19 @@ def exchange(what: str, own: Any, limit_seconds: float | None = None) -> list[An
 
 
 def progress(what: str | None) -> None:
-    """Notes how far this process is, such as "step 7"; None where it may take any time."""
+    """Sets the progress of this process, such as "step 7"; None where it may take any time."""
     _Own.progress = what
 
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
-    """Ends this process soon after another has failed in its block, and tells them of its own end.
+    """Ends this process soon after another has failed in its block; if this one fails, the others.
 
     Processes leave the block together: JAX would abort those that are still busy half a minute
-    after the first has gone. Nothing is done for a process that is alone.
+    after the first has left. Where there is one process, nothing is done.
     """
     distributed = _distributed()
-    if distributed.client is None:
+    if distributed is None:
         yield
         return
     watch = _Watch(distributed)
@@ -91,17 +91,17 @@ def watched() -> Iterator[None]:
         progress(None)
         exchange("to finish", None)
     except BaseException as error:
-        watch.tell(error)
+        watch.write_failure(error)
         raise
     finally:
         progress(None)
         watch.stopped.set()
-        if watch.ending:  # what this thread fails of follows from the failure that is being told
+        if watch.ending:  # this thread's error only follows from what it reports
             watch.join()
 
 
 class _Watch(threading.Thread):
-    """Looks every second at what the other processes have told."""
+    """Reads every second what the other processes have written."""
 
     def __init__(self, distributed: Any) -> None:
         super().__init__(name="nfllm-watch", daemon=True)
@@ -109,16 +109,16 @@ class _Watch(threading.Thread):
         self.ending = False
         self._client = distributed.client
         self._own = str(distributed.process_id)
-        self._told: str | None = None
+        self._written: str | None = None
 
-    def tell(self, error: BaseException) -> None:
-        """Tells the other processes why this one ends."""
+    def write_failure(self, error: BaseException) -> None:
+        """Writes for the other processes why this one ends."""
         text = str(error) or type(error).__name__
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # the coordinator may be gone
             self._client.key_value_set(f"{_FAILED}{self._own}", text)
 
     def run(self) -> None:
-        """Returns when stopped, or when there is no coordinator: then JAX ends the process."""
+        """Returns when stopped, or when the coordinator is gone: then JAX ends the process."""
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             reason = self._wait_for_a_reason()
             if reason is not None and not self.stopped.wait(_GRACE_SECONDS):
@@ -132,7 +132,7 @@ class _Watch(threading.Thread):
             failed = self._read(_FAILED)
             for process in failed.keys() - {self._own}:
                 return f"process {process} has ended: {failed[process]}"
-            self._tell_progress()
+            self._write_progress()
             found = self._read(_PROGRESS)
             if found != known or not all(found.values()):
                 known, since = found, time.monotonic()
@@ -144,13 +144,13 @@ class _Watch(threading.Thread):
                 )
         return None
 
-    def _tell_progress(self) -> None:
-        if (own := _Own.progress or "") != self._told:
+    def _write_progress(self) -> None:
+        if (own := _Own.progress or "") != self._written:
             self._client.key_value_set(f"{_PROGRESS}{self._own}", own, allow_overwrite=True)
-            self._told = own
+            self._written = own
 
     def _read(self, folder: str) -> dict[str, str]:
-        """What each process has told of one kind, by its number."""
+        """What each process has written under `folder`, by its number."""
         return {
             key.rpartition("/")[2]: value for key, value in self._client.key_value_dir_get(folder)
         }
@@ -166,18 +166,27 @@ class _Watch(threading.Thread):
 
 
 def _distributed() -> Any:
-    # The store's waits with a limit are behind no public name: `jax.distributed` gives no access to
-    # its client, and `multihost_utils` has collectives of devices, which wait for ever. Asking for
-    # `jax.process_index()` would make the devices, which a config may still change.
-    from jax._src import distributed
+    """JAX's key-value store (`client`), with `process_id` and `num_processes`; None for one alone.
 
-    return distributed.global_state
+    JAX has no public name for its store: `jax.distributed` hides it, and the functions of
+    `multihost_utils` are collectives of devices, which wait for ever.
+    """
+    if not jax.distributed.is_initialized():
+        return None
+    try:
+        from jax._src.distributed import global_state
+    except ImportError as error:
+        raise RunError(
+            f"several processes need the key-value store of JAX, which jax {jax.__version__} keeps "
+            f"elsewhere ({error}); install a version that pyproject.toml allows, or run one process"
+        ) from error
+    return global_state
 
 
 def _wait(client: Any, key: str, deadline: float, whom: str) -> str:
     """The value of `key` once it is there."""
     begin = time.monotonic()
-    told = False
+    has_warned = False
     while True:
         left = max(0.001, min(_POLL_SECONDS, deadline - time.monotonic()))
         try:
@@ -191,6 +200,6 @@ def _wait(client: Any, key: str, deadline: float, whom: str) -> str:
                 f"no answer for {waited:.0f} s from {whom}; see what it waits for, such as its "
                 "disk, and give the same command again"
             )
-        if waited > _PATIENCE_SECONDS and not told:
+        if waited > _PATIENCE_SECONDS and not has_warned:
             logging.warning("waiting for %s", whom)
-            told = True
+            has_warned = True

@@ -1,4 +1,4 @@
-"""Puts the pure steps on devices: the only file that knows how many devices there are.
+"""Runs the pure steps on devices: the only file that knows how many there are.
 
 `pmap` (data parallel) keeps a copy of the state on each device; `fsdp` shards parameters, gradients
 and optimizer state over the same devices. Both run the same `train_step`. The state is never
@@ -25,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nfllm.config import Config, ConfigError
 from nfllm.data.batches import Batch
+from nfllm.model.parameters import Params
 from nfllm.model.tuning import tuning
 from nfllm.training.state import Guard, SavedState, TrainState
 from nfllm.training.step import EvalStep, EvalSums, StepMetrics, TrainStep
@@ -139,12 +140,12 @@ class Placement:
         _check_batch_size("evaluation.batch_size", config.evaluation.batch_size, self.num_devices)
 
     def init(self, init_fn: Callable[[jax.Array], TrainState], key: jax.Array) -> TrainState:
-        """The state that `init_fn(key)` computes, made where it will live."""
+        """The state that `init_fn(key)` computes, created on the devices that will hold it."""
         shardings = self._shardings(jax.eval_shape(init_fn, key), self._own_mesh)
         return jax.jit(init_fn, out_shardings=shardings)(key)
 
     def abstract(self, init_fn: Callable[[jax.Array], TrainState]) -> SavedState:
-        """What a checkpoint of `init_fn(key)`, which is not run, restores to."""
+        """Shapes, types and shardings of a saved `init_fn(key)`, which is not run."""
         shapes = jax.eval_shape(init_fn, jax.random.key(0)).without_guard()
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -160,14 +161,14 @@ class Placement:
         return host_local_array_to_global_array(saved, self._mesh, PartitionSpec())
 
     def from_checkpoint(self, state: SavedState) -> TrainState:
-        """The state that was restored, as the step takes it."""
+        """The restored state, placed as the step takes it."""
         if self._mesh is not self._own_mesh and jax.process_count() > 1:
             state = global_array_to_host_local_array(state, self._mesh, PartitionSpec())
         guard = np.int32(Guard.WATCHING)
         placed = jax.make_array_from_callback((), state.step.sharding, lambda _: guard)
         return state.with_guard(placed)
 
-    def _shardings(self, state: Any, mesh: Mesh) -> Any:
+    def _shardings(self, state: TrainState, mesh: Mesh) -> TrainState:
         """A sharding per leaf. fsdp splits the largest dimension that the devices divide."""
         return jax.tree.map(lambda leaf: NamedSharding(mesh, self._spec(leaf.shape)), state)
 
@@ -215,7 +216,7 @@ class Placement:
             )
 
         @jax.jit
-        def sharded(params: Any, batch: Batch) -> EvalSums:
+        def sharded(params: Params, batch: Batch) -> EvalSums:
             with self.split_by_sequence(batch.tokens.shape[0]):
                 return step(params, batch)
 
@@ -226,11 +227,11 @@ class Placement:
         return jax.jit(change, out_shardings=jax.tree.map(lambda x: x.sharding, state))(state)
 
     def split_by_sequence(self, rows: int) -> contextlib.AbstractContextManager[None]:
-        """Within it, what goes into and comes out of every module stays split by sequence.
+        """Within the block, inputs and outputs of every module stay split by sequence.
 
-        Left alone, the compiler follows the parameters: it cuts the residual stream along D as the
-        embeddings are cut, has every device attend in all `rows` sequences, and sends activations
-        about where it should send parameters. With `pmap` nothing is cut but the batch.
+        Otherwise the compiler follows the parameters: it splits the residual stream along D, as the
+        embeddings are, lets every device attend in all `rows` sequences, and communicates
+        activations instead of parameters. With `pmap` only the batch is split.
         """
         if self._strategy == "pmap":
             return contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""Everything that a run needs before its first step, built and checked from a config."""
+"""What a run needs before its first step, built from a config and checked."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from nfllm.training.telemetry import make_probe
 class Program:
     """The model, its data, and its compiled steps.
 
-    Building it checks all that can be checked without data, then prepares the data; nothing is
-    compiled until a step is called.
+    It first checks all that can be checked without data, then prepares the data. A step is compiled
+    when it is first called.
 
     Raises:
       ConfigError: a batch does not divide over the devices, or exceeds the windows there are; or
@@ -78,7 +78,7 @@ class Program:
         return self.placement.init(self._init, jax.random.key(self.config.training.seed))
 
     def abstract_state(self) -> SavedState:
-        """Shapes, types and shardings of the state, without making it."""
+        """Shapes, types and shardings of the state, without computing it."""
         return self.placement.abstract(self._init)
 
     def train_batch(self, step: int) -> batches.Batch:
@@ -96,7 +96,7 @@ class Program:
         )
 
     def train_batches(self, start: int) -> batches.Prefetcher[batches.Batch]:
-        """The batches from number `start` to the end of the run, kept ahead on the devices."""
+        """The batches from number `start` to the end of the run, a few ahead on the devices."""
         stop = self.config.training.steps
         return batches.prefetch(self.train_batch, start, stop, self.placement.put_train)
 
@@ -117,7 +117,7 @@ class Program:
         return self._probe(state.params, self._probe_tokens)
 
     def diagnose(self, state: TrainState, step: int, loss_scale: float) -> Ledger:
-        """Counts of what is not finite when training batch number `step` meets these parameters."""
+        """Counts of what is not finite when these parameters are trained on batch number `step`."""
         training = self.config.training
         whole = batches.train_batch(
             self.dataset.train,
@@ -135,13 +135,13 @@ class Program:
     def _probe_tokens(self) -> jax.Array:
         windows = self.dataset.validation
         count = min(self.config.telemetry.probe_windows, len(windows))
-        # Spread over the split: its first windows may all be of one document.
+        # Spread over the split, whose first windows may all come from one document.
         indices = np.linspace(0, len(windows) - 1, count).astype(np.int64)
         return self.placement.put_probe(windows.gather(indices))
 
 
 def _check_precision() -> None:
-    """Raises ConfigError where JAX would make float64 of some of the state's float32."""
+    """Raises ConfigError where JAX would turn some of the float32 state into float64."""
     if jax.config.read("jax_enable_x64"):
         raise ConfigError(
             "JAX_ENABLE_X64 is set, but training is in float32 (or training.dtype): unset it. "
@@ -155,7 +155,7 @@ def _use_compilation_cache(directory: str | None) -> None:
     if directory is None:
         try:
             path = default_data_dir() / "compiled"
-        except ConfigError:  # nowhere to keep them without being told
+        except ConfigError:  # JAX has no folder for them unless it is given one
             return
     else:
         path = user_path(directory, "training.compilation_cache")

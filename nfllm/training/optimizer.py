@@ -1,4 +1,4 @@
-"""The optimizer chain: clipping, Adam in two variants, and which parameters decay."""
+"""The optimizer chain: clipping, Adam in two variants or Muon, and which parameters decay."""
 
 import math
 from typing import Any, NamedTuple
@@ -9,6 +9,7 @@ import optax
 
 from nfllm.config import OptimizerConfig
 from nfllm.model.parameters import Kind, kind_of
+from nfllm.training.muon import muon
 from nfllm.training.schedules import Schedule
 
 # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6.
@@ -39,23 +40,26 @@ def split_by_decay(params: Any, *, decay_slopes: bool) -> tuple[tuple[str, ...],
 
 
 def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.GradientTransformation:
-    """Clipping by global norm, then `adamw` or `hf_adamw` with the decay rule of `decay_mask`."""
+    """Clipping by global norm, then the chosen variant with the decay rule of `decay_mask`."""
 
     def mask(params: Any) -> Any:
         return decay_mask(params, decay_slopes=config.decay_slopes)
 
-    variant = {"adamw": optax.adamw, "hf_adamw": hf_adamw}[config.variant]
-    adam = variant(
-        schedule,
-        b1=config.beta1,
-        b2=config.beta2,
-        eps=config.epsilon,
-        weight_decay=config.weight_decay,
-        mask=mask,
-    )
+    if config.variant == "muon":
+        optimizer = muon(config, schedule, mask)
+    else:
+        variant = {"adamw": optax.adamw, "hf_adamw": hf_adamw}[config.variant]
+        optimizer = variant(
+            schedule,
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=mask,
+        )
     if config.clip_norm == 0:
-        return adam
-    return optax.chain(clip_by_global_norm(config.clip_norm), adam)
+        return optimizer
+    return optax.chain(clip_by_global_norm(config.clip_norm), optimizer)
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:

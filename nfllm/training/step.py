@@ -26,6 +26,7 @@ from nfllm.training.objective import (
     micro_batch_weights,
     run_forward,
 )
+from nfllm.training.qk_clip import clip_qk
 from nfllm.training.schedules import Schedule
 from nfllm.training.state import Guard, LossScale, TrainState
 from nfllm.training.updates import has_statistics, with_statistics
@@ -39,8 +40,8 @@ class StepMetrics(NamedTuple):
     micro-batches, in nats per target; `loss_scale` is the factor by which the loss was scaled, 1
     but for float16; `auxiliary` are the auxiliary losses, means over sequences, without their
     weights. With `telemetry.entropy_every_step`, `entropy_LH` is the attention entropy in nats, a
-    mean over sequences and queries, and `logit_max_LH` the largest scaled logit; with
-    `telemetry.gradient_norms`, `grad_norm_L` is the norm of each layer's gradient.
+    mean over sequences and queries; with it or QK-clip, `logit_max_LH` is the largest scaled logit;
+    with `telemetry.gradient_norms`, `grad_norm_L` is the norm of each layer's gradient.
     """
 
     loss_nats: jax.Array
@@ -105,7 +106,8 @@ def make_train_step(
     by `leave_out_step` or `open_guard`.
     """
     objective = make_objective(model, config.training, auxiliaries)
-    by_products = (BY_PRODUCTS,) if config.telemetry.entropy_every_step else ()
+    reports, limit = config.telemetry.entropy_every_step, config.optimizer.qk_clip
+    by_products = (BY_PRODUCTS,) if reports or limit is not None else ()
     grad_of = jax.value_and_grad(objective, has_aux=True)
 
     def train_step(
@@ -143,12 +145,16 @@ def make_train_step(
         loss = jnp.sum(losses_A * weights_A)
         updates_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         finite = _is_sound(loss, updates_finite, state.loss_scale)
+        logit_max_LH = _max_over_devices(measured.logit_max_LH, axis_name)
 
         def update(state: TrainState) -> TrainState:
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             statistics = _mean_over_devices(measured.updates, axis_name)
-            return state.replace(params=with_statistics(params, statistics), opt_state=opt_state)
+            params = with_statistics(params, statistics)
+            if limit is not None and logit_max_LH is not None:
+                params = clip_qk(params, logit_max_LH, limit, config.model)
+            return state.replace(params=params, opt_state=opt_state)
 
         new_state, tripped = _guarded(state, update, updates_finite, finite)
         auxiliary_A = _sum_over_devices(measured.auxiliary, axis_name)
@@ -162,8 +168,8 @@ def make_train_step(
             micro_losses=losses_A / jnp.maximum(targets_A, 1),
             loss_scale=scale,
             auxiliary=jax.tree.map(lambda sum_A: jnp.sum(sum_A) * share, auxiliary_A),
-            entropy_LH=_mean_over_devices(measured.entropy_LH, axis_name),
-            logit_max_LH=_max_over_devices(measured.logit_max_LH, axis_name),
+            entropy_LH=_mean_over_devices(measured.entropy_LH, axis_name) if reports else None,
+            logit_max_LH=logit_max_LH,
             grad_norm_L=_norms(grads) if config.telemetry.gradient_norms else None,
         )
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nfllm.config import ModelConfig
-from nfllm.convert.foreign import ConversionError, Tensors, check_expressed
+from nfllm.convert.foreign import ConversionError, Tensors, check_expressed, split_layers
 
 _NORMS = {"attention_norm": "ln_1", "mlp_norm": "ln_2"}
 _FROZEN_BIASES = ("attn.v_attn.bias", "attn.c_proj.bias", "mlp.c_fc.bias", "mlp.c_proj.bias")
@@ -123,10 +123,7 @@ def to_authors(params: Mapping[str, Any], config: ModelConfig) -> Tensors:
         "transformer.ln_f.weight": np.asarray(params["final_norm"]["scale"]),
         "transformer.ln_f.bias": np.asarray(params["final_norm"]["bias"]),
     }
-    for name, values in per_layer.items():
-        for layer in range(num_layers):
-            tensors[f"transformer.h.{layer}.{name}"] = values[layer]
-    return tensors
+    return tensors | split_layers(per_layer, "transformer.h.{}.")
 
 
 def _check(config: ModelConfig) -> None:

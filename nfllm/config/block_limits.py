@@ -1,0 +1,114 @@
+"""Which residual sums, weights and attention maps of a block go together; part of `check_model`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nfllm.config.checks import ConfigError, at_least
+
+if TYPE_CHECKING:
+    from nfllm.config.keys import ModelConfig
+
+_SCALES = ("attention_branch_scale", "mlp_branch_scale", "attention_skip", "mlp_skip")
+
+
+def check_residual(model: ModelConfig) -> None:
+    """Raises ConfigError for sums of a block, or normalizations in it, that cannot be."""
+    for key in _SCALES:
+        at_least(model, "model", key, 0)
+    _check_placement(model)
+    if model.branch_scaling == "fixed":
+        for key in ("attention_branch_scale", "mlp_branch_scale"):
+            if getattr(model, key) == 0:
+                raise ConfigError(
+                    f"model.{key}=0.0 leaves the branch nothing to add with model.branch_scaling="
+                    "'fixed'; use 'learned', which starts there, or another scale"
+                )
+    if model.mlp_scaling == "learned":
+        _refuse(
+            model,
+            {"mlp_branch_scale": 1.0, "branch_scaling": "fixed"}
+            | {"mlp_skip": 1.0, "mlp_skip_gains": False},
+            "model.mlp_scaling='learned', which has gains of its own",
+        )
+    if model.architecture == "gpt_neox":
+        _refuse(
+            model,
+            {"mlp_skip": 1.0, "mlp_skip_gains": False},
+            "model.architecture='gpt_neox', whose branches have one skip: use model.attention_skip",
+        )
+    if model.mlp_skip_gains and model.mlp_skip == 0:
+        raise ConfigError(
+            "model.mlp_skip_gains=True has no effect on model.mlp_skip=0.0; leave one of them out"
+        )
+
+
+def check_weights(model: ModelConfig) -> None:
+    """Raises ConfigError for matrices that are normalized twice, or to no effect."""
+    if model.weight_reparametrization == "none":
+        return
+    if model.first_query_std == 0:
+        raise ConfigError(
+            f"model.weight_reparametrization={model.weight_reparametrization!r} divides by the "
+            "size of every matrix, but those of the queries start at 0, by model.query_init_std="
+            f"{model.query_init_std} with model.attention_shaping={model.attention_shaping!r}; "
+            "set model.query_init_std above 0"
+        )
+    _refuse(
+        model,
+        {"mlp_weight_norm": "none", "residual_init": "plain"},
+        f"model.weight_reparametrization={model.weight_reparametrization!r}, which sets the size "
+        "of every matrix",
+    )
+
+
+def check_shaping(model: ModelConfig) -> None:
+    """Raises ConfigError where a map or a projection of attention cannot be had."""
+    if model.query_init_std is not None:
+        at_least(model, "model", "query_init_std", 0)
+    if model.attention_shaping != "none":
+        chosen = model.attention_implementation
+        if chosen in ("xla", "cudnn"):
+            raise ConfigError(
+                f"model.attention_shaping={model.attention_shaping!r} mixes values by a map that "
+                f"model.attention_implementation={chosen!r} does not form; use 'auto', 'explicit' "
+                "or 'blocks'"
+            )
+    for key in ("value_projection", "output_projection"):
+        if (found := getattr(model, key)) != "dense" and model.attention_bias == "all":
+            raise ConfigError(
+                f"model.{key}={found!r} has no bias, but model.attention_bias='all'; use 'qk' or "
+                "'none', or 'dense'"
+            )
+
+
+def _check_placement(model: ModelConfig) -> None:
+    placement = model.norm_placement
+    if placement == "pre":
+        return
+    if model.normalization == "none":
+        raise ConfigError(
+            f"model.norm_placement={placement!r} has no effect on model.normalization='none'; "
+            "choose a normalization, or leave the placement at 'pre'"
+        )
+    if placement == "post":
+        if model.architecture == "gpt_neox":
+            raise ConfigError(
+                "model.norm_placement='post' cannot be had with model.architecture='gpt_neox', "
+                "whose two branches have one sum; use 'peri' or 'output', or 'gpt2'"
+            )
+        return
+    _refuse(
+        model,
+        {"attention_output_normalization": "none"},
+        f"model.norm_placement={placement!r}, which has model.normalization there",
+    )
+
+
+def _refuse(model: ModelConfig, neutral: dict[str, object], beside: str) -> None:
+    """Raises ConfigError where a key is not at the only value that goes with something else."""
+    for key, value in neutral.items():
+        if (found := getattr(model, key)) != value:
+            raise ConfigError(
+                f"model.{key}={found!r} cannot be had with {beside}; set it to {value!r}"
+            )

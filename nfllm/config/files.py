@@ -1,0 +1,115 @@
+"""Python files that a command takes, configs and grids: a user's own, or those that nfllm ships.
+
+`configs/NAME.py` names a shipped file in any folder that has no such file itself: in a checkout
+they are in `configs/`, and an installed wheel has them below `nfllm/shipped`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from nfllm.config import ConfigError
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_IN_A_WHEEL = _PACKAGE / "shipped"
+
+_before_devices = False
+
+
+def shipped_folder() -> Path:
+    """The folder that holds `configs`."""
+    return _IN_A_WHEEL if _IN_A_WHEEL.is_dir() else _PACKAGE.parent
+
+
+def find_file(path: str | Path) -> Path:
+    """The file itself, or else the shipped one of that name; it may be neither."""
+    path = Path(path)
+    if not path.is_file() and path.parts[:1] == ("configs",):
+        return shipped_folder() / path
+    return path
+
+
+@contextlib.contextmanager
+def before_devices() -> Iterator[None]:
+    """Within it, what registers a part touches no device: checks that do wait for the first use.
+
+    A config file runs before a command has said which devices there are.
+    """
+    global _before_devices
+    outer, _before_devices = _before_devices, True
+    try:
+        yield
+    finally:
+        _before_devices = outer
+
+
+def is_before_devices() -> bool:
+    """Whether devices are still to be chosen."""
+    return _before_devices
+
+
+def run_file(path: str | Path) -> dict[str, Any]:
+    """The names that a file defines.
+
+    It may import the files beside it, by themselves or through their folder (`configs.NAME`), and
+    the shipped configs, wherever the command is called.
+    """
+    file = find_file(path).resolve()
+    shipped = str(shipped_folder())
+    if file.is_relative_to(shipped) and sys.path[0] != shipped:
+        sys.path.insert(0, shipped)  # its `configs` is the shipped one, whatever else has the name
+    for folder in (*map(str, file.parents[:2]), shipped):
+        if folder not in sys.path:
+            sys.path.append(folder)
+    with before_devices():
+        return runpy.run_path(str(file))
+
+
+def load_config(choice: str) -> ConfigDict:
+    """The config of a file, given as FILE or FILE:ARGUMENT.
+
+    Raises:
+      ConfigError: there is no such file, or it does not make a config.
+
+    Example:
+      >>> load_config("configs/gpt2_codeparrot.py:sm+g").model.activation
+      'gelu'
+    """
+    path, separator, argument = choice.partition(":")
+    if not find_file(path).is_file():
+        raise ConfigError(f"--config {path} does not exist; give a file such as configs/default.py")
+    try:
+        names = run_file(path)
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {choice} cannot be read as Python: {error}") from error
+    if "get_config" not in names:
+        remedy = (
+            f"it is a grid of runs, for `python -m nfllm.experiment {path} --scale SCALE --out DIR`"
+            if "get_experiment" in names
+            else "give a file such as configs/default.py"
+        )
+        raise ConfigError(f"--config {path} has no function get_config(); {remedy}")
+    arguments = [argument] if separator else []
+    try:
+        inspect.signature(names["get_config"]).bind(*arguments)
+    except TypeError as error:
+        given = repr(argument) if separator else "nothing"
+        raise ConfigError(f"--config {choice} gives get_config() {given}: {error}") from error
+    try:
+        with before_devices():
+            config = names["get_config"](*arguments)
+    except ConfigError as error:
+        raise ConfigError(f"--config {choice}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"--config {path}: get_config() gives {type(config).__name__}, expected a ConfigDict"
+        )
+    return config

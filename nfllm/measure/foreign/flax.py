@@ -1,0 +1,144 @@
+"""Sites of modules of Flax, linen and nnx: what they sow."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax import nnx, traverse_util
+
+from nfllm.config import suggest
+from nfllm.measure.foreign.sites import AXES, LOGITS
+from nfllm.measure.foreign.streaming import SitesOf
+
+Patterns = Mapping[str, str | Sequence[str]]
+"""From a site to where its layers are sown: a pattern such as `"block_*/attention/weights"`, or
+several, one after the other (of a residual stream, `["block_*/residual", "residual"]`). Layers
+stand in the order of the numbers in their paths; what is sown by `nn.scan` has them already."""
+
+
+def from_linen(
+    module: nn.Module,
+    variables: Any,
+    sites: Patterns,
+    *,
+    collection: str = "intermediates",
+    **arguments: Any,
+) -> SitesOf:
+    """The sites of a linen module that maps token ids [B, T] to logits, for `foreign.analyze`.
+
+    What a module does not sow, its submodules' outputs may give: that of the submodule `mlp` is at
+    `mlp/__call__`, as by Flax's `capture_intermediates`.
+
+    Args:
+      module: the module.
+      variables: `{"params": ...}`, and what else it reads.
+      sites: where each site is to be found.
+      collection: the collection that it sows into.
+      **arguments: of its call, beside token ids: `deterministic=True`, say.
+
+    Returns:
+      The function from token ids to sites, `logits` among them.
+
+    Raises:
+      ValueError: an unknown site; on the first call, a pattern that nothing sown fits.
+
+    Example:
+      >>> import nfllm
+      >>> run = nfllm.load_run("runs/default")
+      >>> where = {"attention_probs": "blocks/attention/attention_probs"}
+      >>> sites_of = from_linen(run.model, {"params": run.params}, where)
+      >>> sorted(sites_of(np.array([[1, 2, 3]])))
+      ['attention_probs', 'logits']
+    """
+    _check_names(sites)
+
+    @jax.jit
+    def apply(variables: Any, tokens_BT: jax.Array) -> dict[str, Any]:
+        logits, state = module.apply(
+            variables,
+            tokens_BT,
+            capture_intermediates=True,
+            mutable=[collection, "intermediates"],
+            **arguments,
+        )
+        sown = {**state.get("intermediates", {}), **state.get(collection, {})}
+        return _select(traverse_util.flatten_dict(sown, sep="/"), sites, logits)
+
+    return lambda tokens_BT: apply(variables, tokens_BT)
+
+
+def from_nnx(module: nnx.Module, sites: Patterns, **arguments: Any) -> SitesOf:
+    """The sites of an nnx module that maps token ids [B, T] to logits, for `foreign.analyze`.
+
+    What a module does not sow, outputs of its methods may give, such as `blocks/*/mlp/__call__`.
+
+    Args:
+      module: the module, which sows `nnx.Intermediate`, as `nnx.MultiHeadAttention` does with
+        `sow_weights=True`. It is not changed; call its `eval()` first, where it has dropout.
+      sites: where each site is to be found; `blocks/*/attention/attention_weights`, say.
+      **arguments: of its call, beside token ids.
+
+    Returns:
+      The function from token ids to sites, `logits` among them.
+
+    Raises:
+      ValueError: an unknown site; on the first call, a pattern that nothing sown fits.
+    """
+    _check_names(sites)
+    graph, whole = nnx.split(module)
+
+    @jax.jit
+    def apply(state: Any, tokens_BT: jax.Array) -> dict[str, Any]:
+        forward: Any = nnx.capture(
+            nnx.merge(graph, state), nnx.Intermediate, method_outputs=nnx.Intermediate
+        )
+        logits, sown = forward(tokens_BT, **arguments)
+        flat = {"/".join(map(str, path)): x for path, x in nnx.to_flat_state(sown)}
+        return _select({path: x.get_value() for path, x in flat.items()}, sites, logits)
+
+    return lambda tokens_BT: apply(whole, tokens_BT)
+
+
+def _check_names(sites: Patterns) -> None:
+    for site in sites:
+        if site not in AXES:
+            raise ValueError(f"unknown site {site!r}; {suggest(site, AXES)}")
+
+
+def _select(sown: Mapping[str, Any], sites: Patterns, logits: Any) -> dict[str, Any]:
+    found = {site: _layers(sown, site, patterns) for site, patterns in sites.items()}
+    return found if LOGITS in found or np.ndim(logits) != 3 else {**found, LOGITS: logits}
+
+
+def _layers(sown: Mapping[str, Any], site: str, patterns: str | Sequence[str]) -> Any:
+    """The layers of a site, stacked."""
+    layers = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        paths = sorted((p for p in sown if fnmatch.fnmatchcase(p, pattern)), key=_by_number)
+        if not paths:
+            raise ValueError(
+                f"nothing sown fits the pattern {pattern!r} of {site!r}; there is "
+                f"{', '.join(sorted(sown, key=_by_number)) or 'nothing at all'}"
+            )
+        layers += [_once(path, sown[path]) for path in paths]
+    has_layers = len(layers) == 1 and np.ndim(layers[0]) == len(AXES[site].split())
+    return layers[0] if has_layers else layers
+
+
+def _once(path: str, value: Any) -> Any:
+    """The one array at `path`: `sow` keeps a tuple, with an entry for every call."""
+    values = value if isinstance(value, tuple) else (value,)
+    if len(values) != 1 or not hasattr(values[0], "shape"):
+        raise ValueError(f"{path} is no array that is sown once, but {len(values)} values")
+    return values[0]
+
+
+def _by_number(path: str) -> list[tuple[int, str]]:
+    """`block_10` comes after `block_9`."""
+    return [(int(part or 0), text) for text, part in re.findall(r"(\D+|^)(\d*)", path)]

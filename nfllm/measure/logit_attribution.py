@@ -1,0 +1,139 @@
+"""Direct logit attribution: what each layer and each head writes into the logit of a token."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nfllm.model.capture import Captured
+from nfllm.model.decoder import Decoder
+from nfllm.model.token_ids import check_token_ids
+
+
+class LogitAttribution(NamedTuple):
+    """Parts of a logit, or of the difference of two, at each position; float32, in its units.
+
+    `embedding`, `attention` and `mlp` are the 2L + 1 terms of the residual stream, and add up to
+    the logit with `constant`. The heads of a layer add up to its attention, less its bias.
+    """
+
+    embedding: jax.Array  # [B, T], of token and position
+    attention: jax.Array  # [L, B, T]
+    mlp: jax.Array  # [L, B, T]
+    constant: jax.Array  # [B, T], from the bias of the final normalization
+    heads: jax.Array  # [L, B, T, H]
+
+    def total(self) -> jax.Array:
+        """The logit, or the difference, [B, T]."""
+        return self.embedding + self.attention.sum(0) + self.mlp.sum(0) + self.constant
+
+
+def logit_attribution(
+    model: Decoder,
+    params: Any,
+    captured: Captured,
+    targets: jax.Array,
+    against: jax.Array | None = None,
+) -> LogitAttribution:
+    r"""What the embedding, each branch of each layer and each head add to the logit of a token.
+
+    The residual stream is a sum, :math:`x = c_0 + \sum_l (a_l + m_l)`. With u the target's row of
+    the output table (less that of the token `against`), a part c adds :math:`u^T N c`, where N is
+    the final normalization with its statistics at what they are for x: the identity,
+    :math:`\mathrm{diag}(\gamma) / \mathrm{rms}(x)`, or :math:`\mathrm{diag}(\gamma) (I - 1 1^T / D)
+    / \sigma(x)`. Without a final normalization nothing is held fixed. The parts add up to the logit
+    to float32's precision; what a later layer makes of a part is not in them (Elhage et al., "A
+    Mathematical Framework for Transformer Circuits", 2021).
+
+    Args:
+      model: the decoder.
+      params: its parameters.
+      captured: what `nfllm.capture` gave, with or without patches; a patch of `residual` is part of
+        the logit, but of no component.
+      targets: token ids of a shape that broadcasts to [B, T]: at each position, the token whose
+        logit is taken apart.
+      against: likewise, tokens whose logit is subtracted.
+
+    Returns:
+      The parts, at every position.
+
+    Raises:
+      ValueError: the final normalization is elementwise (dyt, derf), of which parts do not add up;
+        a token id that is no row of the table, or a shape that does not fit.
+
+    Example:
+      >>> import nfllm
+      >>> run = nfllm.load_run("runs/default")
+      >>> tokens_BT = run.tokenizer.encode("def f(x):")[None]
+      >>> captured = nfllm.capture(run.model, run.params, tokens_BT[:, :-1])
+      >>> parts = logit_attribution(run.model, run.params, captured, tokens_BT[:, 1:])
+      >>> heads_LH = parts.heads[:, 0, -1]  # in the prediction of the last token
+    """
+    shape = captured.logits.shape[:-1]
+    u_BTD = _rows(model, params, targets, shape)
+    if against is not None:
+        u_BTD = u_BTD - _rows(model, params, against, shape)
+    direction_BTD, constant_BT = _through_final_norm(model, params, u_BTD, captured.residual[-1])
+
+    def along(x: jax.Array, axes: str) -> jax.Array:
+        x, u = x.astype(jnp.float32), direction_BTD
+        return jnp.einsum(f"{axes},BTD->{axes[:-1]}", x, u, precision=jax.lax.Precision.HIGHEST)
+
+    # The direction seen by each head's output, through its rows of the output matrix.
+    kernel_LHKD = params["blocks"]["attention"]["out_kernel"]
+    heads_LBTH = jnp.einsum(
+        "LBTHK,LHKD,BTD->LBTH",
+        captured.head_out.astype(jnp.float32),
+        kernel_LHKD,
+        direction_BTD,
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    return LogitAttribution(
+        embedding=along(captured.residual[0], "BTD"),
+        attention=along(captured.attention_out, "LBTD"),
+        mlp=along(captured.mlp_out, "LBTD"),
+        constant=constant_BT,
+        heads=heads_LBTH,
+    )
+
+
+def _rows(model: Decoder, params: Any, tokens: Any, shape: tuple[int, ...]) -> jax.Array:
+    """Rows of the output table, [B, T, D]."""
+    check_token_ids(tokens, model.vocab_size)
+    tokens = jnp.asarray(tokens)
+    try:
+        tokens_BT = jnp.broadcast_to(tokens, shape)
+    except ValueError as error:
+        raise ValueError(
+            f"token ids of shape {tokens.shape} do not broadcast to {shape}, the sequences and "
+            "positions that were captured"
+        ) from error
+    tied = model.config.ties_embeddings
+    table = params["token_embedding" if tied else "head_embedding"]
+    return jnp.asarray(table)[tokens_BT]
+
+
+def _through_final_norm(
+    model: Decoder, params: Any, u_BTD: jax.Array, x_BTD: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """v = Nᵀ u, so that uᵀ norm(x) = vᵀ x + constant, with the statistics of x."""
+    config = model.config
+    kind = config.final_normalization
+    if kind == "none":
+        return u_BTD, jnp.zeros(u_BTD.shape[:-1], u_BTD.dtype)
+    if kind not in ("layernorm", "rmsnorm"):
+        raise ValueError(
+            f"model.final_normalization={kind!r} acts on each entry, not by a statistic that could "
+            "be held: the parts of a sum do not pass through it one by one"
+        )
+    norm, x_BTD = params["final_norm"], x_BTD.astype(jnp.float32)
+    v_BTD = u_BTD * norm["scale"][None, None]
+    constant_BT = jnp.zeros(u_BTD.shape[:-1], u_BTD.dtype)
+    if kind == "layernorm":
+        v_BTD = v_BTD - v_BTD.mean(-1, keepdims=True)
+        x_BTD = x_BTD - x_BTD.mean(-1, keepdims=True)
+        constant_BT = jnp.sum(u_BTD * norm["bias"][None, None], axis=-1)
+    scale = jnp.sqrt(jnp.mean(x_BTD**2, axis=-1, keepdims=True) + config.norm_epsilon)
+    return v_BTD / scale, constant_BT

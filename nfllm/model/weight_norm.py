@@ -1,0 +1,102 @@
+"""Matrices that are used normalized: by rows, by columns, or by their largest singular value.
+
+A raw kernel W, [..., I, O] from I inputs to O outputs, is what is stored and decays. What the
+activations meet is, by `model.mlp_weight_norm` or `model.weight_reparametrization`,
+
+  weight_input   g_i W_ij / |W_i.|  with a gain for each input (the code of NerVE)
+  weight_output  g_j W_ij / |W_.j|  with a gain for each output (torch's weight_norm of a Linear)
+  hypersphere    W_ij / |W_.j|
+  spectral       W / σ              (arXiv 1802.05957)
+  sigma          γ W / σ            with one gain (σReparam, arXiv 2303.06296)
+
+Gains of weight norm start where nothing changes, γ at 1. σ is estimated by a step of power
+iteration from a vector, which is a measured parameter: a training step stores where it came to.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from nfllm.config import ModelConfig
+from nfllm.model.intermediates import record_update
+from nfllm.model.parameters import constant_param, start_param
+
+_SMALLEST_NORM = 1e-12  # as torch.nn.functional.normalize
+
+
+def reparametrized(module: nn.Module, name: str, kernel: jax.Array, method: str) -> jax.Array:
+    """The matrix that `module` uses instead of its raw `kernel` [..., I, O], float32.
+
+    `name` is that of the kernel's parameter, such as `in_kernel`: gains are then `in_gain`, and the
+    vector of power iteration `in_direction`.
+    """
+    prefix = name.removesuffix("kernel")
+    if method == "none":
+        return kernel
+    if method == "hypersphere":
+        return kernel / jnp.maximum(_norm(kernel, -2), _SMALLEST_NORM)
+    if method in ("weight_input", "weight_output"):
+        axis = -1 if method == "weight_input" else -2
+        norm = _norm(kernel, axis)
+        gain = start_param(module, f"{prefix}gain", lambda: norm.squeeze(axis))
+        return jnp.expand_dims(gain, axis) / norm * kernel
+    # Of spectral norm the vector is one of inputs, as in torch; of sigmaReparam one of outputs.
+    outward = kernel if method == "sigma" else jnp.swapaxes(kernel, -1, -2)
+    u = start_param(module, f"{prefix}direction", lambda: leading_direction(outward))
+    sigma, next_u = power_iteration(outward, jax.lax.stop_gradient(u))
+    record_update(module, f"{prefix}direction", lambda: next_u)
+    scale = 1.0 / sigma
+    if method == "sigma":
+        scale *= constant_param(module, f"{prefix}gain", 1.0, sigma.shape)
+    return scale[..., None, None] * kernel
+
+
+def mlp_kernel(
+    module: nn.Module, config: ModelConfig, name: str, kernel_IO: jax.Array
+) -> jax.Array:
+    """The matrix that an MLP uses instead of its raw one."""
+    every = config.weight_reparametrization
+    method = config.mlp_weight_norm if every == "none" else every
+    return reparametrized(module, name, kernel_IO, method)
+
+
+def attention_kernel(
+    module: nn.Module, config: ModelConfig, name: str, kernel: jax.Array
+) -> jax.Array:
+    """The same of attention: `out_kernel` [H, K, D], else [D, C, H, K], each of C by itself."""
+    if config.weight_reparametrization == "none":
+        return kernel
+    if name == "out_kernel":
+        matrix = kernel.reshape(-1, kernel.shape[-1])
+        used = reparametrized(module, name, matrix, config.weight_reparametrization)
+        return used.reshape(kernel.shape)
+    embed_dim, parts = kernel.shape[:2]
+    matrices = jnp.moveaxis(kernel.reshape(embed_dim, parts, -1), 1, 0)
+    used = reparametrized(module, name, matrices, config.weight_reparametrization)
+    return jnp.moveaxis(used, 0, 1).reshape(kernel.shape)
+
+
+def power_iteration(kernel: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """An estimate of the largest singular value from below, [...], and a better u, [..., O].
+
+    v = K u / |K u|;  u' = Kᵀ v / |Kᵀ v|;  σ = vᵀ K u', differentiable through K alone.
+    """
+    fixed = jax.lax.stop_gradient(kernel)
+    v = _unit(jnp.einsum("...IO,...O->...I", fixed, u))
+    next_u = _unit(jnp.einsum("...IO,...I->...O", fixed, v))
+    return jnp.einsum("...I,...IO,...O->...", v, kernel, next_u), next_u
+
+
+def leading_direction(kernel: jax.Array) -> jax.Array:
+    """The right singular vector of the largest singular value, [..., O]."""
+    return jnp.linalg.svd(kernel, full_matrices=False)[2][..., 0, :]
+
+
+def _norm(kernel: jax.Array, axis: int) -> jax.Array:
+    return jnp.linalg.norm(kernel, axis=axis, keepdims=True)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x / jnp.maximum(_norm(x, -1), _SMALLEST_NORM)

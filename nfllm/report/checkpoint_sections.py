@@ -1,0 +1,111 @@
+"""The sections that load checkpoints: how much each head matters, and several steps of a run.
+
+The rest of a report reads what a run wrote while it trained; these measure it again on its
+validation split, and are made on request.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from etils import epath
+
+import nfllm
+from nfllm.analysis import Interval, causal_entropy_ceiling
+from nfllm.data.batches import Batch
+from nfllm.report.attention import entropy_by_position_figure
+from nfllm.report.entropy_sections import heatmaps_block
+from nfllm.report.figures import Heatmap
+from nfllm.report.importance import importance_figure, importance_panels
+from nfllm.report.page import Block, Pictures, Section
+from nfllm.report.tables import Column, Table
+from nfllm.rundir import RunError
+
+_WINDOWS = 64
+_BATCH_SIZE = 8
+_MOST_STEPS = 12
+
+
+def importance_sections(paths: Sequence[epath.Path], labels: Sequence[str]) -> Iterator[Section]:
+    """How much the loss owes to each head of the newest checkpoint, beside its entropy.
+
+    Raises:
+      RunError: a run has no checkpoint that can be read, or its data is not there.
+    """
+    blocks: list[Block] = []
+    for index, (path, label) in enumerate(zip(paths, labels, strict=True)):
+        run = nfllm.load_run(path)
+        batches = _batches(run)
+        found = nfllm.head_importance(run, batches)
+        measured = nfllm.analyze(run.model, run.params, batches, ["head_entropy", "query_entropy"])
+        entropy_LH = measured["head_entropy"].mean
+        ceiling = causal_entropy_ceiling(run.config.model.context_length)
+        title = f"{label}, step {run.step:,}"
+        whole = importance_figure(found.rise_LH, entropy_LH, ceiling=ceiling, title=title)
+        panels = importance_panels(found.rise_LH, entropy_LH, ceiling=ceiling, title=title)
+        table = importance_table(found.rise_LH, entropy_LH)
+        blocks.append(Pictures(f"head_importance_{index}", "", whole, panels, table=table))
+        positions = entropy_by_position_figure(measured["query_entropy"].mean, title=title)
+        blocks.append(Pictures(f"entropy_by_position_{index}", "", positions, [positions]))
+    yield Section(
+        "How much each head matters",
+        "Rise of the loss when a head's output is replaced by its mean over all positions, in nats "
+        f"per target with its 95% interval, over {_WINDOWS} windows of the validation split, and "
+        "the head's entropy there. The dashed line is the causal ceiling. Below it, the entropy "
+        "of each layer by position of the query, below the most that it can be.",
+        blocks,
+    )
+
+
+def step_sections(paths: Sequence[epath.Path], labels: Sequence[str]) -> Iterator[Section]:
+    """Entropy of every head at the checkpoints that each run has kept.
+
+    Raises:
+      RunError: as `importance_sections`.
+    """
+    blocks: list[Block] = []
+    for index, (path, label) in enumerate(zip(paths, labels, strict=True)):
+        kept = nfllm.steps(path)
+        if not kept:
+            raise RunError(f"{path} has no checkpoint; leave out the steps of its report")
+        places = np.linspace(0, len(kept) - 1, min(len(kept), _MOST_STEPS)).round().astype(int)
+        batches = None
+        heatmaps = []
+        for step in (kept[place] for place in places):
+            run = nfllm.load_run(path, step=step)
+            batches = batches or _batches(run)
+            measured = nfllm.analyze(run.model, run.params, batches, ["head_entropy"])
+            ceiling = causal_entropy_ceiling(run.config.model.context_length)
+            heatmaps.append(Heatmap(f"step {step:,}", measured["head_entropy"].mean, ceiling))
+        name = f"entropy_steps_{index}"
+        lead = f"<b>{html.escape(label)}</b>, {len(heatmaps)} of {len(kept)} checkpoints."
+        blocks.append(heatmaps_block(heatmaps, name, name, lead))
+    yield Section(
+        "Attention entropy at the kept checkpoints",
+        f"Mean over queries and {_WINDOWS} windows of the validation split.",
+        blocks,
+    )
+
+
+def importance_table(rise_LH: Interval, entropy_LH: np.ndarray) -> Table:
+    """Entropy of every head and the rise of the loss without it, one row each."""
+    columns = (
+        Column("layer", "d"),
+        Column("head", "d"),
+        Column("entropy (nats)", ".4f"),
+        Column("rise of the loss (nats)", ".4f"),
+        Column("95% from", ".4f"),
+        Column("95% to", ".4f"),
+    )
+    bounds = [np.asarray(bound) for bound in rise_LH]
+    rows = tuple(
+        (layer, head, float(entropy), *(float(bound[layer, head]) for bound in bounds))
+        for (layer, head), entropy in np.ndenumerate(entropy_LH)
+    )
+    return Table(columns, rows)
+
+
+def _batches(run: nfllm.Run) -> list[Batch]:
+    return run.validation_batches(_BATCH_SIZE, max_windows=_WINDOWS)

@@ -1,0 +1,75 @@
+"""Runs that differ in nothing but their seed, and their curves together."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nfllm.report.figures import Curve
+from nfllm.report.runs import ReportedRun
+
+
+class SeedGroup(NamedTuple):
+    """Runs of one variant; `place` is that of its first in the report, which gives it its colour.
+
+    A run that has not finished stands alone.
+    """
+
+    label: str
+    place: int
+    runs: Sequence[ReportedRun]
+
+
+def seed_groups(runs: Sequence[ReportedRun]) -> list[SeedGroup]:
+    """The runs by variant, in the order of their first.
+
+    A group of several bears the notation of its model, or the label of its first run where that
+    is not its own.
+    """
+    found: dict[tuple[Any, ...], list[int]] = {}
+    for index, run in enumerate(runs):
+        found.setdefault(_variant(run) or (index,), []).append(index)
+    groups: list[SeedGroup] = []
+    for members in found.values():
+        first = runs[members[0]]
+        label = first.label
+        if len(members) > 1 and (name := first.notation):
+            label = label if any(name == group.label for group in groups) else name
+        groups.append(SeedGroup(label, members[0], [runs[index] for index in members]))
+    return groups
+
+
+def data_of(run: ReportedRun) -> tuple[Any, ...]:
+    """What two runs must share for their perplexities to be comparable; empty where unknown."""
+    if run.record is None:
+        return ()
+    record = run.record
+    return record.data_fingerprint, record.vocab_size, record.config.model.context_length
+
+
+def seed_curve(group: SeedGroup, field: str) -> Curve | None:
+    """A recorded number over the steps that all runs of the group have; None without any.
+
+    Of several runs it is the mean, from the lowest to the highest.
+    """
+    series = [run.series[field] for run in group.runs if field in run.series]
+    if not series:
+        return None
+    steps_N = functools.reduce(np.intersect1d, (x_N for x_N, _ in series))
+    if len(series) == 1 or not steps_N.size:
+        return Curve(group.label, *series[0], group.place)
+    y_SN = np.stack([y_N[np.isin(x_N, steps_N)] for x_N, y_N in series])
+    label = f"{group.label}, {len(series)} seeds"
+    return Curve(label, steps_N, y_SN.mean(0), group.place, y_SN.min(0), y_SN.max(0))
+
+
+def _variant(run: ReportedRun) -> tuple[Any, ...] | None:
+    """What the seeds of one variant share; None for a run that does not count as one of them."""
+    if run.record is None or run.status != "finished" or run.last("eval_loss_nats") is None:
+        return None
+    training = dataclasses.replace(run.record.config.training, seed=0)
+    return dataclasses.replace(run.record.config, training=training), *data_of(run)

@@ -1,0 +1,87 @@
+"""Muon for stacked matrices: optax's own takes every array of two axes, and no other, for a matrix.
+
+Here that would be the embeddings and the scales of normalizations, [L, D], and none of the blocks'
+matrices, [L, ...]. So each matrix says which of its axes are its rows and columns; the others, the
+layer and which of query, key and value it is, are a batch of matrices.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import jax
+import optax
+
+from nfllm.config import ConfigError, OptimizerConfig
+from nfllm.model.parameters import Kind, kind_of
+from nfllm.training.schedules import Schedule
+
+_RMS = 0.2  # of an update, as AdamW's: learning rates carry over (arXiv 2502.16982)
+
+Axes: TypeAlias = optax.contrib.MuonDimensionNumbers
+
+
+def muon(config: OptimizerConfig, schedule: Schedule, decay_mask: Any) -> Any:
+    """Muon for the matrices of the blocks, AdamW for the rest, with the decay that is declared.
+
+    optax's decay of what Adam updates knows no mask, so there are two optimizers.
+
+    Args:
+      config: `beta1` is Adam's; Muon's momentum is `muon_momentum`.
+      schedule: of both learning rates.
+      decay_mask: function of the parameters, a tree of booleans.
+
+    Raises:
+      ConfigError: when it sees the parameters: there is no matrix among them.
+    """
+
+    def axes(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(_axes_of(config.muon_per_head), params)
+
+    def labels(params: Any) -> Any:
+        found = jax.tree_util.tree_map_with_path(
+            lambda path, x: "muon" if is_matrix(path, x) else "adam", params
+        )
+        if "muon" not in jax.tree.leaves(found):
+            raise ConfigError(
+                "optimizer.variant='muon' finds no matrix in the blocks of this model; use 'adamw'"
+            )
+        return found
+
+    of_matrices = optax.contrib.muon(
+        schedule,
+        beta=config.muon_momentum,
+        weight_decay=config.weight_decay,
+        weight_decay_mask=decay_mask,
+        consistent_rms=_RMS,
+        muon_weight_dimension_numbers=axes,
+    )
+    of_others = optax.adamw(
+        schedule,
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        mask=decay_mask,
+    )
+    return optax.partition({"muon": of_matrices, "adam": of_others}, labels)
+
+
+def is_matrix(path: tuple[Any, ...], x: Any) -> bool:
+    """Whether Muon takes it: a matrix of the blocks that decays; embeddings and heads stay out."""
+    stacked = path[0].key.endswith("blocks") and x.ndim > 2
+    return stacked and kind_of(path) is Kind.DECAYED
+
+
+def _axes_of(per_head: bool) -> Any:
+    def axes(path: tuple[Any, ...], x: Any) -> Axes | None:
+        if not is_matrix(path, x):
+            return None
+        name, last = path[-1].key, x.ndim - 1
+        if name == "qkv_kernel":  # [L, D, 3, H, K]
+            return Axes((last - 3,), (last,) if per_head else (last - 1, last))
+        if name == "out_kernel" and "attention" in [key.key for key in path]:  # [L, H, K, D]
+            return Axes((last - 1,) if per_head else (last - 2, last - 1), (last,))
+        return Axes((last - 1,), (last,))
+
+    return axes

@@ -1,0 +1,49 @@
+"""QK-clip (arXiv 2507.20534): queries and keys of a head shrink when its logits have grown large.
+
+With S the largest scaled logit of a head in the step, and τ the limit, after the update
+
+    η = min(1, τ / S)        W_q <- sqrt(η) W_q        W_k <- sqrt(η) W_k
+
+and the same for their biases: the head's logits, a product of both, shrink by η.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nfllm.config import ModelConfig
+from nfllm.model.layers import split_layers
+
+# Where a parameter of attention holds query and key, and its axis of heads, stacked over layers.
+_AXES = {"qkv_kernel": (2, 3), "qkv_bias": (1, 2), "qk_bias": (1, 2)}
+
+
+def clip_qk(params: Any, logit_max_LH: jax.Array, limit: float, config: ModelConfig) -> Any:
+    """The parameters after the clipping; those of heads with S <= τ stay as they are, to the bit.
+
+    Args:
+      params: of the whole model.
+      logit_max_LH: S, the largest logit of each head in the step. NaN clips nothing.
+      limit: τ.
+      config: of the model.
+    """
+    factor_LH = jnp.where(logit_max_LH > limit, jnp.sqrt(limit / logit_max_LH), 1.0)
+    clipped = dict(params)
+    for stack, factor in split_layers(config, factor_LH).items():
+        attention = dict(params[stack]["attention"])
+        for name in attention.keys() & _AXES.keys():
+            attention[name] = _scaled(attention[name], factor, *_AXES[name])
+        clipped[stack] = {**params[stack], "attention": attention}
+    return clipped
+
+
+def _scaled(x: jax.Array, factor_LH: jax.Array, which: int, heads: int) -> jax.Array:
+    """`x` with the first two entries of axis `which`, query and key, times the factors."""
+    is_qk = (jnp.arange(x.shape[which]) < 2).reshape(
+        [-1 if i == which else 1 for i in range(x.ndim)]
+    )
+    shape = [x.shape[i] if i in (0, heads) else 1 for i in range(x.ndim)]
+    return jnp.where(is_qk, x * factor_LH.reshape(shape), x)

@@ -1,0 +1,66 @@
+"""What a run says when it goes on otherwise than before."""
+
+import dataclasses
+import re
+
+import pytest
+from tiny import make_corpus, tiny_config
+
+from nfllm.config import Config
+from nfllm.rundir.metrics import read_metrics
+from nfllm.trainer.loop import fit
+from nfllm.trainer.record import describe_changes
+
+
+def config_of(steps: int, log_every: int = 25) -> Config:
+    """Four steps of warmup to 0.1, then to 0 on a line."""
+    config = Config()
+    return dataclasses.replace(
+        config,
+        optimizer=dataclasses.replace(
+            config.optimizer,
+            schedule="polynomial",
+            learning_rate=0.1,
+            final_learning_rate=0.0,
+            warmup_steps=4,
+        ),
+        training=dataclasses.replace(config.training, steps=steps, log_every=log_every),
+    )
+
+
+@pytest.mark.parametrize(
+    ("new", "step", "expected"),
+    [
+        # The last of 10 steps has 1/6 of the peak; of 20 steps 10 of 16 are left after it.
+        (
+            config_of(20),
+            10,
+            " with training.steps=20 (was 10); the learning rate goes from 0.017 at step 10 to "
+            "0.062 at step 11",
+        ),
+        (
+            config_of(8, log_every=5),
+            6,
+            " with training.steps=8 (was 10), training.log_every=5 (was 25); the learning rate "
+            "goes from 0.083 at step 6 to 0.05 at step 7",
+        ),
+        (config_of(10, log_every=5), 10, " with training.log_every=5 (was 25)"),
+        (config_of(20), 0, " with training.steps=20 (was 10)"),
+        (config_of(10), 10, ""),
+    ],
+)
+def test_the_learning_rate_before_and_after_is_named(new: Config, step: int, expected: str) -> None:
+    assert describe_changes(config_of(10), new, step) == expected
+
+
+@pytest.mark.slow
+def test_it_is_that_of_the_metrics(tmp_path) -> None:
+    corpus = make_corpus(tmp_path / "corpus")
+    for steps in (2, 3):
+        fit(tiny_config(corpus, tmp_path / "data", training__steps=steps), tmp_path / "run")
+    metrics = read_metrics(tmp_path / "run")
+    (message,) = [line["message"] for line in metrics.rows["event"] if line["event"] == "resumed"]
+    named = re.search(r"goes from (\S+) at step 2 to (\S+) at step 3$", message)
+    _, rates = metrics.series("train", "learning_rate")
+    assert [float(rate) for rate in named.groups()] == pytest.approx(rates[1:], rel=0.01)
+    assert rates[1] != rates[2]
