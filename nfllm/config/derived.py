@@ -125,12 +125,15 @@ class ModelShape:
 
     def alpha_at(self, site: Site) -> float:
         """Start of the alpha of a point function at a site."""
-        own = {
-            "attention": self.dyt_alpha_attention,
-            "mlp": self.dyt_alpha_mlp,
-            "final": self.dyt_alpha_final,
-        }.get(site)
+        key = self.alpha_key(site)
+        own: float | None = None if key is None else getattr(self, key)
         return 0.5 if own is None else own
+
+    def alpha_key(self, site: Site) -> str | None:
+        """The key of `alpha_at` a site: a branch has one, wherever its normalization is placed."""
+        branch, _, place = site.partition("_")
+        is_placed = branch in get_args(Branch) and place in _PLACES[self.norm_placement]
+        return f"dyt_alpha_{branch}" if is_placed or site == "final" else None
 
     def width_at(self, site: Site) -> int:
         """Features that a normalization at a site has."""

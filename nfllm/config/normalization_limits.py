@@ -16,15 +16,14 @@ def check_point_functions(model: ModelConfig) -> None:
     """Raises ConfigError for a key of a point function that the model does not have."""
     at = {site: model.normalization_at(site) in POINT_FUNCTIONS for site in model.sites}
     sites: dict[str, tuple[Site, ...]] = {
-        "dyt_alpha_attention": ("attention",),
-        "dyt_alpha_mlp": ("mlp",),
-        "dyt_alpha_final": ("final",),
-        "dyt_shift": model.sites,
+        key: tuple(site for site in model.sites if model.alpha_key(site) == key)
+        for key in ("dyt_alpha_attention", "dyt_alpha_mlp", "dyt_alpha_final")
     }
+    sites["dyt_shift"] = model.sites
     for key, of in sites.items():
         value = getattr(model, key)
         if value is not None and not any(at.get(site, False) for site in of):
-            where = ", ".join(of)
+            where = ", ".join(of) or key.rpartition("_")[2]
             raise ConfigError(
                 f"model.{key}={value!r} has no effect: no normalization there ({where}) is a point "
                 f"function; choose one of {', '.join(POINT_FUNCTIONS)}, or leave it unset"
