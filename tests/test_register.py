@@ -14,7 +14,9 @@ from nfllm.config import ACTIVATION_NAMES, NORMALIZATION_NAMES, ConfigError
 from nfllm.config.files import before_devices
 from nfllm.data.batches import Batch
 from nfllm.model.activations import ACTIVATIONS
+from nfllm.model.intermediates import record_update
 from nfllm.model.normalizations import NORMALIZATIONS
+from nfllm.model.parameters import constant_param
 from nfllm.model.part_checks import check_apart, check_form, check_waiting
 from nfllm.private_cost import DecoderShape, count_operations
 from nfllm.training.optimizer import split_by_decay
@@ -126,6 +128,29 @@ def test_a_declared_kind_decides_what_decays():
     params = make_parts(config).init(jax.random.key(0)).params
     assert "blocks.mlp_norm.factor" in split_by_decay(params, decay_slopes=False)[0]
     assert config.model.statistics == "frozen"
+
+
+class Running(Scale):
+    """x over the size that inputs had at the last step."""
+
+    @nn.compact
+    def __call__(self, x):
+        size = constant_param(self, "running_size", 1.0)
+        record_update(self, "running_size", lambda: jnp.sqrt(jnp.mean(jnp.square(x))))
+        return (x / jax.lax.stop_gradient(size)).astype(self.dtype)
+
+
+def test_what_a_part_measures_takes_its_next_value_with_a_step():
+    nfllm.register_normalization(
+        "running", Running, parameters={"running_size": "statistic"}, statistics="frozen"
+    )
+    parts = make_parts(small_config(model={"final_normalization": "running"}))
+    state = jax.jit(parts.init)(jax.random.key(0))
+    batch = random_batch(0)
+    residual = nfllm.capture(parts.model, state.params, batch.tokens).residual
+    trained, _ = jax.jit(parts.train_step)(state, Batch(*(x[None] for x in batch)))
+    expected = np.sqrt(np.mean(np.square(residual[-1])))
+    np.testing.assert_allclose(trained.params["final_norm"]["running_size"], expected, rtol=1e-5)
 
 
 def test_a_transform_of_logits_is_in_every_formulation():
@@ -256,15 +281,21 @@ def test_a_name_is_registered_once_but_its_line_may_run_again():
         nfllm.register_activation("swish", jnp.tanh)
 
 
+def test_a_derivative_that_rounds_otherwise_is_no_mixing():
+    """The value that comes with a derivative is another program's: tanh differs in its last bit."""
+    nfllm.register_attention_transform("soft_cap", lambda logits: 50 * jnp.tanh(logits / 50))
+
+
 def test_before_there_are_devices_only_shapes_are_looked_at():
     """A config file runs before a command has split the CPU, or joined other hosts."""
     with before_devices():
+        nfllm.register_activation("apart", jnp.tanh)
         nfllm.register_activation("mixing", lambda x: x - x.mean(1, keepdims=True))
         with pytest.raises(ConfigError, match="must keep shape"):
             nfllm.register_activation("mine", lambda x: x.mean(-1))
     parts = make_parts(small_config(model={"activation": "relu"}))
     for _ in range(2):
         with pytest.raises(ConfigError, match="activation 'mixing' mixes positions"):
-            parts.init(jax.random.key(0))
+            jax.jit(parts.init)(jax.random.key(0))
         with pytest.raises(ConfigError, match="activation 'mixing' mixes positions"):
             check_waiting()

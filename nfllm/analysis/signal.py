@@ -78,7 +78,7 @@ def saturation(pre: Arrays, threshold: float = 2.0, *, keep: int = 0) -> jax.Arr
       keep: Number of leading axes to keep.
 
     Returns:
-      The first `keep` axes of `pre`, float32, 0 to 1.
+      The first `keep` axes of `pre`, float32, shares between 0 and 1.
 
     Example:
       >>> saturation([-3.0, -1.0, 0.0, 2.0, 2.5])

@@ -189,11 +189,6 @@ def _root_mean_square(state: Moments) -> np.ndarray:
 
 def _saturation(x: Observed) -> dict[str, Moments]:
     shares = x.captured.saturation
-    if not shares:
-        raise ValueError(
-            "the metric 'saturation' needs a point function such as dyt as normalization; the "
-            "model has none"
-        )
     return {site: Moments.of(share, axis=-1) for site, share in shares.items()}
 
 
@@ -279,7 +274,7 @@ _ALL = (
     ),
     Metric("effective_rank", lambda x: _per_sequence(analysis.effective_rank(x.captured.residual))),
     Metric("kurtosis", lambda x: _per_sequence(analysis.kurtosis(x.captured.residual, keep=2))),
-    # Point functions in place of normalizations: by site, [L], [] of the final one.
+    # Point functions in place of normalizations: by site that has one, [L], [] of the final one.
     Metric("saturation", _saturation),
     # Everywhere.
     Metric("ledger", _ledger),

@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from nfllm.config import ConfigError
 from nfllm.config.files import is_before_devices
+from nfllm.model.intermediates import COLLECTIONS, UPDATES
 from nfllm.model.parameters import Kind
 
 Function = Callable[..., jax.Array]
@@ -98,10 +99,12 @@ def check_apart(what: str, function: Callable[[Any], jax.Array], unit: Unit = "t
     order = rng.permutation(shape[axis])
     permuted = np.take(x, order, axis)
     with jax.ensure_compile_time_eval():
-        y, backward = jax.vjp(function, jnp.asarray(x))
-        moved, mixed = (np.asarray(function(jnp.asarray(z))) for z in (changed, permuted))
+        # One program for all three, to the bit; that of a derivative may round otherwise.
+        at_rest, moved, mixed = (
+            np.asarray(function(jnp.asarray(z))) for z in (x, changed, permuted)
+        )
+        _, backward = jax.vjp(function, jnp.asarray(x))
         gradient = np.asarray(backward(jnp.asarray(cotangent))[0])
-    at_rest = np.asarray(y)
     if np.any((moved != at_rest)[others]) or np.any(gradient[others]):
         raise ConfigError(
             f"{what} mixes positions: what it gives for one {unit} changes with another, which may "
@@ -146,7 +149,7 @@ def _made(what: str, factory: Callable[..., nn.Module], dtype: Any) -> nn.Module
 
 
 def _check_parameters(what: str, variables: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
-    for collection in variables.keys() - {"params"}:
+    for collection in variables.keys() - {"params", UPDATES, *COLLECTIONS}:
         raise ConfigError(
             f"{what} has the collection {collection!r} beside its parameters; what is measured is "
             "a parameter of the kind 'statistic', and record_update gives its next value"
