@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +15,9 @@ from fast_jit import fast_jit
 from random_model import random_model
 from training_parts import VOCAB_SIZE, small_config
 
-from nfllm.config import ConfigError
+from nfllm.config import ConfigError, ModelConfig
 from nfllm.config.keys import BEFORE
+from nfllm.config.overrides import override_value
 from nfllm.model import Decoder, capture
 from nfllm.model.capture import Captured
 from nfllm.model.intermediates import BY_PRODUCTS, LOSSES, STATISTICS
@@ -22,6 +25,7 @@ from nfllm.model.layers import join_layers
 from nfllm.model.shaping import shaped_map
 
 TOKENS_BT = np.asarray([[3, 17, 0, 40, 5, 21, 8, 33, 12, 49]], np.int32)  # all distinct
+MODEL = small_config().model
 SAS = {"value_projection": "none", "output_projection": "none", "attention_shaping": "shaped"}
 GAINED = {
     "branch_scaling": "learned",
@@ -94,7 +98,7 @@ FACTORS: dict[str, list[dict[str, Any]]] = {
 
 def is_valid(changes: dict[str, Any]) -> bool:
     try:
-        small_config(model=changes)
+        dataclasses.replace(MODEL, **changes)
     except ConfigError:
         return False
     return True
@@ -501,3 +505,17 @@ def test_auto_is_an_implementation_that_forms_maps(monkeypatch: pytest.MonkeyPat
         for name in ("none", "shaped")
     }
     assert chosen == {"none": "cudnn", "shaped": "explicit"}
+
+
+GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "recipes.md"
+RECIPES = [line.split(" | ")[:2] for line in GUIDE.read_text().splitlines() if "=" in line][:14]
+
+
+@pytest.mark.parametrize(("name", "keys"), RECIPES, ids=[name for name, _ in RECIPES])
+def test_every_recipe_of_the_guide_is_a_config(name: str, keys: str) -> None:
+    texts = dict(re.findall(r"`(\w+)=([\w.]+)`", keys))
+    changes = {key: override_value(f"model.{key}", text) for key, text in texts.items()}
+    model = dataclasses.replace(ModelConfig(), **changes)
+    assert changes, name
+    for key in changes:
+        assert getattr(model, key) != getattr(ModelConfig(), key), key

@@ -150,7 +150,7 @@ def expand(experiment: Experiment, overrides: Mapping[str, Value] | None = None)
                     config,
                     first_of.get(config),
                     variant.changes,
-                    experiment.linear_replacement,
+                    experiment.linear_replacement and config.model.mlp == "two_layer",
                 )
                 first_of.setdefault(config, entry.name)
                 entries.append(entry)

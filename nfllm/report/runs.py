@@ -40,6 +40,9 @@ _RANKS = {
     ("telemetry", "temperature_max"): 2,
     ("telemetry", "temperature_not_positive"): 2,
     ("telemetry", "residual_gain"): 1,
+    ("telemetry", "saturation_attention"): 1,
+    ("telemetry", "saturation_mlp"): 1,
+    ("telemetry", "saturation_final"): 0,
     ("telemetry", "mlp_alpha"): 1,
 }
 _ENDINGS = {
