@@ -124,16 +124,13 @@ class ModelShape:
         return self.attention_skip if branch == "attention" else self.mlp_skip
 
     def alpha_at(self, site: Site) -> float:
-        """Start of the alpha of a point function at a site."""
-        key = self.alpha_key(site)
-        own: float | None = None if key is None else getattr(self, key)
+        """Start of the alpha of a point function at a site, which all of a branch share."""
+        own = {
+            "attention": self.dyt_alpha_attention,
+            "mlp": self.dyt_alpha_mlp,
+            "final": self.dyt_alpha_final,
+        }.get(site.partition("_")[0])
         return 0.5 if own is None else own
-
-    def alpha_key(self, site: Site) -> str | None:
-        """The key of `alpha_at` a site: a branch has one, wherever its normalization is placed."""
-        branch, _, place = site.partition("_")
-        is_placed = branch in get_args(Branch) and place in _PLACES[self.norm_placement]
-        return f"dyt_alpha_{branch}" if is_placed or site == "final" else None
 
     def width_at(self, site: Site) -> int:
         """Features that a normalization at a site has."""
