@@ -288,6 +288,18 @@ def test_hidden_and_embedding_norms() -> None:
     np.testing.assert_allclose(np.mean(normalized**2, axis=-1), 1.0, rtol=1e-3)
 
 
+@pytest.mark.parametrize("placement", ["pre", "post", "peri", "output"])
+def test_a_placed_normalization_is_that_of_its_branch(placement: str) -> None:
+    """Also its alpha; where a branch has no normalization, it has none of its parameters."""
+    branch = {"attention_normalization": "dyt", "dyt_alpha_attention": 0.8}
+    params = start(**branch, norm_placement=placement)
+    places = {"pre": [""], "post": ["_sum"], "peri": ["", "_output"], "output": ["_output"]}
+    expected = {f"blocks.attention{place}_norm.alpha" for place in places[placement]}
+    alphas = {name: value for name, value in params.items() if name.endswith("alpha")}
+    assert alphas.keys() == expected
+    assert all(np.all(value == np.float32(0.8)) for value in alphas.values())
+
+
 # Starts
 
 

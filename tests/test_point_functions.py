@@ -44,6 +44,17 @@ def test_alpha_starts_by_site_as_published():
     np.testing.assert_array_equal(blocks["attention"]["query_norm"]["alpha"], np.float32([0.5] * 2))
 
 
+@pytest.mark.parametrize("placement", ["post", "peri", "output"])
+def test_all_point_functions_of_a_branch_start_alike(placement):
+    placed = {"norm_placement": placement, "normalization": "dyt", "num_layers": 1}
+    params = start(decoder(**placed, dyt_alpha_attention=0.8, dyt_alpha_mlp=0.2))
+    norms = {name: part for name, part in params["blocks"].items() if "alpha" in part}
+    assert norms
+    for name, norm in norms.items():
+        expected = 0.8 if name.startswith("attention") else 0.2
+        np.testing.assert_array_equal(norm["alpha"], np.float32([expected]), err_msg=name)
+
+
 @pytest.mark.parametrize(
     ("name", "shift", "expected"),
     [("dyt", None, False), ("derf", None, True), ("dyt", True, True), ("isru", False, False)],

@@ -124,12 +124,12 @@ class ModelShape:
         return self.attention_skip if branch == "attention" else self.mlp_skip
 
     def alpha_at(self, site: Site) -> float:
-        """Start of the alpha of a point function at a site."""
+        """Start of the alpha of a point function at a site, which all of a branch share."""
         own = {
             "attention": self.dyt_alpha_attention,
             "mlp": self.dyt_alpha_mlp,
             "final": self.dyt_alpha_final,
-        }.get(site)
+        }.get(site.partition("_")[0])
         return 0.5 if own is None else own
 
     def width_at(self, site: Site) -> int:

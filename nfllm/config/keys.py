@@ -86,7 +86,8 @@ class ModelConfig(ModelShape):
     # sigma: every matrix of the blocks as gain * W / its largest singular value (2303.06296)
     weight_reparametrization: Literal["none", "sigma"] = "none"
     normalization_groups: int | None = None  # of evonorm_s0: of the features. None: 1
-    # Where the alpha of a point function starts, by site. None: 0.5, as for queries and keys
+    # Where the alpha of the point functions of a branch, and of the final one, starts. None: 0.5,
+    # as for queries and keys
     dyt_alpha_attention: float | None = None
     dyt_alpha_mlp: float | None = None
     dyt_alpha_final: float | None = None

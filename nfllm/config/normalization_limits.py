@@ -8,28 +8,23 @@ from nfllm.config.checks import ConfigError, at_least, positive
 from nfllm.config.names import POINT_FUNCTIONS
 
 if TYPE_CHECKING:
-    from nfllm.config.derived import Site
     from nfllm.config.keys import ModelConfig
 
 
 def check_point_functions(model: ModelConfig) -> None:
     """Raises ConfigError for a key of a point function that the model does not have."""
-    at = {site: model.normalization_at(site) in POINT_FUNCTIONS for site in model.sites}
-    sites: dict[str, tuple[Site, ...]] = {
-        "dyt_alpha_attention": ("attention",),
-        "dyt_alpha_mlp": ("mlp",),
-        "dyt_alpha_final": ("final",),
-        "dyt_shift": model.sites,
-    }
-    for key, of in sites.items():
+    sites = [s for s in model.sites if model.normalization_at(s) in POINT_FUNCTIONS]
+    branches = {site.partition("_")[0] for site in sites}
+    for key in ("dyt_alpha_attention", "dyt_alpha_mlp", "dyt_alpha_final", "dyt_shift"):
         value = getattr(model, key)
-        if value is not None and not any(at.get(site, False) for site in of):
-            where = ", ".join(of)
+        if value is None:
+            continue
+        if not branches if key == "dyt_shift" else key.rpartition("_")[2] not in branches:
             raise ConfigError(
-                f"model.{key}={value!r} has no effect: no normalization there ({where}) is a point "
-                f"function; choose one of {', '.join(POINT_FUNCTIONS)}, or leave it unset"
+                f"model.{key}={value!r} has no effect: no normalization there is a point function; "
+                f"choose one of {', '.join(POINT_FUNCTIONS)}, or leave it unset"
             )
-        if value is not None and key != "dyt_shift":
+        if key != "dyt_shift":
             positive(model, "model", key)
 
 
