@@ -29,6 +29,7 @@ MODELS = {
         "attention_bias": "qk",
         "normalization": "rmsnorm",
         "qk_normalization": "rmsnorm",
+        "head_bias": True,
         "activation": "learnable_leaky_relu",
         "slope_sharing": "model",
         "negative_slope": 0.2,
