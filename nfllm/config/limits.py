@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from nfllm.config.block_limits import check_residual, check_shaping, check_weights
+from nfllm.config.block_limits import check_groups, check_residual, check_shaping, check_weights
 from nfllm.config.checks import ConfigError, at_least, between, check_types, positive, suggest
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def check_model(model: ModelConfig) -> None:
             f"model.num_heads={model.num_heads} does not divide model.embed_dim="
             f"{model.embed_dim}; choose a divisor of {model.embed_dim}"
         )
+    check_groups(model)
     _check_attention_implementation(model)
     _check_activation(model)
     _check_mlp(model)
@@ -98,7 +99,7 @@ def _check_mlp(model: ModelConfig) -> None:
             f"model.mlp_pruned_layers={model.mlp_pruned_layers} must be below model.num_layers="
             f"{model.num_layers}; for no MLP at all set model.mlp to 'none'"
         )
-    if model.mlp == "two_layer":
+    if model.has_hidden_layers:
         return
     neutral: dict[str, object] = {
         "activation": "identity",
@@ -113,7 +114,7 @@ def _check_mlp(model: ModelConfig) -> None:
         if (found := getattr(model, key)) != value:
             raise ConfigError(
                 f"model.{key}={found!r} has no effect on model.mlp={model.mlp!r}; set model.{key} "
-                f"to {value!r}, or model.mlp to 'two_layer'"
+                f"to {value!r}, or model.mlp to 'two_layer' or 'gated'"
             )
 
 
@@ -135,7 +136,8 @@ def _check_positions(model: ModelConfig) -> None:
             if getattr(model, key) is not None:
                 raise ConfigError(
                     f"model.{key}={getattr(model, key)} has no effect on model.architecture="
-                    "'gpt2', whose positions are learned; use 'gpt_neox', or leave it unset"
+                    "'gpt2', whose positions are learned; use 'gpt_neox' or 'llama', or leave it "
+                    "unset"
                 )
         return
     if model.rotary_fraction is not None:

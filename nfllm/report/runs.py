@@ -105,7 +105,8 @@ class ReportedRun:
 def notation(config: Config) -> str:
     """The papers' name of a model: SM softmax, LN LayerNorm, G GELU, R ReLU; none for what is gone.
 
-    Other normalizations and activations are written out: `SM+rmsnorm+silu`. Of arXiv 2501.03489:
+    Other normalizations and activations are written out: `SM+rmsnorm+silu`, with ` (gated)` where
+    the MLP has a gate. Of arXiv 2501.03489:
     (t) learned temperatures, Sc scaled, Fu fused, FFN a linear MLP, i6 six pruned layers, EReg the
     entropy regularizer.
     """
@@ -126,6 +127,8 @@ def _mlp_notation(model: ModelConfig) -> str:
     if scaled and model.activation == "identity":
         return "+ScFFN"
     activation = _ACTIVATION_LETTERS.get(model.activation, f"+{model.activation}")
+    if model.mlp == "gated":
+        activation += " (gated)" if activation else "+gated"
     if model.negative_slope is not None:
         activation += f" {model.negative_slope:g}"
     if model.slope_sharing is not None:
