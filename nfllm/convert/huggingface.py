@@ -16,7 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from nfllm.config import ModelConfig, suggest
-from nfllm.convert import gpt2, gpt_neox
+from nfllm.convert import gpt2, gpt_neox, llama
 from nfllm.convert.foreign import Attributes, ConversionError, TensorReader, Tensors
 from nfllm.model.parameters import Params
 
@@ -27,7 +27,7 @@ _INDEX_FILE = "model.safetensors.index.json"
 # Heads beside that of the language model, which transformers ignores.
 _OTHER_HEADS = re.compile(r"(multiple_choice_head|v_head)\.")
 
-_FORMATS: dict[str, ModuleType] = {"gpt2": gpt2, "gpt_neox": gpt_neox}
+_FORMATS: dict[str, ModuleType] = {"gpt2": gpt2, "gpt_neox": gpt_neox, "llama": llama}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Checkpoint:
 
 
 def load_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
-    """Reads a GPT-2 or GPT-NeoX checkpoint that transformers wrote.
+    """Reads a GPT-2, GPT-NeoX or Llama checkpoint that transformers wrote.
 
     Args:
       directory: holds `config.json` and `model.safetensors`, or the parts that
@@ -88,8 +88,9 @@ def save_checkpoint(
 
     Args:
       directory: where to write; it is created.
-      checkpoint: LayerNorm models with an activation that transformers has. Biases that the model
-        lacks are written as zeros.
+      checkpoint: models with an activation that transformers has, and LayerNorm; or, of the
+        architecture `llama`, RMSNorm and gated MLPs. Biases that the model lacks and the form has
+        are written as zeros.
       end_of_text_id: written as the first and the last token's id.
 
     Raises:
