@@ -53,6 +53,10 @@ _MEMBERS = {
     "load_run": "nfllm.run",
     "logit_attribution": "nfllm.measure.logit_attribution",
     "logit_lens": "nfllm.measure.logit_lens",
+    "register_activation": "nfllm.model.register",
+    "register_analysis": "nfllm.measure.register",
+    "register_attention_transform": "nfllm.model.register",
+    "register_normalization": "nfllm.model.register",
     "steps": "nfllm.run",
 }
 __all__ = [
@@ -68,6 +72,10 @@ __all__ = [
     "load_run",
     "logit_attribution",
     "logit_lens",
+    "register_activation",
+    "register_analysis",
+    "register_attention_transform",
+    "register_normalization",
     "report",
     "steps",
 ]

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from absl import logging
 
 from nfllm.config import ConfigError, DataConfig
+from nfllm.config.extensions import add_import_flag
 from nfllm.console import escape_unprintable
 from nfllm.data import corpora
 from nfllm.data.dataset import data_directory
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
     parser.add_argument("--batch_size", type=int, default=32, help="windows at a time (32)")
     parser.add_argument("--max_documents", type=int, help="the first so many; default: all")
+    add_import_flag(parser)
     options, others = parser.parse_known_args(arguments)
     logging.set_verbosity(logging.WARNING)  # Orbax and TFDS log every step
     try:

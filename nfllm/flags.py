@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from nfllm.config import ConfigError, get_config
 from nfllm.config.checks import Value
+from nfllm.config.extensions import IMPORT_HELP, import_file
 from nfllm.config.files import load_config
 from nfllm.config.overrides import key_type, override_value
 
@@ -39,9 +40,12 @@ def define_config() -> ConfigFlag:
         "--config.SECTION.KEY=VALUE changes one of its keys, and VALUE None sets "
         "one back that is derived from others.",
     )
+    flags.DEFINE_multi_string("import", [], IMPORT_HELP)
     try:
+        for file in _values(sys.argv[1:], "import"):
+            import_file(file)
         changes, sys.argv[1:] = split_overrides(sys.argv[1:])
-        choice = _last_value(sys.argv[1:])
+        choice = next(reversed(_values(sys.argv[1:], "config")), None)
         config = get_config() if choice is None else load_config(choice)
     except ConfigError as error:
         sys.exit(f"error: {error}")
@@ -110,11 +114,11 @@ def check_no_arguments(arguments: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {arguments[1]!r}; options begin with --")
 
 
-def _last_value(arguments: list[str]) -> str | None:
-    """The value of the last --config; None where there is none."""
-    value = None
+def _values(arguments: list[str], name: str) -> list[str]:
+    """What each --NAME is given."""
+    values = []
     for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         flag, separator, text = argument.partition("=")
-        if flag in ("--config", "-config"):
-            value = text if separator else following
-    return value
+        if flag in (f"--{name}", f"-{name}"):
+            values.append(text if separator else following)
+    return values

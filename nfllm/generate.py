@@ -8,6 +8,7 @@ import sys
 
 from absl import logging
 
+from nfllm.config.extensions import add_import_flag
 from nfllm.console import escape_unprintable
 from nfllm.measure.generation import generate
 from nfllm.run import load_run
@@ -30,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--top_p", type=float, help="draw from those of so much probability")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
     parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
+    add_import_flag(parser)
     options = parser.parse_args(arguments)
     logging.set_verbosity(logging.WARNING)  # Orbax logs every step of reading
     try:

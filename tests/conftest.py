@@ -2,11 +2,13 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import jax
 import pytest
+from registries import restored_registries
 
 from nfllm.model import attention_implementation
 
@@ -50,3 +52,10 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def blocks_of_five_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention in blocks: of twelve positions, two whole ones and a shorter one."""
     monkeypatch.setattr(attention_implementation, "_FEWEST_QUERIES", 5)
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    with restored_registries():
+        yield

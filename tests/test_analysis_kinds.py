@@ -60,6 +60,7 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "entropy_floor": lambda x: A.entropy_floor(x, 6),
     "mean_norm": lambda x: A.mean_norm(x),
     "rms": lambda x: A.rms(x),
+    "saturation": lambda x: A.saturation(x, keep=1),
     "branch_ratio": lambda x: A.branch_ratio(x, jnp.flip(jnp.asarray(x), -1)),
     "token_similarity": lambda x: A.token_similarity(x),
     "effective_rank": lambda x: A.effective_rank(x),

@@ -263,3 +263,9 @@ def test_what_no_metric_reads_is_not_computed(model_and_params: tuple[Decoder, A
 
     assert "log(" in lowered("head_entropy")
     assert "log(" not in lowered("residual_norm")
+
+
+def test_a_ratio_that_a_model_does_not_have_is_refused() -> None:
+    model, params = random_model(0.3, normalization="layernorm", norm_placement="post")
+    with pytest.raises(ValueError, match=r"'mlp_ratio' needs .* model.norm_placement='post'"):
+        analyze(model, params, [SEQUENCES], ["mlp_ratio"])

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +15,9 @@ from fast_jit import fast_jit
 from random_model import random_model
 from training_parts import VOCAB_SIZE, small_config
 
-from nfllm.config import ConfigError
+from nfllm.config import ConfigError, ModelConfig
 from nfllm.config.keys import BEFORE
+from nfllm.config.overrides import override_value
 from nfllm.model import Decoder, capture
 from nfllm.model.capture import Captured
 from nfllm.model.intermediates import BY_PRODUCTS, LOSSES, STATISTICS
@@ -22,6 +25,7 @@ from nfllm.model.layers import join_layers
 from nfllm.model.shaping import shaped_map
 
 TOKENS_BT = np.asarray([[3, 17, 0, 40, 5, 21, 8, 33, 12, 49]], np.int32)  # all distinct
+MODEL = small_config().model
 SAS = {"value_projection": "none", "output_projection": "none", "attention_shaping": "shaped"}
 GAINED = {
     "branch_scaling": "learned",
@@ -96,7 +100,7 @@ FACTORS: dict[str, list[dict[str, Any]]] = {
 
 def is_valid(changes: dict[str, Any]) -> bool:
     try:
-        small_config(model=changes)
+        dataclasses.replace(MODEL, **changes)
     except ConfigError:
         return False
     return True
@@ -284,6 +288,18 @@ def test_hidden_and_embedding_norms() -> None:
         )
     normalized = found.residual[0] / np.float64(params["embedding_norm"]["scale"])
     np.testing.assert_allclose(np.mean(normalized**2, axis=-1), 1.0, rtol=1e-3)
+
+
+@pytest.mark.parametrize("placement", ["pre", "post", "peri", "output"])
+def test_a_placed_normalization_is_that_of_its_branch(placement: str) -> None:
+    """Also its alpha; where a branch has no normalization, it has none of its parameters."""
+    branch = {"attention_normalization": "dyt", "dyt_alpha_attention": 0.8}
+    params = start(**branch, norm_placement=placement)
+    places = {"pre": [""], "post": ["_sum"], "peri": ["", "_output"], "output": ["_output"]}
+    expected = {f"blocks.attention{place}_norm.alpha" for place in places[placement]}
+    alphas = {name: value for name, value in params.items() if name.endswith("alpha")}
+    assert alphas.keys() == expected
+    assert all(np.all(value == np.float32(0.8)) for value in alphas.values())
 
 
 # Starts
@@ -503,3 +519,17 @@ def test_auto_is_an_implementation_that_forms_maps(monkeypatch: pytest.MonkeyPat
         for name in ("none", "shaped")
     }
     assert chosen == {"none": "cudnn", "shaped": "explicit"}
+
+
+GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "recipes.md"
+RECIPES = [line.split(" | ")[:2] for line in GUIDE.read_text().splitlines() if "=" in line][:14]
+
+
+@pytest.mark.parametrize(("name", "keys"), RECIPES, ids=[name for name, _ in RECIPES])
+def test_every_recipe_of_the_guide_is_a_config(name: str, keys: str) -> None:
+    texts = dict(re.findall(r"`(\w+)=([\w.]+)`", keys))
+    changes = {key: override_value(f"model.{key}", text) for key, text in texts.items()}
+    model = dataclasses.replace(ModelConfig(), **changes)
+    assert changes, name
+    for key in changes:
+        assert getattr(model, key) != getattr(ModelConfig(), key), key

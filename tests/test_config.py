@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from nfllm.config import (
-    Activation,
+    ACTIVATION_NAMES,
+    NORMALIZATION_NAMES,
     Architecture,
     Config,
     ConfigError,
-    Normalization,
     differences,
     get_config,
     suggest,
@@ -61,11 +61,11 @@ def test_nothing_heavy_is_imported_to_check_a_config():
 @pytest.mark.parametrize(
     ("name", "value", "nearest", "valid"),
     [
-        ("model__activation", "rleu", "relu", typing.get_args(Activation)),
-        ("model__activation", "leakyrelu", "leaky_relu", typing.get_args(Activation)),
-        ("model__normalization", "layer_norm", "layernorm", typing.get_args(Normalization)),
-        ("model__final_normalization", "rsmnorm", "rmsnorm", typing.get_args(Normalization)),
-        ("model__qk_normalization", "dvt", "dyt", typing.get_args(Normalization)),
+        ("model__activation", "rleu", "relu", tuple(ACTIVATION_NAMES)),
+        ("model__activation", "leakyrelu", "leaky_relu", tuple(ACTIVATION_NAMES)),
+        ("model__normalization", "layer_norm", "layernorm", tuple(NORMALIZATION_NAMES)),
+        ("model__final_normalization", "rsmnorm", "rmsnorm", tuple(NORMALIZATION_NAMES)),
+        ("model__qk_normalization", "dvt", "dyt", tuple(NORMALIZATION_NAMES)),
         ("model__architecture", "gpt-neox", "gpt_neox", typing.get_args(Architecture)),
         ("model__attention_bias", "al", "all", ("none", "qk", "all")),
         ("optimizer__variant", "adam", "adamw", ("adamw", "hf_adamw", "muon")),

@@ -613,12 +613,16 @@ EXPRESSED = {
 def test_every_key_is_expressed_or_refused_by_name(key):
     others, _, second, _ = MODEL_KEYS[key]
     config = dataclasses.replace(LAYERNORM, activation="gelu", tie_embeddings=None)
+    if key == "attention_transform":
+        second = "squeezed"
+        nfllm.register_attention_transform(second, lambda logits: logits / 2)
     config = dataclasses.replace(config, **{**others, key: second})
     form = {"gpt2": gpt2, "gpt_neox": gpt_neox}[config.architecture]
     if key in EXPRESSED:
         form.write_config(config)
         return
-    decides = {"activation", "softmax_temperature"} & others.keys()
+    keys = {"activation", "softmax_temperature", "normalization", "final_normalization"}
+    decides = keys & others.keys()
     named = "|".join([key, *decides])
     with pytest.raises(ConfigError, match=rf"model\.({named})=.* has no form in transformers"):
         form.write_config(config)

@@ -84,6 +84,7 @@ def folder_with_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("registries")
 @pytest.mark.parametrize("name", _modules_with_examples())
 def test_examples_in_docstrings_give_what_they_show(
     name: str, folder_with_runs: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,8 +9,8 @@ from training_parts import make_parts, random_batch, small_config
 
 from nfllm.analysis import attention_entropy, attention_entropy_from_logits
 from nfllm.data.batches import Batch
-from nfllm.model.attention import _entropy_by_product
 from nfllm.model.capture import capture
+from nfllm.model.softmax import entropy_by_product
 from nfllm.trainer.placement import Placement
 
 BATCH = random_batch(0)
@@ -92,5 +92,5 @@ def test_masked_and_infinite_logits_count_for_nothing(scale):
     logits = scale * np.random.default_rng(0).normal(size=(2, 3, 9, 9)).astype(np.float32)
     logits[..., 4, 3] = -np.inf  # as float16 gives
     logits = np.where(np.tril(np.ones((9, 9), bool)), logits, np.finfo(np.float32).min)
-    entropy = _entropy_by_product(jax.numpy.asarray(logits), jax.nn.softmax(logits))
+    entropy = entropy_by_product(jax.numpy.asarray(logits), jax.nn.softmax(logits))
     np.testing.assert_allclose(entropy, attention_entropy_from_logits(logits), atol=2e-6)

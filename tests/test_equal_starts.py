@@ -25,6 +25,8 @@ CHANGES = [
     ),
     *({"model.normalization": name} for name in ("layernorm", "derf")),
     {"model.qk_normalization": "layernorm"},
+    {"model.mlp_normalization": "evonorm_s0", "model.normalization": "isru"},
+    {"model.embedding_scale": "learned"},
     {"model.attention_bias": "qk"},
     {"model.attention_bias": "all"},
     {"model.mlp_bias": True},

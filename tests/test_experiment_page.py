@@ -82,7 +82,8 @@ def test_a_grid_of_ones_own_is_compared_by_the_keys_in_which_it_varies(own):
     page, results = own
     check(page)
     # Seeds 0 to 2 of 3.9, 3.7, 3.8: mean 3.8, half-width 4.303 x 0.1 / sqrt(3).
-    assert "| relu_3e-3 | relu | 0.003 | 3 | 3.8000 | 3.5516 | 4.0484 | 44.70 |" in results
+    start = "| relu_3e-3 | norm-free, final normalised | relu | 0.003 | 3 |"
+    assert f"{start} 3.8000 | 3.5516 | 4.0484 | 44.70 |" in results
     assert "did not finish" not in results
 
 
@@ -120,7 +121,7 @@ def test_runs_of_other_targets_have_no_best(tmp_path):
 def test_what_did_not_finish_is_named(tmp_path):
     outcomes = {"mine/relu_1e-3/seed1": Outcome("diverged", "NaN at step 9")}
     content = markdown(tmp_path, own_grid(), LOSSES, outcomes)
-    assert "| relu_1e-3 | relu | 0.001 | 2 | 4.1000 |" in content
+    assert "| relu_1e-3 | norm-free, final normalised | relu | 0.001 | 2 | 4.1000 |" in content
     assert "diverged (seed 1)" in content
 
 
@@ -128,7 +129,7 @@ def test_keys_that_vary_are_those_of_the_configs(tmp_path):
     group = group_of(tmp_path, {"sm+g": [4.1, 4.0], "sm+r": [4.0, 4.0]})
     assert varying_keys(group) == ["model.activation"]
     columns = [column.title for column in comparison_table(group).columns]
-    assert columns[:3] == ["variant", "model.activation", "seeds"]
+    assert columns[:4] == ["variant", "normalization", "model.activation", "seeds"]
 
 
 def test_the_papers_grid_has_its_verdicts_and_published_numbers(tmp_path):
@@ -225,4 +226,4 @@ def test_a_group_without_a_finished_run_says_so(tmp_path):
     group = read_group("mine", "Rates", entries, outcomes, tmp_path)
     (section,) = comparison_sections([group])
     assert "No run has finished." in section.lead
-    assert np.shape(comparison_table(group).rows) == (4, 9)
+    assert np.shape(comparison_table(group).rows) == (4, 10)

@@ -54,8 +54,10 @@ def test_scales_of_1_are_the_plain_block_and_others_by_hand() -> None:
     gains = {"residual_gain": jnp.array([0.5]), "mlp_alpha": jnp.array([2.0])}
     found = nfllm.capture(scaled, {**params, "blocks": {**blocks, **gains}}, TOKENS)
     attended = found.residual[0] + found.attention_out[0]
-    expected = 0.5 * attended + found.mlp_out[0] / 2
+    expected = 0.5 * attended + found.mlp_out[0]
     np.testing.assert_allclose(found.residual[1], expected, rtol=1e-6, atol=1e-6)
+    once = nfllm.capture(plain, params, TOKENS)
+    np.testing.assert_allclose(found.mlp_out[0], once.mlp_out[0] / 2, rtol=1e-5, atol=1e-6)
 
 
 def test_the_gradient_of_alpha_is_minus_the_branch_over_its_square() -> None:
@@ -70,7 +72,7 @@ def test_the_gradient_of_alpha_is_minus_the_branch_over_its_square() -> None:
     grads = jax.grad(total)(params)["blocks"]
     found = nfllm.capture(model, params, TOKENS)
     attended = found.residual[0] + found.attention_out[0]
-    np.testing.assert_allclose(grads["mlp_alpha"][0], -found.mlp_out.sum() / 4, rtol=1e-4)
+    np.testing.assert_allclose(grads["mlp_alpha"][0], -found.mlp_out.sum() / 2, rtol=1e-4)
     np.testing.assert_allclose(grads["residual_gain"][0], attended.sum(), rtol=1e-4)
 
 

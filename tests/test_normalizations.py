@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
+from nfllm.model.evonorm import EvoNorm
 from nfllm.model.normalizations import NORMALIZATIONS
 
 WIDTH = 16
@@ -13,8 +14,28 @@ LEARNED = {
     "layernorm": {"scale", "bias"},
     "rmsnorm": {"scale"},
     "none": set(),
+    "evonorm_s0": {"gate", "scale", "bias"},
     "dyt": {"alpha", "scale", "bias"},
-    "derf": {"alpha", "shift", "scale", "bias"},
+    **{
+        name: {"alpha", "shift", "scale", "bias"}
+        for name in ("derf", "isru", "arctan", "hardtanh", "expsign")
+    },
+}
+POINT_FUNCTIONS = {
+    "dyt": np.tanh,
+    "derf": erf,
+    "isru": lambda x: x / np.hypot(1, x),
+    "arctan": lambda x: 2 / np.pi * np.arctan(x),
+    "hardtanh": lambda x: np.clip(x, -1, 1),
+    "expsign": lambda x: np.sign(x) * (1 - np.exp(-np.abs(x))),
+}
+SLOPES = {
+    "dyt": lambda x: np.cosh(np.clip(x, -300, 300)) ** -2.0,
+    "derf": lambda x: 2 / np.sqrt(np.pi) * np.exp(-(x**2)),
+    "isru": lambda x: np.hypot(1, x) ** -3.0,
+    "arctan": lambda x: 2 / np.pi / (1 + x**2),
+    "hardtanh": lambda x: 1.0 * (np.abs(x) < 1),
+    "expsign": lambda x: np.exp(-np.abs(x)),
 }
 
 
@@ -31,12 +52,19 @@ def random_parameters(name):
     }
 
 
+def logistic(x):
+    return np.exp(-np.logaddexp(0, -x))
+
+
 def formula(name, x, p, epsilon):
     if name == "none":
         return x
-    if name in ("dyt", "derf"):
+    if name == "evonorm_s0":
+        gated = x * logistic(p["gate"] * x)
+        return p["scale"] * gated / np.sqrt(x.var(-1, keepdims=True) + epsilon) + p["bias"]
+    if name in POINT_FUNCTIONS:
         inner = p["alpha"] * x + p.get("shift", 0.0)
-        return p["scale"] * (np.tanh(inner) if name == "dyt" else erf(inner)) + p["bias"]
+        return p["scale"] * POINT_FUNCTIONS[name](inner) + p["bias"]
     if name == "layernorm":
         x = x - x.mean(-1, keepdims=True)
     y = x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon)
@@ -63,6 +91,7 @@ def test_parameters_and_their_start(name):
         "shift": np.float32(0.0),
         "scale": np.ones(WIDTH, np.float32),
         "bias": np.zeros(WIDTH, np.float32),
+        "gate": np.ones(WIDTH, np.float32),
     }
     assert set(params) == LEARNED[name]
     for key, value in params.items():
@@ -108,12 +137,18 @@ def derivative(name, x, p, epsilon, cotangent):
     """The cotangent of x, by hand: 1 / size times what is orthogonal to the normalized x."""
     if name == "none":
         return cotangent
-    if name in ("dyt", "derf"):
-        inner = p["alpha"] * x + p.get("shift", 0.0)
+    if name in POINT_FUNCTIONS:
         with np.errstate(over="ignore", under="ignore"):
-            slope = np.cosh(np.clip(inner, -300, 300)) ** -2.0
-            slope = slope if name == "dyt" else 2 / np.sqrt(np.pi) * np.exp(-(inner**2))
+            slope = SLOPES[name](p["alpha"] * x + p.get("shift", 0.0))
         return p["alpha"] * p["scale"] * slope * cotangent
+    if name == "evonorm_s0":
+        sigmoid, centred = logistic(p["gate"] * x), x - x.mean(-1, keepdims=True)
+        size = np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
+        cotangent = p["scale"] * cotangent
+        with np.errstate(over="ignore", invalid="ignore"):
+            slope = sigmoid + p["gate"] * x * sigmoid * (1 - sigmoid)
+        gated = cotangent * x * sigmoid / size
+        return (cotangent * slope - gated.mean(-1, keepdims=True) * centred / size) / size
     if name == "layernorm":
         x = x - x.mean(-1, keepdims=True)
     size = np.sqrt((x**2).mean(-1, keepdims=True) + epsilon)
@@ -142,7 +177,7 @@ def test_value_and_derivative_at_every_size(name, dtype):
     slope = derivative(name, exact, params64, 1e-5, cotangent64)
     found = np.float64(backward(cotangent)[0])
     # What cancels is as exact as its terms: the largest of the row, or 1 where f saturates.
-    size = np.abs(slope).max(-1, keepdims=True) + (1.0 if name in ("dyt", "derf") else 1e-6)
+    size = np.abs(slope).max(-1, keepdims=True) + (1.0 if name in POINT_FUNCTIONS else 1e-6)
     np.testing.assert_allclose(found / size, slope / size, **tolerance)
 
 
@@ -152,3 +187,20 @@ def test_input_and_scale_are_all_that_is_kept_for_the_derivative(name):
     params = {"params": random_parameters(name)}
     _, backward = jax.vjp(module(name).apply, params, x)
     assert sum(kept.size for kept in jax.tree.leaves(backward)) == x.size + WIDTH
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        (1, [0.6538760554, 1.5756114102, 2.5560143774, 3.5133452896]),
+        (2, [1.4620879158, 3.5231178503, 5.7153304555, 7.8559532028]),
+    ],
+)
+def test_evonorm_by_groups_of_features(groups, expected):
+    x = jnp.asarray([[1.0, 2.0, 3.0, 4.0]])
+    norm = EvoNorm(1e-5, jnp.float32, groups)
+    params = norm.init(jax.random.key(0), x)["params"]
+    np.testing.assert_allclose(norm.apply({"params": params}, x), [expected], rtol=1e-6)
+    halves = norm.apply({"params": params | {"gate": jnp.zeros(4)}}, x)
+    deviation = np.sqrt((1.25 if groups == 1 else 0.25) + 1e-5)
+    np.testing.assert_allclose(halves, np.asarray(x) / (2 * deviation), rtol=1e-6)

@@ -20,6 +20,7 @@ from nfllm.config import (
 )
 from nfllm.data.batches import Batch
 from nfllm.model import Decoder
+from nfllm.model.register import register_attention_transform
 from nfllm.trainer.program import Program
 from nfllm.training.build import build
 from nfllm.training.optimizer import make_optimizer
@@ -43,9 +44,18 @@ MODEL_KEYS: dict[str, tuple[dict[str, Any], Any, Any, str]] = {
     "mlp_dim": ({}, 12, None, "shapes"),
     "context_length": ({}, 6, 7, "shapes"),
     "normalization": ({}, "none", "layernorm", "shapes"),
+    "dyt_alpha_attention": ({"normalization": "dyt"}, None, 0.8, "initial"),
+    "dyt_alpha_mlp": ({"normalization": "dyt"}, None, 0.2, "initial"),
+    "dyt_alpha_final": ({"final_normalization": "derf"}, None, 0.2, "initial"),
+    "dyt_shift": ({"normalization": "dyt"}, None, True, "shapes"),
+    "embedding_scale": ({}, "none", "learned", "shapes"),
+    "attention_normalization": ({}, None, "rmsnorm", "shapes"),
+    "mlp_normalization": ({}, None, "rmsnorm", "shapes"),
     "final_normalization": ({}, "layernorm", "none", "shapes"),
     "qk_normalization": ({}, "none", "rmsnorm", "shapes"),
     "attention_implementation": ({}, "explicit", "xla", "program"),
+    "normalization_groups": ({"normalization": "evonorm_s0"}, None, 2, "logits"),
+    "attention_transform": ({}, "none", "test_cap", "logits"),
     "norm_epsilon": ({}, 1e-5, 1e-2, "logits"),
     "activation": ({}, "relu", "gelu", "logits"),
     "negative_slope": ({"activation": "leaky_relu"}, None, 0.3, "logits"),
@@ -128,6 +138,11 @@ class Observed:
 
     def program(self) -> object:
         return str(jax.make_jaxpr(jax.grad(lambda p: self._apply(p).sum()))(self.params))
+
+
+@pytest.fixture(autouse=True)
+def own_transform(registries: None) -> None:
+    register_attention_transform("test_cap", lambda logits: jnp.tanh(logits))
 
 
 def test_every_key_is_here():

@@ -36,6 +36,19 @@ def test_four_devices_give_the_losses_of_one(strategy):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), four.params, one.params)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["pmap", "fsdp"])
+def test_power_iteration_does_not_depend_on_the_devices(strategy):
+    """The vector that a step stores is a parameter that all devices and micro-batches agree on."""
+    sigma = {"weight_reparametrization": "sigma"}
+    _, one, losses_of_one = _train(small_config(model=sigma), 1)
+    parallel, training = {"strategy": strategy}, {"gradient_accumulation": 2}
+    config = small_config(model=sigma, parallel=parallel, training=training)
+    _, four, losses_of_four = _train(config, 4)
+    np.testing.assert_allclose(losses_of_four, losses_of_one, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), four.params, one.params)
+
+
 def test_dropout_does_not_depend_on_the_devices():
     dropout = {"embedding_dropout": 0.3, "attention_dropout": 0.2}
     _, _, losses_of_one = _train(small_config(model=dropout), 1)

@@ -11,7 +11,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import gpt2_codeparrot, pythia70m_codeparrot
+from configs import gpt2_codeparrot, norm_free, pythia70m_codeparrot
 from nfllm.config import Config, ConfigError
 from nfllm.model import Decoder
 from nfllm.papers.variants import VARIANTS
@@ -212,3 +212,31 @@ def test_files_load_by_path_and_without_a_variant(name, monkeypatch, tmp_path):
 def test_an_unknown_variant_is_refused(name):
     with pytest.raises(ConfigError, match=r"unknown variant 'sm\+gg'; did you mean 'sm\+g'\?"):
         preset(name, "sm+gg")
+
+
+@pytest.mark.parametrize("name", norm_free.PARTS)
+def test_norm_free_parts_are_norm_free_as_their_parts_declare(name):
+    assert Config.from_dict(norm_free.get_config(name)).model.statistics == "norm-free"
+
+
+@pytest.mark.parametrize(
+    ("name", "alphas", "gain"),
+    [
+        ("dyt", (0.5, 0.5, 0.5), "none"),
+        ("dyt_7b", (0.8, 0.2, 0.2), "learned"),
+        ("dyt_13b", (0.6, 0.15, 0.15), "learned"),
+        ("dyt_70b", (0.2, 0.05, 0.05), "learned"),
+        ("derf_gpt2", (1.0, 1.0, 1.0), "learned"),
+        ("dyt_overfitting", (2.0, 2.0, 2.0), "none"),
+    ],
+)
+def test_published_starts_of_alpha(name, alphas, gain):
+    model = Config.from_dict(norm_free.get_config(name)).model
+    assert tuple(model.alpha_at(site) for site in ("attention", "mlp", "final")) == alphas
+    assert model.embedding_scale == gain
+
+
+def test_helu_for_small_models():
+    assert Config.from_dict(norm_free.get_config("helu")).model.margin == 0.001
+    with pytest.raises(ConfigError, match=r"unknown part 'derff'; did you mean 'derf'\?"):
+        norm_free.get_config("derff")

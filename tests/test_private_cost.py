@@ -323,6 +323,13 @@ FREE = {
     "context_length",
     "attention_implementation",
     "norm_epsilon",
+    "normalization_groups",
+    "attention_transform",  # of one's own: tests/test_register.py
+    "dyt_alpha_attention",
+    "dyt_alpha_mlp",
+    "dyt_alpha_final",
+    "dyt_shift",
+    "embedding_scale",  # the owner of the model folds it into the tables
     "negative_slope",
     "slope_sharing",
     "helu_margin",
@@ -359,6 +366,8 @@ PRICED = {
     "normalization": "layernorm",
     "final_normalization": "none",
     "qk_normalization": "rmsnorm",
+    "attention_normalization": "rmsnorm",
+    "mlp_normalization": "rmsnorm",
     "activation": "gelu",
     "mlp": "none",
     "mlp_pruned_layers": 1,

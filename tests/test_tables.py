@@ -23,7 +23,9 @@ PUBLISHED = json.loads(Path(published.__file__).with_name("published.json").read
 def result(label: str, perplexity: float | None, data: tuple = ("9f0c", 128), **fields) -> Result:
     loss = None if perplexity is None else math.log(perplexity)
     known = {"published_perplexity": None, "published_change": None}
-    return Result(label, "1,000 of 1,000", 1000, 5000, loss, perplexity, data, **known | fields)
+    return Result(
+        label, "norm-free", "1,000 of 1,000", 1000, 5000, loss, perplexity, data, **known | fields
+    )
 
 
 def column(table: Table, title: str) -> list:
@@ -57,7 +59,15 @@ def test_a_diverged_run_is_not_a_number():
 
 def test_columns_appear_only_with_something_in_them():
     titles = [c.title for c in tables.perplexity_table([result("a", 4.0)], None, "SM+G").columns]
-    assert titles == ["run", "steps", "parameters", "tokens", "eval loss (nats)", "perplexity"]
+    assert titles == [
+        "run",
+        "normalization",
+        "steps",
+        "parameters",
+        "tokens",
+        "eval loss (nats)",
+        "perplexity",
+    ]
     published = [result("a", 4.0, published_perplexity=2.936, published_change=-8.16)]
     table = tables.perplexity_table(published, None, "SM+G")
     assert column(table, "published perplexity") == [2.936]

@@ -18,7 +18,8 @@ from nfllm.model import capture
 from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import UPDATES
 from nfllm.model.parameters import Kind, kind_of
-from nfllm.model.weight_norm import leading_direction, power_iteration, reparametrized
+from nfllm.model.power_iteration import leading_direction, power_iteration
+from nfllm.model.weight_norm import reparametrized
 from nfllm.trainer.checkpoints import Checkpoints
 from nfllm.trainer.placement import Placement
 

@@ -61,6 +61,7 @@ from nfllm.analysis.signal import (
     mean_norm,
     norm_by_layer,
     rms,
+    saturation,
     token_similarity,
 )
 from nfllm.analysis.specialization import ClassResponses
@@ -138,6 +139,7 @@ __all__ = [
     "projected_participation_ratio",
     "reference_maximum",
     "rms",
+    "saturation",
     "seed_interval",
     "shannon_entropy",
     "sink_score",

@@ -66,6 +66,29 @@ def rms(x: Arrays, *, keep: int = 1) -> jax.Array:
     return jnp.sqrt(jnp.mean((x / scale) ** 2, axis=axes)) * scale.reshape(x.shape[:keep])
 
 
+def saturation(pre: Arrays, threshold: float = 2.0, *, keep: int = 0) -> jax.Array:
+    r"""Share of entries beyond a threshold in size, :math:`P(|x| > \tau)`.
+
+    Of what enters a saturating function, such as :math:`\alpha x` of DyT's tanh: where it is large,
+    the function is flat and passes little gradient. NaN where an entry is.
+
+    Args:
+      pre: `[...]`.
+      threshold: what counts as saturated; at 2, tanh has a slope of 0.07.
+      keep: Number of leading axes to keep.
+
+    Returns:
+      The first `keep` axes of `pre`, float32, shares between 0 and 1.
+
+    Example:
+      >>> saturation([-3.0, -1.0, 0.0, 2.0, 2.5])
+      Array(0.4, dtype=float32)
+    """
+    x = as_float32(pre)
+    beyond = jnp.where(jnp.isnan(x), x, (jnp.abs(x) > threshold).astype(jnp.float32))
+    return jnp.mean(beyond, axis=tail_axes(x, keep))
+
+
 def branch_ratio(branch: Arrays, skip: Arrays, *, keep: int = 1) -> jax.Array:
     r"""How much a residual branch adds to what passes by it, a mean over tokens.
 

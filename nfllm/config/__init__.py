@@ -7,24 +7,31 @@ name before anything is compiled.
 
 from nfllm.config.checks import ConfigError, suggest
 from nfllm.config.keys import (
-    Activation,
     Architecture,
     CheckpointConfig,
     DataConfig,
     DType,
     EvaluationConfig,
     ModelConfig,
-    Normalization,
     ObjectiveConfig,
     OptimizerConfig,
     ParallelConfig,
     TelemetryConfig,
     TrainingConfig,
 )
+from nfllm.config.names import (
+    ACTIVATION_NAMES,
+    NORMALIZATION_NAMES,
+    Activation,
+    Normalization,
+    Statistics,
+)
 from nfllm.config.whole import IGNORED_LABEL, Config, differences, get_config
 
 __all__ = [
+    "ACTIVATION_NAMES",
     "IGNORED_LABEL",
+    "NORMALIZATION_NAMES",
     "Activation",
     "Architecture",
     "CheckpointConfig",
@@ -38,6 +45,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "Statistics",
     "TelemetryConfig",
     "TrainingConfig",
     "differences",

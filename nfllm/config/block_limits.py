@@ -62,7 +62,7 @@ def check_weights(model: ModelConfig) -> None:
     )
 
 
-def check_groups(model: ModelConfig) -> None:
+def check_kv_heads(model: ModelConfig) -> None:
     """Raises ConfigError for heads that cannot share keys and values."""
     if model.num_kv_heads is None:
         return
@@ -106,7 +106,8 @@ def _check_placement(model: ModelConfig) -> None:
     placement = model.norm_placement
     if placement == "pre":
         return
-    if model.normalization == "none":
+    of_branches = (model.attention_normalization, model.mlp_normalization)
+    if all((model.normalization if own is None else own) == "none" for own in of_branches):
         raise ConfigError(
             f"model.norm_placement={placement!r} has no effect on model.normalization='none'; "
             "choose a normalization, or leave the placement at 'pre'"

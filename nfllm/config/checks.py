@@ -7,7 +7,9 @@ import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from nfllm.config.names import Names
 
 Value = bool | int | float | str | None
 """What a key of a config can hold."""
@@ -43,7 +45,14 @@ def value_type(hint: Any) -> Any:
     is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
     options = typing.get_args(hint) if is_union else (hint,)
     kind = next(option for option in options if option is not types.NoneType)
-    return str if typing.get_origin(kind) is Literal else kind
+    return kind if _choices(kind) is None else str
+
+
+def value_names(hint: Any) -> tuple[str, ...]:
+    """The names that a key can be set to; none where its values are no names."""
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    options = typing.get_args(hint) if is_union else (hint,)
+    return tuple(name for option in options for name in _choices(option) or ())
 
 
 def check_keys(values: Iterable[str], valid: Iterable[str], where: str) -> None:
@@ -66,7 +75,7 @@ def _wants_float(hint: object) -> bool:
 
 def check_types(section: object, name: str) -> None:
     """Raises ConfigError unless every field of a section is of its annotated type."""
-    for key, hint in typing.get_type_hints(type(section)).items():
+    for key, hint in typing.get_type_hints(type(section), include_extras=True).items():
         value = getattr(section, key)
         is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
         options = typing.get_args(hint) if is_union else (hint,)
@@ -74,16 +83,34 @@ def check_types(section: object, name: str) -> None:
             raise ConfigError(_type_message(f"{name}.{key}", value, options))
 
 
-def _is_a(value: Any, hint: Any) -> bool:
+def names_of(hint: Any) -> Names | None:
+    """The parts that a key's values name; None where they are something else."""
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    for option in typing.get_args(hint) if is_union else (hint,):
+        if typing.get_origin(option) is Annotated:
+            names: Names = option.__metadata__[0]
+            return names
+    return None
+
+
+def _choices(hint: Any) -> Iterable[str] | None:
+    """The names that are values of a type of names; None of any other type."""
     if typing.get_origin(hint) is Literal:
-        return value in typing.get_args(hint)
+        return typing.get_args(hint)
+    return names_of(hint)
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    choices = _choices(hint)
+    if choices is not None:
+        return isinstance(value, str) and value in choices
     if hint in (int, float):
         return type(value) is hint and (hint is int or math.isfinite(value))
     return isinstance(value, hint)
 
 
 def _type_message(key: str, value: object, options: Iterable[object]) -> str:
-    names = [n for o in options if typing.get_origin(o) is Literal for n in typing.get_args(o)]
+    names = [name for option in options for name in _choices(option) or ()]
     if names and isinstance(value, str):
         word = key.rpartition(".")[2]
         return f"unknown {word} {value!r} (key {key}); {suggest(value, names)}"
@@ -94,8 +121,9 @@ def _type_message(key: str, value: object, options: Iterable[object]) -> str:
 
 
 def _option_name(option: Any) -> str:
-    if typing.get_origin(option) is Literal:
-        return f"one of {', '.join(sorted(typing.get_args(option)))}"
+    choices = _choices(option)
+    if choices is not None:
+        return f"one of {', '.join(sorted(choices))}"
     return "None" if option is types.NoneType else option.__name__
 
 

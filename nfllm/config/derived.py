@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
+
+from nfllm.config.names import (
+    ACTIVATION_NAMES,
+    NORMALIZATION_NAMES,
+    strongest,
+)
 
 Site = Literal[
     "embedding",
@@ -43,17 +49,24 @@ class ModelShape:
     mlp: str
     mlp_pruned_layers: int
     softmax_temperature_init: float | None
+    activation: str
     normalization: str
     norm_placement: str
     embedding_normalization: str
     attention_output_normalization: str
     mlp_hidden_normalization: str
+    attention_normalization: str | None
+    mlp_normalization: str | None
     qk_normalization: str
+    normalization_groups: int | None
     final_normalization: str
     attention_branch_scale: float
     mlp_branch_scale: float
     attention_skip: float
     mlp_skip: float
+    dyt_alpha_attention: float | None
+    dyt_alpha_mlp: float | None
+    dyt_alpha_final: float | None
     negative_slope: float | None
     helu_margin: float | None
     tie_embeddings: bool | None
@@ -111,8 +124,11 @@ class ModelShape:
         }
         if site in own:
             return own[site]
-        if site.partition("_")[2] in _PLACES[self.norm_placement]:
-            return self.normalization
+        branch, _, place = site.partition("_")
+        if place in _PLACES[self.norm_placement]:
+            is_mlp = branch == "mlp"
+            name = self.mlp_normalization if is_mlp else self.attention_normalization
+            return self.normalization if name is None else name
         return self.attention_output_normalization if site == "attention_output" else "none"
 
     def branch_scale(self, branch: Branch) -> float:
@@ -122,6 +138,41 @@ class ModelShape:
     def skip(self, branch: Branch) -> float:
         """Factor of what passes by a branch."""
         return self.attention_skip if branch == "attention" else self.mlp_skip
+
+    def alpha_at(self, site: Site) -> float:
+        """Start of the alpha of a point function at a site, which all of a branch share."""
+        own = {
+            "attention": self.dyt_alpha_attention,
+            "mlp": self.dyt_alpha_mlp,
+            "final": self.dyt_alpha_final,
+        }.get(site.partition("_")[0])
+        return 0.5 if own is None else own
+
+    def width_at(self, site: Site) -> int:
+        """Features that a normalization at a site has."""
+        if site == "mlp_hidden":
+            return self.mlp_width
+        return self.head_dim if site in ("query", "key") else self.embed_dim
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites at which the model has a normalization, `none` among them."""
+        sites: tuple[Site, ...] = get_args(Site)
+        return tuple(s for s in sites if self.num_mlp_layers or not s.startswith("mlp"))
+
+    @property
+    def statistics(self) -> str:
+        """Whether the model is norm-free, frozen or normalised, as its parts declare.
+
+        It is that of all parts of the blocks together; a final normalization that is more than that
+        is named besides: `norm-free, final normalised`.
+        """
+        found = {s: NORMALIZATION_NAMES[self.normalization_at(s)].statistics for s in self.sites}
+        final = found.pop("final")
+        has_activation = self.num_mlp_layers and self.mlp != "fused"
+        activation = [ACTIVATION_NAMES[self.activation].statistics] if has_activation else []
+        blocks = strongest([*found.values(), *activation])
+        return blocks if strongest([blocks, final]) == blocks else f"{blocks}, final {final}"
 
     @property
     def ties_embeddings(self) -> bool:

@@ -6,9 +6,11 @@ they are in `configs/`, and an installed wheel has them below `nfllm/shipped`.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from ml_collections import ConfigDict
 
 from nfllm.config import ConfigError
 
-_PACKAGE = Path(__file__).parents[1]
+_PACKAGE = Path(__file__).resolve().parents[1]
 _IN_A_WHEEL = _PACKAGE / "shipped"
+
+_before_devices = False
 
 
 def shipped_folder() -> Path:
@@ -33,6 +37,25 @@ def find_file(path: str | Path) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def before_devices() -> Iterator[None]:
+    """Within it, what registers a part touches no device: checks that do wait for the first use.
+
+    A config file runs before a command has said which devices there are.
+    """
+    global _before_devices
+    outer, _before_devices = _before_devices, True
+    try:
+        yield
+    finally:
+        _before_devices = outer
+
+
+def is_before_devices() -> bool:
+    """Whether devices are still to be chosen."""
+    return _before_devices
+
+
 def run_file(path: str | Path) -> dict[str, Any]:
     """The names that a file defines.
 
@@ -41,12 +64,13 @@ def run_file(path: str | Path) -> dict[str, Any]:
     """
     file = find_file(path).resolve()
     shipped = str(shipped_folder())
-    if file.is_relative_to(shipped):  # its `configs` is the shipped one, whatever else has the name
-        sys.path[:0] = [shipped]
+    if file.is_relative_to(shipped) and sys.path[0] != shipped:
+        sys.path.insert(0, shipped)  # its `configs` is the shipped one, whatever else has the name
     for folder in (*map(str, file.parents[:2]), shipped):
         if folder not in sys.path:
             sys.path.append(folder)
-    return runpy.run_path(str(file))
+    with before_devices():
+        return runpy.run_path(str(file))
 
 
 def load_config(choice: str) -> ConfigDict:
@@ -80,7 +104,8 @@ def load_config(choice: str) -> ConfigDict:
         given = repr(argument) if separator else "nothing"
         raise ConfigError(f"--config {choice} gives get_config() {given}: {error}") from error
     try:
-        config = names["get_config"](*arguments)
+        with before_devices():
+            config = names["get_config"](*arguments)
     except ConfigError as error:
         raise ConfigError(f"--config {choice}: {error}") from error
     if not isinstance(config, ConfigDict):

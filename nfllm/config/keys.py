@@ -25,22 +25,10 @@ from nfllm.config.limits import (
     check_telemetry,
     check_training,
 )
+from nfllm.config.names import Activation, AttentionTransform, Normalization
 
 Architecture = Literal["gpt2", "gpt_neox", "llama"]
-Normalization = Literal["layernorm", "none", "rmsnorm", "dyt", "derf"]
 AttentionImplementation = Literal["auto", "explicit", "blocks", "xla", "cudnn"]
-Activation = Literal[
-    "gelu",
-    "gelu_tanh",
-    "relu",
-    "leaky_relu",
-    "learnable_leaky_relu",
-    "silu",
-    "relu_squared",
-    "helu",
-    "identity",
-    "half_identity",
-]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -58,8 +46,11 @@ class ModelConfig(ModelShape):
     embed_dim: int = 64
     mlp_dim: int | None = None  # width of the MLP; None: 4 * embed_dim
     context_length: int = 128  # tokens; also the length of the position table
-    # layernorm, none, rmsnorm, dyt (2503.10622), derf: before attention and before the MLP
+    # Before attention and before the MLP: layernorm, none, rmsnorm, evonorm_s0 (2004.02967, by
+    # token), or f(alpha x): dyt (2503.10622), derf, isru, arctan, hardtanh, expsign
     normalization: Normalization = "none"
+    attention_normalization: Normalization | None = None  # before attention. None: normalization
+    mlp_normalization: Normalization | None = None  # before the MLP. None: normalization
     final_normalization: Normalization = "layernorm"  # the same names: before the output head
     qk_normalization: Normalization = "none"  # the same names: of each head's queries and keys
     norm_epsilon: float = 1e-5  # added to the variance
@@ -89,8 +80,19 @@ class ModelConfig(ModelShape):
     )
     # sigma: every matrix of the blocks as gain * W / its largest singular value (2303.06296)
     weight_reparametrization: Literal["none", "sigma"] = "none"
-    # gelu (exact erf), gelu_tanh, relu, leaky_relu, learnable_leaky_relu, silu, relu_squared,
-    # helu (2411.10573), identity (the MLP becomes linear), half_identity (x/2, as GELU near zero)
+    normalization_groups: int | None = None  # of evonorm_s0: of the features. None: 1
+    # Where the alpha of the point functions of a branch, and of the final one, starts. None: 0.5,
+    # as for queries and keys
+    dyt_alpha_attention: float | None = None
+    dyt_alpha_mlp: float | None = None
+    dyt_alpha_final: float | None = None
+    # Whether point functions add a learned scalar to alpha x. None: all but dyt, as published
+    dyt_shift: bool | None = None
+    # learned: a scalar that starts at sqrt(embed_dim) times the sum of token and position embedding
+    embedding_scale: Literal["none", "learned"] = "none"
+    # gelu (exact erf), gelu_tanh, gelu_puma (2307.12533: polynomials), relu, leaky_relu,
+    # learnable_leaky_relu, silu, relu_squared, helu (2411.10573), identity (the MLP becomes
+    # linear), half_identity (x/2, as GELU near zero)
     activation: Activation = "relu"
     # Slope for x < 0 of leaky_relu; its start value for learnable_leaky_relu. None: 0.01
     negative_slope: float | None = None
@@ -124,6 +126,8 @@ class ModelConfig(ModelShape):
     # Standard deviation of the query matrices at the start. None: 0 with shaped attention, which
     # makes its first map the identity, else that of the other matrices
     query_init_std: float | None = None
+    # A function of each attention logit before the softmax: none, or one that was registered
+    attention_transform: AttentionTransform = "none"
     # none; qk: query and key (the paper); all: also value and output
     attention_bias: Literal["none", "qk", "all"] = "none"
     mlp_bias: bool = False
@@ -328,21 +332,30 @@ BEFORE: dict[str, Value] = {
     "data.document_separator": None,
     "model.attention_branch_scale": 1.0,
     "model.attention_implementation": "explicit",
+    "model.attention_normalization": None,
     "model.attention_output_normalization": "none",
     "model.attention_shaping": "none",
     "model.attention_skip": 1.0,
+    "model.attention_transform": "none",
     "model.branch_scaling": "fixed",
+    "model.dyt_alpha_attention": None,
+    "model.dyt_alpha_final": None,
+    "model.dyt_alpha_mlp": None,
+    "model.dyt_shift": None,
     "model.embedding_normalization": "none",
+    "model.embedding_scale": "none",
     "model.head_gains": False,
     "model.mlp": "two_layer",
     "model.mlp_branch_scale": 1.0,
     "model.mlp_hidden_normalization": "none",
+    "model.mlp_normalization": None,
     "model.mlp_pruned_layers": 0,
     "model.mlp_scaling": "none",
     "model.mlp_skip": 1.0,
     "model.mlp_skip_gains": False,
     "model.mlp_weight_norm": "none",
     "model.norm_placement": "pre",
+    "model.normalization_groups": None,
     "model.num_kv_heads": None,
     "model.output_projection": "dense",
     "model.query_init_std": None,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from nfllm.config.block_limits import check_groups, check_residual, check_shaping, check_weights
+from nfllm.config.block_limits import check_kv_heads, check_residual, check_shaping, check_weights
 from nfllm.config.checks import ConfigError, at_least, between, check_types, positive, suggest
+from nfllm.config.normalization_limits import check_groups, check_point_functions
 
 if TYPE_CHECKING:
     from nfllm.config.keys import (
@@ -41,8 +42,10 @@ def check_model(model: ModelConfig) -> None:
             f"model.num_heads={model.num_heads} does not divide model.embed_dim="
             f"{model.embed_dim}; choose a divisor of {model.embed_dim}"
         )
-    check_groups(model)
+    check_kv_heads(model)
     _check_attention_implementation(model)
+    check_point_functions(model)
+    check_groups(model)
     _check_activation(model)
     _check_mlp(model)
     check_residual(model)
@@ -58,6 +61,12 @@ def _check_attention_implementation(model: ModelConfig) -> None:
         raise ConfigError(
             f"model.attention_implementation={chosen!r} has no dropout, but "
             f"model.attention_dropout={model.attention_dropout}; use 'auto' or 'explicit'"
+        )
+    if chosen in ("xla", "cudnn") and model.attention_transform != "none":
+        raise ConfigError(
+            f"model.attention_transform={model.attention_transform!r} needs attention logits, "
+            f"which model.attention_implementation={chosen!r} does not give; use 'auto', "
+            "'explicit' or 'blocks'"
         )
     if chosen == "cudnn" and (model.head_dim % 8 or model.head_dim > 256):
         raise ConfigError(
@@ -110,6 +119,7 @@ def _check_mlp(model: ModelConfig) -> None:
     if model.mlp == "none":
         neutral |= {"mlp_pruned_layers": 0, "mlp_scaling": "none", "mlp_branch_scale": 1.0}
         neutral |= {"mlp_skip": 1.0, "mlp_skip_gains": False, "mlp_weight_norm": "none"}
+        neutral |= {"mlp_normalization": None}
     for key, value in neutral.items():
         if (found := getattr(model, key)) != value:
             raise ConfigError(

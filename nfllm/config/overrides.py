@@ -7,7 +7,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from nfllm.config.checks import ConfigError, Value, suggest, value_type
+from nfllm.config.checks import ConfigError, Value, suggest, value_names, value_type
 from nfllm.config.whole import Config
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
@@ -28,7 +28,7 @@ def key_type(name: str, where: str | None = None) -> Any:
     sections = typing.get_type_hints(Config)
     if section not in sections:
         raise ConfigError(f"unknown section {section!r} in {where}; {suggest(section, sections)}")
-    keys = typing.get_type_hints(sections[section])
+    keys = typing.get_type_hints(sections[section], include_extras=True)
     if key in keys:
         return keys[key]
     homes = [home for home, of in sections.items() if key in typing.get_type_hints(of)]
@@ -39,14 +39,15 @@ def key_type(name: str, where: str | None = None) -> Any:
 def override_value(name: str, text: str) -> Value:
     """`text` as a value of the key `name`: of its type, or None where the key may be None.
 
-    Whole numbers may be written as 1e3. `Config` checks the limits of the key.
+    Whole numbers may be written as 1e3. Where a part may be called `none`, only `None` is None.
+    `Config` checks the limits of the key.
 
     Raises:
       ConfigError: there is no such key, or `text` is not of its type.
     """
     hint = key_type(name)
     optional = types.NoneType in typing.get_args(hint)
-    if optional and text.lower() == "none":
+    if optional and text.lower() == "none" and text not in value_names(hint):
         return None
     kind = value_type(hint)
     if kind is str:

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from nfllm.config.checks import ConfigError, Value, check_keys, section_values, value_type
+from nfllm.config.checks import ConfigError, Value, check_keys, names_of, section_values, value_type
 from nfllm.config.keys import (
     BEFORE,
     RETIRED,
@@ -21,6 +21,7 @@ from nfllm.config.keys import (
     TelemetryConfig,
     TrainingConfig,
 )
+from nfllm.config.names import Source
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -99,6 +100,16 @@ class Config:
                 for name, section in sections.items()
             }
         )
+
+    def sources(self) -> dict[str, Source]:
+        """Where each registered part was registered, by the key that names it."""
+        found = {}
+        for key, hint in typing.get_type_hints(type(self.model), include_extras=True).items():
+            names, chosen = names_of(hint), getattr(self.model, key)
+            source = names[chosen].source if names and chosen is not None else None
+            if source is not None:
+                found[f"model.{key}"] = source
+        return found
 
     def to_dict(self) -> dict[str, dict[str, Value]]:
         """The nested plain dictionary that `from_dict` reads back."""

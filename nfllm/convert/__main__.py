@@ -6,6 +6,7 @@ import sys
 from absl import logging
 
 from nfllm.config import ConfigError
+from nfllm.config.extensions import add_import_flag
 from nfllm.console import escape_unprintable
 from nfllm.convert import ConversionError, convert
 from nfllm.rundir import RunError
@@ -21,6 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("source", metavar="SRC", help="a checkpoint's or a run's directory")
     parser.add_argument("destination", metavar="DST", help="a new directory")
+    add_import_flag(parser)
     options = parser.parse_args(arguments)
     logging.set_verbosity(logging.WARNING)  # Orbax logs every step of a save
     try:

@@ -68,7 +68,7 @@ def read_config(attributes: Attributes) -> tuple[ModelConfig, int]:
         normalization="layernorm",
         final_normalization="layernorm",
         norm_epsilon=attributes.take("layer_norm_epsilon", float, 1e-5),
-        activation=activation,  # type: ignore[arg-type]
+        activation=activation,
         negative_slope=slope,
         attention_bias="all",
         mlp_bias=True,

@@ -62,7 +62,7 @@ def read_config(attributes: Attributes) -> tuple[ModelConfig, int]:
         normalization="layernorm",
         final_normalization="layernorm",
         norm_epsilon=attributes.take("layer_norm_eps", float, 1e-5),
-        activation=activation,  # type: ignore[arg-type]
+        activation=activation,
         negative_slope=slope,
         attention_bias="all" if biased else "none",
         mlp_bias=True,

@@ -69,7 +69,7 @@ def read_config(attributes: Attributes) -> tuple[ModelConfig, int]:
         normalization="rmsnorm",
         final_normalization="rmsnorm",
         norm_epsilon=attributes.take("rms_norm_eps", float, 1e-6),
-        activation=activation,  # type: ignore[arg-type]
+        activation=activation,
         negative_slope=slope,
         attention_bias="all" if attributes.take("attention_bias", bool, False) else "none",
         mlp_bias=attributes.take("mlp_bias", bool, False),

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from nfllm.config import ConfigError
+from nfllm.config.extensions import add_import_flag
 from nfllm.experiment.grid import expand, load_experiment, read_overrides
 from nfllm.experiment.provenance import Provenance
 from nfllm.experiment.scheduler import run_grid
@@ -36,19 +37,21 @@ def main(arguments: list[str] | None = None) -> int:
         type=int,
         help="most runs at the same time; never more than a device each, a core each on a CPU",
     )
+    add_import_flag(parser)
     options, rest = parser.parse_known_args(arguments)
     if options.jobs is not None and options.jobs < 1:
         parser.error(f"--jobs {options.jobs} must be at least 1")
     try:
         experiment = load_experiment(options.config, options.scale)
         entries = expand(experiment, read_overrides(rest))
+        given = [*(f"--import={file}" for file in options.imports), *rest]
         machine = find_machine(options.jobs)
         options.out.mkdir(parents=True, exist_ok=True)
         # The accelerator is for the runs; this process computes little.
         jax.config.update("jax_platforms", "cpu")
         with lock.hold(options.out):
             print(experiment.note)
-            with Provenance.record(options.out, options.config, options.scale, machine, rest):
+            with Provenance.record(options.out, options.config, options.scale, machine, given):
                 outcomes, is_done = run_grid(entries, options.out, machine.slots)
             page, results = write_results(experiment, entries, outcomes, options.out)
     except (ConfigError, RunError, RuntimeError, OSError) as error:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from nfllm.config import Config, ConfigError, suggest
 from nfllm.config.checks import Value
-from nfllm.config.files import find_file, run_file
+from nfllm.config.files import before_devices, find_file, run_file
 from nfllm.config.overrides import key_type, override_value
 
 if TYPE_CHECKING:
@@ -105,7 +105,8 @@ def load_experiment(path: Path, scale: str) -> Experiment:
         )
     if scale not in scales:
         raise ConfigError(f"unknown scale {scale!r}; {suggest(scale, scales)}")
-    experiment: Experiment = get_experiment(scale)
+    with before_devices():
+        experiment: Experiment = get_experiment(scale)
     return experiment
 
 
@@ -149,7 +150,7 @@ def expand(experiment: Experiment, overrides: Mapping[str, Value] | None = None)
                     config,
                     first_of.get(config),
                     variant.changes,
-                    experiment.linear_replacement,
+                    experiment.linear_replacement and config.model.mlp == "two_layer",
                 )
                 first_of.setdefault(config, entry.name)
                 entries.append(entry)

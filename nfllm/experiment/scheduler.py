@@ -71,6 +71,8 @@ class _Job:
         command += ["--parent", str(os.getpid())]
         if entry.linear_replacement:
             command += ["--linear-replacement"]
+        for source in entry.config.sources().values():
+            command += ["--import", source.file]
         if slot.cores:
             command += ["--cores", ",".join(map(str, slot.cores))]
         with open(self._log, "a") as log:

@@ -35,6 +35,7 @@ def comparison_table(group: GroupResults) -> Table:
         rows.append(
             (
                 variant,
+                config.model.statistics,
                 *(_setting(config, key) for key in keys),
                 *loss_cells(group.losses(variant).values()),
                 *([others[variant] or "–"] if any(others.values()) else []),
@@ -42,6 +43,7 @@ def comparison_table(group: GroupResults) -> Table:
         )
     columns = [
         Column("variant"),
+        Column("normalization"),
         *map(Column, keys),
         *LOSS_COLUMNS,
     ]

@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument(
         "--linear-replacement", action="store_true", help="measure how linear the MLPs are"
     )
+    parser.add_argument("--import", action="append", dest="imports", default=[])
     options = parser.parse_args()
     _end_with(options.parent)
     if options.cores:
@@ -34,6 +35,7 @@ def main() -> None:
     from absl import logging
 
     from nfllm.config import Config, ConfigError
+    from nfllm.config.extensions import import_file
     from nfllm.data.records import MalformedRecordError
     from nfllm.experiment.cause import write_cause
     from nfllm.rundir import RunError
@@ -42,6 +44,8 @@ def main() -> None:
 
     logging.set_verbosity(logging.WARNING)
     try:
+        for file in options.imports:
+            import_file(file)
         result = fit(Config.from_dict(json.load(sys.stdin)), options.run)
     except NonFiniteError as error:
         print(error)

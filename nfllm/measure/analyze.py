@@ -54,8 +54,8 @@ def analyze(
       The result of each metric by name, as NumPy arrays; the same on every process.
 
     Raises:
-      ValueError: an unknown metric, no sequence (on any process), or a token id that is no row of
-        the model's table.
+      ValueError: an unknown metric, or one that the model does not have, no sequence (on any
+        process), or a token id that is no row of the model's table.
 
     Example:
       >>> import nfllm
@@ -65,6 +65,11 @@ def analyze(
       >>> error_LH = results["head_entropy"].standard_error()
     """
     chosen = find_metrics(metrics)
+    if "mlp_ratio" in chosen and model.config.norm_placement == "post":
+        raise ValueError(
+            "metric 'mlp_ratio' needs what the MLP's output is added to, which a model with "
+            "model.norm_placement='post' does not keep; leave it out"
+        )
     states = merge_across_processes(accumulate(model, params, batches, chosen, put=put))
     return {name: metric.result(states[name]) for name, metric in chosen.items()}
 

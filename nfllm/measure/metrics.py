@@ -20,6 +20,7 @@ from nfllm.analysis import Comoments, Covariance, Moments, UnitActivity
 from nfllm.analysis.numerics import LAYER_SITES
 from nfllm.analysis.shown import shown_in_a_line
 from nfllm.config import suggest
+from nfllm.config.names import Source
 from nfllm.model.capture import Captured
 
 TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -50,13 +51,14 @@ class Metric(NamedTuple):
 
     `of` maps a batch to a state with a method `merge`, or to a dict of such states, under `jit`;
     `result` reads the merged state on the host. A large state `stays_on_device`, where it is merged
-    in single precision.
+    in single precision. `source` is where it was registered; None of nfllm's own.
     """
 
     name: str
     of: Callable[[Observed], Any]
     result: Callable[[Any], Any] = lambda state: state
     stays_on_device: bool = False
+    source: Source | None = None
 
 
 @shown_in_a_line
@@ -185,6 +187,11 @@ def _root_mean_square(state: Moments) -> np.ndarray:
     return np.sqrt(state.variance() + state.mean**2)
 
 
+def _saturation(x: Observed) -> dict[str, Moments]:
+    shares = x.captured.saturation
+    return {site: Moments.of(share, axis=-1) for site, share in shares.items()}
+
+
 def _ledger(x: Observed) -> analysis.Ledger:
     given = [name for name in (*LAYER_SITES, "logits") if name in x.captured._fields]
     sites = {name: getattr(x.captured, name) for name in given}
@@ -267,6 +274,8 @@ _ALL = (
     ),
     Metric("effective_rank", lambda x: _per_sequence(analysis.effective_rank(x.captured.residual))),
     Metric("kurtosis", lambda x: _per_sequence(analysis.kurtosis(x.captured.residual, keep=2))),
+    # Point functions in place of normalizations: by site that has one, [L], [] of the final one.
+    Metric("saturation", _saturation),
     # Everywhere.
     Metric("ledger", _ledger),
 )

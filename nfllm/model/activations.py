@@ -5,6 +5,7 @@ or cancel whose sum does not, and the gradient of a learned coefficient is a sum
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,43 @@ def _gelu_tanh(x: jax.Array) -> jax.Array:
     bounded = jnp.clip(x32, -12.0, 12.0)
     inner = (2 / jnp.pi) ** 0.5 * (bounded + 0.044715 * bounded**3)
     return (x32 * jax.nn.sigmoid(2 * inner)).astype(x.dtype)
+
+
+def gelu_puma(x: jax.Array, _: Coefficient) -> jax.Array:
+    """What the protocol PUMA computes in place of GELU (arXiv 2307.12533, equations 2 and 3).
+
+    0 below -4, a cubic below -1.95, a polynomial of degree 6 up to 3, and x beyond. It is off by
+    0.0199 at 3, where it jumps.
+    """
+    return _gelu_puma(x)
+
+
+@_keeping_only_inputs
+def _gelu_puma(x: jax.Array) -> jax.Array:
+    x32 = x.astype(jnp.float32)
+    is_low, is_middle = (x32 >= -4) & (x32 < -1.95), (x32 >= -1.95) & (x32 <= 3)
+    # Elsewhere a polynomial could overflow, whose derivative would then be NaN though not taken.
+    cubic = jnp.polyval(jnp.float32(_PUMA_CUBIC), jnp.where(is_low, x32, -2.0))
+    sextic = jnp.polyval(jnp.float32(_PUMA_SEXTIC), jnp.where(is_middle, x32, 0.0))
+    outer = jnp.where(x32 < -4, 0.0, x32)
+    return jnp.where(is_low, cubic, jnp.where(is_middle, sextic, outer)).astype(x.dtype)
+
+
+_PUMA_CUBIC = (
+    -0.011034134030615728,
+    -0.11807612951181953,
+    -0.42226581151983866,
+    -0.5054031199708174,
+)
+_PUMA_SEXTIC = (
+    0.0018067462606141187,
+    0.0,
+    -0.037688200365904236,
+    0.0,
+    0.3603292692789629,
+    0.5,
+    0.008526321541038084,
+)
 
 
 def relu(x: jax.Array, _: Coefficient) -> jax.Array:
@@ -111,9 +149,10 @@ def half_identity(x: jax.Array, _: Coefficient) -> jax.Array:
     return x / 2
 
 
-ACTIVATIONS: dict[Activation, Callable[[jax.Array, Coefficient], jax.Array]] = {
+ACTIVATIONS: dict[Activation, Callable[[jax.Array, Any], jax.Array]] = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
+    "gelu_puma": gelu_puma,
     "relu": relu,
     "leaky_relu": leaky_relu,
     "learnable_leaky_relu": leaky_relu,
@@ -123,3 +162,6 @@ ACTIVATIONS: dict[Activation, Callable[[jax.Array, Coefficient], jax.Array]] = {
     "identity": identity,
     "half_identity": half_identity,
 }
+
+STARTS: dict[str, dict[str, float]] = {}
+"""Of registered activations with parameters: where these start. They take them all at once."""

@@ -21,7 +21,12 @@ from nfllm.model.products import einsum_to_float32
 from nfllm.model.projections import mix_values, project, scores
 from nfllm.model.rotary import rotate
 from nfllm.model.shaping import beside_identity, declare_gains, shaped_map
-from nfllm.model.softmax import divide_by_temperature, entropy_by_product, softmax_and_entropy
+from nfllm.model.softmax import (
+    ATTENTION_TRANSFORMS,
+    divide_by_temperature,
+    entropy_by_product,
+    softmax_and_entropy,
+)
 from nfllm.model.weight_norm import attention_kernel
 
 _FEWEST_QUERIES = 32
@@ -58,7 +63,7 @@ class Attention(nn.Module):
             q_BTHK = normalization(config, "query", self.dtype, name="query_norm")(q_BTHK)
             k_BTHK = normalization(config, "key", self.dtype, name="key_norm")(k_BTHK)
         if config.rotary_dim:
-            base = 10_000.0 if config.rotary_base is None else config.rotary_base
+            base = config.rotary_wavelength_base
             q_BTHK = rotate(q_BTHK, config.rotary_dim, base, start_B)
             k_BTHK = rotate(k_BTHK, config.rotary_dim, base, start_B)
         if config.softmax_temperature != "none":
@@ -224,6 +229,8 @@ class Attention(nn.Module):
         product = jnp.einsum if self.dtype == jnp.float16 else einsum_to_float32
         scores_BHTS = scores(product, q_BTHK, k_BSHK)
         scores_BHTS = scores_BHTS.astype(jnp.float32) * self.config.head_dim**-0.5
+        if self.config.attention_transform != "none":
+            scores_BHTS = ATTENTION_TRANSFORMS[self.config.attention_transform](scores_BHTS)
         return scores_BHTS, jnp.where(visible_11TS, scores_BHTS, jnp.finfo(jnp.float32).min)
 
     def _output(self, mixed_BTHK: jax.Array) -> jax.Array:

@@ -27,7 +27,8 @@ def choose_implementation(config: ModelConfig, dtype: jnp.dtype) -> Implementati
         return chosen
     fastest = tuning().attention
     fits = not config.attention_dropout and dtype != jnp.float16
-    fits &= config.attention_shaping == "none" or fastest == "blocks"
+    plain = config.attention_shaping == "none" and config.attention_transform == "none"
+    fits &= plain or fastest == "blocks"
     if fastest == "cudnn":
         fits &= dtype == jnp.bfloat16 and _on_nvidia()
         fits &= config.head_dim % 8 == 0 and config.head_dim <= _WIDEST_CUDNN_HEAD

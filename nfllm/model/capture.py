@@ -13,6 +13,7 @@ from nfllm.model import intermediates as names
 from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import INTERMEDIATES
 from nfllm.model.layers import join_layers
+from nfllm.model.normalizations import by_site
 from nfllm.model.parameters import Params, Variables
 from nfllm.model.patch import Patch, patch_variables
 from nfllm.model.token_ids import check_token_ids
@@ -44,6 +45,8 @@ class Captured(NamedTuple):
     mlp_post: jax.Array  # [L, B, T, F]
     mlp_out: jax.Array  # [L, B, T, D], what the MLP adds to the stream, with its gain
     logits: jax.Array  # [B, T, V]
+    # By site of a point function, such as DyT: share of |alpha x| > 2, [L, B]; of `final` [B]
+    saturation: dict[str, jax.Array] = {}  # noqa: RUF012 (never written to)
 
 
 def capture(
@@ -117,4 +120,5 @@ def _capture(model: Decoder, params: Params, patches: Variables, tokens_BT: jax.
     }
     last = recorded[names.RESIDUAL]
     sites[names.RESIDUAL] = jnp.concatenate([sites[names.RESIDUAL], last[None]])
-    return Captured(**sites, logits=logits_BTV)
+    saturation = by_site(model.config, found, recorded, names.SATURATION)
+    return Captured(**sites, logits=logits_BTV, saturation=saturation)

@@ -19,6 +19,7 @@ from nfllm.model.intermediates import COLLECTIONS, PATCHES, UPDATES, record, rec
 from nfllm.model.layers import BLOCKS, stacks
 from nfllm.model.normalizations import normalization
 from nfllm.model.parameters import constant_param
+from nfllm.model.part_checks import check_waiting
 from nfllm.model.tuning import tuning
 
 
@@ -48,6 +49,7 @@ class Decoder(nn.Module):
 
     def setup(self) -> None:
         """Declares parameters and submodules."""
+        check_waiting()
         config = self.config
         init = nn.initializers.normal(config.init_std)
         table = (self.vocab_size, config.embed_dim)
@@ -55,6 +57,8 @@ class Decoder(nn.Module):
         if config.architecture == "gpt2":
             shape = (config.context_length, config.embed_dim)
             self.position_embedding = self.param("position_embedding", init, shape)
+        if config.embedding_scale == "learned":
+            self.embedding_gain = constant_param(self, "embedding_gain", config.embed_dim**0.5)
         if not config.ties_embeddings:
             self.head_embedding = self.param("head_embedding", init, table)
         if config.activation == "learnable_leaky_relu" and config.slope_sharing == "model":
@@ -96,6 +100,8 @@ class Decoder(nn.Module):
         x_BTD = self.token_embedding[tokens_BT]
         if config.architecture == "gpt2":
             x_BTD = x_BTD + self._position_rows(length)
+        if config.embedding_scale == "learned":
+            x_BTD = self.embedding_gain * x_BTD
         x_BTD = self.embedding_norm(x_BTD)
         if dropout_rows_B is not None:
             key = self.make_rng("dropout")

@@ -54,6 +54,7 @@ MAX_ABS = "max_abs"
 NONFINITE = "nonfinite"
 PARTICIPATION = "participation"
 RMS = "rms"
+SATURATION = "saturation"
 
 WATCHED = (RESIDUAL, ATTENTION_LOGITS, ATTENTION_OUT, MLP_PRE, MLP_OUT)
 """The sites where telemetry counts. What is not finite elsewhere reaches the next of these."""

@@ -1,5 +1,7 @@
 """The MLP of a block: with a hidden layer, with a gate, or fused into one matrix."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -8,18 +10,19 @@ from nfllm.analysis.covariance import Covariance
 from nfllm.analysis.spectra import participation_ratio, projected_participation_ratio
 from nfllm.config import ModelConfig
 from nfllm.model import intermediates as names
-from nfllm.model.activations import ACTIVATIONS
+from nfllm.model.activations import ACTIVATIONS, STARTS
 from nfllm.model.bias import add_bias
 from nfllm.model.intermediates import record, record_size, record_statistic
 from nfllm.model.normalizations import normalization
-from nfllm.model.parameters import Start, constant_param, params_of_one_key
+from nfllm.model.parameters import Start, constant_param, constant_params, params_of_one_key
 from nfllm.model.weight_norm import mlp_kernel
 
 
 class TwoLayerMlp(nn.Module):
     """activation(x W_in + b_in) W_out + b_out, with `in_kernel` [D, F] and `out_kernel` [F, D].
 
-    The slope of a learned leaky ReLU is the parameter `slope`, unless all layers share one.
+    The slope of a learned leaky ReLU is the parameter `slope`, unless all layers share one; the
+    parameters of a registered activation are in `activation`.
     """
 
     config: ModelConfig
@@ -41,8 +44,10 @@ class TwoLayerMlp(nn.Module):
         """The activation; a method, so that `nfllm.measure.linear_replacement` can replace it."""
         return ACTIVATIONS[self.config.activation](pre_BTF, self._coefficient(model_slope))
 
-    def _coefficient(self, model_slope: jax.Array | None) -> jax.Array | float:
+    def _coefficient(self, model_slope: jax.Array | None) -> jax.Array | float | dict[str, Any]:
         config = self.config
+        if config.activation in STARTS:
+            return constant_params(self, "activation", STARTS[config.activation])
         if config.activation == "helu":
             return config.margin
         if config.activation != "learnable_leaky_relu":

@@ -4,7 +4,7 @@ All compute in float32, and cast what they return. Layer and RMS norms add up sq
 right for entries up to 1e18 in size, whose squares float32 can hold.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,8 @@ from flax import linen as nn
 
 from nfllm.config import ModelConfig
 from nfllm.config.derived import Site
+from nfllm.model.evonorm import EvoNorm
+from nfllm.model.pointwise import FUNCTIONS, Pointwise, options_at
 from nfllm.model.tuning import tuning
 
 
@@ -26,32 +28,6 @@ class NoNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns x, in `dtype`."""
         return x.astype(self.dtype)
-
-
-class Pointwise(nn.Module):
-    """scale * f(alpha * x + shift) + bias, elementwise: a normalization without statistics.
-
-    `alpha` is one scalar that starts at 1/2; `scale` and `bias` are per feature. With f = tanh and
-    no shift it is DyT (arXiv 2503.10622, equation 1); with f = erf and a scalar shift it is Derf.
-    """
-
-    epsilon: float
-    dtype: jnp.dtype
-    function: Callable[[jax.Array], jax.Array]
-    has_shift: bool
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [..., D] to [..., D], in `dtype`."""
-        width = x.shape[-1:]
-        alpha = self.param("alpha", nn.initializers.constant(0.5), ())
-        scale = self.param("scale", nn.initializers.ones, width)
-        bias = self.param("bias", nn.initializers.zeros, width)
-        y = alpha * x.astype(jnp.float32)
-        if self.has_shift:
-            y = y + self.param("shift", nn.initializers.zeros, ())
-        leading = (None,) * (x.ndim - 1)
-        return (scale[leading] * self.function(y) + bias[leading]).astype(self.dtype)
 
 
 _RECOMPUTED: dict[type[nn.Module], type[nn.Module]] = {
@@ -72,12 +48,38 @@ NORMALIZATIONS: dict[str, Callable[..., nn.Module]] = {
     "layernorm": LayerNorm,
     "none": NoNorm,
     "rmsnorm": RMSNorm,
-    "dyt": partial(Pointwise, function=jnp.tanh, has_shift=False),
-    "derf": partial(Pointwise, function=jax.lax.erf, has_shift=True),
+    "evonorm_s0": EvoNorm,
+    **{
+        name: partial(Pointwise, function=function, has_shift=name != "dyt")
+        for name, function in FUNCTIONS.items()
+    },
 }
 
 
 def normalization(config: ModelConfig, site: Site, dtype: jnp.dtype, **options: Any) -> nn.Module:
     """The normalization that a config has at a site; `options` are those of a Flax module."""
-    norm = NORMALIZATIONS[config.normalization_at(site)]
-    return norm(epsilon=config.norm_epsilon, dtype=dtype, **options)
+    name = config.normalization_at(site)
+    own: Mapping[str, Any] = options_at(config, site) if name in FUNCTIONS else {}
+    if name == "evonorm_s0" and config.normalization_groups is not None:
+        own = {"groups": config.normalization_groups}
+    return NORMALIZATIONS[name](epsilon=config.norm_epsilon, dtype=dtype, **own, **options)
+
+
+def by_site(
+    config: ModelConfig, layers: Mapping[str, Any], top: Mapping[str, Any], name: str
+) -> dict[str, jax.Array]:
+    """What the normalizations hold under a name: [L, ...] by site, and that of the final one.
+
+    Args:
+      config: of the decoder.
+      layers: what its blocks hold, as `join_layers` gives it.
+      top: what the decoder itself holds.
+      name: of a parameter, or of what is recorded. Sites without it are left out.
+    """
+    found: dict[str, jax.Array] = {}
+    for site in config.sites:
+        module = f"{site}_norm"
+        values = (layers if module in layers else top).get(module, {})
+        if name in values:
+            found[site] = values[name]
+    return found

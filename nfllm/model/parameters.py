@@ -34,7 +34,16 @@ _OF_MATRICES = ("qkv_", "qk_", "q_", "kv_", "out_", "in_", "gate_", "")
 _MATRICES = tuple(f"{matrix}kernel" for matrix in _OF_MATRICES)
 _EMBEDDINGS = ("token_embedding", "position_embedding", "head_embedding")
 _BIASES = tuple(f"{matrix}bias" for matrix in _OF_MATRICES)
-_SCALARS = ("scale", "alpha", "shift", "residual_gain", "mlp_alpha", "temperature")
+_SCALARS = (
+    "scale",
+    "gate",
+    "alpha",
+    "shift",
+    "embedding_gain",
+    "residual_gain",
+    "mlp_alpha",
+    "temperature",
+)
 _GAINS = ("attention_branch_gain", "mlp_branch_gain", "head_gain", "skip_gain")
 _SHAPING = ("softmax_gain", "identity_gain", "uniform_gain")
 _PROJECTION_GAINS = tuple(
@@ -96,3 +105,15 @@ def params_of_one_key(module: nn.Module, starts: Mapping[str, Start]) -> dict[st
         name: start_param(module, name, functools.partial(start, *keys))
         for name, start in starts.items()
     }
+
+
+def constant_params(
+    module: nn.Module, group: str, starts: Mapping[str, float]
+) -> dict[str, jax.Array]:
+    """Float32 scalars of `module`, together under the name `group`, that start at these values."""
+
+    def start() -> dict[str, jax.Array]:
+        return {name: jnp.float32(value) for name, value in starts.items()}
+
+    found: dict[str, jax.Array] = module.variable("params", group, start).value
+    return found

@@ -1,5 +1,7 @@
 """Softmax, the entropy of its rows, and the temperature in front of it."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -7,6 +9,9 @@ from flax import linen as nn
 from nfllm.config import ModelConfig
 from nfllm.model.cache import positions
 from nfllm.model.parameters import constant_param
+
+ATTENTION_TRANSFORMS: dict[str, Callable[[jax.Array], jax.Array]] = {}
+"""Of each logit before the mask and the softmax, by `model.attention_transform`; all registered."""
 
 
 def entropy_by_product(logits_BHTS: jax.Array, probs_BHTS: jax.Array) -> jax.Array:

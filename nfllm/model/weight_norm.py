@@ -22,8 +22,7 @@ from flax import linen as nn
 from nfllm.config import ModelConfig
 from nfllm.model.intermediates import record_update
 from nfllm.model.parameters import constant_param, start_param
-
-_SMALLEST_NORM = 1e-12  # as torch.nn.functional.normalize
+from nfllm.model.power_iteration import SMALLEST_NORM, leading_direction, norm, power_iteration
 
 
 def reparametrized(module: nn.Module, name: str, kernel: jax.Array, method: str) -> jax.Array:
@@ -36,12 +35,12 @@ def reparametrized(module: nn.Module, name: str, kernel: jax.Array, method: str)
     if method == "none":
         return kernel
     if method == "hypersphere":
-        return kernel / jnp.maximum(_norm(kernel, -2), _SMALLEST_NORM)
+        return kernel / jnp.maximum(norm(kernel, -2), SMALLEST_NORM)
     if method in ("weight_input", "weight_output"):
         axis = -1 if method == "weight_input" else -2
-        norm = _norm(kernel, axis)
-        gain = start_param(module, f"{prefix}gain", lambda: norm.squeeze(axis))
-        return jnp.expand_dims(gain, axis) / norm * kernel
+        size = norm(kernel, axis)
+        gain = start_param(module, f"{prefix}gain", lambda: size.squeeze(axis))
+        return jnp.expand_dims(gain, axis) / size * kernel
     # Of spectral norm the vector is one of inputs, as in torch; of sigmaReparam one of outputs.
     outward = kernel if method == "sigma" else jnp.swapaxes(kernel, -1, -2)
     u = start_param(module, f"{prefix}direction", lambda: leading_direction(outward))
@@ -76,27 +75,3 @@ def attention_kernel(
     matrices = jnp.moveaxis(kernel.reshape(embed_dim, parts, -1), 1, 0)
     used = reparametrized(module, name, matrices, config.weight_reparametrization)
     return jnp.moveaxis(used, 0, 1).reshape(kernel.shape)
-
-
-def power_iteration(kernel: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """An estimate of the largest singular value from below, [...], and a better u, [..., O].
-
-    v = K u / |K u|;  u' = Kᵀ v / |Kᵀ v|;  σ = vᵀ K u', differentiable through K alone.
-    """
-    fixed = jax.lax.stop_gradient(kernel)
-    v = _unit(jnp.einsum("...IO,...O->...I", fixed, u))
-    next_u = _unit(jnp.einsum("...IO,...I->...O", fixed, v))
-    return jnp.einsum("...I,...IO,...O->...", v, kernel, next_u), next_u
-
-
-def leading_direction(kernel: jax.Array) -> jax.Array:
-    """The right singular vector of the largest singular value, [..., O]."""
-    return jnp.linalg.svd(kernel, full_matrices=False)[2][..., 0, :]
-
-
-def _norm(kernel: jax.Array, axis: int) -> jax.Array:
-    return jnp.linalg.norm(kernel, axis=axis, keepdims=True)
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    return x / jnp.maximum(_norm(x, -1), _SMALLEST_NORM)

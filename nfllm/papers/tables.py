@@ -55,6 +55,7 @@ def perplexity_table(group: GroupResults) -> Table:
         Column(f"against {_BASELINE_VARIANT} (%)", "+.1f"),
         Column("published perplexity", ".3f"),
         Column("published change (%)", "+.1f"),
+        Column("normalization"),
         Column("runs that did not finish"),
     )
     baseline = group.losses(_BASELINE_VARIANT)
@@ -79,6 +80,7 @@ def perplexity_table(group: GroupResults) -> Table:
                 percent_change(perplexity, reference and reference.perplexity)
                 if variant != _BASELINE_VARIANT
                 else None,
+                config.model.statistics,
                 tables.without_result(runs) or "–",
             )
         )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from nfllm.config import Config, ConfigError
 from nfllm.config.checks import Value
+from nfllm.config.extensions import add_import_flag
 from nfllm.config.files import load_config
 from nfllm.console import escape_unprintable
 from nfllm.flags import split_overrides
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rounds", type=int, default=1, help="of the protocol, where they are known; default 1"
     )
+    add_import_flag(parser)
     return parser
 
 

@@ -152,6 +152,12 @@ def _outside(shape: DecoderShape, num_tokens: int) -> tuple[str, ...]:
         and shape.mlp_dim != hidden,
         "no row has grouped heads of keys and values": shape.kv_heads != shape.num_heads,
         "no row has a gated MLP": shape.mlp == "gated" and shape.num_mlp_layers > 0,
+        f"no row has {shape.mlp_normalization} before the MLP alone": (
+            shape.mlp_normalization is not None
+        ),
+        f"no row has {shape.attention_transform} before the softmax": (
+            shape.attention_transform != "none"
+        ),
         "no row has normalized queries and keys": shape.qk_normalization != "none",
         "no row has rotary positions": shape.rotary_dim > 0,
         f"no row has {shape.final_normalization} as final normalization": (

@@ -73,11 +73,14 @@ def count_operations(shape: DecoderShape, num_tokens: int) -> tuple[Operation, .
         ),
         _temperature(shape, L * T),
         Operation("scores", map_rows, T, 2 * map_rows * T * K),
+        _transform(shape, map_rows, T),
         Operation(
             "softmax", map_rows, T, 0, SOFTMAX_ELEMENT * (map_rows * T) + SOFTMAX_ROW * map_rows
         ),
         Operation("mixing of values", map_rows, K, 2 * map_rows * T * K),
-        _normalization("MLP normalization", shape.normalization, L_mlp * T, D),
+        _normalization(
+            "MLP normalization", shape.mlp_normalization or shape.normalization, L_mlp * T, D
+        ),
         _mlp(shape, L_mlp * T),
         _activation(shape, T),
         _gate(shape, L_mlp * T),
@@ -115,13 +118,18 @@ def published_attention_flops(shape: DecoderShape, num_tokens: int) -> int:
 
 
 def _normalization(name: str, kind: Normalization, rows: int, width: int) -> Operation:
-    element = NORMALIZATION_ELEMENT[kind]
+    element = NORMALIZATION_ELEMENT.get(kind)
     if element is None:
         return Operation(f"{name} ({kind})", rows, width, 0, None)
     if element == NOTHING:
         return Operation(name, 0, width)
     primitives = element * (rows * width) + NORMALIZATION_ROW * rows
     return Operation(f"{name} ({kind})", rows, width, 0, primitives)
+
+
+def _transform(shape: DecoderShape, rows: int, width: int) -> Operation:
+    name = f"attention transform ({shape.attention_transform})"
+    return Operation(name, 0 if shape.attention_transform == "none" else rows, width, 0, None)
 
 
 def _temperature(shape: DecoderShape, rows: int) -> Operation:
@@ -151,6 +159,6 @@ def _activation(shape: DecoderShape, num_tokens: int) -> Operation:
     if not shape.num_activations:
         return Operation(name, 0, shape.mlp_dim)
     rows = shape.num_mlp_layers * num_tokens
-    element = ACTIVATION_ELEMENT[shape.activation]
+    element = ACTIVATION_ELEMENT.get(shape.activation)
     primitives = None if element is None else element * (rows * shape.mlp_dim)
     return Operation(name, rows, shape.mlp_dim, 0, primitives)

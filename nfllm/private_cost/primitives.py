@@ -56,6 +56,7 @@ _RELU = Primitives(comparisons=1, bit_products=1)
 ACTIVATION_ELEMENT: dict[Activation, Primitives | None] = {
     "gelu": _GELU,
     "gelu_tanh": _GELU,
+    "gelu_puma": _GELU,
     "relu": _RELU,
     # x times a slope that is public, and one bit product: slope x + (1 - slope) [x > 0] x.
     "leaky_relu": _RELU,
@@ -77,6 +78,11 @@ NORMALIZATION_ELEMENT: dict[Normalization, Primitives | None] = {
     "none": NOTHING,
     "dyt": None,
     "derf": None,
+    "evonorm_s0": None,
+    "isru": None,
+    "arctan": None,
+    "hardtanh": None,
+    "expsign": None,
 }
 """Of one element; a row of LayerNorm and RMSNorm takes an inverse square root besides."""
 

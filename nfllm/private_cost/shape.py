@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from nfllm.config import Activation, ConfigError, ModelConfig, Normalization
+from nfllm.config.names import AttentionTransform
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,9 +30,11 @@ class DecoderShape:
       num_mlp_layers: L', the layers that have an MLP. L less those that are pruned: a pruned layer
         has no MLP and no normalization before it.
       activation: of the two-layer or gated MLP.
-      normalization: before attention and before the MLP.
+      normalization: before attention, and before the MLP where `mlp_normalization` is None.
+      mlp_normalization: before the MLP, where it is another one.
       final_normalization: before the output head.
       qk_normalization: of each head's queries and keys.
+      attention_transform: of the logits, before the softmax.
       softmax_temperature: `none`; `head`: one a head, which folds into the query matrix;
         `head_position`: one a head and position, which scales the queries.
       value_projections: whether attention has value and output matrices; the simplified blocks of
@@ -53,8 +56,10 @@ class DecoderShape:
     mlp: Literal["two_layer", "gated", "fused"] = "two_layer"
     activation: Activation
     normalization: Normalization
+    mlp_normalization: Normalization | None = None
     final_normalization: Normalization
     qk_normalization: Normalization = "none"
+    attention_transform: AttentionTransform = "none"
     softmax_temperature: Literal["none", "head", "head_position"] = "none"
     value_projections: bool = True
     rotary_dim: int = 0
@@ -82,6 +87,7 @@ class DecoderShape:
           ConfigError: the model has something that is not counted here; the message names the key.
         """
         _check_counted(model)
+        attention, mlp = (model.normalization_at(site) for site in ("attention", "mlp"))
         return cls(
             num_layers=model.num_layers,
             num_heads=model.num_heads,
@@ -93,9 +99,11 @@ class DecoderShape:
             num_mlp_layers=model.num_mlp_layers,
             mlp="two_layer" if model.mlp == "none" else model.mlp,
             activation=model.activation,
-            normalization=model.normalization,
+            normalization=attention,
+            mlp_normalization=None if mlp == attention else mlp,
             final_normalization=model.final_normalization,
             qk_normalization=model.qk_normalization,
+            attention_transform=model.attention_transform,
             softmax_temperature=model.softmax_temperature,
             value_projections=model.value_projection != "none",
             rotary_dim=model.rotary_dim,

@@ -7,6 +7,7 @@ import sys
 from etils import epath
 
 from nfllm.config import ConfigError
+from nfllm.config.extensions import add_import_flag
 from nfllm.console import escape_unprintable
 from nfllm.report import write_report
 from nfllm.rundir import REPORT_DIR, RunError
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="also perplexity against what private inference of each model costs",
     )
+    add_import_flag(parser)
     options = parser.parse_args(arguments)
     if options.out is None and len(options.runs) > 1:
         parser.error("several runs need --out DIR")

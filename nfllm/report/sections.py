@@ -91,7 +91,9 @@ def _result_sections(runs: Sequence[ReportedRun], reference: Reference | None) -
     results = [_result(run, published_baseline, reference) for run in runs]
     lead = (
         "Perplexity is exp(mean loss) over the validation split. SM is softmax attention, LN "
-        "LayerNorm in every block, G GELU, R ReLU; what a name lacks, the model lacks."
+        "LayerNorm in every block, G GELU, R ReLU; what a name lacks, the model lacks. What "
+        "its parts declare: norm-free; frozen, by statistics measured before; or normalised, by "
+        "those of each token."
     )
     if len(runs) == 1:
         baseline = None
@@ -121,6 +123,7 @@ def _result(run: ReportedRun, published_baseline: str, reference: Reference | No
     perplexity = None if published is None else published.perplexity
     return Result(
         label=run.label,
+        statistics=None if run.model is None else run.model.statistics,
         progress=steps if run.status == "finished" else f"{steps}, {run.status}",
         num_parameters=None if run.record is None else run.record.num_parameters,
         tokens=None if tokens is None else int(tokens),

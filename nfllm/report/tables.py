@@ -41,10 +41,12 @@ class Table(NamedTuple):
 
 class Result(NamedTuple):
     """How one run ended. Losses are in nats; `comparable` names its data: the hash of the corpus,
-    the tokenizer and the split, the context length, and how many tokens it trained on.
+    the tokenizer and the split, the context length, and how many tokens it trained on. `statistics`
+    is whether the model is norm-free, frozen or normalised.
     """
 
     label: str
+    statistics: str | None
     progress: str
     num_parameters: int | None
     tokens: int | None
@@ -115,6 +117,7 @@ def perplexity_table(
     reference = next((result for result in results if result.label == baseline), None)
     columns = [
         Column("run"),
+        Column("normalization"),
         Column("steps"),
         Column("parameters", ",d"),
         Column("tokens", ",d"),
@@ -131,7 +134,7 @@ def perplexity_table(
         ]
     rows = []
     for result in results:
-        row: list[Cell] = list(result[:6])
+        row: list[Cell] = list(result[:7])
         if reference is not None:
             change = percent_change(result.perplexity, reference.perplexity)
             row.append(change if result.comparable == reference.comparable else None)

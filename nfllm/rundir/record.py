@@ -17,9 +17,12 @@ import json
 import os
 from typing import Any
 
+from absl import logging
 from etils import epath
 
 from nfllm.config import Config, ConfigError, DataConfig, ModelConfig
+from nfllm.config.checks import names_of
+from nfllm.config.overrides import key_type
 from nfllm.config.paths import is_local, user_path
 
 FORMAT_VERSION = 1
@@ -42,7 +45,9 @@ class RunRecord:
     """What a run is: enough to build its model again and to judge whether two runs compare.
 
     `decayed_parameters` and `undecayed_parameters` name every parameter array once, by whether
-    weight decay acts on it. `data_fingerprint` is the hash of corpus, tokenizer and split.
+    weight decay acts on it. The file says too whether the model is norm-free, frozen or normalised
+    (`statistics`), and which files registered parts that it has (`imports`). `data_fingerprint` is
+    the hash of corpus, tokenizer and split.
 
     Of an imported model, `config.model` is all that is known, and all that is written: the other
     sections hold defaults, and neither list names a parameter.
@@ -74,6 +79,11 @@ def write_record(run: epath.PathLike, record: RunRecord) -> None:
         "format_version": FORMAT_VERSION,
         "nfllm_version": record.nfllm_version,
         "config": {"model": config["model"]} if record.is_imported else config,
+        "statistics": record.config.model.statistics,
+        "imports": {
+            key: {"file": source.file, "sha256": source.sha256}
+            for key, source in record.config.sources().items()
+        },
         "vocab_size": record.vocab_size,
         "num_parameters": record.num_parameters,
         "data_fingerprint": record.data_fingerprint,
@@ -130,7 +140,7 @@ def _record(path: epath.Path, values: Any) -> RunRecord:
         "decayed_parameters": list,
         "undecayed_parameters": list,
     }
-    unknown = sorted(values.keys() - types.keys() - {"format_version"})
+    unknown = sorted(values.keys() - types.keys() - {"format_version", "statistics", "imports"})
     if unknown:
         raise RunError(
             f"{path} has the unknown key {unknown[0]!r}, {writer}; read it with that version"
@@ -143,6 +153,7 @@ def _record(path: epath.Path, values: Any) -> RunRecord:
                 f"{path}: {key} is of type {type(values[key]).__name__}, expected "
                 f"{expected.__name__}"
             )
+    _check_imported(path, values)
     sections = values["config"]
     if values["data_fingerprint"] == UNKNOWN_DATA:
         defaults = imported_config(ModelConfig()).to_dict()
@@ -160,6 +171,30 @@ def _record(path: epath.Path, values: Any) -> RunRecord:
         undecayed_parameters=tuple(values["undecayed_parameters"]),
         nfllm_version=values["nfllm_version"],
     )
+
+
+def _check_imported(path: epath.Path, values: dict[str, Any]) -> None:
+    """Names the file of each part that was registered, where it is another now.
+
+    Raises:
+      RunError: it has not been imported.
+    """
+    for key, source in values.get("imports", {}).items():
+        section, _, name = key.partition(".")
+        chosen = values["config"][section][name]
+        names = names_of(key_type(key))
+        if names is None or chosen not in names:
+            raise RunError(
+                f"{path}: {key}={chosen!r} was registered by {source['file']}, which this program "
+                "has not run; import it before the run is read, or give the command "
+                f"--import {source['file']}"
+            )
+        found = names[chosen].source
+        if found is not None and found.sha256 != source["sha256"]:
+            logging.warning(
+                "%s: %s=%r was registered by %s, and is by %s, which does not read the same",
+                *(path, key, chosen, source["file"], found.file),
+            )
 
 
 def _write_whole(path: epath.Path, content: bytes) -> None:

@@ -16,6 +16,7 @@ from nfllm.config.paths import user_path
 from nfllm.data import batches
 from nfllm.data.corpora import default_data_dir
 from nfllm.model.attention_implementation import check_implementation
+from nfllm.model.part_checks import check_waiting
 from nfllm.trainer import hosts
 from nfllm.trainer.evaluation import Evaluation, evaluate
 from nfllm.trainer.placement import Placement, configure_devices
@@ -45,6 +46,7 @@ class Program:
         self.placement = Placement(config)
         dtype = dtype_of(training.dtype)
         check_implementation(config.model, dtype)
+        check_waiting()
 
         self.dataset = data.load(
             config.data, config.model.context_length, progress=hosts.is_first()

@@ -1,1 +1,1 @@
-"""Training: `fit` is the loop, the rest is what it calls."""
+"""What a device computes: the step, its loss, optimizer, schedules, state and telemetry."""

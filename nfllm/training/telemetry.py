@@ -18,8 +18,9 @@ from nfllm.model import intermediates as names
 from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import BY_PRODUCTS, STATISTICS
 from nfllm.model.layers import join_layers
+from nfllm.model.normalizations import by_site
 
-_LEARNED = ("slope", "residual_gain", "mlp_alpha", "temperature")
+_LEARNED = ("alpha", "slope", "residual_gain", "mlp_alpha", "temperature")
 
 
 def make_probe(
@@ -38,6 +39,9 @@ def make_probe(
     residual_max_abs [L + 1]: largest absolute value.
     nonfinite {site: [L]}: how many entries are NaN or infinite; `residual` has L + 1.
     negative_slopes [L']: of a learned leaky ReLU, one per layer also where layers share it.
+    saturation_SITE, alpha_SITE [L], [L'] of mlp, [] of final: of a point function before attention
+      or MLP, of query, key, or final: share of |alpha x + shift| > 2, and alpha.
+    embedding_gain []: where the embedding is scaled.
     residual_gain, mlp_alpha [L']: of a scaled MLP.
     temperature_min, temperature_max, temperature_not_positive [L, H]: least and largest learned
       temperature of a head, and how many are 0 or less, which no softmax should have.
@@ -73,6 +77,8 @@ def make_probe(
                 "mlp_pre_participation": layers[f"{names.PARTICIPATION}_{names.MLP_PRE}"],
                 "mlp_post_participation": layers[f"{names.PARTICIPATION}_{names.MLP_POST}"],
             }
+        for site, share in by_site(config, layers, statistics, names.SATURATION).items():
+            fields[f"saturation_{site}"] = share
         return fields | _learned(config, params)
 
     return lambda params, tokens_BT: jax.device_get(probe(params, tokens_BT))
@@ -90,7 +96,11 @@ def _with_names(tree: Any, kept: Collection[str]) -> Any:
 def _learned(config: ModelConfig, params: Any) -> dict[str, Any]:
     """The learned scalars whose course is of interest beside the entropies."""
     layers = join_layers(_with_names(params, _LEARNED))
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = {
+        f"alpha_{site}": alpha for site, alpha in by_site(config, layers, params, "alpha").items()
+    }
+    if config.embedding_scale == "learned":
+        fields["embedding_gain"] = params["embedding_gain"]
     if config.activation == "learnable_leaky_relu":
         slope = params["slope"] if config.slope_sharing == "model" else layers["slope"]
         fields["negative_slopes"] = jnp.broadcast_to(slope, (config.num_mlp_layers,))

@@ -1,0 +1,102 @@
+"""The names that a config can give a part: nfllm's own, and those that were registered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Literal, NamedTuple
+
+Statistics = Literal["norm-free", "frozen", "normalised"]
+"""What a part divides its input by, when a trained model is used.
+
+norm-free: nothing that is computed from the input. frozen: statistics that were measured before.
+normalised: statistics of the input itself, as LayerNorm does.
+"""
+STATISTICS: tuple[Statistics, ...] = ("norm-free", "frozen", "normalised")
+"""From none to all."""
+
+
+class Source(NamedTuple):
+    """Where a name was registered, and the hash of that file; empty where it cannot be read."""
+
+    file: str
+    line: int
+    sha256: str
+
+
+class Part(NamedTuple):
+    """What is declared of a part; `source` is None of nfllm's own."""
+
+    statistics: Statistics = "norm-free"
+    source: Source | None = None
+
+
+class Names:
+    """The names of one kind of part, in the order in which they were declared."""
+
+    def __init__(self, own: Mapping[str, Statistics]) -> None:
+        self._parts = {name: Part(statistics) for name, statistics in own.items()}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __getitem__(self, name: str) -> Part:
+        return self._parts[name]
+
+    def sources(self) -> dict[str, Source | None]:
+        """Where each name was registered."""
+        return {name: part.source for name, part in self._parts.items()}
+
+    def declare(self, name: str, part: Part) -> None:
+        """Makes `name` a value of the keys of this kind."""
+        self._parts[name] = part
+
+
+POINT_FUNCTIONS = ("dyt", "derf", "isru", "arctan", "hardtanh", "expsign")
+"""Normalizations that are a point function, with an alpha."""
+
+ACTIVATION_NAMES = Names(
+    dict.fromkeys(
+        (
+            "gelu",
+            "gelu_tanh",
+            "relu",
+            "leaky_relu",
+            "learnable_leaky_relu",
+            "silu",
+            "relu_squared",
+            "gelu_puma",
+            "helu",
+            "identity",
+            "half_identity",
+        ),
+        "norm-free",
+    ),
+)
+NORMALIZATION_NAMES = Names(
+    {
+        "layernorm": "normalised",
+        "none": "norm-free",
+        "rmsnorm": "normalised",
+        "evonorm_s0": "normalised",
+        "dyt": "norm-free",
+        "derf": "norm-free",
+        "isru": "norm-free",
+        "arctan": "norm-free",
+        "hardtanh": "norm-free",
+        "expsign": "norm-free",
+    },
+)
+
+ATTENTION_TRANSFORM_NAMES = Names({"none": "norm-free"})
+
+Activation = Annotated[str, ACTIVATION_NAMES]
+Normalization = Annotated[str, NORMALIZATION_NAMES]
+AttentionTransform = Annotated[str, ATTENTION_TRANSFORM_NAMES]
+
+
+def strongest(declared: Iterable[Statistics]) -> Statistics:
+    """What parts amount to together: normalised if one is, else frozen if one is."""
+    return max(declared, key=STATISTICS.index, default="norm-free")

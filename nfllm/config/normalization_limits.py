@@ -1,0 +1,48 @@
+"""The limits of the keys that belong to some normalizations alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nfllm.config.checks import ConfigError, at_least, positive
+from nfllm.config.names import POINT_FUNCTIONS
+
+if TYPE_CHECKING:
+    from nfllm.config.keys import ModelConfig
+
+
+def check_point_functions(model: ModelConfig) -> None:
+    """Raises ConfigError for a key of a point function that the model does not have."""
+    sites = [s for s in model.sites if model.normalization_at(s) in POINT_FUNCTIONS]
+    branches = {site.partition("_")[0] for site in sites}
+    for key in ("dyt_alpha_attention", "dyt_alpha_mlp", "dyt_alpha_final", "dyt_shift"):
+        value = getattr(model, key)
+        if value is None:
+            continue
+        if not branches if key == "dyt_shift" else key.rpartition("_")[2] not in branches:
+            raise ConfigError(
+                f"model.{key}={value!r} has no effect: no normalization there is a point function; "
+                f"choose one of {', '.join(POINT_FUNCTIONS)}, or leave it unset"
+            )
+        if key != "dyt_shift":
+            positive(model, "model", key)
+
+
+def check_groups(model: ModelConfig) -> None:
+    """Raises ConfigError for groups that no normalization has, or that do not divide features."""
+    groups = model.normalization_groups
+    if groups is None:
+        return
+    at_least(model, "model", "normalization_groups", 1)
+    sites = [site for site in model.sites if model.normalization_at(site) == "evonorm_s0"]
+    if not sites:
+        raise ConfigError(
+            f"model.normalization_groups={groups} has no effect: no normalization is 'evonorm_s0'; "
+            "choose it, or leave the groups unset"
+        )
+    for site in sites:
+        if model.width_at(site) % groups:
+            raise ConfigError(
+                f"model.normalization_groups={groups} does not divide the {model.width_at(site)} "
+                f"features of evonorm_s0 ({site}); choose a divisor"
+            )

@@ -1,0 +1,69 @@
+"""What a step of each variant costs, and how saturated its point functions are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from nfllm.experiment.measured import GroupResults
+from nfllm.report.page import Rows, Section
+from nfllm.report.tables import Cell, Column, Table
+
+
+def speed_sections(groups: Sequence[GroupResults]) -> Iterator[Section]:
+    """Tokens a second by variant, as the runs logged them."""
+    blocks = [
+        Rows(f"speed_{g.name}", g.title, table) for g in groups if (table := speed_table(g)).rows
+    ]
+    if blocks:
+        yield Section(
+            "Cost of a step",
+            "Median over the logged speeds of all seeds, and the time of a step against the "
+            "group's first variant. Runs shared the machine with each other: differences of some "
+            "percent mean nothing; benchmarks/run.py measures in turns.",
+            blocks,
+        )
+
+
+def speed_table(group: GroupResults) -> Table:
+    """One row a variant with a speed."""
+    columns = (Column("variant"), Column("tokens/s", ",.0f"), Column("time of a step", ".2f"))
+    found: dict[str, float] = {}
+    for variant in group.variants:
+        series = group.series(variant, "tokens_per_second").values()
+        speeds = [float(speed) for by_step in series for speed in by_step.values()]
+        if speeds:
+            found[variant] = float(np.median(speeds))
+    first = next(iter(found.values()), 1.0)
+    return Table(columns, tuple((name, speed, first / speed) for name, speed in found.items()))
+
+
+def saturation_sections(groups: Sequence[GroupResults]) -> Iterator[Section]:
+    """The share of entries in the flat parts of point functions, of variants that have any."""
+    tables = [(group, saturation_table(group)) for group in groups]
+    blocks = [Rows(f"saturation_{g.name}", g.title, table) for g, table in tables if table.rows]
+    if blocks:
+        yield Section(
+            "Saturation of point functions",
+            "Share of entries with |alpha x| > 2 at the last probe, in percent, a mean over layers "
+            "and seeds. The threshold is a convention.",
+            blocks,
+        )
+
+
+def saturation_table(group: GroupResults) -> Table:
+    """One row a variant with a point function."""
+    sites = ("attention", "mlp", "final")
+    rows: list[tuple[Cell, ...]] = []
+    for variant, runs in group.variants.items():
+        cells: list[Cell] = []
+        for site in sites:
+            last = [run.run.last(f"saturation_{site}") for run in runs.values() if run.run]
+            values = [100 * float(np.mean(value)) for value in last if value is not None]
+            cells.append(float(np.mean(values)) if values else None)
+        if any(cell is not None for cell in cells):
+            rows.append((variant, *cells))
+    return Table(
+        (Column("variant"), *(Column(f"{site} (%)", ".1f") for site in sites)), tuple(rows)
+    )

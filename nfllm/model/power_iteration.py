@@ -1,0 +1,31 @@
+"""The largest singular value of a matrix, by power iteration from a vector that is kept."""
+
+import jax
+import jax.numpy as jnp
+
+SMALLEST_NORM = 1e-12  # as torch.nn.functional.normalize
+
+
+def power_iteration(kernel: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """An estimate of the largest singular value from below, [...], and a better u, [..., O].
+
+    v = K u / |K u|;  u' = Kᵀ v / |Kᵀ v|;  σ = vᵀ K u', differentiable through K alone.
+    """
+    fixed = jax.lax.stop_gradient(kernel)
+    v = _unit(jnp.einsum("...IO,...O->...I", fixed, u))
+    next_u = _unit(jnp.einsum("...IO,...I->...O", fixed, v))
+    return jnp.einsum("...I,...IO,...O->...", v, kernel, next_u), next_u
+
+
+def leading_direction(kernel: jax.Array) -> jax.Array:
+    """The right singular vector of the largest singular value, [..., O]."""
+    return jnp.linalg.svd(kernel, full_matrices=False)[2][..., 0, :]
+
+
+def norm(x: jax.Array, axis: int) -> jax.Array:
+    """The L2 norm along an axis, which is kept with length 1."""
+    return jnp.linalg.norm(x, axis=axis, keepdims=True)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x / jnp.maximum(norm(x, -1), SMALLEST_NORM)

@@ -1,0 +1,200 @@
+"""Parts of one's own, under names of their own, as if they were nfllm's."""
+
+from __future__ import annotations
+
+import hashlib
+import linecache
+import os
+import sys
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from nfllm.config import ACTIVATION_NAMES, NORMALIZATION_NAMES, ConfigError, Statistics
+from nfllm.config.names import ATTENTION_TRANSFORM_NAMES, STATISTICS, Names, Part, Source
+from nfllm.model.activations import ACTIVATIONS, STARTS
+from nfllm.model.normalizations import NORMALIZATIONS
+from nfllm.model.parameters import KINDS, Kind
+from nfllm.model.part_checks import check_apart, check_form, check_module, now_or_later
+from nfllm.model.softmax import ATTENTION_TRANSFORMS
+
+
+def register_activation(
+    name: str,
+    function: Callable[..., jax.Array],
+    *,
+    parameters: Mapping[str, str] = {},
+    start: Mapping[str, float] = {},
+    statistics: Statistics = "norm-free",
+) -> None:
+    """Makes `name` a value of `model.activation`.
+
+    Args:
+      name: its own among activations.
+      function: of the pre-activation, [B, T, F] of any float type, and of each parameter by
+        keyword, a float32 scalar; what it gives has the shape and the type of its input.
+      parameters: learned scalars, one each per layer, and their kind: `decayed` or `undecayed`.
+      start: where each parameter starts.
+      statistics: `norm-free`, or `normalised` where it divides by statistics of the token.
+
+    Raises:
+      ConfigError: the name is taken, a kind or a start is not declared, or the function changes
+        shape or type, or mixes positions.
+
+    Example:
+      >>> import jax, nfllm
+      >>> nfllm.register_activation(
+      ...     "swish",
+      ...     lambda x, beta: (x * jax.nn.sigmoid(beta * x)).astype(x.dtype),
+      ...     parameters={"beta": "undecayed"},
+      ...     start={"beta": 1.0},
+      ... )
+    """
+    source = caller()
+    what = f"activation {name!r}"
+    if is_known("activation", ACTIVATION_NAMES.sources(), name, source):
+        return
+    part = Part(_checked(what, statistics), source)
+    kinds = _kinds(what, parameters)
+    if odd := sorted(start.keys() ^ kinds.keys()):
+        raise ConfigError(f"{what}: {odd[0]!r} must be in parameters, and in start with a number")
+    starts = {parameter: float(value) for parameter, value in start.items()}
+
+    def at_start(x: jax.Array) -> jax.Array:
+        return function(x, **{key: np.float32(value) for key, value in starts.items()})
+
+    check_form(what, at_start)
+    now_or_later(lambda: check_apart(what, at_start))
+    if starts:
+        ACTIVATIONS[name] = lambda x, learned: function(x, **learned)
+        STARTS[name] = starts
+    else:
+        ACTIVATIONS[name] = lambda x, _: function(x)
+    _declare(ACTIVATION_NAMES, name, part, kinds)
+
+
+def register_normalization(
+    name: str,
+    factory: Callable[..., nn.Module],
+    *,
+    parameters: Mapping[str, str],
+    statistics: Statistics,
+) -> None:
+    """Makes `name` a value of `model.normalization`, and of the normalizations by site.
+
+    Args:
+      name: its own among normalizations.
+      factory: `factory(epsilon=..., dtype=..., **options)` gives a Flax module that maps [..., D]
+        to [..., D] of type `dtype`; a class with the fields `epsilon` and `dtype` is one. `options`
+        are those of every Flax module, `name` and `parent`.
+      parameters: all of the module's parameters, and their kind: `decayed`, `undecayed`, or
+        `statistic` where `record_update` gives the next value of what is measured.
+      statistics: `norm-free`, `frozen`, or `normalised` where it divides by statistics of the
+        token.
+
+    Raises:
+      ConfigError: the name is taken, a parameter's kind is not declared, or the module changes
+        shape, gives another type, or mixes positions.
+    """
+    source = caller()
+    what = f"normalization {name!r}"
+    if is_known("normalization", NORMALIZATION_NAMES.sources(), name, source):
+        return
+    part = Part(_checked(what, statistics), source)
+    kinds = _kinds(what, parameters)
+    apply = check_module(what, factory, kinds)
+    now_or_later(lambda: check_apart(what, apply))
+    NORMALIZATIONS[name] = factory
+    _declare(NORMALIZATION_NAMES, name, part, kinds)
+
+
+def register_attention_transform(name: str, function: Callable[[jax.Array], jax.Array]) -> None:
+    """Makes `name` a value of `model.attention_transform`.
+
+    Args:
+      name: its own among attention transforms.
+      function: of the attention logits q · k / sqrt(K), float32 [B, H, T, S], entry by entry,
+        before the causal mask and the softmax; it keeps their shape and type.
+
+    Raises:
+      ConfigError: the name is taken, or the function changes shape or type, or mixes entries.
+
+    Example:
+      >>> import jax.numpy as jnp, nfllm
+      >>> nfllm.register_attention_transform("soft_cap", lambda logits: 50 * jnp.tanh(logits / 50))
+    """
+    source = caller()
+    what = f"attention transform {name!r}"
+    if is_known("attention transform", ATTENTION_TRANSFORM_NAMES.sources(), name, source):
+        return
+    check_form(what, function, "entry")
+    now_or_later(lambda: check_apart(what, function, "entry"))
+    ATTENTION_TRANSFORMS[name] = function
+    _declare(ATTENTION_TRANSFORM_NAMES, name, Part(source=source), {})
+
+
+def caller() -> Source:
+    """The line that calls what calls this, and the hash of its file."""
+    frame = sys._getframe(2)
+    file = frame.f_code.co_filename
+    text = "".join(linecache.getlines(file))
+    digest = hashlib.sha256(text.encode()).hexdigest() if text else ""
+    return Source(os.path.abspath(file) if os.path.exists(file) else file, frame.f_lineno, digest)
+
+
+def is_known(kind: str, sources: Mapping[str, Source | None], name: str, source: Source) -> bool:
+    """Whether this very line of this very file has registered the name, as when it runs again.
+
+    Raises:
+      ConfigError: the name is another's, or no name.
+    """
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ConfigError(f"{kind} {name!r}: a name consists of letters, digits and '_'")
+    if name not in sources:
+        return False
+    known = sources[name]
+    if known is None:
+        raise ConfigError(f"{kind} {name!r} is nfllm's own; choose another name")
+    if known == source and source.sha256:
+        return True
+    raise ConfigError(
+        f"{kind} {name!r} was registered by {known.file}, line {known.line}; choose another "
+        "name, or start Python anew where that file has changed, since compiled programs hold what "
+        "it was"
+    )
+
+
+def _declare(names: Names, name: str, part: Part, kinds: Mapping[str, Kind]) -> None:
+    for parameter, kind in kinds.items():
+        KINDS.setdefault(parameter, kind)
+    names.declare(name, part)
+
+
+def _kinds(what: str, parameters: Mapping[str, str]) -> dict[str, Kind]:
+    """The declared kinds, which may not differ from those of the same names elsewhere."""
+    possible = {kind.value: kind for kind in Kind if kind is not Kind.SLOPE}
+    kinds: dict[str, Kind] = {}
+    for parameter, value in parameters.items():
+        if value not in possible:
+            raise ConfigError(
+                f"{what}: {value!r} of parameter {parameter!r} is no kind; choose from "
+                f"{', '.join(sorted(possible))}"
+            )
+        kinds[parameter] = possible[value]
+        elsewhere = KINDS.get(parameter, kinds[parameter])
+        if elsewhere is not kinds[parameter]:
+            raise ConfigError(
+                f"{what}: parameters called {parameter!r} are {elsewhere.value} elsewhere, not "
+                f"{value}; choose another name for it"
+            )
+    return kinds
+
+
+def _checked(what: str, statistics: Statistics) -> Statistics:
+    if statistics not in STATISTICS:
+        raise ConfigError(
+            f"{what}: statistics={statistics!r} must be one of {', '.join(STATISTICS)}"
+        )
+    return statistics
