@@ -9,7 +9,7 @@ cut into micro-batches, devices and processes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from nfllm.config import Config
 from nfllm.model.frozen_norm import DEVIATION
 from nfllm.model.intermediates import ENTROPY, LOSSES
 from nfllm.model.layers import join_layers
+from nfllm.model.parameters import Params, Variables
 from nfllm.training.entropy_penalty import entropy_penalty, highest_threshold
 
 
@@ -36,7 +37,7 @@ class Auxiliary(NamedTuple):
     name: str
     weight: float
     parameters: dict[str, jax.Array]
-    loss: Callable[[Any, Any], jax.Array]
+    loss: Callable[[Params, Variables], jax.Array]
 
 
 def auxiliary_losses(config: Config) -> tuple[Auxiliary, ...]:
@@ -49,7 +50,7 @@ def auxiliary_losses(config: Config) -> tuple[Auxiliary, ...]:
     return tuple(chosen)
 
 
-def _scale_spread(params: Any, collected: Any) -> jax.Array:
+def _scale_spread(params: Params, collected: Variables) -> jax.Array:
     return scale_spread(collected["final_norm"][DEVIATION])
 
 
@@ -84,7 +85,7 @@ def _entropy_regularizer(config: Config) -> Auxiliary:
     start = jnp.full((rows, model.num_heads), objective.entropy_threshold, jnp.float32)
     trainable = objective.entropy_threshold_trainable
 
-    def loss(params: Any, collected: Any) -> jax.Array:
+    def loss(params: Params, collected: Variables) -> jax.Array:
         threshold = params["objective"]["entropy_threshold"] if trainable else start
         return entropy_penalty(
             join_layers(collected)[ENTROPY],
@@ -98,7 +99,7 @@ def _entropy_regularizer(config: Config) -> Auxiliary:
 
 
 def sum_losses(
-    auxiliaries: tuple[Auxiliary, ...], params: Any, collected: Any
+    auxiliaries: tuple[Auxiliary, ...], params: Params, collected: Variables
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """The sum of each over the sequences, by name, and their weighted sum."""
     sums = {a.name: jnp.sum(a.loss(params, collected[LOSSES])) for a in auxiliaries}

@@ -23,11 +23,12 @@ from nfllm.data.batches import Batch
 from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import COUNTS, nonfinite_by_site
 from nfllm.model.layers import stacks
+from nfllm.model.parameters import Params
 from nfllm.training.auxiliary import Auxiliary
 from nfllm.training.loss import count_targets
 from nfllm.training.objective import MicroBatch, make_objective, micro_batch_weights
 
-Diagnose = Callable[[Any, Batch, int, float, int], Ledger]
+Diagnose = Callable[[Params, Batch, int, float, int], Ledger]
 
 
 def make_diagnosis(
@@ -58,7 +59,7 @@ def make_diagnosis(
 
     @functools.partial(jax.jit, static_argnames="num_micro_batches", out_shardings=result_sharding)
     def diagnose(
-        params: Any, parts: Batch, step: jax.Array, scale: jax.Array, num_micro_batches: int
+        params: Params, parts: Batch, step: jax.Array, scale: jax.Array, num_micro_batches: int
     ) -> tuple[Ledger, Ledger]:
         tokens_PBT, labels_PBT = map(jnp.asarray, parts)
         num_parts, rows, _ = tokens_PBT.shape
@@ -74,7 +75,7 @@ def make_diagnosis(
         )
         differentiate = jax.value_and_grad(objective, has_aux=True)
 
-        def accumulate(grads: Any, part: MicroBatch) -> tuple[Any, Ledger]:
+        def accumulate(grads: Params, part: MicroBatch) -> tuple[Params, Ledger]:
             (_, forward), new = differentiate(params, part, step, scale, (COUNTS,))
             counts: Ledger = nonfinite_by_site(forward.collected[COUNTS], LAYER_SITES)
             counts["logits"] = _count_logits(model, params, forward.features_BTD)
@@ -91,7 +92,7 @@ def make_diagnosis(
         return counts_P, gradients | analysis.ledger({"other_gradients": others})
 
     def on_host(
-        params: Any, parts: Batch, step: int, loss_scale: float, num_micro_batches: int
+        params: Params, parts: Batch, step: int, loss_scale: float, num_micro_batches: int
     ) -> Ledger:
         arguments = (np.int32(step), np.float32(loss_scale), num_micro_batches)
         # Merged on the host: in 32 bits, the attention maps of a whole batch can have too many
@@ -103,7 +104,7 @@ def make_diagnosis(
     return on_host
 
 
-def _count_logits(model: Decoder, params: Any, x_BTD: jax.Array) -> NonfiniteCounts:
+def _count_logits(model: Decoder, params: Params, x_BTD: jax.Array) -> NonfiniteCounts:
     """Counts of the output head, one position after the other: all logits may not fit."""
 
     def count(x_BD: jax.Array) -> NonfiniteCounts:

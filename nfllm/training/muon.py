@@ -13,7 +13,7 @@ import jax
 import optax
 
 from nfllm.config import ConfigError, OptimizerConfig
-from nfllm.model.parameters import Kind, kind_of
+from nfllm.model.parameters import Kind, Params, kind_of
 from nfllm.training.schedules import Schedule
 
 _RMS = 0.2  # of an update, as AdamW's: learning rates carry over (arXiv 2502.16982)
@@ -35,10 +35,10 @@ def muon(config: OptimizerConfig, schedule: Schedule, decay_mask: Any) -> Any:
       ConfigError: when it sees the parameters: there is no matrix among them.
     """
 
-    def axes(params: Any) -> Any:
+    def axes(params: Params) -> Any:
         return jax.tree_util.tree_map_with_path(_axes_of(config.muon_per_head), params)
 
-    def labels(params: Any) -> Any:
+    def labels(params: Params) -> Any:
         found = jax.tree_util.tree_map_with_path(
             lambda path, x: "muon" if is_matrix(path, x) else "adam", params
         )

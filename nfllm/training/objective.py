@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from nfllm.config import TrainingConfig
 from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import LOSSES
+from nfllm.model.parameters import Params, Variables
 from nfllm.training.auxiliary import Auxiliary, sum_losses
 from nfllm.training.loss import next_token_loss_from_features
 
@@ -39,11 +40,22 @@ class Forward(NamedTuple):
 
     loss: jax.Array
     features_BTD: jax.Array
-    collected: Any
+    collected: Variables
     auxiliary: dict[str, jax.Array]
 
 
-Objective = Callable[..., tuple[jax.Array, Forward]]
+class Objective(Protocol):
+    """What `make_objective` returns."""
+
+    def __call__(
+        self,
+        params: Params,
+        micro_batch: MicroBatch,
+        step: jax.Array,
+        scale: jax.Array,
+        collect: Sequence[str] = (),
+    ) -> tuple[jax.Array, Forward]:
+        """The value to be differentiated, and how it came about."""
 
 
 def make_objective(
@@ -62,7 +74,7 @@ def make_objective(
     )
 
     def objective(
-        params: Any,
+        params: Params,
         micro_batch: MicroBatch,
         step: jax.Array,
         scale: jax.Array,
@@ -89,7 +101,7 @@ def make_objective(
 
 def run_forward(
     model: Decoder,
-    params: Any,
+    params: Params,
     tokens_BT: jax.Array,
     labels_BT: jax.Array,
     tile_rows: int | None,

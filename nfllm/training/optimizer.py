@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from nfllm.config import OptimizerConfig
-from nfllm.model.parameters import Kind, kind_of
+from nfllm.model.parameters import Kind, Params, kind_of
 from nfllm.training.muon import muon
 from nfllm.training.schedules import Schedule
 
@@ -16,7 +16,7 @@ from nfllm.training.schedules import Schedule
 _CLIP_EPSILON = 1e-6
 
 
-def decay_mask(params: Any, *, decay_slopes: bool) -> Any:
+def decay_mask(params: Params, *, decay_slopes: bool) -> Params:
     """True for each parameter that weight decay acts on: as declared, see `kind_of`.
 
     Kernels and embeddings decay; biases and all of a normalization do not; learned slopes do with
@@ -30,7 +30,9 @@ def decay_mask(params: Any, *, decay_slopes: bool) -> Any:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def split_by_decay(params: Any, *, decay_slopes: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def split_by_decay(
+    params: Params, *, decay_slopes: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the parameters that decay and of those that do not, for the run's record."""
     mask = decay_mask(params, decay_slopes=decay_slopes)
     names: dict[bool, list[str]] = {True: [], False: []}
@@ -42,7 +44,7 @@ def split_by_decay(params: Any, *, decay_slopes: bool) -> tuple[tuple[str, ...],
 def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.GradientTransformation:
     """Clipping by global norm, then the chosen variant with the decay rule of `decay_mask`."""
 
-    def mask(params: Any) -> Any:
+    def mask(params: Params) -> Any:
         return decay_mask(params, decay_slopes=config.decay_slopes)
 
     if config.variant == "muon":
@@ -65,7 +67,9 @@ def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.Gradien
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     """g * min(1, max_norm / (‖g‖ + 1e-6)), ‖g‖ the L2 norm over all parameters."""
 
-    def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, Any]:
+    def update(
+        updates: Any, state: optax.EmptyState, params: Params | None = None
+    ) -> tuple[Any, Any]:
         del params
         factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) + _CLIP_EPSILON))
         return jax.tree.map(lambda g: g * factor, updates), state
@@ -108,11 +112,13 @@ def hf_adamw(
       mask: function of the parameters, a tree of booleans.
     """
 
-    def init(params: Any) -> HfAdamWState:
+    def init(params: Params) -> HfAdamWState:
         zeros = optax.tree.zeros_like(params)
         return HfAdamWState(jnp.zeros((), jnp.int32), zeros, zeros)
 
-    def update(grads: Any, state: HfAdamWState, params: Any = None) -> tuple[Any, HfAdamWState]:
+    def update(
+        grads: Params, state: HfAdamWState, params: Params | None = None
+    ) -> tuple[Any, HfAdamWState]:
         num_updates = state.num_updates + 1
         t = num_updates.astype(jnp.float32)
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)

@@ -10,13 +10,12 @@ keys, which have to stay as they are for the others, W_q <- η W_q.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from nfllm.config import ModelConfig
 from nfllm.model.layers import split_layers
+from nfllm.model.parameters import Params
 
 # Where a parameter of attention holds query and key, and its axis of heads, stacked over layers.
 _AXES = {"qkv_kernel": (2, 3), "qk_kernel": (2, 3), "qkv_bias": (1, 2), "qk_bias": (1, 2)}
@@ -24,7 +23,7 @@ _AXES = {"qkv_kernel": (2, 3), "qk_kernel": (2, 3), "qkv_bias": (1, 2), "qk_bias
 _QUERIES = {"q_kernel": 2, "q_bias": 1}
 
 
-def clip_qk(params: Any, logit_max_LH: jax.Array, limit: float, config: ModelConfig) -> Any:
+def clip_qk(params: Params, logit_max_LH: jax.Array, limit: float, config: ModelConfig) -> Params:
     """The parameters after the clipping; those of heads with S <= τ stay as they are, to the bit.
 
     Args:

@@ -19,6 +19,7 @@ from nfllm.config import Config
 from nfllm.config.removal import removals
 from nfllm.model.frozen_norm import GATE, SIGMA
 from nfllm.model.norm_sites import at_places, map_norms
+from nfllm.model.parameters import Params
 
 Gating = Callable[[Any, Any], Any]
 
@@ -37,7 +38,7 @@ def make_gating(config: Config) -> Gating:
     starts = at_places(config.model, steps, np.int32(_NEVER))
     joined_at = steps.get(("first_position", None), _NEVER)
 
-    def gating(params: Any, step: jax.Array | int) -> Any:
+    def gating(params: Params, step: jax.Array | int) -> Any:
         def gated(norm: Mapping[str, Any], start_P: np.ndarray) -> dict[str, Any]:
             gate = gate_of(step, start_P, config.removal.taper_steps)
             return {**norm, GATE: gate, SIGMA: _joined(norm[SIGMA], step, joined_at)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import optax
 from flax import struct
 
 from nfllm.model.decoder import Decoder
+from nfllm.model.parameters import Params
 from nfllm.training.removal import Gating
 
 _FIRST_LOSS_SCALE = 2.0**15
@@ -58,7 +58,7 @@ class SavedState(struct.PyTreeNode):
 
     step: jax.Array
     skipped: jax.Array
-    params: Any
+    params: Params
     opt_state: optax.OptState
     loss_scale: LossScale | None
 

@@ -6,7 +6,8 @@ the axis over which it was mapped, and sums over that axis.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from nfllm.data.batches import Batch
 from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import BY_PRODUCTS, ENTROPY, LOGIT_MAX, UPDATES
 from nfllm.model.layers import ATTENTION_BLOCKS, BLOCKS, join_layers
+from nfllm.model.parameters import Params, Variables
 from nfllm.training.auxiliary import Auxiliary
 from nfllm.training.loss import count_targets
 from nfllm.training.objective import (
@@ -31,6 +33,9 @@ from nfllm.training.removal import make_gating
 from nfllm.training.schedules import Schedule
 from nfllm.training.state import Guard, LossScale, TrainState
 from nfllm.training.updates import has_statistics, with_statistics
+
+Tree = TypeVar("Tree")
+Update = Callable[[TrainState], TrainState]
 
 
 class StepMetrics(NamedTuple):
@@ -66,7 +71,7 @@ class _Measured(NamedTuple):
     auxiliary: dict[str, jax.Array]
     entropy_LH: jax.Array | None
     logit_max_LH: jax.Array | None
-    updates: Any
+    updates: Variables
 
 
 class EvalSums(NamedTuple):
@@ -88,7 +93,7 @@ class TrainStep(Protocol):
 class EvalStep(Protocol):
     """An evaluation step, pure; `axis_name` as for `TrainStep`."""
 
-    def __call__(self, params: Any, batch: Batch, *, axis_name: str | None = None) -> EvalSums:
+    def __call__(self, params: Params, batch: Batch, *, axis_name: str | None = None) -> EvalSums:
         """Sums the loss of `batch`, tokens and labels [B, T], without dropout."""
 
 
@@ -126,11 +131,11 @@ def make_train_step(
         micro_batches = MicroBatch(tokens_ABT, labels_ABT, rows_AB, weights_A, shares_A)
         collect = (*by_products, UPDATES) if has_statistics(state.params) else by_products
 
-        def gradients(micro_batch: MicroBatch) -> tuple[Any, _Measured]:
+        def gradients(micro_batch: MicroBatch) -> tuple[Params, _Measured]:
             (_, forward), grads = grad_of(state.params, micro_batch, state.step, scale, collect)
             return grads, _measured(forward)
 
-        def accumulate(grads: Any, micro_batch: MicroBatch) -> tuple[Any, _Measured]:
+        def accumulate(grads: Params, micro_batch: MicroBatch) -> tuple[Params, _Measured]:
             new, measured = gradients(micro_batch)
             return jax.tree.map(jnp.add, grads, new), measured
 
@@ -181,7 +186,7 @@ def make_train_step(
 def make_eval_step(model: Decoder, loss_tile_rows: int | None = None) -> EvalStep:
     """The evaluation step of a model, its logits in tiles as in training."""
 
-    def eval_step(params: Any, batch: Batch, *, axis_name: str | None = None) -> EvalSums:
+    def eval_step(params: Params, batch: Batch, *, axis_name: str | None = None) -> EvalSums:
         tokens_BT, labels_BT = map(jnp.asarray, batch)
         loss = run_forward(model, params, tokens_BT, labels_BT, loss_tile_rows).loss
         return _sum_over_devices(EvalSums(loss, count_targets(labels_BT)), axis_name)
@@ -190,7 +195,7 @@ def make_eval_step(model: Decoder, loss_tile_rows: int | None = None) -> EvalSte
 
 
 def _guarded(
-    state: TrainState, update: Any, updates_finite: jax.Array, finite: jax.Array
+    state: TrainState, update: Update, updates_finite: jax.Array, finite: jax.Array
 ) -> tuple[TrainState, jax.Array]:
     """The state after `update(state)`, or as its guard has it, and whether nothing changed.
 
@@ -236,10 +241,10 @@ def _measured(forward: Forward) -> _Measured:
     )
 
 
-def _norms(grads: Any) -> jax.Array:
+def _norms(grads: Params) -> jax.Array:
     """The L2 norm of each layer's gradient, [L]."""
 
-    def squares(blocks: Any) -> jax.Array:
+    def squares(blocks: Params) -> jax.Array:
         leaves = jax.tree.leaves(blocks)
         return sum((jnp.sum(jnp.square(g), axis=range(1, g.ndim)) for g in leaves), jnp.zeros(()))
 
@@ -247,8 +252,11 @@ def _norms(grads: Any) -> jax.Array:
     return jnp.sqrt(jnp.concatenate(stacks))
 
 
-def _sum_over_devices(tree: Any, axis_name: str | None) -> Any:
-    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+def _sum_over_devices(tree: Tree, axis_name: str | None) -> Tree:
+    if axis_name is None:
+        return tree
+    summed: Tree = jax.lax.psum(tree, axis_name)
+    return summed
 
 
 def _mean_over_devices(tree: Any, axis_name: str | None) -> Any:

@@ -19,6 +19,7 @@ from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import BY_PRODUCTS, STATISTICS
 from nfllm.model.layers import join_layers
 from nfllm.model.normalizations import by_site
+from nfllm.model.parameters import Params
 
 _LEARNED = ("alpha", "slope", "residual_gain", "mlp_alpha", "temperature")
 
@@ -50,7 +51,7 @@ def make_probe(
     config = model.config
 
     @functools.partial(jax.jit, out_shardings=result_sharding)
-    def probe(params: Any, tokens_BT: jax.Array) -> dict[str, Any]:
+    def probe(params: Params, tokens_BT: jax.Array) -> dict[str, Any]:
         _, state = model.apply(
             {"params": params},
             tokens_BT,
@@ -93,7 +94,7 @@ def _with_names(tree: Any, kept: Collection[str]) -> Any:
     }
 
 
-def _learned(config: ModelConfig, params: Any) -> dict[str, Any]:
+def _learned(config: ModelConfig, params: Params) -> dict[str, Any]:
     """The learned scalars whose course is of interest beside the entropies."""
     layers = join_layers(_with_names(params, _LEARNED))
     fields: dict[str, Any] = {

@@ -8,20 +8,19 @@ records its next value in the collection `UPDATES`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 
-from nfllm.model.parameters import Kind, kind_of
+from nfllm.model.parameters import Kind, Params, Variables, kind_of
 
 
-def has_statistics(params: Any) -> bool:
+def has_statistics(params: Params) -> bool:
     """Whether some parameter is measured and not learned."""
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     return any(kind_of(path) == Kind.STATISTIC for path in paths)
 
 
-def with_statistics(params: Any, updates: Mapping[str, Any]) -> Any:
+def with_statistics(params: Params, updates: Variables) -> Params:
     """The parameters with the leaves of `updates` in place of those of the same path."""
     if not isinstance(updates, Mapping):
         return updates
