@@ -12,6 +12,7 @@ from nfllm.analysis import attention_entropy
 from nfllm.analysis.arrays import Arrays, as_array
 from nfllm.config import suggest
 from nfllm.model import intermediates as names
+from nfllm.model.capture import Captured
 
 LOGITS = "logits"
 
@@ -44,11 +45,12 @@ class Sites:
         self._metric = metric
 
     def __getattr__(self, site: str) -> jax.Array:
-        if site not in AXES:
+        if site not in Captured._fields:
             raise AttributeError(site)
         if site not in self._arrays:
+            axes = f" [{_written(AXES[site])}]" if site in AXES else ""
             raise ValueError(
-                f"the metric {self._metric!r} needs the site {site!r} [{_written(AXES[site])}], "
+                f"the metric {self._metric!r} needs the site {site!r}{axes}, "
                 f"which the model does not give; it gives {', '.join(self._fields) or 'none'}"
             )
         return self._arrays[site]
