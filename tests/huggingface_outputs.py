@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nfllm.convert import Checkpoint, gpt2, gpt_neox
+from nfllm.convert import Checkpoint, gpt2, gpt_neox, llama
 from nfllm.convert.foreign import TensorReader
 from nfllm.model import Decoder, capture
 from nfllm.training.loss import count_targets, next_token_loss
 
-FORMATS = {"gpt2": gpt2, "gpt_neox": gpt_neox}
+FORMATS = {"gpt2": gpt2, "gpt_neox": gpt_neox, "llama": llama}
 NORMS = ("attention_norm", "mlp_norm")
 
 

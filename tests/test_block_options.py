@@ -53,7 +53,7 @@ def start(**model: Any) -> dict[str, np.ndarray]:
 
 # Every choice of a block, each as the keys that it changes.
 FACTORS: dict[str, list[dict[str, Any]]] = {
-    "architecture": [{}, {"architecture": "gpt_neox"}],
+    "architecture": [{}, {"architecture": "gpt_neox"}, {"architecture": "llama"}],
     "normalization": [{}, {"normalization": "layernorm"}, {"normalization": "dyt"}],
     "placement": [{}, *({"norm_placement": name} for name in ("post", "peri", "output"))],
     "embedding": [{}, {"embedding_normalization": "rmsnorm"}],
@@ -86,12 +86,14 @@ FACTORS: dict[str, list[dict[str, Any]]] = {
         {},
         {"mlp_pruned_layers": 1},
         {"mlp": "fused", "activation": "identity"},
+        {"mlp": "gated"},
         {"mlp_scaling": "learned"},
     ],
     "attention": [
         {},
         {"qk_normalization": "rmsnorm", "softmax_temperature": "head_position"},
         {"attention_bias": "all"},
+        {"num_kv_heads": 1},
     ],
 }
 

@@ -149,7 +149,7 @@ def test_a_fixed_slope_is_not_shared():
 def test_rotary_options_of_learned_positions(key):
     refuse(
         rf"model\.{key}=0\.5 has no effect on model\.architecture='gpt2', whose positions are "
-        "learned; use 'gpt_neox', or leave it unset",
+        "learned; use 'gpt_neox' or 'llama', or leave it unset",
         **{f"model__{key}": 0.5},
     )
 

@@ -27,6 +27,7 @@ from nfllm.convert import (
     convert,
     gpt2,
     gpt_neox,
+    llama,
     load_checkpoint,
     save_checkpoint,
 )
@@ -37,10 +38,29 @@ from nfllm.report import write_report
 from nfllm.rundir import RunError, read_record, write_record
 
 RECORDINGS = Path(__file__).parent / "recordings"
-SAVED = ["gpt2", "gpt2_untied_relu", "gpt_neox", "gpt_neox_tied_unbiased"]
+SAVED = [
+    "gpt2",
+    "gpt2_untied_relu",
+    "gpt_neox",
+    "gpt_neox_tied_unbiased",
+    "llama_grouped_biased",
+    "llama_tied_relu",
+]
 DEFAULT = Config.from_dict(get_config()).model
 LAYERNORM = dataclasses.replace(
     DEFAULT, num_layers=2, num_heads=2, embed_dim=16, context_length=6, normalization="layernorm"
+)
+LLAMA = dataclasses.replace(
+    DEFAULT,
+    architecture="llama",
+    num_layers=2,
+    num_heads=2,
+    embed_dim=16,
+    context_length=6,
+    normalization="rmsnorm",
+    final_normalization="rmsnorm",
+    mlp="gated",
+    activation="silu",
 )
 
 
@@ -92,9 +112,10 @@ def test_round_trip_is_the_identity_on_every_tensor(case, tmp_path):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    architecture=st.sampled_from(["gpt2", "gpt_neox"]),
+    architecture=st.sampled_from(["gpt2", "gpt_neox", "llama"]),
     num_layers=st.integers(1, 3),
     num_heads=st.integers(1, 4),
+    multi_query=st.booleans(),
     half_head=st.integers(1, 3),
     mlp_dim=st.integers(1, 9),
     context_length=st.integers(2, 9),
@@ -106,17 +127,20 @@ def test_our_parameters_come_back(
     architecture,
     num_layers,
     num_heads,
+    multi_query,
     half_head,
     mlp_dim,
     context_length,
     vocab_size,
     tied,
 ):
+    is_llama = architecture == "llama"
     config = dataclasses.replace(
-        LAYERNORM,
+        LLAMA if is_llama else LAYERNORM,
         architecture=architecture,
         num_layers=num_layers,
         num_heads=num_heads,
+        num_kv_heads=1 if is_llama and multi_query else None,
         embed_dim=2 * half_head * num_heads,
         mlp_dim=mlp_dim,
         context_length=context_length,
@@ -242,6 +266,28 @@ def test_attributes_of_transformers_4(source):
     assert (config.rotary_fraction, config.rotary_base) == (0.5, 500.0)
 
 
+@pytest.mark.parametrize("scaling", [None, {"type": "default"}])
+def test_attributes_of_llama_in_transformers_4(source, scaling):
+    """The base outside, frequencies in the file, and none of what version 5 adds."""
+    folder = source(
+        "llama_grouped_biased",
+        rope_parameters=DROPPED,
+        head_dim=DROPPED,
+        rope_theta=500000.0,
+        rope_scaling=scaling,
+        torch_dtype="bfloat16",
+    )
+    tensors = load_file(folder / "model.safetensors")
+    buffers = {
+        f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)
+        for layer in range(2)
+    }
+    save_file(tensors | buffers, folder / "model.safetensors")
+    config = load_checkpoint(folder).config
+    assert (config.rotary_dim, config.rotary_base) == (8, 500_000.0)
+    assert (config.num_heads, config.num_kv_heads, config.mlp) == (4, 2, "gated")
+
+
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
 def test_other_float_types_become_float32(source, dtype):
     folder = source("gpt2")
@@ -306,6 +352,27 @@ def test_files_that_cannot_be_read_are_refused_by_name(source):
             r"rope_parameters: the attribute factor=2\.0 is not understood",
         ),
         ("gpt_neox", {"model_type": "gptj"}, "model_type='gptj' cannot be converted; .*gpt2"),
+        ("gpt_neox", {"model_type": "lama"}, "cannot be converted; did you mean 'llama'"),
+        (
+            "llama_tied_relu",
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+            "rope_scaling=.*llama3.* is not supported",
+        ),
+        (
+            "llama_tied_relu",
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+            "rope_parameters: rope_type='linear' is not supported",
+        ),
+        (
+            "llama_tied_relu",
+            {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            r"rope_parameters: the attribute partial_rotary_factor=0\.5 is not understood",
+        ),
+        ("llama_tied_relu", {"rope_theta": 5e5}, "two things about rotary.*10000.*500000"),
+        ("llama_tied_relu", {"head_dim": 16}, "head_dim=16 is not supported; .* head_dim=8 does"),
+        ("llama_tied_relu", {"sliding_window": 64}, "sliding_window=64 is not understood"),
+        ("llama_tied_relu", {"hidden_act": "quick_gelu"}, "'quick_gelu' is not an activation"),
+        ("llama_tied_relu", {"num_local_experts": 2}, "num_local_experts=2 is not understood"),
     ],
 )
 def test_attributes_are_refused_by_name(source, case, attributes, message):
@@ -316,6 +383,9 @@ def test_attributes_are_refused_by_name(source, case, attributes, message):
 def test_impossible_sizes_of_a_foreign_config(source):
     folder = source("gpt2", n_head=5)
     with pytest.raises(ConfigError, match=r"num_heads=5 does not divide model\.embed_dim=24"):
+        load_checkpoint(folder)
+    folder = source("llama_grouped_biased", num_key_value_heads=3)
+    with pytest.raises(ConfigError, match=r"num_kv_heads=3 does not divide model\.num_heads=4"):
         load_checkpoint(folder)
     rope = {"rope_type": "default", "partial_rotary_factor": 0.375, "rope_theta": 1e4}
     folder = source("gpt_neox", rope_parameters=rope)
@@ -556,6 +626,53 @@ def test_every_key_is_expressed_or_refused_by_name(key):
     named = "|".join([key, *decides])
     with pytest.raises(ConfigError, match=rf"model\.({named})=.* has no form in transformers"):
         form.write_config(config)
+
+
+OF_LLAMA = EXPRESSED - {"normalization", "embedding_dropout", "residual_dropout"} | {
+    "num_kv_heads",
+}
+
+
+@pytest.mark.parametrize("key", MODEL_KEYS)
+def test_every_key_is_expressed_in_a_llama_or_refused_by_name(key):
+    others, _, second, _ = MODEL_KEYS[key]
+    others = {name: x for name, x in others.items() if name != "rotary_fraction"}
+    if key == "norm_placement":
+        others = {}
+    if key in ("architecture", "rotary_fraction"):
+        others, second = {}, {"architecture": "llama", "rotary_fraction": 1.0}[key]
+    config = dataclasses.replace(LLAMA, **{**others, "architecture": "llama", key: second})
+    if key in OF_LLAMA and config.mlp == "gated":
+        llama.write_config(config)
+        return
+    named = "|".join([key, *{"activation", "softmax_temperature", "mlp_dim"} & others.keys()])
+    with pytest.raises(ConfigError, match=rf"model\.({named})=.* has no form in transformers"):
+        llama.write_config(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mlp": "two_layer"}, "model.mlp='two_layer' has no form .* which has 'gated' here"),
+        ({"normalization": "none"}, "model.normalization='none' has no form .* 'rmsnorm' here"),
+        ({"final_normalization": "layernorm"}, "model.final_normalization='layernorm' has no f"),
+        ({"rotary_fraction": 0.5}, r"model.rotary_fraction=0\.5 has no form .* None or 1\.0"),
+        ({"embedding_dropout": 0.1}, r"model.embedding_dropout=0\.1 has no form"),
+        ({"activation": "learnable_leaky_relu"}, "activation='learnable_leaky_relu' has no form"),
+    ],
+)
+def test_models_that_are_no_llama_are_refused(changes, message, tmp_path):
+    config = dataclasses.replace(LLAMA, **changes)
+    with pytest.raises(ConfigError, match=message):
+        save_checkpoint(tmp_path / "out", Checkpoint(config, 7, random_params(config, 7)))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", [gpt2, gpt_neox])
+def test_as_many_key_heads_as_heads_are_in_every_form(form):
+    architecture = form.__name__.rpartition(".")[2]
+    config = dataclasses.replace(LAYERNORM, architecture=architecture, num_kv_heads=2)
+    form.write_config(dataclasses.replace(config, activation="gelu"))
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,17 @@ def test_text_is_that_of_whole_passes(options: dict[str, Any], temperature: floa
     assert temperature == 0 or len({*itertools.chain(*written)}) > 8
 
 
-@pytest.mark.parametrize("case", ["gpt2", "gpt2_untied_relu", "gpt_neox", "gpt_neox_tied_unbiased"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "gpt2",
+        "gpt2_untied_relu",
+        "gpt_neox",
+        "gpt_neox_tied_unbiased",
+        "llama_grouped_biased",
+        "llama_tied_relu",
+    ],
+)
 def test_greedy_text_is_that_of_transformers(case: str) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

@@ -71,15 +71,15 @@ def test_sixteen_bit_types_are_rotated_in_float32():
     np.testing.assert_allclose(rotated[0, 4001, 0].astype(jnp.float32), expected, atol=0.01)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox"])
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "llama"])
 @pytest.mark.parametrize("normalization", ["layernorm", "none"])
 def test_where_the_mlp_reads(architecture, normalization):
-    """GPT-NeoX: the block's input; GPT-2: that plus what attention added."""
+    """GPT-NeoX: the block's input; GPT-2 and Llama: that plus what attention added."""
     config = dataclasses.replace(
         CONFIG,
         architecture=architecture,
         normalization=normalization,
-        rotary_fraction=0.5 if architecture == "gpt_neox" else None,
+        rotary_fraction=None if architecture == "gpt2" else 0.5,
     )
     model = Decoder(config, 11)
     tokens_BT = jnp.asarray([[1, 4, 2, 8, 5]])
@@ -89,7 +89,7 @@ def test_where_the_mlp_reads(architecture, normalization):
     params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     captured = nfllm.capture(model, params, tokens_BT)
     read_LBTD = np.asarray(captured.residual[:-1])
-    if architecture == "gpt2":
+    if architecture != "gpt_neox":
         read_LBTD = read_LBTD + captured.attention_out
     blocks = params["blocks"]
     if normalization == "layernorm":
@@ -109,12 +109,14 @@ def test_where_the_mlp_reads(architecture, normalization):
     [
         ("gpt_neox", None, {"token_embedding", "head_embedding"}),
         ("gpt_neox", True, {"token_embedding"}),
+        ("llama", None, {"token_embedding", "head_embedding"}),
+        ("llama", True, {"token_embedding"}),
         ("gpt2", None, {"token_embedding", "position_embedding"}),
         ("gpt2", False, {"token_embedding", "position_embedding", "head_embedding"}),
     ],
 )
 def test_tables(architecture, tie, tables):
-    fraction = 0.5 if architecture == "gpt_neox" else None
+    fraction = None if architecture == "gpt2" else 0.5
     config = dataclasses.replace(
         CONFIG, architecture=architecture, tie_embeddings=tie, rotary_fraction=fraction
     )
@@ -123,6 +125,12 @@ def test_tables(architecture, tie, tables):
         lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     )
     assert {name for name in shapes if name.endswith("embedding")} == tables
+
+
+def test_share_of_a_head_that_is_rotated_where_none_is_set():
+    for architecture, width in {"gpt2": 0, "gpt_neox": 2, "llama": 8}.items():
+        config = dataclasses.replace(CONFIG, architecture=architecture, rotary_fraction=None)
+        assert config.rotary_dim == width
 
 
 @pytest.mark.parametrize(("fraction", "width"), [(0.4, 3), (0.1, 0), (0.7, 5)])

@@ -19,6 +19,8 @@ def test_the_recordings_are_there():
         "gpt_neox",
         "gpt_neox_norm_free",
         "gpt_neox_tied_unbiased",
+        "llama_grouped_biased",
+        "llama_tied_relu",
     ]
 
 

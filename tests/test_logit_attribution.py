@@ -135,3 +135,42 @@ def test_targets_that_do_not_fit_are_errors(targets: np.ndarray, message: str) -
     captured = capture(model, params, TOKENS)
     with pytest.raises(ValueError, match=message):
         logit_attribution(model, params, captured, targets)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attention_branch_scale": 0.2, "mlp_branch_scale": 0.5, "embedding_scale": "learned"},
+        {"num_layers": 3, "mlp_pruned_layers": 2, "softmax_temperature": "head"},
+        {"architecture": "llama", "mlp": "gated", "num_kv_heads": 1},
+    ],
+    ids=str,
+)
+def test_parts_of_other_blocks_add_up(changes: dict[str, Any]) -> None:
+    model, params = random_model(0.3, final_normalization="rmsnorm", **changes)
+    captured = capture(model, params, TOKENS)
+    parts = logit_attribution(model, params, captured, TARGETS)
+    np.testing.assert_allclose(parts.total(), logits_of(captured, TARGETS), rtol=0, atol=2e-5)
+    np.testing.assert_allclose(parts.heads.sum(-1), parts.attention, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attention_skip": 0.5},
+        {"mlp_scaling": "learned"},
+        {"mlp_skip_gains": True},
+        {"norm_placement": "post", "normalization": "layernorm", "final_normalization": "none"},
+        {"norm_placement": "peri", "normalization": "layernorm"},
+        {"head_gains": True},
+        {"output_projection": "identity_residual"},
+        {"branch_scaling": "learned"},
+    ],
+    ids=str,
+)
+def test_streams_that_are_no_plain_sum_are_refused_by_key(changes: dict[str, Any]) -> None:
+    model, params = random_model(0.3, **changes)
+    captured = capture(model, params, TOKENS)
+    key = next(iter(changes))
+    with pytest.raises(ValueError, match=rf"model.{key}=.* would not add up"):
+        logit_attribution(model, params, captured, TARGETS)

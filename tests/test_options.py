@@ -40,6 +40,7 @@ MODEL_KEYS: dict[str, tuple[dict[str, Any], Any, Any, str]] = {
     "architecture": ({}, "gpt2", "gpt_neox", "shapes"),
     "num_layers": ({}, 2, 3, "shapes"),
     "num_heads": ({}, 2, 4, "shapes"),
+    "num_kv_heads": ({}, None, 1, "shapes"),
     "embed_dim": ({}, 16, 8, "shapes"),
     "mlp_dim": ({}, 12, None, "shapes"),
     "context_length": ({}, 6, 7, "shapes"),

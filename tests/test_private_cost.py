@@ -208,6 +208,33 @@ def test_primitives_of_an_activation(activation: Any, expected: Primitives | Non
     assert cost.without_protocol == named
 
 
+def test_a_gate_by_hand() -> None:
+    """A third matrix, and a product for each hidden unit and token, also of linear MLPs."""
+    for activation in ("relu", "identity"):
+        shape = dataclasses.replace(SMALL, num_mlp_layers=2, activation=activation)
+        plain, gated = (
+            {o.name: o for o in count_operations(s, 5)}
+            for s in (shape, dataclasses.replace(shape, mlp="gated"))
+        )
+        assert gated.keys() - plain.keys() == {"gate"}
+        gate, matrices = gated.pop("gate"), gated.pop("MLP matrices")
+        assert (gate.rows, gate.width, gate.flops) == (10, 32, 0)
+        assert gate.primitives == Primitives(products=320)
+        assert (matrices.width, matrices.flops) == (32 + 32 + 8, 10 * 3 * 2 * 8 * 32)
+        del plain["MLP matrices"]
+        assert gated == plain
+
+
+def test_grouped_heads_by_hand() -> None:
+    """T 5, L 3, H 2, G 1, D 8, K 4: matrices of 8, 4, 4 and 8 columns, and a key less to norm."""
+    shape = dataclasses.replace(SMALL, qk_normalization="rmsnorm", num_kv_heads=1)
+    found = {o.name: o for o in count_operations(shape, 5)}
+    projections = found["attention projections"]
+    assert (projections.width, projections.flops) == (24, 15 * 2 * 8 * 24)
+    assert found["query and key normalization (rmsnorm)"].rows == 15 * (2 + 1)
+    assert found["scores"].flops == 2 * 30 * 5 * 4
+
+
 def test_parts_that_are_absent_have_no_operation() -> None:
     linear = dataclasses.replace(
         SMALL, mlp="fused", normalization="none", final_normalization="none"
@@ -257,7 +284,7 @@ def primitives_of_program(jaxpr: core.Jaxpr, times: int = 1) -> Counter[str]:
 
 @pytest.mark.parametrize("scan_layers", [True, False])
 @pytest.mark.parametrize("normalization", ["layernorm", "none"])
-@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox"])
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "llama"])
 def test_the_program_of_the_model_does_what_is_counted(
     architecture: str, normalization: str, scan_layers: bool
 ) -> None:
@@ -272,6 +299,7 @@ def test_the_program_of_the_model_does_what_is_counted(
             "model.activation": "gelu",
             "model.attention_implementation": "explicit",
             "model.scan_layers": scan_layers,
+            **({"model.mlp": "gated", "model.num_kv_heads": 1} if architecture == "llama" else {}),
         }
     )
     num_tokens = 7
@@ -335,6 +363,7 @@ FREE = {
 PRICED = {
     "num_layers": 2,
     "num_heads": 2,
+    "num_kv_heads": 2,
     "embed_dim": 256,
     "mlp_dim": 100,
     "normalization": "layernorm",
@@ -369,7 +398,7 @@ def test_every_key_of_a_model_is_priced_or_free() -> None:
             ),
             16,
         ).flops
-        for mlp in ("two_layer", "fused", "none")
+        for mlp in ("gated", "two_layer", "fused", "none")
     ]
     assert costs == sorted(set(costs), reverse=True)
 
@@ -410,6 +439,8 @@ def test_what_is_not_counted_is_refused(changes: dict[str, Any], message: str) -
         ({}, 127, "fitted at 128 to 512 tokens, not 127"),
         ({}, 513, "fitted at 128 to 512 tokens, not 513"),
         ({"mlp_dim": 1536}, 128, "fitted with an MLP width of 3072, not 1536"),
+        ({"mlp": "gated"}, 128, "no row has a gated MLP"),
+        ({"num_kv_heads": 4}, 128, "no row has grouped heads of keys and values"),
         ({"qk_normalization": "rmsnorm"}, 128, "no row has normalized queries and keys"),
         ({"rotary_dim": 16}, 128, "no row has rotary positions"),
         ({"final_normalization": "dyt"}, 128, "no row has dyt as final normalization"),
@@ -472,6 +503,8 @@ def test_a_link_that_cannot_be(changes: dict[str, Any], message: str) -> None:
         ({"num_mlp_layers": 13}, "num_mlp_layers=13 is outside 0 to num_layers=12"),
         ({"num_mlp_layers": -1}, "num_mlp_layers=-1 is outside 0 to num_layers=12"),
         ({"head_dim": 0}, "head_dim=0 must be at least 1"),
+        ({"num_kv_heads": 5}, "num_kv_heads=5 does not divide num_heads=12"),
+        ({"num_kv_heads": 0}, "num_kv_heads=0 does not divide num_heads=12"),
     ],
 )
 def test_a_shape_that_cannot_be(changes: dict[str, Any], message: str) -> None:

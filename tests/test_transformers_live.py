@@ -39,6 +39,13 @@ LAYERNORM = dataclasses.replace(
     context_length=20,
     normalization="layernorm",
 )
+LLAMA = {
+    "architecture": "llama",
+    "normalization": "rmsnorm",
+    "final_normalization": "rmsnorm",
+    "mlp": "gated",
+    "activation": "silu",
+}
 
 
 @pytest.mark.parametrize("case", record_hf.CASES)
@@ -79,6 +86,10 @@ def test_new_models(case, tmp_path):
         {"architecture": "gpt_neox", "attention_bias": "qk", "activation": "gelu_tanh"},
         {"architecture": "gpt_neox", "rotary_base": 50.0, "rotary_fraction": 1.0},
         {"architecture": "gpt_neox", "tie_embeddings": True, "mlp_bias": True},
+        LLAMA,
+        {**LLAMA, "num_kv_heads": 2, "rotary_base": 50.0, "tie_embeddings": True},
+        {**LLAMA, "num_kv_heads": 1, "attention_bias": "all", "activation": "gelu_tanh"},
+        {**LLAMA, "attention_bias": "qk", "mlp_bias": True, "mlp_dim": None, "norm_epsilon": 0.1},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
@@ -163,8 +174,9 @@ def test_grouped_heads_of_llama():
         np.testing.assert_allclose(block.o_proj(out), sites["attention_out"][1], atol=1e-5)
         mlp = model.model.layers[1].mlp
         post = torch.from_numpy(sites["mlp_post"][1])
-        gated = post * mlp.up_proj(torch.from_numpy(sites["mlp_in"][1]))
-        np.testing.assert_allclose(mlp.down_proj(gated), sites["mlp_out"][1], atol=1e-4)
+        mlp_in, pre = (torch.from_numpy(sites[site][1]) for site in ("mlp_in", "mlp_pre"))
+        np.testing.assert_allclose(mlp.act_fn(pre) * mlp.up_proj(mlp_in), post, atol=1e-4)
+        np.testing.assert_allclose(mlp.down_proj(post), sites["mlp_out"][1], atol=1e-4)
     np.testing.assert_allclose(attention_entropy_from_qk(q, k), entropy[1], atol=1e-4)
 
 

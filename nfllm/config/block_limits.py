@@ -62,6 +62,26 @@ def check_weights(model: ModelConfig) -> None:
     )
 
 
+def check_kv_heads(model: ModelConfig) -> None:
+    """Raises ConfigError for heads that cannot share keys and values."""
+    if model.num_kv_heads is None:
+        return
+    at_least(model, "model", "num_kv_heads", 1)
+    if model.num_heads % model.num_kv_heads:
+        raise ConfigError(
+            f"model.num_kv_heads={model.num_kv_heads} does not divide model.num_heads="
+            f"{model.num_heads}; choose a divisor of {model.num_heads}"
+        )
+    if not model.groups_heads:
+        return
+    beside = f"model.num_kv_heads={model.num_kv_heads} of model.num_heads={model.num_heads}"
+    _refuse(model, {"value_projection": "dense"}, f"{beside}: values are narrower than the stream")
+    if model.attention_bias == "qk":
+        raise ConfigError(
+            f"model.attention_bias='qk' cannot be had with {beside}; use 'all' or 'none'"
+        )
+
+
 def check_shaping(model: ModelConfig) -> None:
     """Raises ConfigError where a map or a projection of attention cannot be had."""
     if model.query_init_std is not None:

@@ -43,6 +43,7 @@ class ModelShape:
     architecture: str
     num_layers: int
     num_heads: int
+    num_kv_heads: int | None
     embed_dim: int
     mlp_dim: int | None
     mlp: str
@@ -83,9 +84,24 @@ class ModelShape:
         return self.embed_dim // self.num_heads
 
     @property
+    def kv_heads(self) -> int:
+        """Number of heads of keys and values."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def groups_heads(self) -> bool:
+        """Whether several heads of queries share one of keys and values."""
+        return self.kv_heads != self.num_heads
+
+    @property
     def mlp_width(self) -> int:
         """Width of the hidden layer of the MLP."""
         return 4 * self.embed_dim if self.mlp_dim is None else self.mlp_dim
+
+    @property
+    def has_hidden_layers(self) -> bool:
+        """Whether its MLPs have a hidden layer, with an activation."""
+        return self.mlp in ("two_layer", "gated")
 
     @property
     def num_mlp_layers(self) -> int:
@@ -176,7 +192,9 @@ class ModelShape:
     @property
     def rotary_share(self) -> float:
         """Share of each head's features that rotary positions rotate."""
-        return 0.25 if self.rotary_fraction is None else self.rotary_fraction
+        if self.rotary_fraction is not None:
+            return self.rotary_fraction
+        return 1.0 if self.architecture == "llama" else 0.25
 
     @property
     def rotary_wavelength_base(self) -> float:

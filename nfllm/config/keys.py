@@ -28,7 +28,7 @@ from nfllm.config.limits import (
 )
 from nfllm.config.names import Activation, AttentionTransform, Normalization
 
-Architecture = Literal["gpt2", "gpt_neox"]
+Architecture = Literal["gpt2", "gpt_neox", "llama"]
 AttentionImplementation = Literal["auto", "explicit", "blocks", "xla", "cudnn"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -38,9 +38,12 @@ class ModelConfig(ModelShape):
     """The architecture."""
 
     # gpt2: learned positions, sequential residual. gpt_neox: rotary positions, parallel residual.
+    # llama: rotary positions, sequential residual; Llama itself has normalization rmsnorm too, and
+    # mlp gated with activation silu
     architecture: Architecture = "gpt2"
     num_layers: int = 6
     num_heads: int = 4
+    num_kv_heads: int | None = None  # of keys and values, shared by groups of heads. None: as many
     embed_dim: int = 64
     mlp_dim: int | None = None  # width of the MLP; None: 4 * embed_dim
     context_length: int = 128  # tokens; also the length of the position table
@@ -106,9 +109,10 @@ class ModelConfig(ModelShape):
     # None: layer
     slope_sharing: Literal["layer", "model", "untied_global"] | None = None
     helu_margin: float | None = None  # of helu: gradient 1 where x > -margin. None: 0.05
-    # two_layer: activation(x W_in) W_out. fused: one D x D matrix, to which a two-layer MLP with
+    # two_layer: activation(x W_in) W_out. gated: (activation(x W_gate) * x W_in) W_out (SwiGLU,
+    # GeGLU, ReGLU by the activation). fused: one D x D matrix, to which a two-layer MLP with
     # activation identity comes. none: attention alone
-    mlp: Literal["two_layer", "fused", "none"] = "two_layer"
+    mlp: Literal["two_layer", "gated", "fused", "none"] = "two_layer"
     mlp_pruned_layers: int = 0  # so many of the deepest layers have no MLP (2410.13060)
     # learned: x * residual_gain + mlp(x) / mlp_alpha, a scalar each per layer that starts at 1
     # (scaled FFN, 2501.03489)
@@ -137,7 +141,8 @@ class ModelConfig(ModelShape):
     mlp_bias: bool = False
     tie_embeddings: bool | None = None  # output head = token embedding. None: gpt2 only
     head_bias: bool = False  # of the output head; a folded final norm leaves one
-    rotary_fraction: float | None = None  # share of each head that is rotated. None: 0.25
+    # Share of each head that is rotated. None: 0.25 of gpt_neox, 1 of llama
+    rotary_fraction: float | None = None
     rotary_base: float | None = None  # None: 10000
     embedding_dropout: float = 0.0  # probability; on token + position embedding
     attention_dropout: float = 0.0  # probability; on attention probabilities
@@ -388,6 +393,7 @@ BEFORE: dict[str, Value] = {
     "model.mlp_weight_norm": "none",
     "model.norm_placement": "pre",
     "model.normalization_groups": None,
+    "model.num_kv_heads": None,
     "model.output_projection": "dense",
     "model.query_init_std": None,
     "model.residual_init": "plain",

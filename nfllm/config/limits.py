@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from nfllm.config.block_limits import check_residual, check_shaping, check_weights
+from nfllm.config.block_limits import check_kv_heads, check_residual, check_shaping, check_weights
 from nfllm.config.checks import ConfigError, at_least, between, check_types, positive, suggest
 from nfllm.config.frozen_limits import check_frozen
 from nfllm.config.normalization_limits import check_groups, check_point_functions
@@ -45,6 +45,7 @@ def check_model(model: ModelConfig) -> None:
             f"model.num_heads={model.num_heads} does not divide model.embed_dim="
             f"{model.embed_dim}; choose a divisor of {model.embed_dim}"
         )
+    check_kv_heads(model)
     _check_attention_implementation(model)
     check_frozen(model)
     check_point_functions(model)
@@ -111,7 +112,7 @@ def _check_mlp(model: ModelConfig) -> None:
             f"model.mlp_pruned_layers={model.mlp_pruned_layers} must be below model.num_layers="
             f"{model.num_layers}; for no MLP at all set model.mlp to 'none'"
         )
-    if model.mlp == "two_layer":
+    if model.has_hidden_layers:
         return
     neutral: dict[str, object] = {
         "activation": "identity",
@@ -127,7 +128,7 @@ def _check_mlp(model: ModelConfig) -> None:
         if (found := getattr(model, key)) != value:
             raise ConfigError(
                 f"model.{key}={found!r} has no effect on model.mlp={model.mlp!r}; set model.{key} "
-                f"to {value!r}, or model.mlp to 'two_layer'"
+                f"to {value!r}, or model.mlp to 'two_layer' or 'gated'"
             )
 
 
@@ -149,7 +150,8 @@ def _check_positions(model: ModelConfig) -> None:
             if getattr(model, key) is not None:
                 raise ConfigError(
                     f"model.{key}={getattr(model, key)} has no effect on model.architecture="
-                    "'gpt2', whose positions are learned; use 'gpt_neox', or leave it unset"
+                    "'gpt2', whose positions are learned; use 'gpt_neox' or 'llama', or leave it "
+                    "unset"
                 )
         return
     if model.rotary_fraction is not None:

@@ -1,6 +1,6 @@
 """Conversion to and from other implementations' checkpoints.
 
-Hugging Face GPT-2 and GPT-NeoX, in memory (`load_checkpoint`, `save_checkpoint`) or as run
+Hugging Face GPT-2, GPT-NeoX and Llama, in memory (`load_checkpoint`, `save_checkpoint`) or as run
 directories (`convert`, and `python -m nfllm.convert SRC DST`).
 """
 

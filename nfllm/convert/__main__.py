@@ -17,8 +17,8 @@ def main(arguments: list[str] | None = None) -> int:
     escape_unprintable()
     parser = argparse.ArgumentParser(
         prog="python -m nfllm.convert",
-        description="Turns a Hugging Face GPT-2 or GPT-NeoX checkpoint into a run directory, or a "
-        "run directory into a checkpoint that transformers loads.",
+        description="Turns a Hugging Face GPT-2, GPT-NeoX or Llama checkpoint into a run "
+        "directory, or a run directory into a checkpoint that transformers loads.",
     )
     parser.add_argument("source", metavar="SRC", help="a checkpoint's or a run's directory")
     parser.add_argument("destination", metavar="DST", help="a new directory")

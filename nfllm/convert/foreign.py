@@ -232,18 +232,33 @@ def activation_name(config: ModelConfig) -> str:
     raise no_form("activation", config.activation, possible)
 
 
-def check_form(config: ModelConfig) -> None:
-    """Raises ConfigError where the GPT-2 and GPT-NeoX of transformers cannot express a key.
+LAYERNORM: dict[str, list[Any]] = {
+    "normalization": ["layernorm"],
+    "final_normalization": ["layernorm"],
+}
+"""What GPT-2 and GPT-NeoX have of the keys that have a place for some values."""
 
-    What their attributes say of an activation, `activation_name` checks.
+
+def check_form(
+    config: ModelConfig, *, some: Mapping[str, Sequence[Any]], every: Collection[str] = ()
+) -> None:
+    """Raises ConfigError where a model of transformers cannot express a key.
+
+    What its attributes say of an activation, `activation_name` checks.
+
+    Args:
+      config: the model.
+      some: keys with a place for some values, and those.
+      every: keys with a place for all of their values, beside those of every architecture.
     """
     written = {"mlp_dim", "norm_epsilon", "attention_bias", "mlp_bias", "tie_embeddings"}
     of_activation = {"activation", "negative_slope", "slope_sharing", "helu_margin"}
     check_expressed(
         config,
         "transformers",
-        every={*written, *of_activation, "architecture", "rotary_fraction", "rotary_base"},
-        some={"normalization": ["layernorm"], "final_normalization": ["layernorm"]},
+        every={*written, *of_activation, *every, "architecture", "rotary_fraction", "rotary_base"}
+        - some.keys(),
+        some={"num_kv_heads": [None, config.num_heads], **some},
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from nfllm.config import ModelConfig
 from nfllm.convert.biases import full_qkv_bias, layer_bias
 from nfllm.convert.foreign import (
+    LAYERNORM,
     Attributes,
     TensorReader,
     Tensors,
@@ -88,7 +89,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     Raises:
       ConfigError: the model has no form as a GPT-2 of transformers.
     """
-    check_form(config)
+    check_form(config, some=LAYERNORM)
     return {
         "n_layer": config.num_layers,
         "n_head": config.num_heads,

@@ -14,8 +14,8 @@ import numpy as np
 from nfllm.config import ModelConfig
 from nfllm.convert.biases import full_qkv_bias, layer_bias
 from nfllm.convert.foreign import (
+    LAYERNORM,
     Attributes,
-    ConversionError,
     TensorReader,
     Tensors,
     activation_name,
@@ -23,6 +23,7 @@ from nfllm.convert.foreign import (
     no_form,
     split_layers,
 )
+from nfllm.convert.rotary import nested_rotary, stated_once
 from nfllm.model.parameters import Params
 
 ARCHITECTURE = "GPTNeoXForCausalLM"
@@ -44,7 +45,6 @@ def read_config(attributes: Attributes) -> tuple[ModelConfig, int]:
     """
     attributes.require("use_parallel_residual", True)
     attributes.require("is_causal", True)
-    attributes.require("rope_scaling", None, {}, {"type": "default"}, {"rope_type": "default"})
     attributes.require("pruned_heads", {})
     attributes.ignore((*_IGNORED, "add_cross_attention"))
     activation, slope = attributes.activation("hidden_act", "gelu")
@@ -81,34 +81,11 @@ def read_config(attributes: Attributes) -> tuple[ModelConfig, int]:
 
 def _read_rotary(attributes: Attributes) -> tuple[float, float]:
     """Share of each head that turns, and the base; transformers 4 and 5 name them differently."""
-    nested = Attributes(attributes.take("rope_parameters", dict, None) or {}, "rope_parameters")
-    nested.require("rope_type", "default")
-    nested.require("type", "default")
-    fraction = _first(nested, attributes, ("partial_rotary_factor", "rotary_pct"), 0.25)
-    base = _first(nested, attributes, ("rope_theta", "rotary_emb_base"), 10_000.0)
+    nested = nested_rotary(attributes)
+    fraction = stated_once(nested, attributes, ("partial_rotary_factor", "rotary_pct"), 0.25)
+    base = stated_once(nested, attributes, ("rope_theta", "rotary_emb_base"), 10_000.0)
     nested.finish(notes=False)
     return fraction, base
-
-
-def _first(nested: Attributes, plain: Attributes, names: tuple[str, str], default: float) -> float:
-    """The nested value, else that of the old name; the new name outside must agree or be absent.
-
-    Transformers 4 reads the new name outside, which 5 does not.
-    """
-    new, old = names
-    found = {
-        f"rope_parameters.{new}": nested.take(new, float, None),
-        old: plain.take(old, float, None),
-    }
-    if not any(value is not None for value in found.values()):
-        found["default"] = default
-    found[new] = plain.take(new, float, None)
-    stated = {name: value for name, value in found.items() if value is not None}
-    if len(set(stated.values())) > 1:
-        raise ConversionError(
-            f"config.json says two things about rotary embedding: {stated}; keep the true one"
-        )
-    return next(iter(stated.values()))
 
 
 def write_config(config: ModelConfig) -> dict[str, Any]:
@@ -117,7 +94,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     Raises:
       ConfigError: the model has no form as a GPT-NeoX of transformers.
     """
-    check_form(config)
+    check_form(config, some=LAYERNORM)
     if config.residual_dropout != config.embedding_dropout:
         raise no_form("residual_dropout", config.residual_dropout, [config.embedding_dropout])
     fraction, base = config.rotary_share, config.rotary_wavelength_base

@@ -16,7 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from nfllm.config import ModelConfig, suggest
-from nfllm.convert import gpt2, gpt_neox
+from nfllm.convert import gpt2, gpt_neox, llama
 from nfllm.convert.foreign import Attributes, ConversionError, TensorReader, Tensors
 from nfllm.convert.stock_norms import read_frozen, stock_form
 from nfllm.model.parameters import Params
@@ -28,7 +28,7 @@ _INDEX_FILE = "model.safetensors.index.json"
 # Heads beside that of the language model, which transformers ignores.
 _OTHER_HEADS = re.compile(r"(multiple_choice_head|v_head)\.")
 
-_FORMATS: dict[str, ModuleType] = {"gpt2": gpt2, "gpt_neox": gpt_neox}
+_FORMATS: dict[str, ModuleType] = {"gpt2": gpt2, "gpt_neox": gpt_neox, "llama": llama}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Checkpoint:
 
 
 def load_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
-    """Reads a GPT-2 or GPT-NeoX checkpoint that transformers wrote.
+    """Reads a GPT-2, GPT-NeoX or Llama checkpoint that transformers wrote.
 
     Args:
       directory: holds `config.json` and `model.safetensors`, or the parts that
@@ -91,8 +91,8 @@ def save_checkpoint(
     Args:
       directory: where to write; it is created.
       checkpoint: a model with an activation that transformers has, and with LayerNorm, or norms
-        that are all frozen or gone (`nfllm.convert.stock_norms`). Biases that it lacks are written
-        as zeros.
+        that are all frozen or gone (`nfllm.convert.stock_norms`); or, of the architecture `llama`,
+        with RMSNorm and gated MLPs. Biases that it lacks and the form has are written as zeros.
       end_of_text_id: written as the first and the last token's id.
 
     Raises:

@@ -22,7 +22,7 @@ from nfllm.config import ConfigError, ModelConfig
 from nfllm.config.derived import Site
 from nfllm.convert.biases import full_qkv_bias, layer_bias
 from nfllm.convert.fold import affine, fold_params
-from nfllm.convert.foreign import check_form
+from nfllm.convert.foreign import LAYERNORM, check_form
 from nfllm.model.frozen_norm import FROZEN, GATE, SIGMA
 
 Arrays = dict[str, Any]
@@ -64,7 +64,8 @@ def stock_form(config: ModelConfig, params: Arrays) -> tuple[ModelConfig, Arrays
         return config, params
     # All but the norms, and the bias of the head that comes with a folded one, has to have a form.
     all_frozen = set(names.values()) == {FROZEN}
-    check_form(_stock_config(config, head_bias=all_frozen and config.head_bias))
+    stock = _stock_config(config, head_bias=all_frozen and config.head_bias)
+    check_form(stock, some=LAYERNORM)
     if all_frozen:
         return _with_epsilon(config, params)
     for site, name in names.items():

@@ -59,7 +59,9 @@ def replace_attention(config: ModelConfig, layer: int, replacement: Replacement 
 
 
 def remove_layer(config: ModelConfig, layer: int) -> list[Patch]:
-    """Makes one layer the identity: neither its attention nor its MLP adds anything.
+    """Takes away what one layer adds to the stream: its attention's and its MLP's output are 0.
+
+    The layer is then the identity, unless it also scales or normalizes the stream itself.
 
     Raises:
       ValueError: there is no such layer.

@@ -67,8 +67,8 @@ def replace_by_linear(
       The losses, the same on every process.
 
     Raises:
-      ValueError: the MLPs have no activation, the fit has not one line for each layer with an MLP,
-        there is no target, or a token id or label is no row of the model's table.
+      ValueError: the MLPs have no activation, or a gate; the fit has not one line for each layer
+        with an MLP; there is no target, or a token id or label is no row of the model's table.
 
     Example:
       >>> import nfllm
@@ -79,8 +79,13 @@ def replace_by_linear(
       >>> cost_L = replaced.layer_loss - replaced.loss  # nats per target
     """
     num_layers = model.config.num_mlp_layers
-    if model.config.mlp != "two_layer":
+    if not model.config.has_hidden_layers:
         raise ValueError(f"model.mlp={model.config.mlp!r} has no activation to replace")
+    if model.config.mlp == "gated":
+        raise ValueError(
+            "model.mlp='gated' records the product with its gate as mlp_post, so the fit is not "
+            "one of its activation; only model.mlp='two_layer' can be replaced by a line"
+        )
     slope_L, intercept_L = (np.asarray(x, np.float32) for x in (fit.slope, fit.intercept))
     if slope_L.shape != (num_layers,) or intercept_L.shape != (num_layers,):
         raise ValueError(

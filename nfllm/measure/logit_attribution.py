@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from nfllm.config import ModelConfig
 from nfllm.model.capture import Captured
 from nfllm.model.decoder import Decoder
 from nfllm.model.frozen_norm import FROZEN, held_factor
+from nfllm.model.layers import stacks
 from nfllm.model.token_ids import check_token_ids
 
 
@@ -61,8 +64,9 @@ def logit_attribution(
       The parts, at every position.
 
     Raises:
-      ValueError: the final normalization is elementwise (dyt, derf), of which parts do not add up;
-        a token id that is no row of the table, or a shape that does not fit.
+      ValueError: the stream of the model is no plain sum; the final normalization is elementwise
+        (dyt, derf), of which parts do not add up; a token id that is no row of the table, or a
+        shape that does not fit.
 
     Example:
       >>> import nfllm
@@ -72,6 +76,7 @@ def logit_attribution(
       >>> parts = logit_attribution(run.model, run.params, captured, tokens_BT[:, 1:])
       >>> heads_LH = parts.heads[:, 0, -1]  # in the prediction of the last token
     """
+    _check_sums(model.config)
     shape = captured.logits.shape[:-1]
     u_BTD = _rows(model, params, targets, shape)
     if against is not None:
@@ -86,7 +91,8 @@ def logit_attribution(
         return jnp.einsum(f"{axes},BTD->{axes[:-1]}", x, u, precision=jax.lax.Precision.HIGHEST)
 
     # The direction seen by each head's output, through its rows of the output matrix.
-    kernel_LHKD = params["blocks"]["attention"]["out_kernel"]
+    kernels = [params[name]["attention"]["out_kernel"] for name in stacks(model.config)]
+    kernel_LHKD = model.config.attention_branch_scale * jnp.concatenate(kernels)
     heads_LBTH = jnp.einsum(
         "LBTHK,LHKD,BTD->LBTH",
         captured.head_out.astype(jnp.float32),
@@ -101,6 +107,30 @@ def logit_attribution(
         constant=constant_BT,
         heads=heads_LBTH,
     )
+
+
+# Keys that scale or normalize the stream between layers, and those without which what a head adds
+# is its output times its rows of the output matrix.
+_OF_THE_STREAM = ("attention_skip", "mlp_skip", "mlp_skip_gains", "mlp_scaling", "norm_placement")
+_OF_HEADS = (
+    "attention_output_normalization",
+    "branch_scaling",
+    "head_gains",
+    "output_projection",
+    "weight_reparametrization",
+)
+
+
+def _check_sums(config: ModelConfig) -> None:
+    """Raises ValueError where the stream is no plain sum, or a head's part of it is not known."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for key in (*_OF_THE_STREAM, *_OF_HEADS):
+        if (value := getattr(config, key)) != defaults[key]:
+            what = "the stream is no plain sum" if key in _OF_THE_STREAM else "heads add otherwise"
+            raise ValueError(
+                f"model.{key}={value!r}: {what}, so the parts of a logit would not add up; use a "
+                f"model with {defaults[key]!r} there, or patch parts with nfllm.interventions"
+            )
 
 
 def _rows(model: Decoder, params: Any, tokens: Any, shape: tuple[int, ...]) -> jax.Array:

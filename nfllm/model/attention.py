@@ -18,6 +18,7 @@ from nfllm.model.intermediates import asked_for, record, record_statistic
 from nfllm.model.normalizations import normalization
 from nfllm.model.parameters import constant_param
 from nfllm.model.products import einsum_to_float32
+from nfllm.model.projections import mix_values, project, scores
 from nfllm.model.rotary import rotate
 from nfllm.model.shaping import beside_identity, declare_gains, shaped_map
 from nfllm.model.softmax import (
@@ -44,7 +45,9 @@ class Attention(nn.Module):
     """softmax(q kᵀ / sqrt(K) + causal mask) v, its heads joined by an output matrix.
 
     Softmax is in float32. Parameters: `qkv_kernel` [D, 3, H, K] (query, key, value), `out_kernel`
-    [H, K, D]; biases `qk_bias` [2, H, K], or `qkv_bias` [3, H, K] and `out_bias` [D].
+    [H, K, D]; biases `qk_bias` [2, H, K], or `qkv_bias` [3, H, K] and `out_bias` [D]. With grouped
+    heads, `q_kernel` [D, H, K] and `kv_kernel` [D, 2, G, K], and such biases, take the place of
+    `qkv_kernel`: keys and values then have G heads (`nfllm.model.projections`).
     """
 
     config: ModelConfig
@@ -60,7 +63,7 @@ class Attention(nn.Module):
         """Maps [B, T, D] to [B, T, D]; values are made of `value_in_BTD` where it is given."""
         config = self.config
         start_B = start_of(self)
-        q_BTHK, k_BTHK, v_BTHK = self._project(x_BTD, value_in_BTD)
+        q_BTHK, k_BTHK, v_BTHK = project(self, config, x_BTD, value_in_BTD, self.dtype)
         if config.qk_normalization != "none":
             q_BTHK = normalization(config, "query", self.dtype, name="query_norm")(q_BTHK)
             k_BTHK = normalization(config, "key", self.dtype, name="key_norm")(k_BTHK)
@@ -153,14 +156,14 @@ class Attention(nn.Module):
             positions_t = number * block + jnp.arange(block)
             visible_tS = positions_t[:, None] >= jnp.arange(length)[None]
             counted_11tS = (visible_tS & (positions_t[:, None] < length))[None, None]
-            scores, logits = self._scores(q_BtHK, k_BSHK, visible_tS[None, None])
+            of_block, logits = self._scores(q_BtHK, k_BSHK, visible_tS[None, None])
             probs = jax.nn.softmax(logits)
             maps = shaped_map(self, self.config, probs, visible_tS[None, None])
-            mixed_BtHK = jnp.einsum("BHTS,BSHK->BTHK", maps.astype(self.dtype), v_BSHK)
+            mixed_BtHK = mix_values(maps.astype(self.dtype), v_BSHK)
             return (
                 mixed_BtHK,
                 entropy_by_product(logits, probs),
-                jnp.where(counted_11tS, jnp.abs(scores), 0).max((0, 2, 3)),
+                jnp.where(counted_11tS, jnp.abs(of_block), 0).max((0, 2, 3)),
                 jnp.sum(counted_11tS & ~jnp.isfinite(logits)),
             )
 
@@ -178,7 +181,7 @@ class Attention(nn.Module):
         record_statistic(
             self, f"{names.NONFINITE}_{names.ATTENTION_LOGITS}", lambda: nonfinite.sum()
         )
-        joined = jnp.moveaxis(mixed, 0, 1).reshape(batch, num_blocks * block, *v_BSHK.shape[2:])
+        joined = jnp.moveaxis(mixed, 0, 1).reshape(batch, num_blocks * block, *q_BTHK.shape[2:])
         return joined[:, :length]
 
     def _attend(
@@ -206,56 +209,19 @@ class Attention(nn.Module):
             probs_BHTS = dropout(probs_BHTS, self.config.attention_dropout, key, dropout_rows_B)
         visible_11TS = visible_keys(q_BTHK.shape[1], k_BSHK.shape[1], start_B)
         map_BHTS = shaped_map(self, self.config, probs_BHTS, visible_11TS)
-        mixed_BTHK = jnp.einsum("BHTS,BSHK->BTHK", map_BHTS.astype(self.dtype), v_BSHK)
+        mixed_BTHK = mix_values(map_BHTS.astype(self.dtype), v_BSHK)
         logit_max = partial(_largest_of_heads, logits_BHTS)
         return mixed_BTHK, _ByProducts(entropy, logit_max)
-
-    def _project(
-        self, x_BTD: jax.Array, value_in_BTD: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        config = self.config
-        heads = (config.num_heads, config.head_dim)
-        has_value = config.value_projection != "none"
-        name = "qkv_kernel" if has_value else "qk_kernel"
-        parts = 3 if has_value else 2
-        kernel = self.param(name, self._first_projections, (config.embed_dim, parts, *heads))
-        kernel = attention_kernel(self, config, name, kernel).astype(self.dtype)
-        if value_in_BTD is None:
-            qkv = jnp.einsum("BTD,DCHK->CBTHK", x_BTD, kernel)
-        else:
-            qk = jnp.einsum("BTD,DCHK->CBTHK", x_BTD, kernel[:, :2])
-            v = jnp.einsum("BTD,DCHK->CBTHK", value_in_BTD, kernel[:, 2:])
-            qkv = jnp.concatenate([qk, v])
-        if config.attention_bias == "all":
-            bias = constant_param(self, "qkv_bias", 0.0, (3, *heads))
-            qkv = add_bias(qkv, bias[:, None, None])
-        same_BTHK = x_BTD.reshape(*x_BTD.shape[:2], *heads)
-        q, k, v = qkv if has_value else (*qkv, same_BTHK)
-        if config.attention_bias == "qk":
-            bias = constant_param(self, "qk_bias", 0.0, (2, *heads))
-            q, k = add_bias(q, bias[0]), add_bias(k, bias[1])
-        if config.value_projection == "identity_residual":
-            v = beside_identity(self, "value", same_BTHK, v)
-        return q, k, v
-
-    def _first_projections(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Query, key and value matrices at the start; the first two do not depend on the third."""
-        config = self.config
-        whole = (shape[0], 3, *shape[2:])
-        kernel = nn.initializers.normal(config.block_init_std)(key, whole)
-        if (ratio := config.first_query_std / config.block_init_std) != 1:
-            kernel = kernel.at[:, 0].multiply(ratio)
-        return kernel[:, : shape[1]]
 
     def _logits(self, q_BTHK: jax.Array, k_BSHK: jax.Array, start_B: jax.Array | None) -> jax.Array:
         """Scaled scores, float32, with the most negative finite number where key > query."""
         visible_11TS = visible_keys(q_BTHK.shape[1], k_BSHK.shape[1], start_B)
-        scores, logits_BHTS = self._scores(q_BTHK, k_BSHK, visible_11TS)
+        scores_BHTS, logits_BHTS = self._scores(q_BTHK, k_BSHK, visible_11TS)
         logits_BHTS = record(self, names.ATTENTION_LOGITS, logits_BHTS, where=visible_11TS)
         record_statistic(
             self,
             names.LOGIT_MAX_ABS,
-            lambda: jnp.where(visible_11TS, jnp.abs(scores), 0).max((0, 2, 3)),
+            lambda: jnp.where(visible_11TS, jnp.abs(scores_BHTS), 0).max((0, 2, 3)),
         )
         return logits_BHTS
 
@@ -266,11 +232,11 @@ class Attention(nn.Module):
         # In float16 the product itself is rounded, and overflows, as under torch autocast: scaling
         # comes after it in the code of arXiv 2410.09637, and its NaN counts depend on that.
         product = jnp.einsum if self.dtype == jnp.float16 else einsum_to_float32
-        scores = product("BTHK,BSHK->BHTS", q_BTHK, k_BSHK)
-        scores = scores.astype(jnp.float32) * self.config.head_dim**-0.5
+        scores_BHTS = scores(product, q_BTHK, k_BSHK)
+        scores_BHTS = scores_BHTS.astype(jnp.float32) * self.config.head_dim**-0.5
         if self.config.attention_transform != "none":
-            scores = ATTENTION_TRANSFORMS[self.config.attention_transform](scores)
-        return scores, jnp.where(visible_11TS, scores, jnp.finfo(jnp.float32).min)
+            scores_BHTS = ATTENTION_TRANSFORMS[self.config.attention_transform](scores_BHTS)
+        return scores_BHTS, jnp.where(visible_11TS, scores_BHTS, jnp.finfo(jnp.float32).min)
 
     def _output(self, mixed_BTHK: jax.Array) -> jax.Array:
         config = self.config

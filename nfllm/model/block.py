@@ -1,4 +1,4 @@
-"""One decoder block: the residual wiring of GPT-2 or GPT-NeoX around attention and MLP."""
+"""One decoder block: the residual wiring of GPT-2 and Llama, or GPT-NeoX, around its branches."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from nfllm.model.residual import branch_output, join
 
 
 class Block(nn.Module):
-    """x + Attention(N1(x)), then + MLP(N2(.)) of the sum (gpt2) or of the same x (gpt_neox).
+    """x + Attention(N1(x)), then + MLP(N2(.)) of the sum (gpt2, llama) or of x (gpt_neox).
 
     `nfllm.model.residual` has the gains of these sums, and their other normalizations. A block
     without an MLP, as those of `model.mlp_pruned_layers`, ends with the first sum.

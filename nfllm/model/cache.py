@@ -29,7 +29,7 @@ CACHE = "cache"
 
 def empty_cache(config: ModelConfig, batch_size: int, dtype: jnp.dtype = jnp.float32) -> Variables:
     """A cache of `config.context_length` positions for every sequence; all start at 0."""
-    shape = (batch_size, config.context_length, config.num_heads, config.head_dim)
+    shape = (batch_size, config.context_length, config.kv_heads, config.head_dim)
     keys = jnp.zeros((config.num_layers, *shape), dtype)
     cache = split_layers(config, {"attention": {"keys": keys, "values": keys}})
     if config.frozen_first_position:  # norms ask where the first position is
@@ -65,7 +65,7 @@ def positions(length: int, start_B: jax.Array | None) -> jax.Array:
 def with_earlier(
     module: nn.Module, start_B: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Stores keys and values of this call, and returns those of all positions, [B, S, H, K]."""
+    """Stores keys and values of this call, and returns those of all positions, [B, S, G, K]."""
 
     def extended(name: str, new_BTHK: jax.Array) -> jax.Array:
         kept_BSHK: jax.Array = module.get_variable(CACHE, name)

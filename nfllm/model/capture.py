@@ -34,8 +34,8 @@ class Captured(NamedTuple):
     residual: jax.Array  # [L+1, B, T, D]
     attention_in: jax.Array  # [L, B, T, D], after the normalization; of queries and keys
     query: jax.Array  # [L, B, T, H, K]
-    key: jax.Array  # [L, B, T, H, K]
-    value: jax.Array  # [L, B, T, H, K]
+    key: jax.Array  # [L, B, T, G, K]; G is H, or model.num_kv_heads
+    value: jax.Array  # [L, B, T, G, K]
     attention_logits: jax.Array  # [L, B, H, T, S]
     attention_probs: jax.Array  # [L, B, H, T, S]
     head_out: jax.Array  # [L, B, T, H, K], values mixed by each head, before the output matrix
@@ -93,6 +93,7 @@ def site_shapes(model: Decoder, tokens_BT: jax.Array) -> dict[str, tuple[int, ..
         "S": T,
         "D": config.embed_dim,
         "H": config.num_heads,
+        "G": config.kv_heads,
         "K": config.head_dim,
         "F": config.mlp_width,
     }
@@ -101,7 +102,7 @@ def site_shapes(model: Decoder, tokens_BT: jax.Array) -> dict[str, tuple[int, ..
     shapes[names.RESIDUAL] = (num_layers + 1, *stream)
     for name in names.MLP_SITES:
         is_hidden = name in (names.MLP_PRE, names.MLP_POST)
-        depth = 0 if is_hidden and config.mlp != "two_layer" else config.num_mlp_layers
+        depth = 0 if is_hidden and not config.has_hidden_layers else config.num_mlp_layers
         shapes[name] = (depth, *shapes[name][1:])
     return shapes
 

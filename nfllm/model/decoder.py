@@ -24,7 +24,7 @@ from nfllm.model.tuning import tuning
 
 
 class Decoder(nn.Module):
-    """A GPT-2 or GPT-NeoX shaped decoder.
+    """A GPT-2, GPT-NeoX or Llama shaped decoder.
 
     Parameters are float32. Those of the blocks are stacked over layers, [L, ...], scanned or
     unrolled: checkpoints do not depend on that choice.

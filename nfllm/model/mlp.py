@@ -1,4 +1,4 @@
-"""The MLP of a block: with a hidden layer, or fused into one matrix."""
+"""The MLP of a block: with a hidden layer, with a gate, or fused into one matrix."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from nfllm.model.activations import ACTIVATIONS, STARTS
 from nfllm.model.bias import add_bias
 from nfllm.model.intermediates import record, record_size, record_statistic
 from nfllm.model.normalizations import normalization
-from nfllm.model.parameters import constant_param, constant_params
+from nfllm.model.parameters import Start, constant_param, constant_params, params_of_one_key
 from nfllm.model.weight_norm import mlp_kernel
 
 
@@ -34,36 +34,11 @@ class TwoLayerMlp(nn.Module):
         config = self.config
         init = nn.initializers.normal(config.block_init_std)
         in_kernel = self.param("in_kernel", init, (config.embed_dim, config.mlp_width))
-        out_init = nn.initializers.normal(config.residual_init_std)
-        out_kernel = self.param("out_kernel", out_init, (config.mlp_width, config.embed_dim))
-        in_kernel = mlp_kernel(self, config, "in_kernel", in_kernel)
-        out_kernel = mlp_kernel(self, config, "out_kernel", out_kernel)
-        pre_BTF = x_BTD @ in_kernel.astype(self.dtype)
-        if config.mlp_bias:
-            in_bias = constant_param(self, "in_bias", 0.0, (config.mlp_width,))
-            pre_BTF = add_bias(pre_BTF, in_bias)
-        pre_BTF = record(self, names.MLP_PRE, pre_BTF)
+        in_kernel, out_kernel = mlp_kernel(self, config, "in_kernel", in_kernel), self._out_kernel()
+        pre_BTF = record(self, names.MLP_PRE, self._linear("in_bias", x_BTD, in_kernel))
         post_BTF = record(self, names.MLP_POST, self.activate(pre_BTF, model_slope))
-        norm = normalization(config, "mlp_hidden", self.dtype, name="mlp_hidden_norm")
-        y_BTD = norm(post_BTF) @ out_kernel.astype(self.dtype)
-        if config.mlp_bias:
-            out_bias = constant_param(self, "out_bias", 0.0, (config.embed_dim,))
-            y_BTD = add_bias(y_BTD, out_bias)
-        record_size(self, names.MLP_PRE, pre_BTF)
-        # What enters the activation is x times a matrix: D x D instead of F x F for the covariance.
-        record_statistic(
-            self,
-            f"{names.PARTICIPATION}_{names.MLP_PRE}",
-            lambda: projected_participation_ratio(
-                Covariance.of(x_BTD, keep=0).covariance(), in_kernel
-            ),
-        )
-        record_statistic(
-            self,
-            f"{names.PARTICIPATION}_{names.MLP_POST}",
-            lambda: participation_ratio(Covariance.of(post_BTF, keep=0).covariance()),
-        )
-        return y_BTD
+        self._record_statistics(x_BTD, in_kernel, pre_BTF, post_BTF)
+        return self._out(post_BTF, out_kernel)
 
     def activate(self, pre_BTF: jax.Array, model_slope: jax.Array | None) -> jax.Array:
         """The activation; a method, so that `nfllm.measure.linear_replacement` can replace it."""
@@ -80,6 +55,69 @@ class TwoLayerMlp(nn.Module):
         if model_slope is not None:
             return model_slope
         return constant_param(self, "slope", config.slope)
+
+    def _out_kernel(self) -> jax.Array:
+        config = self.config
+        init = nn.initializers.normal(config.residual_init_std)
+        kernel = self.param("out_kernel", init, (config.mlp_width, config.embed_dim))
+        return mlp_kernel(self, config, "out_kernel", kernel)
+
+    def _linear(self, bias: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        y = x @ kernel.astype(self.dtype)
+        if not self.config.mlp_bias:
+            return y
+        return add_bias(y, constant_param(self, bias, 0.0, kernel.shape[-1:]))
+
+    def _out(self, post_BTF: jax.Array, out_kernel: jax.Array) -> jax.Array:
+        norm = normalization(self.config, "mlp_hidden", self.dtype, name="mlp_hidden_norm")
+        return self._linear("out_bias", norm(post_BTF), out_kernel)
+
+    def _record_statistics(
+        self, x_BTD: jax.Array, kernel_DF: jax.Array, pre_BTF: jax.Array, post_BTF: jax.Array
+    ) -> None:
+        record_size(self, names.MLP_PRE, pre_BTF)
+        # What enters the activation is x times a matrix: D x D instead of F x F for the covariance.
+        record_statistic(
+            self,
+            f"{names.PARTICIPATION}_{names.MLP_PRE}",
+            lambda: projected_participation_ratio(
+                Covariance.of(x_BTD, keep=0).covariance(), kernel_DF
+            ),
+        )
+        record_statistic(
+            self,
+            f"{names.PARTICIPATION}_{names.MLP_POST}",
+            lambda: participation_ratio(Covariance.of(post_BTF, keep=0).covariance()),
+        )
+
+
+class GatedMlp(TwoLayerMlp):
+    """(activation(x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out (arXiv 2002.05202).
+
+    SwiGLU, GeGLU, ReGLU, by `model.activation`; `gate_kernel` is [D, F] as `in_kernel`. Recorded
+    before the activation is the gate, and after it the product, which is what W_out reads.
+    """
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, model_slope: jax.Array | None) -> jax.Array:
+        """Maps [B, T, D] to [B, T, D]; `model_slope` is the slope that all layers share, if any."""
+        config = self.config
+        init = nn.initializers.normal(config.block_init_std)
+        sizes = (config.embed_dim, config.mlp_width)
+        starts: dict[str, Start] = {
+            "in_kernel": lambda key: init(key, sizes),
+            "gate_kernel": lambda key: init(jax.random.fold_in(key, 1), sizes),
+        }
+        in_kernel, gate_kernel = (
+            mlp_kernel(self, config, name, kernel)
+            for name, kernel in params_of_one_key(self, starts).items()
+        )
+        out_kernel = self._out_kernel()
+        pre_BTF = record(self, names.MLP_PRE, self._linear("gate_bias", x_BTD, gate_kernel))
+        post_BTF = self.activate(pre_BTF, model_slope) * self._linear("in_bias", x_BTD, in_kernel)
+        post_BTF = record(self, names.MLP_POST, post_BTF)
+        self._record_statistics(x_BTD, gate_kernel, pre_BTF, post_BTF)
+        return self._out(post_BTF, out_kernel)
 
 
 class FusedMlp(nn.Module):
@@ -98,5 +136,9 @@ class FusedMlp(nn.Module):
         return x_BTD @ mlp_kernel(self, config, "kernel", kernel).astype(self.dtype)
 
 
-MLPS: dict[str, type[nn.Module]] = {"two_layer": TwoLayerMlp, "fused": FusedMlp}
+MLPS: dict[str, type[nn.Module]] = {
+    "two_layer": TwoLayerMlp,
+    "gated": GatedMlp,
+    "fused": FusedMlp,
+}
 """By `model.mlp`; a block of `none` has no MLP."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ Params = dict[str, Any]
 """A decoder's parameters, or their gradients: a nested dictionary of arrays by name."""
 Variables = dict[str, Any]
 """The collections of variables that a module is applied to, by name; `params` is one."""
+Start: TypeAlias = Callable[[jax.Array], jax.Array]
+"""From a random key to what a parameter is at the start."""
 
 
 class Kind(enum.Enum):
@@ -27,9 +30,10 @@ class Kind(enum.Enum):
     STATISTIC = "statistic"  # measured, not learned: see `nfllm.training.updates`
 
 
-_MATRICES = ("qkv_kernel", "qk_kernel", "out_kernel", "in_kernel", "kernel")
+_OF_MATRICES = ("qkv_", "qk_", "q_", "kv_", "out_", "in_", "gate_", "")
+_MATRICES = tuple(f"{matrix}kernel" for matrix in _OF_MATRICES)
 _EMBEDDINGS = ("token_embedding", "position_embedding", "head_embedding")
-_BIASES = ("qkv_bias", "qk_bias", "out_bias", "in_bias", "bias", "head_bias")
+_BIASES = (*(f"{matrix}bias" for matrix in _OF_MATRICES), "head_bias")
 _STATISTICS = ("norm_gate", "sigma")
 _SCALARS = (
     "scale",
@@ -41,7 +45,6 @@ _SCALARS = (
     "mlp_alpha",
     "temperature",
 )
-_OF_MATRICES = ("qkv_", "qk_", "out_", "in_", "")  # see `nfllm.model.weight_norm`
 _GAINS = ("attention_branch_gain", "mlp_branch_gain", "head_gain", "skip_gain")
 _SHAPING = ("softmax_gain", "identity_gain", "uniform_gain")
 _PROJECTION_GAINS = tuple(
@@ -54,6 +57,7 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(_STATISTICS, Kind.STATISTIC),
     **dict.fromkeys((*_GAINS, *_SHAPING, *_PROJECTION_GAINS), Kind.UNDECAYED),
     "slope": Kind.SLOPE,
+    # See `nfllm.model.weight_norm`.
     **dict.fromkeys((f"{matrix}gain" for matrix in _OF_MATRICES), Kind.UNDECAYED),
     **dict.fromkeys((f"{matrix}direction" for matrix in _OF_MATRICES), Kind.STATISTIC),
 }
@@ -91,6 +95,18 @@ def start_param(module: nn.Module, name: str, start: Callable[[], jax.Array]) ->
     equal in all that they have in common.
     """
     return module.variable("params", name, start).value
+
+
+def params_of_one_key(module: nn.Module, starts: Mapping[str, Start]) -> dict[str, jax.Array]:
+    """Parameters of `module` that together take the one random key of a `module.param`.
+
+    So those that stand where others have one parameter leave the start of all others as it is.
+    """
+    keys = [module.make_rng("params")] if module.is_initializing() else []
+    return {
+        name: start_param(module, name, functools.partial(start, *keys))
+        for name, start in starts.items()
+    }
 
 
 def constant_params(

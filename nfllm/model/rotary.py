@@ -1,4 +1,4 @@
-"""Rotary position embedding over the leading features of each head, as GPT-NeoX lays it out."""
+"""Rotary position embedding over the leading features of each head, as in GPT-NeoX and Llama."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,8 @@ def rotate(
     """Rotates features i and i + R/2 of position t by the angle t * base^(-2i/R), R = rotary_dim.
 
     Only the first `rotary_dim` features of each head turn; the others pass (arXiv 2104.09864,
-    equation 34, in the half-split layout of GPT-NeoX, arXiv 2204.06745, section 2.1).
+    equation 34, in the half-split layout of GPT-NeoX, arXiv 2204.06745, section 2.1, which is also
+    that of Llama in transformers).
 
     Args:
       x_BTHK: queries or keys.

@@ -150,6 +150,8 @@ def _outside(shape: DecoderShape, num_tokens: int) -> tuple[str, ...]:
         f"fitted with an MLP width of {hidden}, not {shape.mlp_dim}": shape.mlp == "two_layer"
         and shape.num_mlp_layers > 0
         and shape.mlp_dim != hidden,
+        "no row has grouped heads of keys and values": shape.kv_heads != shape.num_heads,
+        "no row has a gated MLP": shape.mlp == "gated" and shape.num_mlp_layers > 0,
         f"no row has {shape.mlp_normalization} before the MLP alone": (
             shape.mlp_normalization is not None
         ),

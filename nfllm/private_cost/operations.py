@@ -60,14 +60,17 @@ def count_operations(shape: DecoderShape, num_tokens: int) -> tuple[Operation, .
         raise ConfigError(f"num_tokens={num_tokens} must be at least 1")
     T, L, L_mlp = num_tokens, shape.num_layers, shape.num_mlp_layers
     D, H, K, V = shape.embed_dim, shape.num_heads, shape.head_dim, shape.vocab_size
-    maps = shape.num_attention_maps
+    # Columns of query and key, and mostly value and output: heads times their width.
+    columns = (H + shape.kv_heads) * K * (2 if shape.value_projections else 1)
     map_rows = L * H * T
     operations = [
         Operation("token embedding", T, V, 2 * T * V * D, EMBEDDING_ELEMENT * (T * V)),
         _normalization("attention normalization", shape.normalization, L * T, D),
         # Of query, key and value the outputs are H K wide; the output matrix takes as many in.
-        Operation("attention projections", L * T, maps * H * K, 2 * L * T * maps * D * H * K),
-        _normalization("query and key normalization", shape.qk_normalization, 2 * map_rows, K),
+        Operation("attention projections", L * T, columns, 2 * L * T * columns * D),
+        _normalization(
+            "query and key normalization", shape.qk_normalization, L * T * (H + shape.kv_heads), K
+        ),
         _temperature(shape, L * T),
         Operation("scores", map_rows, T, 2 * map_rows * T * K),
         _transform(shape, map_rows, T),
@@ -80,6 +83,7 @@ def count_operations(shape: DecoderShape, num_tokens: int) -> tuple[Operation, .
         ),
         _mlp(shape, L_mlp * T),
         _activation(shape, T),
+        _gate(shape, L_mlp * T),
         _normalization("final normalization", shape.final_normalization, T, D),
         Operation("output head", T, V, 2 * T * V * D),
     ]
@@ -94,7 +98,8 @@ def flops_of(operations: Iterable[Operation], *names: str) -> int:
 def published_mlp_flops(shape: DecoderShape, num_tokens: int) -> int:
     """FLOPs of all MLPs as those tables count them: 4 L' T D F, or 2 L' T D² where fused.
 
-    The one entry that differs is 7.3e9 at 12 layers and T 512, where the product is 7.248e9.
+    The tables have no gated MLP, for which it is 6 L' T D F. The one entry that differs is 7.3e9 at
+    12 layers and T 512, where the product is 7.248e9.
     """
     return flops_of(count_operations(shape, num_tokens), "MLP matrices")
 
@@ -139,7 +144,14 @@ def _mlp(shape: DecoderShape, rows: int) -> Operation:
     D, F = shape.embed_dim, shape.mlp_dim
     if shape.mlp == "fused":
         return Operation("MLP matrices", rows, D, 2 * rows * D * D)
-    return Operation("MLP matrices", rows, F + D, 4 * rows * D * F)
+    inwards = 2 if shape.mlp == "gated" else 1
+    return Operation("MLP matrices", rows, inwards * F + D, 2 * (inwards + 1) * rows * D * F)
+
+
+def _gate(shape: DecoderShape, rows: int) -> Operation:
+    """The activation times x W_in: both are secret, whatever the activation is."""
+    rows, width = rows if shape.mlp == "gated" else 0, shape.mlp_dim
+    return Operation("gate", rows, width, 0, Primitives(products=rows * width))
 
 
 def _activation(shape: DecoderShape, num_tokens: int) -> Operation:

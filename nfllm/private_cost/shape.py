@@ -20,14 +20,16 @@ class DecoderShape:
     Attributes:
       num_layers: L.
       num_heads: H.
+      num_kv_heads: G, heads of keys and values; None: H.
       embed_dim: D.
       head_dim: K.
       vocab_size: V.
       mlp_dim: F; of no effect where `mlp` is `fused`.
-      mlp: `two_layer`: activation(x W_in) W_out; `fused`: one D x D matrix, without activation.
+      mlp: `two_layer`: activation(x W_in) W_out; `gated`: (activation(x W_gate) * x W_in) W_out;
+        `fused`: one D x D matrix, without activation.
       num_mlp_layers: L', the layers that have an MLP. L less those that are pruned: a pruned layer
         has no MLP and no normalization before it.
-      activation: of the two-layer MLP.
+      activation: of the two-layer or gated MLP.
       normalization: before attention, and before the MLP where `mlp_normalization` is None.
       mlp_normalization: before the MLP, where it is another one.
       final_normalization: before the output head.
@@ -45,12 +47,13 @@ class DecoderShape:
 
     num_layers: int
     num_heads: int
+    num_kv_heads: int | None = None
     embed_dim: int
     head_dim: int
     vocab_size: int
     mlp_dim: int
     num_mlp_layers: int
-    mlp: Literal["two_layer", "fused"] = "two_layer"
+    mlp: Literal["two_layer", "gated", "fused"] = "two_layer"
     activation: Activation
     normalization: Normalization
     mlp_normalization: Normalization | None = None
@@ -65,6 +68,11 @@ class DecoderShape:
         for key in ("num_layers", "num_heads", "embed_dim", "head_dim", "vocab_size", "mlp_dim"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key}={getattr(self, key)} must be at least 1")
+        if not 1 <= self.kv_heads <= self.num_heads or self.num_heads % self.kv_heads:
+            raise ConfigError(
+                f"num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}; "
+                "choose a divisor"
+            )
         if not 0 <= self.num_mlp_layers <= self.num_layers:
             raise ConfigError(
                 f"num_mlp_layers={self.num_mlp_layers} is outside 0 to num_layers="
@@ -83,12 +91,13 @@ class DecoderShape:
         return cls(
             num_layers=model.num_layers,
             num_heads=model.num_heads,
+            num_kv_heads=model.num_kv_heads,
             embed_dim=model.embed_dim,
             head_dim=model.head_dim,
             vocab_size=vocab_size,
             mlp_dim=model.mlp_width,
             num_mlp_layers=model.num_mlp_layers,
-            mlp="fused" if model.mlp == "fused" else "two_layer",
+            mlp="two_layer" if model.mlp == "none" else model.mlp,
             activation=model.activation,
             normalization=attention,
             mlp_normalization=None if mlp == attention else mlp,
@@ -99,6 +108,11 @@ class DecoderShape:
             value_projections=model.value_projection != "none",
             rotary_dim=model.rotary_dim,
         )
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of heads of keys and values."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
     @property
     def num_activations(self) -> int:

@@ -108,10 +108,10 @@ class ReportedRun:
 def notation(config: Config) -> str:
     """The papers' name of a model: SM softmax, LN LayerNorm, G GELU, R ReLU; none for what is gone.
 
-    Other normalizations and activations are written out: `SM+rmsnorm+silu`; of two, `|` stands
-    between that before attention and that before the MLP. Of arXiv 2501.03489: (t) learned
-    temperatures, Sc scaled, Fu fused, FFN a linear MLP, i6 six pruned layers, EReg the entropy
-    regularizer.
+    Other normalizations and activations are written out: `SM+rmsnorm+silu`, with ` (gated)` where
+    the MLP has a gate; of two, `|` stands between that before attention and that before the MLP. Of
+    arXiv 2501.03489: (t) learned temperatures, Sc scaled, Fu fused, FFN a linear MLP, i6 six pruned
+    layers, EReg the entropy regularizer.
     """
     model = config.model
     softmax = "SM" if model.softmax_temperature == "none" else "SM(t)"
@@ -132,6 +132,8 @@ def _mlp_notation(model: ModelConfig) -> str:
     if scaled and model.activation == "identity":
         return "+ScFFN"
     activation = _ACTIVATION_LETTERS.get(model.activation, f"+{model.activation}")
+    if model.mlp == "gated":
+        activation += " (gated)" if activation else "+gated"
     if model.negative_slope is not None:
         activation += f" {model.negative_slope:g}"
     if model.slope_sharing is not None:

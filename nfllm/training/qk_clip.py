@@ -4,7 +4,8 @@ With S the largest scaled logit of a head in the step, and τ the limit, after t
 
     η = min(1, τ / S)        W_q <- sqrt(η) W_q        W_k <- sqrt(η) W_k
 
-and the same for their biases: the head's logits, a product of both, shrink by η.
+and the same for their biases: the head's logits, a product of both, shrink by η. Where heads share
+keys, which have to stay as they are for the others, W_q <- η W_q.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from nfllm.config import ModelConfig
 from nfllm.model.layers import split_layers
 
 # Where a parameter of attention holds query and key, and its axis of heads, stacked over layers.
-_AXES = {"qkv_kernel": (2, 3), "qkv_bias": (1, 2), "qk_bias": (1, 2)}
+_AXES = {"qkv_kernel": (2, 3), "qk_kernel": (2, 3), "qkv_bias": (1, 2), "qk_bias": (1, 2)}
+# Where it holds the queries alone, since heads share keys, and its axis of heads.
+_QUERIES = {"q_kernel": 2, "q_bias": 1}
 
 
 def clip_qk(params: Any, logit_max_LH: jax.Array, limit: float, config: ModelConfig) -> Any:
@@ -36,6 +39,10 @@ def clip_qk(params: Any, logit_max_LH: jax.Array, limit: float, config: ModelCon
         attention = dict(params[stack]["attention"])
         for name in attention.keys() & _AXES.keys():
             attention[name] = _scaled(attention[name], factor, *_AXES[name])
+        for name in attention.keys() & _QUERIES.keys():
+            x, heads = attention[name], _QUERIES[name]
+            shape = [x.shape[i] if i in (0, heads) else 1 for i in range(x.ndim)]
+            attention[name] = x * (factor**2).reshape(shape)
         clipped[stack] = {**params[stack], "attention": attention}
     return clipped
 

@@ -7,7 +7,7 @@ is the same with telemetry as without.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -19,6 +19,8 @@ from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import BY_PRODUCTS, STATISTICS
 from nfllm.model.layers import join_layers
 from nfllm.model.normalizations import by_site
+
+_LEARNED = ("alpha", "slope", "residual_gain", "mlp_alpha", "temperature")
 
 
 def make_probe(
@@ -69,7 +71,7 @@ def make_probe(
             "residual_max_abs": residual(names.MAX_ABS),
             "nonfinite": names.nonfinite_by_site(statistics, names.WATCHED),
         }
-        if config.num_mlp_layers and config.mlp == "two_layer":
+        if config.num_mlp_layers and config.has_hidden_layers:
             fields |= {
                 "mlp_pre_rms": layers[f"{names.RMS}_{names.MLP_PRE}"],
                 "mlp_pre_participation": layers[f"{names.PARTICIPATION}_{names.MLP_PRE}"],
@@ -82,9 +84,18 @@ def make_probe(
     return lambda params, tokens_BT: jax.device_get(probe(params, tokens_BT))
 
 
+def _with_names(tree: Any, kept: Collection[str]) -> Any:
+    """The entries of these names. Others, as `out_kernel`, are in attention and in the MLP."""
+    return {
+        name: _with_names(x, kept) if isinstance(x, dict) else x
+        for name, x in tree.items()
+        if isinstance(x, dict) or name in kept
+    }
+
+
 def _learned(config: ModelConfig, params: Any) -> dict[str, Any]:
     """The learned scalars whose course is of interest beside the entropies."""
-    layers = join_layers(params)
+    layers = join_layers(_with_names(params, _LEARNED))
     fields: dict[str, Any] = {
         f"alpha_{site}": alpha for site, alpha in by_site(config, layers, params, "alpha").items()
     }

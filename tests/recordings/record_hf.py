@@ -1,4 +1,4 @@
-"""Records tiny random GPT-2 and GPT-NeoX models of transformers, and what they compute.
+"""Records tiny random GPT-2, GPT-NeoX and Llama models of transformers, and what they compute.
 
     python tests/recordings/record_hf.py
 
@@ -14,7 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 FOLDER = Path(__file__).parent
 
@@ -32,6 +39,16 @@ _GPT_NEOX = {
     "max_position_embeddings": 20,
     "hidden_size": 32,
     "intermediate_size": 56,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+_LLAMA = {
+    "vocab_size": 43,
+    "max_position_embeddings": 20,
+    "hidden_size": 32,
+    "intermediate_size": 24,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "bos_token_id": 0,
@@ -65,13 +82,24 @@ CASES = {
     "gpt_neox_norm_free": GPTNeoXConfig(
         **_GPT_NEOX, rope_parameters=_rotary(0.5, 10_000.0), hidden_act="relu"
     ),
+    "llama_grouped_biased": LlamaConfig(
+        **_LLAMA,
+        num_key_value_heads=2,
+        attention_bias=True,
+        mlp_bias=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+    ),
+    "llama_tied_relu": LlamaConfig(
+        **_LLAMA, hidden_act="relu", tie_word_embeddings=True, rms_norm_eps=1e-3
+    ),
 }
 
-
-CLASSES = {
-    name: GPT2LMHeadModel if isinstance(config, GPT2Config) else GPTNeoXForCausalLM
-    for name, config in CASES.items()
+_CLASSES = {
+    GPT2Config: GPT2LMHeadModel,
+    GPTNeoXConfig: GPTNeoXForCausalLM,
+    LlamaConfig: LlamaForCausalLM,
 }
+CLASSES = {name: _CLASSES[type(config)] for name, config in CASES.items()}
 
 
 def build(name: str, seed: int) -> torch.nn.Module:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,15 +23,17 @@ class Layout(NamedTuple):
       final_norm: the normalization after the last block.
       outputs: from a site to the module in a block whose output it is.
       joined_heads: the module in a block whose input is all heads' outputs side by side.
+      inputs: from a site to the module in a block whose input it is.
     """
 
     blocks: str
     final_norm: str
     outputs: dict[str, str]
     joined_heads: str
+    inputs: Mapping[str, str] = MappingProxyType({})
 
 
-def _outputs(*modules: str) -> dict[str, str]:
+def _outputs(*modules: str | None) -> dict[str, str]:
     sites = (
         names.ATTENTION_IN,
         names.ATTENTION_OUT,
@@ -39,7 +42,8 @@ def _outputs(*modules: str) -> dict[str, str]:
         names.MLP_POST,
         names.MLP_OUT,
     )
-    return dict(zip(sites, modules, strict=True))
+    of_sites = zip(sites, modules, strict=True)
+    return {site: module for site, module in of_sites if module is not None}
 
 
 LAYOUTS = {
@@ -70,14 +74,15 @@ LAYOUTS = {
             "self_attn",
             "post_attention_layernorm",
             "mlp.gate_proj",
-            "mlp.act_fn",
+            None,
             "mlp",
         ),
         "self_attn.o_proj",
+        {names.MLP_POST: "mlp.down_proj"},
     ),
 }
-"""By `model.config.model_type`. In a gated MLP, `mlp_pre` and `mlp_post` are the gate's: before and
-after the activation, and before the product."""
+"""By `model.config.model_type`. Of a gated MLP, `mlp_pre` is the gate before its activation, and
+`mlp_post` the product that the last matrix reads, as in `nfllm.model.mlp`."""
 
 
 def from_transformers(
@@ -105,7 +110,7 @@ def from_transformers(
     layout = layout or LAYOUTS.get(model.config.model_type)
     known = [names.ATTENTION_PROBS, LOGITS]
     if layout is not None:
-        known += [names.RESIDUAL, names.HEAD_OUT, *layout.outputs]
+        known += [names.RESIDUAL, names.HEAD_OUT, *layout.outputs, *layout.inputs]
     wanted = set(known if sites is None else sites)
     for site in sorted(wanted - set(known)):
         raise ValueError(
@@ -168,6 +173,8 @@ def _hooks(
     inputs = [(names.RESIDUAL, block) for block in blocks]
     inputs += [(names.RESIDUAL, model.get_submodule(layout.final_norm))]
     inputs += [(names.HEAD_OUT, block.get_submodule(layout.joined_heads)) for block in blocks]
+    for site, path in layout.inputs.items():
+        inputs += [(site, block.get_submodule(path)) for block in blocks]
     for site, module in inputs:
         if site in wanted:
             yield module.register_forward_pre_hook(into(site, of_input=True), with_kwargs=True)
