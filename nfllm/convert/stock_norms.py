@@ -38,7 +38,7 @@ def read_frozen(config: ModelConfig, params: Arrays) -> tuple[ModelConfig, Array
 
     The deviation is sqrt(epsilon): of the true one and the weight, a checkpoint has the ratio.
     """
-    if config.norm_epsilon < _LEAST_FROZEN:
+    if config.norm_epsilon < _LEAST_FROZEN or config.normalization != "layernorm":
         return config, params
     sigma = np.float32(np.sqrt(config.norm_epsilon))
     blocks = dict(params["blocks"])
