@@ -34,6 +34,7 @@ from nfllm.convert import (
 from nfllm.convert.__main__ import main
 from nfllm.data.tokenizer import bytes_tokenizer
 from nfllm.model import Decoder
+from nfllm.model.softmax import ATTENTION_TRANSFORMS
 from nfllm.report import write_report
 from nfllm.rundir import RunError, read_record, write_record
 
@@ -639,13 +640,17 @@ def test_every_key_is_expressed_in_a_llama_or_refused_by_name(key):
     others = {name: x for name, x in others.items() if name != "rotary_fraction"}
     if key == "norm_placement":
         others = {}
+    if key == "attention_transform":
+        second = "halved"
+        if second not in ATTENTION_TRANSFORMS:
+            nfllm.register_attention_transform(second, lambda logits: logits / 2)
     if key in ("architecture", "rotary_fraction"):
         others, second = {}, {"architecture": "llama", "rotary_fraction": 1.0}[key]
     config = dataclasses.replace(LLAMA, **{**others, "architecture": "llama", key: second})
     if key in OF_LLAMA and config.mlp == "gated":
         llama.write_config(config)
         return
-    named = "|".join([key, *{"activation", "softmax_temperature", "mlp_dim"} & others.keys()])
+    named = "|".join([key, *others])
     with pytest.raises(ConfigError, match=rf"model\.({named})=.* has no form in transformers"):
         llama.write_config(config)
 
@@ -666,6 +671,11 @@ def test_models_that_are_no_llama_are_refused(changes, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         save_checkpoint(tmp_path / "out", Checkpoint(config, 7, random_params(config, 7)))
     assert not (tmp_path / "out").exists()
+
+
+def test_an_rmsnorm_of_a_large_epsilon_is_no_frozen_norm(source):
+    config = load_checkpoint(source("llama_tied_relu", rms_norm_eps=1e12)).config
+    assert (config.normalization, config.norm_epsilon) == ("rmsnorm", 1e12)
 
 
 @pytest.mark.parametrize("form", [gpt2, gpt_neox])

@@ -166,6 +166,20 @@ def test_folding_is_exact_in_float64(changes):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_norm_before_a_gate_and_grouped_heads_folds_into_all_that_read_it(biased):
+    options = {"attention_bias": "all", "mlp_bias": True} if biased else {}
+    run = run_of(architecture="llama", mlp="gated", num_kv_heads=1, **options)
+    frozen = freeze_norms(run, BATCHES, with_losses=False).run
+    norm = frozen.params["blocks"]["attention_norm"]
+    norm["sigma"] = np.asarray([[0.5, 2.0], [0.7, 1.1]], np.float32)
+    folded = nfllm.fold(frozen)
+    shapes = jax.eval_shape(folded.model.init, jax.random.key(0), TOKENS_BT)["params"]
+    assert jax.tree.map(np.shape, folded.params) == jax.tree.map(lambda x: x.shape, shapes)
+    one, two = (run.model.apply({"params": run.params}, TOKENS_BT) for run in (frozen, folded))
+    np.testing.assert_allclose(one, two, rtol=0, atol=1e-5 * np.abs(one).max())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox"])
 def test_a_folded_run_computes_the_same(architecture):
@@ -190,8 +204,6 @@ def test_what_cannot_be_folded(run, frozen):
     with pytest.raises(ValueError, match="another deviation for the first position"):
         nfllm.fold(own)
     for changes in (
-        {"mlp": "gated"},
-        {"num_kv_heads": 1},
         {"mlp_weight_norm": "spectral"},
         {"weight_reparametrization": "sigma"},
     ):

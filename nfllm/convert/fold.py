@@ -26,6 +26,8 @@ from nfllm.run import Run
 Arrays = dict[str, Any]
 
 _SITES: tuple[Site, ...] = ("attention", "mlp", "final")
+# Which output of the norm before attention each part of a matrix reads.
+_PATHS = {"qkv": (QUERY_KEY, QUERY_KEY, VALUE), "q": (QUERY_KEY,), "kv": (QUERY_KEY, VALUE)}
 _KEYS = ("normalization", "attention_normalization", "mlp_normalization", "final_normalization")
 
 
@@ -76,7 +78,7 @@ def fold_params(config: ModelConfig, params: Mapping[str, Any]) -> tuple[ModelCo
             changes["attention_bias"] = "all"
         if names["mlp"] == FROZEN and "mlp_norm" in block:
             _fold_mlp(config, block, f"{name}.mlp_norm")
-            changes["mlp_bias"] = config.mlp == "two_layer"
+            changes["mlp_bias"] = config.has_hidden_layers
     if config.final_normalization == FROZEN:
         scale, bias = affine(tree.pop("final_norm"), "final_norm")
         table_VD = tree["token_embedding" if config.ties_embeddings else "head_embedding"]
@@ -92,8 +94,8 @@ def fold_params(config: ModelConfig, params: Mapping[str, Any]) -> tuple[ModelCo
 def _check_matrices(config: ModelConfig) -> None:
     """Raises ConversionError where what reads a norm is not one matrix with a place for a bias."""
     foldable: dict[Site, dict[str, tuple[object, ...]]] = {
-        "attention": {"num_kv_heads": (None, config.num_heads), "output_projection": ("dense",)},
-        "mlp": {"mlp": ("two_layer", "fused", "none"), "mlp_weight_norm": ("none",)},
+        "attention": {"output_projection": ("dense",), "value_projection": ("dense",)},
+        "mlp": {"mlp_weight_norm": ("none",)},
     }
     for site, keys in foldable.items():
         if config.normalization_at(site) != FROZEN:
@@ -133,35 +135,48 @@ def affine(norm: Mapping[str, np.ndarray], where: str) -> tuple[np.ndarray, np.n
 def _fold_attention(block: Arrays, name: str) -> None:
     attention = block["attention"]
     scale_PLD, bias_LD = affine(block.pop("attention_norm"), name)
-    kernel_LDCHK = attention["qkv_kernel"]
-    scale_LDC = np.stack([scale_PLD[p] for p in (QUERY_KEY, QUERY_KEY, VALUE)], axis=-1)
-    shift_LCHK = np.einsum("LD,LDCHK->LCHK", bias_LD, kernel_LDCHK)
-    attention["qkv_kernel"] = _without_mean(kernel_LDCHK * scale_LDC[..., None, None], axis=1)
-    attention["qkv_bias"] = shift_LCHK + _full_bias(attention, shift_LCHK.shape)
+    for prefix, paths in _PATHS.items():
+        if f"{prefix}_kernel" in attention:
+            scale_LDC = np.stack([scale_PLD[path] for path in paths], axis=-1)
+            _fold_heads(attention, prefix, scale_LDC, bias_LD)
     attention.setdefault("out_bias", np.zeros_like(bias_LD))
+
+
+def _fold_heads(attention: Arrays, prefix: str, scale_LDC: np.ndarray, bias_LD: np.ndarray) -> None:
+    kernel = attention[f"{prefix}_kernel"]
+    kernel_LDCHK = kernel.reshape(*scale_LDC.shape, *kernel.shape[-2:])
+    shift_LCHK = np.einsum("LD,LDCHK->LCHK", bias_LD, kernel_LDCHK)
+    bias = shift_LCHK + _full_bias(attention, prefix, shift_LCHK.shape)
+    folded = _without_mean(kernel_LDCHK * scale_LDC[..., None, None], axis=1)
+    attention[f"{prefix}_kernel"] = folded.reshape(kernel.shape)
+    attention[f"{prefix}_bias"] = bias.reshape(len(kernel), *kernel.shape[2:])
 
 
 def _fold_mlp(config: ModelConfig, block: Arrays, name: str) -> None:
     scale_PLD, bias_LD = affine(block.pop("mlp_norm"), name)
-    mlp, kernel = block["mlp"], "in_kernel" if config.mlp == "two_layer" else "kernel"
-    shift_LF = np.einsum("LD,LDF->LF", bias_LD, mlp[kernel])
-    mlp[kernel] = _without_mean(mlp[kernel] * scale_PLD[0][..., None], axis=1)
-    if config.mlp == "two_layer":
-        mlp["in_bias"] = shift_LF + mlp.get("in_bias", 0.0)
+    mlp = block["mlp"]
+    reads = {"two_layer": ("in_",), "gated": ("in_", "gate_"), "fused": ("",)}[config.mlp]
+    for prefix in reads:
+        kernel_LDF = mlp[f"{prefix}kernel"]
+        shift_LF = np.einsum("LD,LDF->LF", bias_LD, kernel_LDF)
+        mlp[f"{prefix}kernel"] = _without_mean(kernel_LDF * scale_PLD[0][..., None], axis=1)
+        if config.has_hidden_layers:
+            mlp[f"{prefix}bias"] = shift_LF + mlp.get(f"{prefix}bias", 0.0)
+        elif np.any(shift_LF):
+            raise ConversionError(
+                f"{name} has a bias, for which model.mlp='fused' has no place behind its matrix; "
+                "train it with a norm without bias, or with model.mlp='two_layer'"
+            )
+    if config.has_hidden_layers:
         mlp.setdefault("out_bias", np.zeros_like(bias_LD))
-    elif np.any(shift_LF):
-        raise ConversionError(
-            f"{name} has a bias, for which model.mlp='fused' has no place behind its matrix; "
-            "train it with a norm without bias, or with model.mlp='two_layer'"
-        )
 
 
-def _full_bias(attention: Arrays, shape: tuple[int, ...]) -> np.ndarray:
-    """Bias of query, key and value, [L, 3, H, K], whichever the model has; `qk_bias` is taken."""
+def _full_bias(attention: Arrays, prefix: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Bias of the heads, [L, C, H, K], whichever the model has; `qk_bias` is taken."""
     bias = np.zeros(shape)
-    if "qk_bias" in attention:
+    if "qk_bias" in attention:  # beside a `qkv_kernel` alone
         bias[:, :2] = attention.pop("qk_bias")
-    return bias + attention.get("qkv_bias", 0.0)
+    return bias + np.reshape(attention.get(f"{prefix}_bias", bias * 0), shape)
 
 
 def _without_mean(matrix: np.ndarray, axis: int) -> np.ndarray:

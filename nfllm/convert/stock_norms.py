@@ -60,8 +60,8 @@ def stock_form(config: ModelConfig, params: Arrays) -> tuple[ModelConfig, Arrays
       ConversionError: a frozen norm is not removed, or treats the first position otherwise.
     """
     names = {site: config.normalization_at(site) for site in _SITES}
-    if not set(names.values()) & {"none", FROZEN}:
-        return config, params
+    if config.architecture == "llama" or not set(names.values()) & {"none", FROZEN}:
+        return config, params  # a Llama has no LayerNorm, and is refused as it is
     # All but the norms, and the bias of the head that comes with a folded one, has to have a form.
     all_frozen = set(names.values()) == {FROZEN}
     stock = _stock_config(config, head_bias=all_frozen and config.head_bias)

@@ -1,8 +1,8 @@
 """The decoder-only language model: embedding, blocks, final normalization, head.
 
 Single-letter axes, suffixed to array names, here and everywhere in nfllm:
-  B batch, T query position, S key position, D model width, H heads, K head width, F MLP width,
-  V vocabulary, L layers, C one of query, key and value.
+  B batch, T query position, S key position, D model width, H heads, G heads of keys and values,
+  K head width, F MLP width, V vocabulary, L layers, C one of query, key and value.
 """
 
 import jax
