@@ -203,6 +203,14 @@ def test_what_cannot_be_folded(run, frozen):
     own = freeze_norms(run, BATCHES, first_position=True, with_losses=False).run
     with pytest.raises(ValueError, match="another deviation for the first position"):
         nfllm.fold(own)
+    for changes in (
+        {"mlp_weight_norm": "spectral"},
+        {"weight_reparametrization": "sigma"},
+    ):
+        other = freeze_norms(run_of(**changes), BATCHES, with_losses=False).run
+        ((key, value),) = changes.items()
+        with pytest.raises(ValueError, match=f"cannot be folded with model.{key}={value!r}"):
+            nfllm.fold(other)
     fused = run_of(mlp="fused", activation="identity")
     with pytest.raises(ValueError, match=r"model.mlp='fused' has no place"):
         nfllm.fold(freeze_norms(fused, BATCHES, with_losses=False).run)

@@ -67,12 +67,7 @@ def fold_params(config: ModelConfig, params: Mapping[str, Any]) -> tuple[ModelCo
             f"the model has no frozen norm to fold ({listed}); freeze them first: "
             "nfllm.freeze_norms, or python -m nfllm.freeze RUN OUT"
         )
-    for key in ("mlp_weight_norm", "weight_reparametrization"):
-        if (value := getattr(config, key)) != "none":
-            raise ConversionError(
-                f"model.{key}={value!r} makes the matrices of their parameters by a norm of their "
-                "own, so that no other norm folds into them"
-            )
+    _check_matrices(config)
     tree: Arrays = _map(lambda x: np.asarray(x, np.float64), params)
     changes: dict[str, Any] = {"frozen_first_position": False, "frozen_momentum": 0.9}
     changes |= {key: "none" for key in _KEYS if getattr(config, key) == FROZEN}
@@ -94,6 +89,23 @@ def fold_params(config: ModelConfig, params: Mapping[str, Any]) -> tuple[ModelCo
             tree["head_bias"] = head_bias_V
             changes["head_bias"] = True
     return dataclasses.replace(config, **changes), tree
+
+
+def _check_matrices(config: ModelConfig) -> None:
+    """Raises ConversionError where what reads a norm is not one matrix with a place for a bias."""
+    foldable: dict[Site, dict[str, tuple[object, ...]]] = {
+        "attention": {"output_projection": ("dense",)},
+        "mlp": {"mlp_weight_norm": ("none",)},
+    }
+    for site, keys in foldable.items():
+        if config.normalization_at(site) != FROZEN:
+            continue
+        for key, values in {**keys, "weight_reparametrization": ("none",)}.items():
+            if (value := getattr(config, key)) not in values:
+                raise ConversionError(
+                    f"the {site} norm cannot be folded with model.{key}={value!r}: that takes "
+                    f"model.{key}={values[0]!r}"
+                )
 
 
 def affine(norm: Mapping[str, np.ndarray], where: str) -> tuple[np.ndarray, np.ndarray]:

@@ -38,8 +38,8 @@ def read_frozen(config: ModelConfig, params: Arrays) -> tuple[ModelConfig, Array
 
     The deviation is sqrt(epsilon): of the true one and the weight, a checkpoint has the ratio.
     """
-    if config.normalization != "layernorm" or config.norm_epsilon < _LEAST_FROZEN:
-        return config, params  # there is no frozen RMSNorm
+    if config.norm_epsilon < _LEAST_FROZEN or config.normalization != "layernorm":
+        return config, params
     sigma = np.float32(np.sqrt(config.norm_epsilon))
     blocks = dict(params["blocks"])
     for name, paths in (("attention_norm", 2), ("mlp_norm", 1)):
