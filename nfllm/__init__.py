@@ -14,20 +14,27 @@ if TYPE_CHECKING:
     from nfllm import convert as convert
     from nfllm import data as data
     from nfllm import report as report
+    from nfllm.convert.fold import fold as fold
     from nfllm.measure import foreign as foreign
     from nfllm.measure import interventions as interventions
     from nfllm.measure.analyze import analyze as analyze
     from nfllm.measure.evaluation import evaluate as evaluate
+    from nfllm.measure.freeze import freeze_norms as freeze_norms
     from nfllm.measure.generation import generate as generate
     from nfllm.measure.head_importance import head_importance as head_importance
     from nfllm.measure.logit_attribution import logit_attribution as logit_attribution
     from nfllm.measure.logit_lens import logit_lens as logit_lens
+    from nfllm.measure.register import register_analysis as register_analysis
     from nfllm.model.capture import Captured as Captured
     from nfllm.model.capture import capture as capture
     from nfllm.model.decoder import Decoder as Decoder
     from nfllm.model.patch import Patch as Patch
+    from nfllm.model.register import register_activation as register_activation
+    from nfllm.model.register import register_attention_transform as register_attention_transform
+    from nfllm.model.register import register_normalization as register_normalization
     from nfllm.run import Run as Run
     from nfllm.run import load_run as load_run
+    from nfllm.run import save_run as save_run
     from nfllm.run import steps as steps
 
     __version__: str

@@ -45,6 +45,7 @@ MODELS = {
         "attention_shaping": "shaped",
         "query_init_std": 0.02,
         "mlp_skip_gains": True,
+        "embedding_scale": "learned",
         "branch_scaling": "learned",
     },
 }
@@ -56,7 +57,8 @@ TOLERANCES = {
     "float16": (5e-5, 5e-4, 5e-3),
     "bfloat16": (3e-3, 4e-3, 0.15),
 }
-# Matrices, and gains that scale a float32 matrix or a float32 sum; a loss has the threshold.
+# Matrices; gains that scale a float32 matrix or a float32 sum; factors in a norm, as alpha is; and
+# the threshold of a loss.
 REPRESENTED = {
     "kernel",
     "qk_kernel",
@@ -65,6 +67,7 @@ REPRESENTED = {
     "residual_gain",
     "mlp_alpha",
     "entropy_threshold",
+    "gate",
 }
 PRODUCTS = ("kernel", "token_embedding", "head_embedding")
 
