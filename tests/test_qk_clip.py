@@ -89,6 +89,10 @@ def test_nan_clips_nothing() -> None:
             {"optimizer": {"qk_clip": 100.0}, "model": {"qk_normalization": "rmsnorm"}},
             "has no effect on model.qk_normalization='rmsnorm'",
         ),
+        (
+            {"optimizer": {"qk_clip": 100.0}, "model": {"weight_reparametrization": "sigma"}},
+            "has no effect on model.weight_reparametrization='sigma'",
+        ),
     ],
 )
 def test_what_cannot_be_is_named(changes: Any, message: str) -> None:

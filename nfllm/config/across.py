@@ -21,12 +21,13 @@ def check_across(config: Config) -> None:
 
 def _check_attention(config: Config) -> None:
     chosen, limit = config.model.attention_implementation, config.optimizer.qk_clip
-    if limit is not None and config.model.qk_normalization != "none":
-        raise ConfigError(
-            f"optimizer.qk_clip={limit} has no effect on model.qk_normalization="
-            f"{config.model.qk_normalization!r}, after which the size of queries and keys does not "
-            "count; leave one of them out"
-        )
+    for key in ("qk_normalization", "weight_reparametrization"):
+        value = getattr(config.model, key)
+        if limit is not None and value != "none":
+            raise ConfigError(
+                f"optimizer.qk_clip={limit} has no effect on model.{key}={value!r}, after which the "
+                "size of query and key matrices does not count; leave one of them out"
+            )
     if chosen not in ("xla", "cudnn"):
         return
     if config.telemetry.entropy_every_step:
