@@ -25,8 +25,8 @@ def _check_attention(config: Config) -> None:
         value = getattr(config.model, key)
         if limit is not None and value != "none":
             raise ConfigError(
-                f"optimizer.qk_clip={limit} has no effect on model.{key}={value!r}, after which the "
-                "size of query and key matrices does not count; leave one of them out"
+                f"optimizer.qk_clip={limit} has no effect on model.{key}={value!r}, after which "
+                "the size of query and key matrices does not count; leave one of them out"
             )
     if chosen not in ("xla", "cudnn"):
         return
