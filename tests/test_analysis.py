@@ -124,6 +124,7 @@ TRACED: dict[str, tuple[Callable[..., Any], tuple[np.ndarray, ...]]] = {
     "previous_token_score": (analysis.previous_token_score, (PROBS,)),
     "projected_participation_ratio": (analysis.projected_participation_ratio, (SQUARES, SQUARES)),
     "rms": (analysis.rms, (X,)),
+    "saturation": (analysis.saturation, (X,)),
     "shannon_entropy": (analysis.shannon_entropy, (PROBS,)),
     "sink_score": (analysis.sink_score, (PROBS,)),
     "spectral_divergence": (analysis.spectral_divergence, (SQUARES, SQUARES)),

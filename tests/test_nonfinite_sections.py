@@ -18,7 +18,8 @@ def write_lines(run, probes=(), events=()):
 
 def tables(*runs):
     (section,) = nonfinite_sections(read_runs(runs))
-    return {block.name: block.table.rows for block in section.blocks if hasattr(block, "table")}
+    found = {block.name: getattr(block, "table", None) for block in section.blocks}
+    return {name: table.rows for name, table in found.items() if table is not None}
 
 
 def test_the_first_is_first_in_step_then_layer_then_site(tmp_path):

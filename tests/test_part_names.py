@@ -9,7 +9,7 @@ from training_parts import small_config
 
 from nfllm.config import ConfigError, ModelConfig
 from nfllm.config.overrides import override_value
-from nfllm.convert.foreign import check_form
+from nfllm.convert.foreign import LAYERNORM, check_form
 from nfllm.model import Decoder
 from nfllm.private_cost import DecoderShape, count_operations
 from nfllm.report.runs import notation
@@ -79,11 +79,11 @@ def test_a_normalization_by_site_is_in_the_name_and_in_the_price():
 
 def test_what_has_no_form_elsewhere_is_refused_by_its_key():
     whole = {"normalization": "layernorm", "activation": "gelu"}
-    check_form(model(**whole))
+    check_form(model(**whole), some=LAYERNORM)
     for key in ("attention_normalization", "mlp_normalization", "embedding_scale"):
         value = "learned" if key == "embedding_scale" else "rmsnorm"
         with pytest.raises(ConfigError, match=rf"model\.{key}='{value}' has no form in transf"):
-            check_form(model(**whole, **{key: value}))
+            check_form(model(**whole, **{key: value}), some=LAYERNORM)
 
 
 def test_a_site_that_is_not_there_has_no_normalization():
