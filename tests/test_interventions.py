@@ -132,7 +132,7 @@ def test_every_site_can_be_patched(model_and_params: tuple[Any, Any], site: str)
 
 
 def test_the_sites_are_the_same_everywhere() -> None:
-    assert (*SITES, "logits") == Captured._fields
+    assert (*SITES, "logits", "saturation") == Captured._fields
     assert tuple(site for site in SITES if site in LAYER_SITES) == LAYER_SITES
 
 
