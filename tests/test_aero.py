@@ -18,6 +18,8 @@ from nfllm.trainer.checkpoints import Checkpoints
 from nfllm.trainer.placement import Placement
 from nfllm.training.telemetry import make_probe
 
+pytestmark = pytest.mark.slow
+
 EVERYTHING = {
     "model": {
         "num_layers": 3,

@@ -13,6 +13,8 @@ import nfllm
 from nfllm.config import Config, ConfigError
 from nfllm.training.entropy_penalty import Reduction, entropy_penalty
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 12
 # Of all heads at the start, uniform: entropy 1.667 of a mean of 0.5 ln 12 = 1.242.
 STRONG = {"entropy_weight": 0.5, "entropy_margin": 0.05}

@@ -24,6 +24,8 @@ from nfllm.model.intermediates import BY_PRODUCTS, LOSSES, STATISTICS
 from nfllm.model.layers import join_layers
 from nfllm.model.shaping import shaped_map
 
+pytestmark = pytest.mark.slow
+
 TOKENS_BT = np.asarray([[3, 17, 0, 40, 5, 21, 8, 33, 12, 49]], np.int32)  # all distinct
 MODEL = small_config().model
 SAS = {"value_projection": "none", "output_projection": "none", "attention_shaping": "shaped"}

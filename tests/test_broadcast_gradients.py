@@ -12,6 +12,8 @@ from training_parts import VOCAB_SIZE, small_config
 from nfllm.model.decoder import Decoder
 from nfllm.model.parameters import KINDS, Kind
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"num_layers": 1, "embed_dim": 8, "mlp_dim": 16, "context_length": 8}
 MODELS = {
     "gpt2": {

@@ -20,6 +20,8 @@ from nfllm.data.batches import Batch
 from nfllm.measure.metrics import METRICS
 from nfllm.model.capture import Captured
 
+pytestmark = pytest.mark.slow
+
 TOKENS = random_batch(0, sequences=3).tokens
 RNG = np.random.default_rng(0)
 

@@ -32,6 +32,8 @@ from nfllm.trainer.program import Program
 from nfllm.trainer.record import write_run
 from nfllm.trainer.warm_start import first_state
 
+pytestmark = pytest.mark.slow
+
 LAYERNORM = {"normalization": "layernorm", "final_normalization": "layernorm"}
 TOKENS_BT = np.random.default_rng(0).integers(0, VOCAB_SIZE, (6, 12)).astype(np.int32)
 BATCHES = [Batch(TOKENS_BT[:4], TOKENS_BT[:4]), Batch(TOKENS_BT[4:], TOKENS_BT[4:])]

@@ -17,6 +17,8 @@ from nfllm.measure.linear_replacement import replace_by_linear
 from nfllm.report.runs import notation
 from nfllm.training.telemetry import make_probe
 
+pytestmark = pytest.mark.slow
+
 TOKENS = np.random.default_rng(0).integers(0, VOCAB_SIZE, (2, 9)).astype(np.int32)
 
 

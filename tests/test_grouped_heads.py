@@ -25,6 +25,8 @@ from nfllm.training.muon import muon
 from nfllm.training.qk_clip import clip_qk
 from nfllm.training.telemetry import make_probe
 
+pytestmark = pytest.mark.slow
+
 TOKENS = np.random.default_rng(0).integers(0, VOCAB_SIZE, (2, 9)).astype(np.int32)
 SIZES = {"num_heads": 4, "embed_dim": 32}
 GROUPED = {**SIZES, "num_kv_heads": 2, "attention_bias": "all"}

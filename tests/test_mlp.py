@@ -15,6 +15,8 @@ from nfllm.model.cache import CACHE, empty_cache, move
 from nfllm.model.decoder import Decoder
 from nfllm.model.patch import Patch
 
+pytestmark = pytest.mark.slow
+
 TOKENS = np.random.default_rng(0).integers(0, VOCAB_SIZE, (2, 9)).astype(np.int32)
 LINEAR = {"activation": "identity"}
 FUSED = {**LINEAR, "mlp": "fused"}

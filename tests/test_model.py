@@ -177,6 +177,7 @@ def test_combination(activation, normalization, architecture):
     check(config, params, measure_eagerly(config, params))
 
 
+@pytest.mark.slow
 # Compiled, since a loop over the layers and its unrolling differ only as programs. Every activation
 # and every pair of normalization and block is among these; what a layer computes is tested above.
 @pytest.mark.parametrize(
@@ -199,6 +200,7 @@ def test_scanned_layers_equal_unrolled_ones(activation, normalization, architect
     assert_close(scanned, unrolled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(
     "changes",
@@ -224,6 +226,7 @@ def test_registries_hold_every_name():
     assert set(NORMALIZATIONS) == set(NORMALIZATION_NAMES)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_parameter_count_is_the_formula(data):

@@ -14,6 +14,8 @@ from training_parts import make_parts, random_batch, small_config
 from nfllm.config import ConfigError
 from nfllm.training.optimizer import decay_mask, make_optimizer
 
+pytestmark = pytest.mark.slow
+
 RATE = 0.01
 
 

@@ -16,6 +16,8 @@ from nfllm.model.pointwise import FUNCTIONS
 from nfllm.training.optimizer import split_by_decay
 from nfllm.training.telemetry import make_probe
 
+pytestmark = pytest.mark.slow
+
 EVERYWHERE = {"normalization": "dyt", "final_normalization": "dyt", "qk_normalization": "derf"}
 
 

@@ -30,6 +30,8 @@ from nfllm.trainer.removals import last_removal
 from nfllm.training.auxiliary import scale_spread
 from nfllm.training.removal import gate_of, make_gating
 
+pytestmark = pytest.mark.slow
+
 FROZEN = {"normalization": "frozen_layernorm", "final_normalization": "frozen_layernorm"}
 X = np.asarray([[[1.0, 3.0, 5.0, 7.0]]], np.float32)
 

@@ -19,6 +19,8 @@ from nfllm.data.tokenizer import bytes_tokenizer
 from nfllm.model import Decoder
 from nfllm.trainer.loop import fit
 
+pytestmark = pytest.mark.slow
+
 FROZEN = {"normalization": "frozen_layernorm", "final_normalization": "frozen_layernorm"}
 FREE = {"normalization": "none", "final_normalization": "none"}
 TOKENS_BT = np.random.default_rng(0).integers(0, VOCAB_SIZE, (3, 12)).astype(np.int32)

@@ -22,6 +22,8 @@ from nfllm.trainer.program import Program
 from nfllm.trainer.record import write_run
 from nfllm.trainer.warm_start import first_state, fit_parameters, resize_positions, split_source
 
+pytestmark = pytest.mark.slow
+
 SHAPES = {
     "token_embedding": (7, 4),
     "position_embedding": (6, 4),

@@ -23,6 +23,8 @@ from nfllm.model.weight_norm import reparametrized
 from nfllm.trainer.checkpoints import Checkpoints
 from nfllm.trainer.placement import Placement
 
+pytestmark = pytest.mark.slow
+
 HAND = np.asarray([[3.0, 4.0], [0.0, 2.0]], np.float32)  # [in, out]
 METHODS = ["weight_input", "weight_output", "hypersphere", "spectral", "sigma"]
 
