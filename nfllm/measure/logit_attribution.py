@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nfllm.analysis.shown import shown_in_a_line
 from nfllm.config import ModelConfig
 from nfllm.model.capture import Captured
 from nfllm.model.decoder import Decoder
@@ -16,6 +17,7 @@ from nfllm.model.layers import stacks
 from nfllm.model.token_ids import check_token_ids
 
 
+@shown_in_a_line
 class LogitAttribution(NamedTuple):
     """Parts of a logit, or of the difference of two, at each position; float32, in its units.
 
