@@ -23,7 +23,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.gpt2_codeparrot import get_config as gpt2_config
-from configs.paper import small_base
+from configs.paper import minute_base, small_base
 from nfllm.experiment import Experiment, Group, Variant
 from nfllm.papers.aero import AERO_REFERENCE, aero_sections
 from nfllm.papers.variants import AERO_VARIANTS, VARIANTS
@@ -40,12 +40,7 @@ def get_experiment(scale: str) -> Experiment:
 
 
 def _minute() -> Experiment:
-    base = small_base(num_layers=2, embed_dim=32, steps=30, batch_size=8)
-    base.model.context_length = 64
-    base.data.tokenizer = "bytes"
-    base.evaluation.max_windows = 64
-    base.telemetry.every = 8
-    base.training.log_every = 4
+    base = minute_base()
     return _experiment(
         "Proves the path in a minute or two on 2 cores; its numbers mean nothing.",
         base,

@@ -66,13 +66,8 @@ def paper_experiment(
 
 
 def _minute() -> Experiment:
-    base = small_base(num_layers=2, embed_dim=32, steps=30, batch_size=8)
-    base.model.context_length = 64
-    base.data.tokenizer = "bytes"
+    base = minute_base()
     base.optimizer.learning_rate = 3e-3
-    base.evaluation.max_windows = 64
-    base.telemetry.every = 8
-    base.training.log_every = 4
     note = "Proves the path in about a minute on 2 cores; its numbers mean nothing."
     groups = {"main": Group("The six models", base, _variants(SIX))}
     return paper_experiment(note, groups, conclusive=False)
@@ -138,6 +133,17 @@ def _paper() -> Experiment:
             "pythia_256": Group("Pythia-70M, 256 tokens", longer, _variants(SIX, seeds)),
         },
     )
+
+
+def minute_base() -> ConfigDict:
+    """The smallest scale, which proves that a grid runs."""
+    base = small_base(num_layers=2, embed_dim=32, steps=30, batch_size=8)
+    base.model.context_length = 64
+    base.data.tokenizer = "bytes"
+    base.evaluation.max_windows = 64
+    base.telemetry.every = 8
+    base.training.log_every = 4
+    return base
 
 
 def small_base(num_layers: int, embed_dim: int, steps: int, batch_size: int) -> ConfigDict:

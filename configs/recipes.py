@@ -21,7 +21,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.norm_free import PARTS
-from configs.paper import small_base
+from configs.paper import minute_base, small_base
 from nfllm.experiment import Experiment, Group, Variant
 from nfllm.experiment.measured import GroupResults
 from nfllm.experiment.sections import comparison_sections
@@ -92,12 +92,7 @@ def get_experiment(scale: str) -> Experiment:
 
 
 def _minute() -> Experiment:
-    base = small_base(num_layers=2, embed_dim=32, steps=30, batch_size=8)
-    base.model.context_length = 64
-    base.data.tokenizer = "bytes"
-    base.evaluation.max_windows = 64
-    base.telemetry.every = 8
-    base.training.log_every = 4
+    base = minute_base()
     return _experiment("Proves the path; its numbers mean nothing.", base, seeds=(0,))
 
 

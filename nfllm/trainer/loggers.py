@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import importlib.util
 import os
 import uuid
@@ -65,7 +66,7 @@ def scalars(kind: str, values: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-class _Scalars:
+class _Scalars(abc.ABC):
     """A logger of numbers, each line once; one that fails is left behind, and the run goes on."""
 
     name: str
@@ -103,14 +104,16 @@ class _Scalars:
                 error,
             )
 
+    @abc.abstractmethod
     def _log(self, step: int, numbers: Mapping[str, float]) -> None:
-        raise NotImplementedError
+        """Hands the numbers of a step to the package."""
 
-    def _flush(self) -> None:
+    def _flush(self) -> None:  # noqa: B027 (most need none)
         """Most write by themselves."""
 
+    @abc.abstractmethod
     def _close(self) -> None:
-        raise NotImplementedError
+        """Ends what the package has open."""
 
 
 class TensorBoard(_Scalars):
