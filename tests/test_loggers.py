@@ -143,6 +143,9 @@ def test_a_logger_that_fails_ends_nothing(tmp_path: Path, caplog: pytest.LogCapt
             self.calls += 1
             raise OSError("no network")
 
+        def _close(self) -> None:
+            self.calls += 1
+
     failing = Failing()
     with Journal(epath.Path(tmp_path), 8, 0, [failing]) as journal:
         for step in (1, 2):
