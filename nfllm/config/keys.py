@@ -18,7 +18,6 @@ from nfllm.config.limits import (
     check_checkpoint,
     check_data,
     check_evaluation,
-    check_model,
     check_objective,
     check_optimizer,
     check_parallel,
@@ -26,6 +25,7 @@ from nfllm.config.limits import (
     check_telemetry,
     check_training,
 )
+from nfllm.config.model_limits import check_model
 from nfllm.config.names import Activation, AttentionTransform, Normalization
 
 Architecture = Literal["gpt2", "gpt_neox", "llama"]
