@@ -27,8 +27,10 @@ from nfllm.config import Config, ConfigError
 from nfllm.data.batches import Batch
 from nfllm.model.parameters import Params
 from nfllm.model.tuning import tuning
-from nfllm.training.state import Guard, SavedState, TrainState
-from nfllm.training.step import EvalStep, EvalSums, StepMetrics, TrainStep
+from nfllm.training.eval_step import EvalStep, EvalSums
+from nfllm.training.guard import Guard
+from nfllm.training.state import SavedState, TrainState
+from nfllm.training.step import StepMetrics, TrainStep
 
 AXIS = "data"
 
