@@ -31,7 +31,7 @@ from nfllm.training.loss import count_targets
 from nfllm.training.objective import (
     Forward,
     MicroBatch,
-    make_objective,
+    Objective,
     micro_batch_weights,
 )
 from nfllm.training.qk_clip import clip_qk
@@ -100,7 +100,7 @@ def make_train_step(
     caller, who reads metrics one step late, finds the state as the bad step found it, and goes on
     by `leave_out_step` or `open_guard`.
     """
-    objective = make_objective(model, config.training, auxiliaries)
+    objective = Objective(model, config.training, auxiliaries)
     gating = make_gating(config)
     reports, limit = config.telemetry.entropy_every_step, config.optimizer.qk_clip
     by_products = (BY_PRODUCTS,) if reports or limit is not None else ()
