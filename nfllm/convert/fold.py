@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,6 +22,7 @@ from nfllm.convert.foreign import ConversionError
 from nfllm.model.decoder import Decoder
 from nfllm.model.frozen_norm import FROZEN, GATE, QUERY_KEY, SIGMA, VALUE
 from nfllm.model.layers import stacks
+from nfllm.model.parameters import Params
 from nfllm.run import Run
 
 Arrays = dict[str, Any]
@@ -52,13 +54,13 @@ def fold(run: Run) -> Run:
       'none'
     """
     model, params = fold_params(run.model.config, run.params)
-    single = _map(lambda x: jnp.asarray(x, jnp.float32), params)
+    single = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
     config = dataclasses.replace(run.config, model=model, removal=RemovalConfig())
     decoder = Decoder(model, run.model.vocab_size, run.model.dtype)
     return dataclasses.replace(run, model=decoder, params=single, config=config)
 
 
-def fold_params(config: ModelConfig, params: Mapping[str, Any]) -> tuple[ModelConfig, Arrays]:
+def fold_params(config: ModelConfig, params: Params) -> tuple[ModelConfig, Arrays]:
     """Config and parameters, float64, of the norm-free model; see `fold`."""
     names = {site: config.normalization_at(site) for site in _SITES}
     if FROZEN not in names.values():
@@ -68,7 +70,7 @@ def fold_params(config: ModelConfig, params: Mapping[str, Any]) -> tuple[ModelCo
             "nfllm.freeze_norms, or python -m nfllm.freeze RUN OUT"
         )
     _check_matrices(config)
-    tree: Arrays = _map(lambda x: np.asarray(x, np.float64), params)
+    tree: Arrays = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     changes: dict[str, Any] = {"frozen_first_position": False, "frozen_momentum": 0.9}
     changes |= {key: "none" for key in _KEYS if getattr(config, key) == FROZEN}
     for name in stacks(config):
@@ -182,9 +184,3 @@ def _full_bias(attention: Arrays, prefix: str, shape: tuple[int, ...]) -> np.nda
 def _without_mean(matrix: np.ndarray, axis: int) -> np.ndarray:
     """P times a matrix whose inputs lie on `axis`: what a constant input no longer moves."""
     return matrix - matrix.mean(axis=axis, keepdims=True)
-
-
-def _map(change: Any, tree: Any) -> Any:
-    if isinstance(tree, Mapping):
-        return {name: _map(change, value) for name, value in tree.items()}
-    return change(tree)

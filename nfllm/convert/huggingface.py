@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -98,7 +99,7 @@ def save_checkpoint(
     Raises:
       ConfigError: the model has no form in transformers; the message names the key.
     """
-    config, params = stock_form(checkpoint.config, _as_numpy(checkpoint.params))
+    config, params = stock_form(checkpoint.config, jax.tree.map(np.asarray, checkpoint.params))
     form = _FORMATS[config.architecture]
     values = {
         "architectures": [form.ARCHITECTURE],
@@ -210,9 +211,3 @@ def _tensor_files(folder: Path) -> list[Path]:
         f"{folder} has no {TENSORS_FILE}; pickled weights (pytorch_model.bin) are not read, since "
         "loading them runs code: save the model with transformers' save_pretrained first"
     )
-
-
-def _as_numpy(params: Params) -> Params:
-    if isinstance(params, dict):
-        return {name: _as_numpy(value) for name, value in params.items()}
-    return np.asarray(params)

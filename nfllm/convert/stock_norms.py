@@ -13,9 +13,9 @@ sqrt 2 for the softmax's sqrt(2 K).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from nfllm.config import ConfigError, ModelConfig
@@ -87,7 +87,7 @@ def stock_form(config: ModelConfig, params: Arrays) -> tuple[ModelConfig, Arrays
     return _doubled(config, params)
 
 
-def _frozen(norm: Mapping[str, Any], gates: tuple[int, ...], sigma: np.float32) -> Arrays:
+def _frozen(norm: Arrays, gates: tuple[int, ...], sigma: np.float32) -> Arrays:
     return {**norm, GATE: np.zeros(gates, np.float32), SIGMA: np.full(gates, sigma)}
 
 
@@ -113,7 +113,7 @@ def _with_epsilon(config: ModelConfig, params: Arrays) -> tuple[ModelConfig, Arr
     }
     final = {"scale": factor * final_scale_PD[0], "bias": final_bias_D}
     stock = _stock_config(config, attention_bias="all")
-    return stock, _single({**params, "blocks": blocks, "final_norm": final})
+    return stock, _float32({**params, "blocks": blocks, "final_norm": final})
 
 
 def _doubled(config: ModelConfig, params: Arrays) -> tuple[ModelConfig, Arrays]:
@@ -173,7 +173,7 @@ def _doubled(config: ModelConfig, params: Arrays) -> tuple[ModelConfig, Arrays]:
         head_bias=False,
         tie_embeddings="head_embedding" not in doubled,
     )
-    return stock, _single(doubled)
+    return stock, _float32(doubled)
 
 
 def _stock_config(config: ModelConfig, **changes: Any) -> ModelConfig:
@@ -194,7 +194,5 @@ def _layernorm(shape: tuple[int, ...], weight: float) -> Arrays:
     return {"scale": np.full(shape, weight), "bias": np.zeros(shape)}
 
 
-def _single(tree: Any) -> Any:
-    if isinstance(tree, Mapping):
-        return {name: _single(value) for name, value in tree.items()}
-    return np.asarray(tree, np.float32)
+def _float32(params: Arrays) -> Arrays:
+    return jax.tree.map(lambda x: np.asarray(x, np.float32), params)

@@ -17,6 +17,7 @@ from nfllm.model.decoder import Decoder
 from nfllm.model.frozen_norm import FROZEN, GATE, SIGMA
 from nfllm.model.intermediates import UPDATES
 from nfllm.model.norm_sites import Place, at_places, frozen_places, map_norms, of_norms
+from nfllm.model.parameters import Params, Variables
 from nfllm.run import Run
 from nfllm.trainer.evaluation import evaluate
 from nfllm.training.eval_step import make_eval_step
@@ -92,7 +93,7 @@ def freeze_norms(
 
     step = jax.jit(make_eval_step(model))
 
-    def loss(gates: Any) -> float:
+    def loss(gates: Variables) -> float:
         own = map_norms(lambda norm, gate: {**norm, GATE: jnp.asarray(gate)}, measured, gates)
         return evaluate(step, own, batches, lambda batch: batch).loss_nats
 
@@ -109,10 +110,10 @@ class Gated(NamedTuple):
     """A model, and its parameters."""
 
     model: Decoder
-    params: Any
+    params: Params
 
 
-def with_gates(model: Decoder, params: Any, *, first_position: bool = False) -> Gated:
+def with_gates(model: Decoder, params: Params, *, first_position: bool = False) -> Gated:
     """The same model with frozen_layernorm, its gates at 1, in place of LayerNorm.
 
     Raises:
@@ -128,7 +129,7 @@ def with_gates(model: Decoder, params: Any, *, first_position: bool = False) -> 
     config = dataclasses.replace(old, **new, frozen_first_position=has)
     ones = at_places(config, {}, np.float32(1.0))
 
-    def gated(norm: dict[str, Any], gate: np.ndarray) -> dict[str, Any]:
+    def gated(norm: Params, gate: np.ndarray) -> Params:
         gate = norm.get(GATE, gate)
         sigma = norm.get(SIGMA, np.zeros_like(gate))
         if has and sigma.ndim == gate.ndim:
@@ -143,7 +144,7 @@ def _labelled(batch: Batch) -> Batch:
     return Batch(np.asarray(batch.tokens)[has], np.asarray(batch.labels)[has])
 
 
-def _at_zero(norm: dict[str, Any], gate: np.ndarray) -> dict[str, Any]:
+def _at_zero(norm: Params, gate: np.ndarray) -> Params:
     """The norm with no deviation where its gate is open, so that it takes that of the batch."""
     sigma = np.asarray(norm[SIGMA])
     is_open = gate == 1.0
@@ -151,15 +152,15 @@ def _at_zero(norm: dict[str, Any], gate: np.ndarray) -> dict[str, Any]:
     return {**norm, SIGMA: np.where(is_open, np.float32(0.0), sigma)}
 
 
-def _closed(norm: dict[str, Any], gate: np.ndarray) -> dict[str, Any]:
+def _closed(norm: Params, gate: np.ndarray) -> Params:
     return {**norm, GATE: np.zeros_like(gate)}
 
 
-def _measure(model: Decoder, params: Any, batches: Iterable[Batch]) -> Any:
+def _measure(model: Decoder, params: Params, batches: Iterable[Batch]) -> Params:
     """The parameters with the mean deviations over all windows."""
 
     @jax.jit
-    def deviations(params: Any, tokens_BT: jax.Array) -> Any:
+    def deviations(params: Params, tokens_BT: jax.Array) -> Variables:
         _, state = model.apply(
             {"params": params}, tokens_BT, method=model.features, mutable=[UPDATES]
         )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from nfllm.analysis.shown import shown_in_a_line
 from nfllm.config import ModelConfig
@@ -14,6 +15,7 @@ from nfllm.model.capture import Captured
 from nfllm.model.decoder import Decoder
 from nfllm.model.frozen_norm import FROZEN, held_factor
 from nfllm.model.layers import stacks
+from nfllm.model.parameters import Params
 from nfllm.model.token_ids import check_token_ids
 
 
@@ -38,7 +40,7 @@ class LogitAttribution(NamedTuple):
 
 def logit_attribution(
     model: Decoder,
-    params: Any,
+    params: Params,
     captured: Captured,
     targets: jax.Array,
     against: jax.Array | None = None,
@@ -135,7 +137,7 @@ def _check_sums(config: ModelConfig) -> None:
             )
 
 
-def _rows(model: Decoder, params: Any, tokens: Any, shape: tuple[int, ...]) -> jax.Array:
+def _rows(model: Decoder, params: Params, tokens: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
     """Rows of the output table, [B, T, D]."""
     check_token_ids(tokens, model.vocab_size)
     tokens = jnp.asarray(tokens)
@@ -152,7 +154,7 @@ def _rows(model: Decoder, params: Any, tokens: Any, shape: tuple[int, ...]) -> j
 
 
 def _through_final_norm(
-    model: Decoder, params: Any, u_BTD: jax.Array, x_BTD: jax.Array
+    model: Decoder, params: Params, u_BTD: jax.Array, x_BTD: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """v = Nᵀ u, so that uᵀ norm(x) = vᵀ x + constant, with the statistics of x."""
     config = model.config

@@ -6,13 +6,15 @@ no MLP, are then `attention_blocks`. So parameters, caches and patches [L, ...] 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from nfllm.config import ModelConfig
+from nfllm.model.parameters import Variables
+
+Tree = TypeVar("Tree")
 
 BLOCKS = "blocks"
 ATTENTION_BLOCKS = "attention_blocks"
@@ -25,7 +27,7 @@ def stacks(config: ModelConfig) -> dict[str, int]:
     return {BLOCKS: config.num_mlp_layers, ATTENTION_BLOCKS: config.mlp_pruned_layers}
 
 
-def split_layers(config: ModelConfig, blocks: Any) -> dict[str, Any]:
+def split_layers(config: ModelConfig, blocks: Tree) -> dict[str, Tree]:
     """A tree of arrays [L, ...] as one tree for each stack."""
     parts, start = {}, 0
     for name, depth in stacks(config).items():
@@ -34,7 +36,7 @@ def split_layers(config: ModelConfig, blocks: Any) -> dict[str, Any]:
     return parts
 
 
-def join_layers(variables: Mapping[str, Any]) -> dict[str, Any]:
+def join_layers(variables: Variables) -> Variables:
     """What the blocks hold themselves and in attention and MLP, by name, stacked over layers.
 
     Attention has L of each; the MLP as many as there are layers with one.
@@ -49,7 +51,7 @@ def join_layers(variables: Mapping[str, Any]) -> dict[str, Any]:
     return joined
 
 
-def _flat(block: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(block: Variables) -> Variables:
     """A block's own entries, with those of its attention and MLP."""
     own = {name: value for name, value in block.items() if name not in ("attention", "mlp")}
     return {**own, **block.get("attention", {}), **block.get("mlp", {})}

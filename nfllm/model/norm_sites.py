@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from nfllm.config import ModelConfig
 from nfllm.config.derived import Site
 from nfllm.model.frozen_norm import FROZEN, QUERY_KEY, VALUE
 from nfllm.model.layers import split_layers
+from nfllm.model.parameters import Params, Variables
 
 Place = tuple[str, int | None]
 """A site (`mlp`, `query_key`, `value`, `final`) and its layer; None for the final norm."""
@@ -36,7 +38,9 @@ def frozen_places(config: ModelConfig) -> list[Place]:
     return found
 
 
-def at_places(config: ModelConfig, values: Mapping[Place, Any], default: Any) -> dict[str, Any]:
+def at_places(
+    config: ModelConfig, values: Mapping[Place, ArrayLike], default: ArrayLike
+) -> Variables:
     """A value for every norm, in the tree of the parameters: [L, P] for a stack, [P] for the last.
 
     P are the paths of a norm; `default` is for places without a value.
@@ -51,7 +55,7 @@ def at_places(config: ModelConfig, values: Mapping[Place, Any], default: Any) ->
             blocks[norm][layer, path] = value
     sites: dict[str, Site] = {"attention_norm": "attention", "mlp_norm": "mlp"}
     kept = {name: x for name, x in blocks.items() if config.normalization_at(sites[name]) == FROZEN}
-    tree: dict[str, Any] = {}
+    tree: Variables = {}
     for stack, norms in split_layers(config, kept).items():
         if own := {name: value for name, value in norms.items() if len(value)}:
             tree[stack] = own
@@ -60,7 +64,7 @@ def at_places(config: ModelConfig, values: Mapping[Place, Any], default: Any) ->
     return tree
 
 
-def of_norms(config: ModelConfig, params: Any, name: str) -> dict[str, Any]:
+def of_norms(config: ModelConfig, params: Params, name: str) -> Variables:
     """The parameter `name` of every norm, in the tree of `at_places`."""
 
     def pick(params: Any, tree: Any) -> Any:
@@ -72,7 +76,7 @@ def of_norms(config: ModelConfig, params: Any, name: str) -> dict[str, Any]:
     return found
 
 
-def map_norms(change: Callable[..., Any], params: Any, *trees: Any) -> Any:
+def map_norms(change: Callable[..., Params], params: Params, *trees: Variables) -> Params:
     """The parameters with `change(norm, *values)` in place of every norm of the trees."""
     if not isinstance(trees[0], Mapping):
         return change(params, *trees)

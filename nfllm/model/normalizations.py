@@ -16,6 +16,7 @@ from nfllm.config import ModelConfig
 from nfllm.config.derived import Site
 from nfllm.model.evonorm import EvoNorm
 from nfllm.model.frozen_norm import FROZEN, FrozenLayerNorm, frozen_options
+from nfllm.model.parameters import Variables
 from nfllm.model.pointwise import FUNCTIONS, Pointwise, options_at
 from nfllm.model.tuning import tuning
 
@@ -70,7 +71,7 @@ def normalization(config: ModelConfig, site: Site, dtype: jnp.dtype, **options: 
 
 
 def by_site(
-    config: ModelConfig, layers: Mapping[str, Any], top: Mapping[str, Any], name: str
+    config: ModelConfig, layers: Variables, top: Variables, name: str
 ) -> dict[str, jax.Array]:
     """What the normalizations hold under a name: [L, ...] by site, and that of the final one.
 

@@ -17,6 +17,10 @@ Params = dict[str, Any]
 """A decoder's parameters, or their gradients: a nested dictionary of arrays by name."""
 Variables = dict[str, Any]
 """The collections of variables that a module is applied to, by name; `params` is one."""
+Path: TypeAlias = tuple[jax.tree_util.DictKey, ...]
+"""Where a parameter is in the tree, as `jax.tree_util.tree_leaves_with_path` gives it."""
+Mask: TypeAlias = Callable[[Params], Params]
+"""From parameters to the tree of booleans that says which of them are meant."""
 Start: TypeAlias = Callable[[jax.Array], jax.Array]
 """From a random key to what a parameter is at the start."""
 
@@ -64,7 +68,12 @@ KINDS: dict[str, Kind] = {
 """The kind of each parameter, by the last part of its path."""
 
 
-def kind_of(path: tuple[Any, ...]) -> Kind:
+def name_of(path: Path) -> str:
+    """The name of the parameter at a path of the tree: its parts, joined by dots."""
+    return ".".join(key.key for key in path)
+
+
+def kind_of(path: Path) -> Kind:
     """The declared kind of the parameter at a path of the tree.
 
     Raises:
@@ -72,7 +81,7 @@ def kind_of(path: tuple[Any, ...]) -> Kind:
     """
     name = path[-1].key
     if name not in KINDS:
-        where = ".".join(key.key for key in path)
+        where = name_of(path)
         raise ConfigError(
             f"parameter {where}: {name!r} is not declared, so whether it decays is unknown; add it "
             "to KINDS in nfllm/model/parameters.py"

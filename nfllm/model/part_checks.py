@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import ArrayLike, DTypeLike
 
 from nfllm.config import ConfigError
 from nfllm.config.files import is_before_devices
 from nfllm.model.intermediates import COLLECTIONS, UPDATES
-from nfllm.model.parameters import Kind
+from nfllm.model.parameters import Kind, Variables
 
 Function = Callable[..., jax.Array]
 _TYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
@@ -46,7 +47,7 @@ def check_form(what: str, function: Function, unit: Unit = "token") -> None:
 
 def check_module(
     what: str, factory: Callable[..., nn.Module], kinds: Mapping[str, Kind]
-) -> Callable[[Any], jax.Array]:
+) -> Callable[[ArrayLike], jax.Array]:
     """The checks of a module: shape, its `dtype`, and that each parameter's kind is declared.
 
     Returns:
@@ -72,7 +73,7 @@ def check_module(
                 )
             _check_parameters(what, variables, kinds)
 
-    def apply(x: Any) -> jax.Array:
+    def apply(x: ArrayLike) -> jax.Array:
         module = _made(what, factory, jnp.float32)
         shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), x).get("params", {})
         rng = np.random.default_rng(0)
@@ -82,7 +83,9 @@ def check_module(
     return apply
 
 
-def check_apart(what: str, function: Callable[[Any], jax.Array], unit: Unit = "token") -> None:
+def check_apart(
+    what: str, function: Callable[[jax.Array], jax.Array], unit: Unit = "token"
+) -> None:
     """Raises ConfigError where a token's output depends on another token, or on its place.
 
     A part that mixes positions would see the tokens that it helps to predict. Where the `unit` is
@@ -136,7 +139,7 @@ def check_waiting() -> None:
         _waiting.pop(0)
 
 
-def _made(what: str, factory: Callable[..., nn.Module], dtype: Any) -> nn.Module:
+def _made(what: str, factory: Callable[..., nn.Module], dtype: DTypeLike) -> nn.Module:
     try:
         module = factory(epsilon=1e-5, dtype=dtype, parent=None)
     except Exception as error:
@@ -148,7 +151,7 @@ def _made(what: str, factory: Callable[..., nn.Module], dtype: Any) -> nn.Module
     return module
 
 
-def _check_parameters(what: str, variables: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
+def _check_parameters(what: str, variables: Variables, kinds: Mapping[str, Kind]) -> None:
     for collection in variables.keys() - {"params", UPDATES, *COLLECTIONS}:
         raise ConfigError(
             f"{what} has the collection {collection!r} beside its parameters; what is measured is "

@@ -15,7 +15,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -160,8 +160,11 @@ def read_params(manager: ocp.CheckpointManager, step: int) -> Params:
     return manager.restore(step, args=ocp.args.Composite(**{STATE: arguments}))[STATE]["params"]
 
 
+Tree = TypeVar("Tree")
+
+
 @jax.jit
-def _checksums(tree: Any) -> Any:
+def _checksums(tree: Tree) -> Tree:
     """A 32-bit sum over each array's bits, mixed with their position: exact in any order."""
 
     def checksum(x: jax.Array) -> jax.Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -11,6 +11,8 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nfllm.training.state import TrainState
+
+T = TypeVar("T")
 
 AXIS = "data"
 """The one axis of devices: data is split over it, and with `fsdp` the state too."""
@@ -40,7 +42,7 @@ def split_by_sequence(
     activations instead of parameters.
     """
 
-    def keep(x: Any) -> Any:
+    def keep(x: T) -> T:
         splits = isinstance(x, jax.Array) and x.ndim > 1 and x.shape[0] % rows == 0
         return jax.lax.with_sharding_constraint(x, sharding) if splits else x
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ from nfllm.config.paths import user_path
 from nfllm.data import batches
 from nfllm.data.corpora import default_data_dir
 from nfllm.model.attention_implementation import check_implementation, implementation_of_step
+from nfllm.model.parameters import Variables
 from nfllm.model.part_checks import check_waiting
 from nfllm.trainer import hosts
 from nfllm.trainer.batch_division import configure_devices
@@ -125,7 +125,7 @@ class Program:
         )
         return evaluate(self._eval_step, state.params, found, self.placement.put_eval)
 
-    def probe(self, state: TrainState) -> dict[str, Any]:
+    def probe(self, state: TrainState) -> Variables:
         """The telemetry fields on the fixed probe batch."""
         return self._probe(state.params, self._probe_tokens)
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ from nfllm.config import Config, ConfigError, differences, suggest
 from nfllm.data.tokenizer import Tokenizer
 from nfllm.model.frozen_norm import GATE
 from nfllm.model.layers import ATTENTION_BLOCKS, BLOCKS
-from nfllm.model.parameters import Kind, kind_of
+from nfllm.model.parameters import Kind, Params, Path, kind_of, name_of
 from nfllm.rundir import TOKENIZER_FILE, Origin, read_record, run_directory
 from nfllm.trainer.checkpoint_files import named_checksums
 from nfllm.trainer.checkpoints import restore_params
@@ -85,8 +85,8 @@ def with_params(state: TrainState, values: Arrays) -> TrainState:
     takes the place of its first ones.
     """
 
-    def put(path: Any, old: jax.Array) -> jax.Array:
-        name = ".".join(key.key for key in path)
+    def put(path: Path, old: jax.Array) -> jax.Array:
+        name = name_of(path)
         if name not in values:
             return old
         value = np.asarray(values[name], old.dtype)
@@ -111,7 +111,7 @@ def split_source(source: str) -> tuple[epath.Path, int | None]:
     return run_directory(source), None
 
 
-def fingerprint(params: Any) -> str:
+def fingerprint(params: Params) -> str:
     """SHA-256 of the names and checksums of all parameters."""
     sums = named_checksums(params)
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
@@ -239,7 +239,7 @@ def _check_names(skip: tuple[str, ...], known: set[str]) -> None:
             )
 
 
-def _statistics(leaves: Mapping[str, Any]) -> frozenset[str]:
+def _statistics(leaves: Iterable[str]) -> frozenset[str]:
     def kind(name: str) -> Kind:
         return kind_of(tuple(jax.tree_util.DictKey(part) for part in name.split(".")))
 
@@ -275,6 +275,6 @@ def _other_keys(theirs: Config, ours: Config) -> list[str]:
     ]
 
 
-def _flat(params: Any) -> dict[str, Any]:
+def _flat(params: Params) -> dict[str, jax.Array]:
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {".".join(key.key for key in path): leaf for path, leaf in leaves}
+    return {name_of(path): leaf for path, leaf in leaves}

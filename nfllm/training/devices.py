@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def sum_over_devices(tree: Tree, axis_name: str | None) -> Tree:
     return summed
 
 
-def mean_over_devices(tree: Any, axis_name: str | None) -> Any:
+def mean_over_devices(tree: Tree, axis_name: str | None) -> Tree:
     """Mean over micro-batches and devices, all of which hold equally many sequences."""
     tree = jax.tree.map(lambda x_A: jnp.mean(x_A, axis=0), tree)
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)

@@ -1,13 +1,13 @@
 """AdamW as `transformers` once had it, with which the models of arXiv 2410.09637 were trained."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from nfllm.model.parameters import Params
+from nfllm.model.parameters import Mask, Params
 from nfllm.training.schedules import Schedule
 
 
@@ -23,12 +23,12 @@ class HfAdamWState(NamedTuple):
     """Number of updates done, and Adam's two moments."""
 
     num_updates: jax.Array
-    mu: Any
-    nu: Any
+    mu: Params
+    nu: Params
 
 
 def hf_adamw(
-    schedule: Schedule, *, b1: float, b2: float, eps: float, weight_decay: float, mask: Any
+    schedule: Schedule, *, b1: float, b2: float, eps: float, weight_decay: float, mask: Mask
 ) -> optax.GradientTransformation:
     """AdamW as in `transformers.AdamW`, the optimizer of arXiv 2410.09637's code.
 
@@ -52,7 +52,8 @@ def hf_adamw(
 
     def update(
         grads: Params, state: HfAdamWState, params: Params | None = None
-    ) -> tuple[Any, HfAdamWState]:
+    ) -> tuple[Params, HfAdamWState]:
+        assert params is not None  # optax allows it where no parameter decays
         num_updates = state.num_updates + 1
         t = num_updates.astype(jnp.float32)
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)

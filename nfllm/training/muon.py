@@ -7,13 +7,14 @@ layer and which of query, key and value it is, are a batch of matrices.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import optax
 
 from nfllm.config import ConfigError, OptimizerConfig
-from nfllm.model.parameters import Kind, Params, kind_of
+from nfllm.model.parameters import Kind, Mask, Params, Path, kind_of
 from nfllm.training.schedules import Schedule
 
 _RMS = 0.2  # of an update, as AdamW's: learning rates carry over (arXiv 2502.16982)
@@ -21,24 +22,30 @@ _RMS = 0.2  # of an update, as AdamW's: learning rates carry over (arXiv 2502.16
 Axes: TypeAlias = optax.contrib.MuonDimensionNumbers
 
 
-def muon(config: OptimizerConfig, schedule: Schedule, decay_mask: Any) -> Any:
+def muon(
+    config: OptimizerConfig,
+    schedule: Schedule,
+    decay_mask: Mask,
+    adamw: optax.GradientTransformation,
+) -> optax.GradientTransformation:
     """Muon for the matrices of the blocks, AdamW for the rest, with the decay that is declared.
 
     optax's decay of what Adam updates knows no mask, so there are two optimizers.
 
     Args:
-      config: `beta1` is Adam's; Muon's momentum is `muon_momentum`.
-      schedule: of both learning rates.
+      config: Muon's momentum is `muon_momentum`.
+      schedule: of the learning rate.
       decay_mask: function of the parameters, a tree of booleans.
+      adamw: for the rest.
 
     Raises:
       ConfigError: when it sees the parameters: there is no matrix among them.
     """
 
-    def axes(params: Params) -> Any:
+    def axes(params: Params) -> Params:
         return jax.tree_util.tree_map_with_path(_axes_of(config.muon_per_head), params)
 
-    def labels(params: Params) -> Any:
+    def labels(params: Params) -> Params:
         found = jax.tree_util.tree_map_with_path(
             lambda path, x: "muon" if is_matrix(path, x) else "adam", params
         )
@@ -56,25 +63,17 @@ def muon(config: OptimizerConfig, schedule: Schedule, decay_mask: Any) -> Any:
         consistent_rms=_RMS,
         muon_weight_dimension_numbers=axes,
     )
-    of_others = optax.adamw(
-        schedule,
-        b1=config.beta1,
-        b2=config.beta2,
-        eps=config.epsilon,
-        weight_decay=config.weight_decay,
-        mask=decay_mask,
-    )
-    return optax.partition({"muon": of_matrices, "adam": of_others}, labels)
+    return optax.partition({"muon": of_matrices, "adam": adamw}, labels)
 
 
-def is_matrix(path: tuple[Any, ...], x: Any) -> bool:
+def is_matrix(path: Path, x: jax.Array) -> bool:
     """Whether Muon takes it: a matrix of the blocks that decays; embeddings and heads stay out."""
     stacked = path[0].key.endswith("blocks") and x.ndim > 2
     return stacked and kind_of(path) is Kind.DECAYED
 
 
-def _axes_of(per_head: bool) -> Any:
-    def axes(path: tuple[Any, ...], x: Any) -> Axes | None:
+def _axes_of(per_head: bool) -> Callable[[Path, jax.Array], Axes | None]:
+    def axes(path: Path, x: jax.Array) -> Axes | None:
         if not is_matrix(path, x):
             return None
         name, last = path[-1].key, x.ndim - 1

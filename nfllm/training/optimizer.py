@@ -1,13 +1,11 @@
 """The optimizer chain: clipping, Adam in two variants or Muon, and which parameters decay."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from nfllm.config import OptimizerConfig
-from nfllm.model.parameters import Kind, Params, kind_of
+from nfllm.model.parameters import Kind, Params, Path, kind_of, name_of
 from nfllm.training.hf_adamw import hf_adamw
 from nfllm.training.muon import muon
 from nfllm.training.schedules import Schedule
@@ -23,7 +21,7 @@ def decay_mask(params: Params, *, decay_slopes: bool) -> Params:
     `decay_slopes`.
     """
 
-    def decays(path: tuple[Any, ...], _: jax.Array) -> bool:
+    def decays(path: Path, _: jax.Array) -> bool:
         kind = kind_of(path)
         return kind is Kind.DECAYED or (kind is Kind.SLOPE and decay_slopes)
 
@@ -37,28 +35,27 @@ def split_by_decay(
     mask = decay_mask(params, decay_slopes=decay_slopes)
     names: dict[bool, list[str]] = {True: [], False: []}
     for path, decays in jax.tree_util.tree_leaves_with_path(mask):
-        names[decays].append(".".join(key.key for key in path))
+        names[decays].append(name_of(path))
     return tuple(names[True]), tuple(names[False])
 
 
 def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.GradientTransformation:
     """Clipping by global norm, then the chosen variant with the decay rule of `decay_mask`."""
 
-    def mask(params: Params) -> Any:
+    def mask(params: Params) -> Params:
         return decay_mask(params, decay_slopes=config.decay_slopes)
 
+    adam = hf_adamw if config.variant == "hf_adamw" else optax.adamw
+    optimizer = adam(
+        schedule,
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        mask=mask,
+    )
     if config.variant == "muon":
-        optimizer = muon(config, schedule, mask)
-    else:
-        variant = {"adamw": optax.adamw, "hf_adamw": hf_adamw}[config.variant]
-        optimizer = variant(
-            schedule,
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-            mask=mask,
-        )
+        optimizer = muon(config, schedule, mask, optimizer)
     if config.clip_norm == 0:
         return optimizer
     return optax.chain(clip_by_global_norm(config.clip_norm), optimizer)
@@ -68,8 +65,8 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     """g * min(1, max_norm / (‖g‖ + 1e-6)), ‖g‖ the L2 norm over all parameters."""
 
     def update(
-        updates: Any, state: optax.EmptyState, params: Params | None = None
-    ) -> tuple[Any, Any]:
+        updates: Params, state: optax.EmptyState, params: Params | None = None
+    ) -> tuple[Params, optax.EmptyState]:
         del params
         factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) + _CLIP_EPSILON))
         return jax.tree.map(lambda g: g * factor, updates), state

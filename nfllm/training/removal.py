@@ -8,8 +8,7 @@ as one that was never interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ from nfllm.model.frozen_norm import GATE, SIGMA
 from nfllm.model.norm_sites import at_places, map_norms
 from nfllm.model.parameters import Params
 
-Gating = Callable[[Any, Any], Any]
+Gating = Callable[[Params, jax.Array | int], Params]
 
 _NEVER = np.iinfo(np.int32).max
 
@@ -38,8 +37,8 @@ def make_gating(config: Config) -> Gating:
     starts = at_places(config.model, steps, np.int32(_NEVER))
     joined_at = steps.get(("first_position", None), _NEVER)
 
-    def gating(params: Params, step: jax.Array | int) -> Any:
-        def gated(norm: Mapping[str, Any], start_P: np.ndarray) -> dict[str, Any]:
+    def gating(params: Params, step: jax.Array | int) -> Params:
+        def gated(norm: Params, start_P: np.ndarray) -> Params:
             gate = gate_of(step, start_P, config.removal.taper_steps)
             return {**norm, GATE: gate, SIGMA: _joined(norm[SIGMA], step, joined_at)}
 

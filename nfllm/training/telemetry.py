@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +18,14 @@ from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import BY_PRODUCTS, STATISTICS
 from nfllm.model.layers import join_layers
 from nfllm.model.normalizations import by_site
-from nfllm.model.parameters import Params
+from nfllm.model.parameters import Params, Variables
 
 _LEARNED = ("alpha", "slope", "residual_gain", "mlp_alpha", "temperature")
 
 
 def make_probe(
     model: Decoder, result_sharding: jax.sharding.Sharding | None = None
-) -> Callable[[Any, jax.Array], dict[str, Any]]:
+) -> Callable[[Params, jax.Array], Variables]:
     """Compiles `probe(params, tokens_BT)`, whose result is the fields of a telemetry line.
 
     With several processes, `result_sharding` must put a copy of the result on each: parameters that
@@ -51,7 +50,7 @@ def make_probe(
     config = model.config
 
     @functools.partial(jax.jit, out_shardings=result_sharding)
-    def probe(params: Params, tokens_BT: jax.Array) -> dict[str, Any]:
+    def probe(params: Params, tokens_BT: jax.Array) -> Variables:
         _, state = model.apply(
             {"params": params},
             tokens_BT,
@@ -85,7 +84,7 @@ def make_probe(
     return lambda params, tokens_BT: jax.device_get(probe(params, tokens_BT))
 
 
-def _with_names(tree: Any, kept: Collection[str]) -> Any:
+def _with_names(tree: Params, kept: Collection[str]) -> Params:
     """The entries of these names. Others, as `out_kernel`, are in attention and in the MLP."""
     return {
         name: _with_names(x, kept) if isinstance(x, dict) else x
@@ -94,10 +93,10 @@ def _with_names(tree: Any, kept: Collection[str]) -> Any:
     }
 
 
-def _learned(config: ModelConfig, params: Params) -> dict[str, Any]:
+def _learned(config: ModelConfig, params: Params) -> Variables:
     """The learned scalars whose course is of interest beside the entropies."""
     layers = join_layers(_with_names(params, _LEARNED))
-    fields: dict[str, Any] = {
+    fields: Variables = {
         f"alpha_{site}": alpha for site, alpha in by_site(config, layers, params, "alpha").items()
     }
     if config.embedding_scale == "learned":

@@ -11,10 +11,12 @@ import jax
 import numpy as np
 from flax import linen as nn
 from flax import nnx, traverse_util
+from jax.typing import ArrayLike
 
 from nfllm.config import suggest
 from nfllm.measure.foreign.sites import AXES, LOGITS
 from nfllm.measure.foreign.streaming import SitesOf
+from nfllm.model.parameters import Variables
 
 Patterns = Mapping[str, str | Sequence[str]]
 """From a site to where its layers are sown: a pattern such as `"block_*/attention/weights"`, or
@@ -24,7 +26,7 @@ stand in the order of the numbers in their paths; what is sown by `nn.scan` has 
 
 def from_linen(
     module: nn.Module,
-    variables: Any,
+    variables: Variables,
     sites: Patterns,
     *,
     collection: str = "intermediates",
@@ -59,7 +61,7 @@ def from_linen(
     _check_names(sites)
 
     @jax.jit
-    def apply(variables: Any, tokens_BT: jax.Array) -> dict[str, Any]:
+    def apply(variables: Variables, tokens_BT: jax.Array) -> Variables:
         logits, state = module.apply(
             variables,
             tokens_BT,
@@ -94,7 +96,7 @@ def from_nnx(module: nnx.Module, sites: Patterns, **arguments: Any) -> SitesOf:
     graph, whole = nnx.split(module)
 
     @jax.jit
-    def apply(state: Any, tokens_BT: jax.Array) -> dict[str, Any]:
+    def apply(state: nnx.State, tokens_BT: jax.Array) -> Variables:
         forward: Any = nnx.capture(
             nnx.merge(graph, state), nnx.Intermediate, method_outputs=nnx.Intermediate
         )
@@ -111,12 +113,14 @@ def _check_names(sites: Patterns) -> None:
             raise ValueError(f"unknown site {site!r}; {suggest(site, AXES)}")
 
 
-def _select(sown: Mapping[str, Any], sites: Patterns, logits: Any) -> dict[str, Any]:
+def _select(sown: Variables, sites: Patterns, logits: ArrayLike) -> Variables:
     found = {site: _layers(sown, site, patterns) for site, patterns in sites.items()}
     return found if LOGITS in found or np.ndim(logits) != 3 else {**found, LOGITS: logits}
 
 
-def _layers(sown: Mapping[str, Any], site: str, patterns: str | Sequence[str]) -> Any:
+def _layers(
+    sown: Variables, site: str, patterns: str | Sequence[str]
+) -> jax.Array | list[jax.Array]:
     """The layers of a site, stacked."""
     layers = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
@@ -131,7 +135,7 @@ def _layers(sown: Mapping[str, Any], site: str, patterns: str | Sequence[str]) -
     return layers[0] if has_layers else layers
 
 
-def _once(path: str, value: Any) -> Any:
+def _once(path: str, value: object) -> jax.Array:
     """The one array at `path`: `sow` keeps a tuple, with an entry for every call."""
     values = value if isinstance(value, tuple) else (value,)
     if len(values) != 1 or not hasattr(values[0], "shape"):
