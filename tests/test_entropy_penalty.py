@@ -15,7 +15,6 @@ from nfllm.model.softmax import softmax_and_entropy
 from nfllm.training.entropy_penalty import (
     Reduction,
     entropy_penalty,
-    free_band,
     highest_threshold,
 )
 
@@ -215,8 +214,7 @@ def test_adam_moves_the_threshold_to_a_head_that_stays(
     assert float(thetas[first_free, 0, 0]) == pytest.approx(threshold, abs=6e-4)
 
 
-def test_the_free_band_and_what_no_head_can_reach() -> None:
-    assert free_band(0.5, 0.2, 128) == pytest.approx((1.456, 3.396), abs=5e-4)
+def test_the_threshold_that_no_head_can_exceed() -> None:
     limit = highest_threshold(0.2, 128)
     assert limit == pytest.approx(0.5993, abs=5e-5)
     uniform = jnp.log(jnp.arange(1.0, 129))[None, None, None]

@@ -16,16 +16,14 @@ from nfllm.rundir import (
     TOKENIZER_FILE,
     Origin,
     RunError,
-    RunRecord,
     read_record,
     run_directory,
     write_record,
 )
 from nfllm.rundir.metrics import MetricsWriter
 from nfllm.trainer.checkpoints import Checkpoints
-from nfllm.training.optimizer import split_by_decay
+from nfllm.trainer.record import new_record
 from nfllm.training.state import SavedState
-from nfllm.version import nfllm_version
 
 
 def new_directory(path: epath.PathLike) -> epath.Path:
@@ -81,19 +79,7 @@ def write_derived(
                 shutil.copyfileobj(old, new)
     with MetricsWriter(directory) as metrics:
         metrics.write("event", origin.step, **event)
-    decayed, undecayed = split_by_decay(params, decay_slopes=config.optimizer.decay_slopes)
     # Last: a directory without a record is no run.
-    write_record(
-        directory,
-        RunRecord(
-            config=config,
-            vocab_size=record.vocab_size,
-            num_parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
-            data_fingerprint=record.data_fingerprint,
-            decayed_parameters=decayed,
-            undecayed_parameters=undecayed,
-            nfllm_version=nfllm_version(),
-            origin=origin,
-        ),
-    )
+    vocab_size, fingerprint = record.vocab_size, record.data_fingerprint
+    write_record(directory, new_record(config, vocab_size, fingerprint, params, origin))
     return directory

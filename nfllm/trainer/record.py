@@ -125,24 +125,29 @@ def measured_differently(old: Config, new: Config) -> dict[str, tuple[Value, Val
     }
 
 
+def new_record(
+    config: Config, vocab_size: int, data_fingerprint: str, params: Params, origin: Origin | None
+) -> RunRecord:
+    """The record of parameters that are trained, or were made, by this version."""
+    decayed, undecayed = split_by_decay(params, decay_slopes=config.optimizer.decay_slopes)
+    return RunRecord(
+        config=config,
+        vocab_size=vocab_size,
+        num_parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
+        data_fingerprint=data_fingerprint,
+        decayed_parameters=decayed,
+        undecayed_parameters=undecayed,
+        nfllm_version=nfllm_version(),
+        origin=origin,
+    )
+
+
 def write_run(
     run: epath.Path, program: Program, params: Params, origin: Origin | None = None
 ) -> None:
     """Writes config, tokenizer and corpus card: all that is needed to judge and load the run."""
-    decayed, undecayed = split_by_decay(params, decay_slopes=program.config.optimizer.decay_slopes)
     dataset = program.dataset
     dataset.tokenizer.save(run / TOKENIZER_FILE)
     (run / CORPUS_FILE).write_text(json.dumps(dataset.card, indent=1) + "\n")
-    write_record(
-        run,
-        RunRecord(
-            config=program.config,
-            vocab_size=dataset.tokenizer.vocab_size,
-            num_parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
-            data_fingerprint=dataset.fingerprint,
-            decayed_parameters=decayed,
-            undecayed_parameters=undecayed,
-            nfllm_version=nfllm_version(),
-            origin=origin,
-        ),
-    )
+    vocab_size = dataset.tokenizer.vocab_size
+    write_record(run, new_record(program.config, vocab_size, dataset.fingerprint, params, origin))

@@ -64,12 +64,6 @@ def entropy_penalty(
     return jnp.mean(jnp.sum(penalty, axis=-1), axis=(0, 2))
 
 
-def free_band(threshold: float, margin: float, num_queries: int) -> tuple[float, float]:
-    """The least and the largest mean entropy that costs nothing, in nats."""
-    maximum = math.log(num_queries)
-    return (threshold - margin) * maximum, (threshold + margin) * maximum
-
-
 def highest_threshold(margin: float, num_queries: int) -> float:
     """The θ from which on no causal head is penalized for too much entropy: 0.599 at γ 0.2, T 128.
 
