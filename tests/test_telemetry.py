@@ -6,7 +6,7 @@ from training_parts import make_parts, random_batch, small_config
 
 from nfllm.analysis import attention_entropy
 from nfllm.data.batches import Batch
-from nfllm.model import attention
+from nfllm.model import attention_statistics
 from nfllm.model.capture import capture
 from nfllm.model.intermediates import BY_PRODUCTS, STATISTICS
 from nfllm.trainer.placement import Placement
@@ -16,7 +16,7 @@ from nfllm.training.telemetry import make_probe
 @pytest.fixture(params=[32, 5])
 def fewest_queries(request, monkeypatch):
     """Maps of all twelve queries, and of five, five and two."""
-    monkeypatch.setattr(attention, "_FEWEST_QUERIES", request.param)
+    monkeypatch.setattr(attention_statistics, "_FEWEST_QUERIES", request.param)
 
 
 def _probed(model_changes, params_of=lambda params: params, num_devices=1):
