@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from nfllm.analysis.entropy import causal_entropy_ceiling
 from nfllm.experiment.measured import GroupResults
 from nfllm.experiment.sections import cause_sections, entropy_sections
 from nfllm.papers.claims import claims_of
+from nfllm.papers.departure import departure_table
+from nfllm.papers.entropy_figures import layers_through_training, overload_picture
 from nfllm.papers.figures import effects_through_training
 from nfllm.papers.tables import entropy_table, perplexity_table, verdict_table
 from nfllm.papers.verdicts import Verdict, judge_together, summary
@@ -15,6 +18,7 @@ from nfllm.report.page import Block, Pictures, Rows, Section
 INCONCLUSIVE = "These runs are too short for verdicts, which show only that each can be computed."
 
 _FEWEST_POINTS = 3
+_COMPARED = {"sm+r": "norm-free ReLU", "sm+g": "norm-free GELU"}
 
 
 def paper_sections(groups: Sequence[GroupResults], *, conclusive: bool = True) -> Iterator[Section]:
@@ -42,6 +46,7 @@ def paper_sections(groups: Sequence[GroupResults], *, conclusive: bool = True) -
         ],
     )
     yield from _history_sections(groups, by_group)
+    yield from _overload_sections(groups)
     yield Section(
         "Perplexity",
         "Mean evaluation loss over seeds with Student's t interval. Changes are against the "
@@ -55,6 +60,29 @@ def paper_sections(groups: Sequence[GroupResults], *, conclusive: bool = True) -
         "computed from the published heatmaps.",
     )
     yield from cause_sections(groups)
+
+
+def _overload_sections(groups: Sequence[GroupResults]) -> Iterator[Section]:
+    blocks: list[Block] = []
+    for group in groups:
+        table = departure_table(group, list(_COMPARED))
+        if len(table.columns) < 1 + 4 * len(_COMPARED):  # a variant without entropies
+            continue
+        model = next(iter(group)).entry.config.model
+        picture = overload_picture(group, _COMPARED, causal_entropy_ceiling(model.context_length))
+        blocks.append(Pictures(f"overload_{group.name}", group.title, picture, [picture]))
+        whole = layers_through_training(group, _COMPARED)
+        name = f"early_layers_{group.name}"
+        blocks.append(Pictures(name, f"{group.title}: through training.", whole, [whole]))
+        blocks.append(Rows(f"departures_{group.name}", group.title, table))
+    if blocks:
+        yield Section(
+            "When layers leave uniform attention",
+            "Norm-free ReLU and GELU: head entropies at the last probe as means over seeds, the "
+            "entropy of each layer with a band from the lowest seed to the highest, and the step "
+            "from which the mean entropy of a layer stays below 3/4 of M until the end.",
+            blocks,
+        )
 
 
 def _history_sections(
