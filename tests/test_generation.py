@@ -8,6 +8,7 @@ import runpy
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,9 @@ from random_model import random_model
 import nfllm
 from nfllm.convert import convert, load_checkpoint
 from nfllm.data.tokenizer import bytes_tokenizer
-from nfllm.measure.generation import _within_context, generate_ids
+from nfllm.measure.generation import generate_ids
 from nfllm.measure.sampling import kept, make_sampling, sample
+from nfllm.model.cache import empty_cache
 from nfllm.model.decoder import Decoder
 
 pytestmark = pytest.mark.slow
@@ -148,12 +150,15 @@ def test_draws_depend_on_the_seed_and_the_place_alone() -> None:
     assert twice[0].tolist() != draw(PROMPTS, seed=2)[0].tolist()
 
 
-def test_each_shape_is_compiled_once() -> None:
-    model, params = random_model(0.2, context_length=64)
-    _within_context.clear_cache()
+def test_each_shape_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function that makes a cache is called where the loop over tokens is traced, and once."""
+    # A length that no other test has, so that nothing of it is traced already.
+    model, params = random_model(0.2, context_length=61)
+    traced = mock.Mock(wraps=empty_cache)
+    monkeypatch.setattr("nfllm.measure.generation.empty_cache", traced)
     for prompt, max_tokens, seed, top_k in [([1, 2], 20, 0, 3), ([3] * 9, 31, 1, 5)]:
         generate_ids(model, params, [prompt], max_tokens=max_tokens, seed=seed, top_k=top_k)
-    assert _within_context._cache_size() == 1
+    assert traced.call_count == 1
 
 
 def test_a_text_ends_at_its_end() -> None:
