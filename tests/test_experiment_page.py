@@ -108,7 +108,7 @@ def test_losses_are_those_of_all_seeds(own):
     (loss,) = (chart for chart in map(json.loads, charts) if chart["ylabel"].startswith("eval"))
     ends = {line["label"]: (line["low"][-1], line["high"][-1]) for line in loss["lines"]}
     assert ends == {f"{name}, 3 seeds": (min(v), max(v)) for name, v in LOSSES.items()}
-    assert "the line is their mean, the band from lowest to highest" in own[0]
+    assert "the line is the mean and the band goes from the lowest to the highest" in own[0]
 
 
 def test_runs_of_other_targets_have_no_best(tmp_path):
@@ -222,7 +222,7 @@ def test_a_grid_imports_what_stands_beside_it(tmp_path, monkeypatch):
 
 def test_a_group_without_a_finished_run_says_so(tmp_path):
     entries = expand(own_grid())
-    outcomes = {entry.name: Outcome("not run", "it has not begun") for entry in entries}
+    outcomes = {entry.name: Outcome("not run", "it has not started") for entry in entries}
     group = read_group("mine", "Rates", entries, outcomes, tmp_path)
     (section,) = comparison_sections([group])
     assert "No run has finished." in section.lead

@@ -19,7 +19,7 @@ _OTHER_TARGETS = ("data.", "model.context_length")
 
 
 def comparison_sections(groups: Sequence[GroupResults]) -> Iterator[Section]:
-    """Losses, the best run, head entropies and linear replacements, where they were measured."""
+    """Losses, the best run, head entropies and linear replacements, as far as measured."""
     yield Section(
         "Comparison",
         "Mean evaluation loss over seeds with Student's t interval, and the keys in which the "
@@ -33,7 +33,10 @@ def comparison_sections(groups: Sequence[GroupResults]) -> Iterator[Section]:
 def entropy_sections(
     groups: Sequence[GroupResults], tables: Sequence[Table], more: str = ""
 ) -> Iterator[Section]:
-    """The section of these tables of head entropies, one for each group; none if all are empty."""
+    """The section with one table of head entropies for each group; none if all are empty.
+
+    `more` is text added to its lead.
+    """
     blocks = [
         Rows(f"heads_{group.name}", f"{group.title}; M = {group.maximum:.3f} nats", table)
         for group, table in zip(groups, tables, strict=True)
@@ -48,7 +51,7 @@ def entropy_sections(
 
 
 def cause_sections(groups: Sequence[GroupResults]) -> Iterator[Section]:
-    """How the loss rises with linear activations, where it was measured."""
+    """How the loss rises with linear activations, for groups where it was measured."""
     causes: list[Block] = []
     for group in groups:
         if (table := cause_table(group)).rows:
@@ -69,7 +72,7 @@ def _best(group: GroupResults, many: bool) -> str:
     if other := [key for key in varying_keys(group) if key.startswith(_OTHER_TARGETS)]:
         return (
             f"No best run{where} is named: the runs differ in {', '.join(other)}, so their losses "
-            "are of other targets."
+            "are not comparable."
         )
     finished: list[tuple[float, Measured]] = [
         (run.loss, run) for run in group if run.loss is not None

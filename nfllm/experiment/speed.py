@@ -1,4 +1,4 @@
-"""What a step of each variant costs, and how saturated its point functions are."""
+"""The cost of a step of each variant, and how saturated its point functions are."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def speed_sections(groups: Sequence[GroupResults]) -> Iterator[Section]:
     if blocks:
         yield Section(
             "Cost of a step",
-            "Median over the logged speeds of all seeds, and the time of a step against the "
-            "group's first variant. Runs shared the machine with each other: differences of some "
-            "percent mean nothing; benchmarks/run.py measures in turns.",
+            "Median over the logged speeds of all seeds, and the time of a step relative to the "
+            "group's first variant. Runs shared the machine, so differences of a few percent mean "
+            "nothing; benchmarks/run.py measures variants alternately.",
             blocks,
         )
 
 
 def speed_table(group: GroupResults) -> Table:
-    """One row a variant with a speed."""
+    """One row for each variant with a logged speed."""
     columns = (Column("variant"), Column("tokens/s", ",.0f"), Column("time of a step", ".2f"))
     found: dict[str, float] = {}
     for variant in group.variants:
@@ -40,20 +40,20 @@ def speed_table(group: GroupResults) -> Table:
 
 
 def saturation_sections(groups: Sequence[GroupResults]) -> Iterator[Section]:
-    """The share of entries in the flat parts of point functions, of variants that have any."""
+    """The share of saturated entries, for variants with point functions (DyT, Derf)."""
     tables = [(group, saturation_table(group)) for group in groups]
     blocks = [Rows(f"saturation_{g.name}", g.title, table) for g, table in tables if table.rows]
     if blocks:
         yield Section(
             "Saturation of point functions",
-            "Share of entries with |alpha x| > 2 at the last probe, in percent, a mean over layers "
-            "and seeds. The threshold is a convention.",
+            "Share of entries with |alpha x| > 2 at the last probe, in percent, averaged over "
+            "layers and seeds. The threshold is a convention.",
             blocks,
         )
 
 
 def saturation_table(group: GroupResults) -> Table:
-    """One row a variant with a point function."""
+    """One row for each variant with a point function."""
     sites = ("attention", "mlp", "final")
     rows: list[tuple[Cell, ...]] = []
     for variant, runs in group.variants.items():

@@ -15,7 +15,7 @@ from nfllm.papers.tables import entropy_table, perplexity_table, verdict_table
 from nfllm.papers.verdicts import Verdict, judge_together, summary
 from nfllm.report.page import Block, Pictures, Rows, Section
 
-INCONCLUSIVE = "These runs are too short for verdicts, which show only that each can be computed."
+INCONCLUSIVE = "These runs are too short for verdicts to mean anything."
 
 _FEWEST_POINTS = 3
 _COMPARED = {"sm+r": "norm-free ReLU", "sm+g": "norm-free GELU"}
@@ -25,7 +25,7 @@ def paper_sections(groups: Sequence[GroupResults], *, conclusive: bool = True) -
     """Verdicts at the end and through training, perplexities, heads, and linear replacements.
 
     Args:
-      groups: those of the grid; their claims are corrected for as one family.
+      groups: the groups of the grid; p-values are corrected over the claims of all of them.
       conclusive: whether the runs are long enough for verdicts to mean anything.
     """
     claims = [claims_of(group) for group in groups]
@@ -36,8 +36,8 @@ def paper_sections(groups: Sequence[GroupResults], *, conclusive: bool = True) -
         start += len(of_group)
     yield Section(
         "Verdicts",
-        "Each claim of the paper, and what these runs say of it at their scale. Controls of the "
-        f"cause are beyond the paper. {summary(judged)}"
+        "Each claim of the paper, and what these runs say about it at their scale. Claims about "
+        f"the cause go beyond the paper. {summary(judged)}"
         + ("" if conclusive else f" {INCONCLUSIVE}"),
         [
             Rows(f"verdicts_{group.name}", group.title, verdict_table(verdicts))
@@ -99,7 +99,7 @@ def _history_sections(
     if blocks:
         yield Section(
             "Effects through training",
-            "The effect of each claim, as a positive number, with its 95% interval over seeds; "
-            "one seed has none. M is that of the last probe.",
+            "The effect of each claim, positive if as claimed, with its 95% interval over seeds, "
+            "which needs two seeds. M is that of the last probe.",
             blocks,
         )

@@ -1,7 +1,7 @@
 """The sections that load checkpoints: how much each head matters, and several steps of a run.
 
-The rest of a report reads what a run wrote while it trained; these measure it again on its
-validation split, and are made on request.
+The rest of a report reads what a run wrote while it trained. These sections run its checkpoints on
+its validation split, and are made only on request.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _MOST_STEPS = 12
 
 
 def importance_sections(paths: Sequence[epath.Path], labels: Sequence[str]) -> Iterator[Section]:
-    """How much the loss owes to each head of the newest checkpoint, beside its entropy.
+    """How much the loss rises without each head of the newest checkpoint, beside its entropy.
 
     Raises:
-      RunError: a run has no checkpoint that can be read, or its data is not there.
+      RunError: a run has no checkpoint that can be read, or its data is missing.
     """
     blocks: list[Block] = []
     for index, (path, label) in enumerate(zip(paths, labels, strict=True)):
@@ -53,8 +53,8 @@ def importance_sections(paths: Sequence[epath.Path], labels: Sequence[str]) -> I
         "How much each head matters",
         "Rise of the loss when a head's output is replaced by its mean over all positions, in nats "
         f"per target with its 95% interval, over {_WINDOWS} windows of the validation split, and "
-        "the head's entropy there. The dashed line is the causal ceiling. Below it, the entropy "
-        "of each layer by position of the query, below the most that it can be.",
+        "the head's entropy there. The dashed line is the causal ceiling. The second figure shows "
+        "the entropy of each layer by query position; its dashed line is the maximum there.",
         blocks,
     )
 
@@ -69,7 +69,7 @@ def step_sections(paths: Sequence[epath.Path], labels: Sequence[str]) -> Iterato
     for index, (path, label) in enumerate(zip(paths, labels, strict=True)):
         kept = nfllm.steps(path)
         if not kept:
-            raise RunError(f"{path} has no checkpoint; leave out the steps of its report")
+            raise RunError(f"{path} has no checkpoint; make its report without --steps")
         places = np.linspace(0, len(kept) - 1, min(len(kept), _MOST_STEPS)).round().astype(int)
         batches = None
         heatmaps = []

@@ -1,7 +1,7 @@
 """The sections about attention entropy: heatmap, histogram, and layers through training.
 
-Runs of one context length share a colour scale and a reference maximum; another context length has
-another causal ceiling, so its runs stand apart.
+Runs of one context length share a colour scale and a reference maximum. Runs of another context
+length have another causal ceiling, so they are shown separately.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from nfllm.report.training_sections import through_training
 
 
 class _Group(NamedTuple):
-    """Runs of one context length, None where it is unknown."""
+    """Runs of one context length; `context_length` is None if it is unknown."""
 
     context_length: int | None
     runs: list[ReportedRun]
@@ -41,15 +41,15 @@ class _Group(NamedTuple):
 
     @property
     def observed(self) -> float | None:
-        """M: the largest head entropy of all these runs, as in the paper; None without any."""
+        """M: the largest head entropy of all these runs, as in the paper; None if there is none."""
         entropies = {run.label: run.last("entropy_nats") for run in self.runs}
-        length = self.context_length or 0  # they agree, and only that matters here
+        length = self.context_length or 0  # its value does not matter, only that runs share it
         maximum = max(reference_maximum("shared_observed", entropies, length).values())
         return maximum if maximum > 0 else None
 
     @property
     def scale_end(self) -> float:
-        """End of the colour scale: the ceiling, or what was observed where that is not known."""
+        """Upper end of the colour scale: the ceiling, or the largest entropy if that is unknown."""
         return self.ceiling or self.observed or 1.0
 
     @property
@@ -94,9 +94,9 @@ def entropy_sections(
     yield Section(
         "Head entropy by quarters",
         "Share of heads in each quarter of M, the largest head entropy observed in the runs of one "
-        "context length. Heads in the top quarter are overloaded, as all are before they have "
-        "learned anything, since attention starts out uniform; heads in the bottom one are "
-        "collapsed." + ("" if reference is None else f" {reference.histogram_note}"),
+        "context length. Heads in the top quarter are overloaded; before training all heads are, "
+        "since attention starts out uniform. Heads in the bottom quarter are collapsed."
+        + ("" if reference is None else f" {reference.histogram_note}"),
         [block for group in groups for block in _histogram_blocks(group, reference)],
     )
     yield Section(
@@ -131,13 +131,13 @@ def heatmaps_block(
     lead: str,
     observed: float | None = None,
 ) -> Markup:
-    """Heatmaps of one context length on one colour scale, under `lead`, which is HTML.
+    """Heatmaps of one context length on one colour scale.
 
     Args:
       heatmaps: one or more.
-      figure: the name of their figure.
-      table: the name of their table.
-      lead: what they are.
+      figure: name of the figure's files.
+      table: name of the table's file.
+      lead: HTML of a paragraph above them.
       observed: an entropy in nats to mark on the scale.
     """
     entropies = [heatmap.entropy for heatmap in heatmaps]

@@ -21,7 +21,7 @@ _PARTICIPATION = ("mlp_pre_participation", "mlp_post_participation")
 
 
 def loss_sections(groups: Sequence[SeedGroup]) -> Iterator[Section]:
-    """Training and evaluation loss, and the gradient norm, over steps; seeds together."""
+    """Training and evaluation loss, and the gradient norm, over steps; one curve for all seeds."""
     wanted = (
         ("loss_nats", "train_loss", "training loss (nats)", False),
         ("eval_loss_nats", "eval_loss", "evaluation loss (nats)", False),
@@ -41,7 +41,8 @@ def loss_sections(groups: Sequence[SeedGroup]) -> Iterator[Section]:
             "marks a run's first value that is not finite."
         )
         if any(len(group.runs) > 1 for group in groups):
-            lead += " Of several seeds, the line is their mean, the band from lowest to highest."
+            lead += " For several seeds, the line is the mean and the band goes from the lowest "
+            lead += "to the highest."
         yield Section("Loss", lead, blocks)
 
 
@@ -84,14 +85,14 @@ def spectrum_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
         yield Section(
             "Spectra of the MLP",
             "Participation ratio of the covariance of the MLP's units over all probe tokens, "
-            "before and after the activation: over about how many directions the tokens spread, "
-            "from 1 to the width of the MLP.",
+            "before and after the activation: about how many directions the tokens vary in, from "
+            "1 to the width of the MLP.",
             blocks,
         )
 
 
 def slope_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
-    """Learned slopes through training, beside what weight decay alone would make of them."""
+    """Learned slopes through training, beside what weight decay alone would leave of them."""
     panels = [
         LayerCurves(run.label, *run.series["negative_slopes"], slopes_without_gradient(run))
         for run in runs
@@ -123,7 +124,7 @@ def slopes_without_gradient(run: ReportedRun) -> Curve | None:
 def _profile(
     runs: Sequence[ReportedRun], field: str, xlabel: str, ylabel: str
 ) -> Iterator[Pictures]:
-    """A quantity by layer at the last probe of the runs that have it, its largest over heads."""
+    """A quantity by layer at the last probe, the maximum over heads, of the runs that have it."""
     series = []
     for index, run in enumerate(runs):
         value = run.last(field)
@@ -138,7 +139,7 @@ def _profile(
 def through_training(
     name: str, caption: str, panels: Sequence[LayerCurves], ylabel: str, *, log: bool = False
 ) -> Pictures:
-    """One panel per run, all of one range."""
+    """One panel per run, all with the same vertical range."""
     limits = figures.common_range(panels, log=log)
     each = [figures.layer_curves([panel], ylabel, limits, log=log) for panel in panels]
     whole = figures.layer_curves(panels, ylabel, limits, log=log)
