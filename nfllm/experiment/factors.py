@@ -89,7 +89,7 @@ def factor_sections(
     if rows:
         yield Section(
             "Main effects",
-            "A cell is a combination of levels; the effect of a factor is the mean over the cells at "
+            "A cell is a combination of levels; the effect of a factor is the mean over cells at "
             "its high level minus that over the others. In a design with fewer cells than "
             "combinations, a main effect cannot be separated from some interactions of other "
             "factors. 95% intervals are by the spread between seeds, pooled over the cells.",
