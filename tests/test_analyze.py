@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from random_model import random_model
+from trainer import TIMEOUT_SECONDS
 from training_parts import VOCAB_SIZE, random_batch
 
 from nfllm import analysis
@@ -219,7 +220,7 @@ def test_two_processes_see_the_same_result_in_double_precision() -> None:
         for rank in range(2)
     ]
     for process in processes:
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=TIMEOUT_SECONDS)
         assert process.returncode == 0, errors
         assert "there is no sequence to analyze on process 1" in output
 
