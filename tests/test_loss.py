@@ -5,12 +5,8 @@ import pytest
 
 from nfllm.config import IGNORED_LABEL
 from nfllm.model.head import unembed
-from nfllm.training.loss import (
-    count_targets,
-    next_token_loss,
-    next_token_loss_from_features,
-    shift_labels,
-)
+from nfllm.training.loss import count_targets, next_token_loss, shift_labels
+from nfllm.training.loss_tiles import next_token_loss_from_features
 
 
 def test_uniform_logits_cost_log_vocabulary_per_target():

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from nfllm.config import Config, get_config
 from nfllm.model import Decoder
+from nfllm.training.hf_adamw import hf_adamw
 from nfllm.training.optimizer import (
     clip_by_global_norm,
     decay_mask,
-    hf_adamw,
     make_optimizer,
     split_by_decay,
 )

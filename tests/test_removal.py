@@ -284,7 +284,7 @@ def test_resume_in_the_middle_of_the_schedule(strategy, corpus, tmp_path):
         first, evaluation=dataclasses.replace(first.evaluation, every=6)
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nfllm.trainer.loop._Loop._evaluate", interrupt)
+        patch.setattr("nfllm.trainer.between.BetweenSteps.evaluate", interrupt)
         with pytest.raises(KeyboardInterrupt):
             fit(until_six, interrupted)
     fit(first, interrupted)

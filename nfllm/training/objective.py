@@ -13,7 +13,7 @@ from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import LOSSES
 from nfllm.model.parameters import Params, Variables
 from nfllm.training.auxiliary import Auxiliary, sum_losses
-from nfllm.training.loss import next_token_loss_from_features
+from nfllm.training.loss_tiles import next_token_loss_from_features
 
 
 class MicroBatch(NamedTuple):

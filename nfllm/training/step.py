@@ -1,13 +1,12 @@
-"""The training and the evaluation step: pure functions of (state, batch).
+"""The training step: a pure function of (state, batch).
 
-Neither knows how many devices there are. A step that runs on a slice of the batch gets the name of
-the axis over which it was mapped, and sums over that axis.
+It does not know how many devices there are. On a slice of the batch it gets the name of the axis
+over which it was mapped, and sums over that axis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,22 +19,26 @@ from nfllm.model.intermediates import BY_PRODUCTS, ENTROPY, LOGIT_MAX, UPDATES
 from nfllm.model.layers import ATTENTION_BLOCKS, BLOCKS, join_layers
 from nfllm.model.parameters import Params, Variables
 from nfllm.training.auxiliary import Auxiliary
+from nfllm.training.devices import (
+    global_rows,
+    max_over_devices,
+    mean_over_devices,
+    num_devices,
+    sum_over_devices,
+)
+from nfllm.training.guard import apply_guarded, is_sound
 from nfllm.training.loss import count_targets
 from nfllm.training.objective import (
     Forward,
     MicroBatch,
     make_objective,
     micro_batch_weights,
-    run_forward,
 )
 from nfllm.training.qk_clip import clip_qk
 from nfllm.training.removal import make_gating
 from nfllm.training.schedules import Schedule
-from nfllm.training.state import Guard, LossScale, TrainState
+from nfllm.training.state import TrainState
 from nfllm.training.updates import has_statistics, with_statistics
-
-Tree = TypeVar("Tree")
-Update = Callable[[TrainState], TrainState]
 
 
 class StepMetrics(NamedTuple):
@@ -74,13 +77,6 @@ class _Measured(NamedTuple):
     updates: Variables
 
 
-class EvalSums(NamedTuple):
-    """Summed loss in nats and number of targets of one evaluation batch."""
-
-    loss_nats: jax.Array
-    num_targets: jax.Array
-
-
 class TrainStep(Protocol):
     """A training step, pure; `axis_name` is that of the devices over which B is split."""
 
@@ -88,13 +84,6 @@ class TrainStep(Protocol):
         self, state: TrainState, batch: Batch, *, axis_name: str | None = None
     ) -> tuple[TrainState, StepMetrics]:
         """Trains on the micro-batches `batch`, tokens and labels [A, B, T]."""
-
-
-class EvalStep(Protocol):
-    """An evaluation step, pure; `axis_name` as for `TrainStep`."""
-
-    def __call__(self, params: Params, batch: Batch, *, axis_name: str | None = None) -> EvalSums:
-        """Sums the loss of `batch`, tokens and labels [B, T], without dropout."""
 
 
 def make_train_step(
@@ -121,12 +110,12 @@ def make_train_step(
         state: TrainState, batch: Batch, *, axis_name: str | None = None
     ) -> tuple[TrainState, StepMetrics]:
         tokens_ABT, labels_ABT = map(jnp.asarray, batch)
-        targets_A = _sum_over_devices(jax.vmap(count_targets)(labels_ABT), axis_name)
+        targets_A = sum_over_devices(jax.vmap(count_targets)(labels_ABT), axis_name)
         weights_A = micro_batch_weights(targets_A, config.optimizer.accumulation_weighting)
         scale = jnp.float32(1.0) if state.loss_scale is None else state.loss_scale.factor
         num_micro_batches, rows, _ = tokens_ABT.shape
-        rows_AB = _global_rows(num_micro_batches, rows, axis_name)
-        share = 1.0 / (num_micro_batches * rows * _num_devices(axis_name))
+        rows_AB = global_rows(num_micro_batches, rows, axis_name)
+        share = 1.0 / (num_micro_batches * rows * num_devices(axis_name))
         shares_A = jnp.full(num_micro_batches, share, jnp.float32)
         micro_batches = MicroBatch(tokens_ABT, labels_ABT, rows_AB, weights_A, shares_A)
         collect = (*by_products, UPDATES) if has_statistics(state.params) else by_products
@@ -146,25 +135,25 @@ def make_train_step(
             zeros = jax.tree.map(jnp.zeros_like, state.params)
             grads, measured = jax.lax.scan(accumulate, zeros, micro_batches)
 
-        losses_A, grads = _sum_over_devices((measured.loss, grads), axis_name)
+        losses_A, grads = sum_over_devices((measured.loss, grads), axis_name)
         grads = jax.tree.map(lambda g: g / scale, grads)
         grad_norm = optax.tree.norm(grads)
         loss = jnp.sum(losses_A * weights_A)
         updates_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        finite = _is_sound(loss, updates_finite, state.loss_scale)
-        logit_max_LH = _max_over_devices(measured.logit_max_LH, axis_name)
+        finite = is_sound(loss, updates_finite, state.loss_scale)
+        logit_max_LH = max_over_devices(measured.logit_max_LH, axis_name)
 
         def update(state: TrainState) -> TrainState:
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            statistics = _mean_over_devices(measured.updates, axis_name)
+            statistics = mean_over_devices(measured.updates, axis_name)
             params = gating(with_statistics(params, statistics), state.step + 1)
             if limit is not None and logit_max_LH is not None:
                 params = clip_qk(params, logit_max_LH, limit, config.model)
             return state.replace(params=params, opt_state=opt_state)
 
-        new_state, tripped = _guarded(state, update, updates_finite, finite)
-        auxiliary_A = _sum_over_devices(measured.auxiliary, axis_name)
+        new_state, tripped = apply_guarded(state, update, updates_finite, finite)
+        auxiliary_A = sum_over_devices(measured.auxiliary, axis_name)
         return new_state, StepMetrics(
             loss_nats=loss,
             grad_norm=grad_norm,
@@ -175,58 +164,12 @@ def make_train_step(
             micro_losses=losses_A / jnp.maximum(targets_A, 1),
             loss_scale=scale,
             auxiliary=jax.tree.map(lambda sum_A: jnp.sum(sum_A) * share, auxiliary_A),
-            entropy_LH=_mean_over_devices(measured.entropy_LH, axis_name) if reports else None,
+            entropy_LH=mean_over_devices(measured.entropy_LH, axis_name) if reports else None,
             logit_max_LH=logit_max_LH,
             grad_norm_L=_norms(grads) if config.telemetry.gradient_norms else None,
         )
 
     return train_step
-
-
-def make_eval_step(model: Decoder, loss_tile_rows: int | None = None) -> EvalStep:
-    """The evaluation step of a model, its logits in tiles as in training."""
-
-    def eval_step(params: Params, batch: Batch, *, axis_name: str | None = None) -> EvalSums:
-        tokens_BT, labels_BT = map(jnp.asarray, batch)
-        loss = run_forward(model, params, tokens_BT, labels_BT, loss_tile_rows).loss
-        return _sum_over_devices(EvalSums(loss, count_targets(labels_BT)), axis_name)
-
-    return eval_step
-
-
-def _guarded(
-    state: TrainState, update: Update, updates_finite: jax.Array, finite: jax.Array
-) -> tuple[TrainState, jax.Array]:
-    """The state after `update(state)`, or as its guard has it, and whether nothing changed.
-
-    One gradient that is not finite would make every parameter NaN through the clipping factor.
-    float16 leaves such an update out by itself, since its scale overflows by design: the step is
-    `finite` all the same.
-    """
-    is_open = state.guard == Guard.OPEN
-    tripped = (state.guard == Guard.TRIPPED) | ~(finite | is_open)
-    applies = ~tripped & (updates_finite | is_open)
-    new = jax.lax.cond(applies, update, lambda state: state, state)
-    scale = state.loss_scale
-    if scale is not None:
-        scale = jax.tree.map(
-            lambda old, new: jnp.where(tripped, old, new), scale, scale.after(updates_finite)
-        )
-    watching = jnp.where(finite, Guard.WATCHING, state.guard)
-    new = new.replace(
-        step=state.step + ~tripped,
-        skipped=state.skipped + (~tripped & ~applies),
-        loss_scale=scale,
-        guard=jnp.where(tripped, Guard.TRIPPED, watching).astype(state.guard.dtype),
-    )
-    return new, tripped
-
-
-def _is_sound(loss: jax.Array, updates_finite: jax.Array, scale: LossScale | None) -> jax.Array:
-    """Whether the step is finite; a scaled gradient that overflows only had too big a scale."""
-    if scale is None:
-        return updates_finite
-    return jnp.isfinite(loss) & (updates_finite | (scale.factor > 1.0))
 
 
 def _measured(forward: Forward) -> _Measured:
@@ -250,36 +193,3 @@ def _norms(grads: Params) -> jax.Array:
 
     stacks = [squares(grads[name]) for name in (BLOCKS, ATTENTION_BLOCKS) if name in grads]
     return jnp.sqrt(jnp.concatenate(stacks))
-
-
-def _sum_over_devices(tree: Tree, axis_name: str | None) -> Tree:
-    if axis_name is None:
-        return tree
-    summed: Tree = jax.lax.psum(tree, axis_name)
-    return summed
-
-
-def _mean_over_devices(tree: Any, axis_name: str | None) -> Any:
-    """Mean over micro-batches and devices, all of which hold equally many sequences."""
-    tree = jax.tree.map(lambda x_A: jnp.mean(x_A, axis=0), tree)
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
-
-
-def _max_over_devices(x_ALH: jax.Array | None, axis_name: str | None) -> jax.Array | None:
-    """Maximum over micro-batches and devices."""
-    if x_ALH is None:
-        return None
-    x_LH = jnp.max(x_ALH, axis=0)
-    return x_LH if axis_name is None else jax.lax.pmax(x_LH, axis_name)
-
-
-def _num_devices(axis_name: str | None) -> int:
-    return 1 if axis_name is None else jax.lax.axis_size(axis_name)
-
-
-def _global_rows(num_micro_batches: int, rows: int, axis_name: str | None) -> jax.Array:
-    """Place [A, B] of each local sequence in the step's global batch, [A, devices, B] flattened."""
-    devices = _num_devices(axis_name)
-    device = jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name)
-    places_A1 = jnp.arange(num_micro_batches)[:, None] * devices + device
-    return places_A1 * rows + jnp.arange(rows)[None]
