@@ -239,5 +239,5 @@ def test_bad_input() -> None:
     run = run_of(model, params)
     with pytest.raises(ValueError, match="unknown replacement 'men'; did you mean 'mean'"):
         head_importance(run, [TOKENS_BT], "men")
-    with pytest.raises(ValueError, match="needs two with a target, but batches has 1"):
+    with pytest.raises(ValueError, match="needs two sequences with a target, but batches has 1"):
         head_importance(run, [TOKENS_BT[:1]], "zero")

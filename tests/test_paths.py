@@ -89,7 +89,9 @@ def test_storage_that_cannot_be_reached_is_named(monkeypatch, path, message):
 
 @pytest.mark.usefixtures("no_home")
 def test_without_a_home_the_key_to_set_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"data.data_dir=None is below the home directory"):
+    with pytest.raises(
+        ConfigError, match=r"data.data_dir=None means a folder in the home directory"
+    ):
         default_data_dir()
     with pytest.raises(
         ConfigError, match="--workdir=~/x: the home directory is not known; set HOME"

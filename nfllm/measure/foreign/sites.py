@@ -1,4 +1,4 @@
-"""The arrays that a foreign model gives: which they may be, and what shape each must have."""
+"""The sites that a foreign model may give, and the shape that each must have."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nfllm.model.capture import Captured
 
 LOGITS = "logits"
 
-# G: heads of keys and values, which several query heads may share.
+# G: number of key-value heads, each of which several query heads may share.
 AXES = {
     names.RESIDUAL: "L+1 B T D",
     names.ATTENTION_IN: "L B T D",
@@ -37,7 +37,7 @@ AXES = {
 
 
 class Sites:
-    """Some of the fields of `nfllm.Captured`, for one metric; what it lacks is an error."""
+    """Some of the fields of `nfllm.Captured`, for one metric; reading another raises ValueError."""
 
     def __init__(self, arrays: Mapping[str, jax.Array], metric: str) -> None:
         self._fields = tuple(arrays)
@@ -61,7 +61,7 @@ def check_sites(found: Mapping[str, Arrays], tokens_BT: np.ndarray) -> dict[str,
 
     Raises:
       ValueError: an unknown site, a shape that does not fit the tokens or the other sites, a row of
-        `attention_probs` that is no distribution, or a token id that is no row of the logits.
+        `attention_probs` that is not a distribution, or a token id outside the logits' vocabulary.
     """
     sizes = dict(zip("BTS", (*tokens_BT.shape, tokens_BT.shape[1]), strict=True))
     arrays = {}
@@ -71,30 +71,30 @@ def check_sites(found: Mapping[str, Arrays], tokens_BT: np.ndarray) -> dict[str,
         arrays[site] = as_array(value)
         _check_shape(site, arrays[site].shape, sizes)
     if names.ATTENTION_PROBS in arrays:
-        attention_entropy(arrays[names.ATTENTION_PROBS])  # looks at every row, where values exist
+        attention_entropy(arrays[names.ATTENTION_PROBS])  # checks every row that has values
     if LOGITS in arrays and (tokens_BT.min() < 0 or tokens_BT.max() >= sizes["V"]):
         raise ValueError(
-            f"token ids go from {tokens_BT.min()} to {tokens_BT.max()}, but the model's logits are "
-            f"of {sizes['V']} tokens; is this its tokenizer?"
+            f"token ids range from {tokens_BT.min()} to {tokens_BT.max()}, but the model's logits "
+            f"have {sizes['V']} entries; is this its tokenizer?"
         )
     return arrays
 
 
 def _check_shape(site: str, shape: tuple[int, ...], sizes: dict[str, Any]) -> None:
-    """Adds the sizes of axes that no site before had to `sizes`."""
+    """Checks a site's shape against `sizes`, and adds the sizes of axes that are new."""
     axes = AXES[site].split()
     if len(shape) != len(axes):
         raise ValueError(
             f"{site} has shape {shape}, but its axes are [{_written(AXES[site])}]; "
-            "a tuple of one array a layer stands for their stack"
+            "a tuple with one array for each layer counts as their stack"
         )
     for axis, size in zip(axes, shape, strict=True):
         size = size - 1 if axis == "L+1" else size
         known = sizes.setdefault(axis[0], size)
         if size != known:
             raise ValueError(
-                f"{site} has shape {shape}, but its axes are [{_written(AXES[site])}] and "
-                f"{axis[0]}={known} by the tokens and the sites before it, not {size}"
+                f"{site} has shape {shape}, but its axes are [{_written(AXES[site])}], and by the "
+                f"tokens and the sites before it {axis[0]}={known}, not {size}"
             )
 
 
