@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 from nfllm.analysis.entropy import causal_entropy_ceiling
@@ -12,7 +13,7 @@ from nfllm.papers.departure import departure_table
 from nfllm.papers.entropy_figures import layers_through_training, overload_picture
 from nfllm.papers.figures import effects_through_training
 from nfllm.papers.tables import entropy_table, perplexity_table, verdict_table
-from nfllm.papers.verdicts import Verdict, judge_together, summary
+from nfllm.papers.verdicts import Claim, Verdict, judge_together, summary
 from nfllm.report.page import Block, Pictures, Rows, Section
 
 INCONCLUSIVE = "These runs are too short for verdicts to mean anything."
@@ -28,22 +29,13 @@ def paper_sections(groups: Sequence[GroupResults], *, conclusive: bool = True) -
       groups: the groups of the grid; p-values are corrected over the claims of all of them.
       conclusive: whether the runs are long enough for verdicts to mean anything.
     """
-    claims = [claims_of(group) for group in groups]
-    judged = judge_together([claim for of_group in claims for claim in of_group])
-    by_group, start = [], 0
-    for of_group in claims:
-        by_group.append(judged[start : start + len(of_group)])
-        start += len(of_group)
-    yield Section(
-        "Verdicts",
-        "Each claim of the paper, and what these runs say about it at their scale. Claims about "
-        f"the cause go beyond the paper. {summary(judged)}"
-        + ("" if conclusive else f" {INCONCLUSIVE}"),
-        [
-            Rows(f"verdicts_{group.name}", group.title, verdict_table(verdicts))
-            for group, verdicts in zip(groups, by_group, strict=True)
-            if verdicts
-        ],
+    by_group = judge_groups([claims_of(group) for group in groups])
+    yield verdict_section(
+        groups,
+        by_group,
+        "Each claim of the paper, and what these runs say of it at their scale. Controls of the "
+        "cause are beyond the paper.",
+        conclusive=conclusive,
     )
     yield from _history_sections(groups, by_group)
     yield from _overload_sections(groups)
@@ -83,6 +75,39 @@ def _overload_sections(groups: Sequence[GroupResults]) -> Iterator[Section]:
             "from which the mean entropy of a layer stays below 3/4 of M until the end.",
             blocks,
         )
+
+
+def judge_groups(claims: Sequence[Sequence[Claim]]) -> list[list[Verdict]]:
+    """The verdicts on the claims of each group; all of them are corrected for as one family."""
+    judged = iter(judge_together([claim for of_group in claims for claim in of_group]))
+    return [list(itertools.islice(judged, len(of_group))) for of_group in claims]
+
+
+def verdict_section(
+    groups: Sequence[GroupResults],
+    by_group: Sequence[Sequence[Verdict]],
+    lead: str,
+    *,
+    conclusive: bool = True,
+) -> Section:
+    """The verdicts of each group, and how many claims are judged and stand.
+
+    Args:
+      groups: the groups of a grid.
+      by_group: what `judge_groups` found of each.
+      lead: the first sentences of the section.
+      conclusive: whether the runs are long enough for verdicts to mean anything.
+    """
+    text = f"{lead} {summary([verdict for verdicts in by_group for verdict in verdicts])}"
+    return Section(
+        "Verdicts",
+        text if conclusive else f"{text} {INCONCLUSIVE}",
+        [
+            Rows(f"verdicts_{group.name}", group.title, verdict_table(verdicts))
+            for group, verdicts in zip(groups, by_group, strict=True)
+            if verdicts
+        ],
+    )
 
 
 def _history_sections(
