@@ -148,7 +148,14 @@ class Attention(nn.Module):
 
         Probabilities are formed, and can be recorded where T = S.
         """
-        logits_BHTS = self._logits(q_BTHK, k_BSHK, start_B)
+        visible_11TS = visible_keys(q_BTHK.shape[1], k_BSHK.shape[1], start_B)
+        scores_BHTS, logits_BHTS = self._scores(q_BTHK, k_BSHK, visible_11TS)
+        logits_BHTS = record(self, names.ATTENTION_LOGITS, logits_BHTS, where=visible_11TS)
+        record_statistic(
+            self,
+            names.LOGIT_MAX_ABS,
+            lambda: jnp.where(visible_11TS, jnp.abs(scores_BHTS), 0).max((0, 2, 3)),
+        )
         if self.is_mutable_collection(names.LOSSES):
             probs_BHTS, entropy_BHT = softmax_and_entropy(logits_BHTS)
             entropy: Callable[[], jax.Array] = lambda: entropy_BHT  # noqa: E731
@@ -159,28 +166,17 @@ class Attention(nn.Module):
         if dropout_rows_B is not None:
             key = self.make_rng("dropout")
             probs_BHTS = dropout(probs_BHTS, self.config.attention_dropout, key, dropout_rows_B)
-        visible_11TS = visible_keys(q_BTHK.shape[1], k_BSHK.shape[1], start_B)
         map_BHTS = shaped_map(self, self.config, probs_BHTS, visible_11TS)
         mixed_BTHK = mix_values(map_BHTS.astype(self.dtype), v_BSHK)
         logit_max = partial(_largest_of_heads, logits_BHTS)
         return mixed_BTHK, _ByProducts(entropy, logit_max)
 
-    def _logits(self, q_BTHK: jax.Array, k_BSHK: jax.Array, start_B: jax.Array | None) -> jax.Array:
-        """Scaled scores, float32, with the most negative finite number where key > query."""
-        visible_11TS = visible_keys(q_BTHK.shape[1], k_BSHK.shape[1], start_B)
-        scores_BHTS, logits_BHTS = self._scores(q_BTHK, k_BSHK, visible_11TS)
-        logits_BHTS = record(self, names.ATTENTION_LOGITS, logits_BHTS, where=visible_11TS)
-        record_statistic(
-            self,
-            names.LOGIT_MAX_ABS,
-            lambda: jnp.where(visible_11TS, jnp.abs(scores_BHTS), 0).max((0, 2, 3)),
-        )
-        return logits_BHTS
-
     def _scores(
         self, q_BTHK: jax.Array, k_BSHK: jax.Array, visible_11TS: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Scaled scores [B, H, T, S], float32, and the same with what is not visible left out."""
+        """Scaled scores [B, H, T, S], float32, and the same with the most negative finite number
+        where a key is not visible.
+        """
         # In float16 the product itself is rounded, and overflows, as under torch autocast: scaling
         # comes after it in the code of arXiv 2410.09637, and its NaN counts depend on that.
         product = jnp.einsum if self.dtype == jnp.float16 else einsum_to_float32

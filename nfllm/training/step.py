@@ -15,9 +15,8 @@ import optax
 from nfllm.config import Config
 from nfllm.data.batches import Batch
 from nfllm.model.decoder import Decoder
-from nfllm.model.intermediates import BY_PRODUCTS, ENTROPY, LOGIT_MAX, UPDATES
-from nfllm.model.layers import ATTENTION_BLOCKS, BLOCKS, join_layers
-from nfllm.model.parameters import Params, Variables
+from nfllm.model.intermediates import BY_PRODUCTS, UPDATES
+from nfllm.model.parameters import Params
 from nfllm.training.auxiliary import Auxiliary
 from nfllm.training.devices import (
     global_rows,
@@ -28,12 +27,8 @@ from nfllm.training.devices import (
 )
 from nfllm.training.guard import apply_guarded, is_sound
 from nfllm.training.loss import count_targets
-from nfllm.training.objective import (
-    Forward,
-    MicroBatch,
-    make_objective,
-    micro_batch_weights,
-)
+from nfllm.training.measured import Measured, layer_norms, measured_of
+from nfllm.training.objective import MicroBatch, Objective, micro_batch_weights
 from nfllm.training.qk_clip import clip_qk
 from nfllm.training.removal import make_gating
 from nfllm.training.schedules import Schedule
@@ -67,16 +62,6 @@ class StepMetrics(NamedTuple):
     grad_norm_L: jax.Array | None
 
 
-class _Measured(NamedTuple):
-    """What a micro-batch measured beside its gradients; `updates` are of `with_statistics`."""
-
-    loss: jax.Array
-    auxiliary: dict[str, jax.Array]
-    entropy_LH: jax.Array | None
-    logit_max_LH: jax.Array | None
-    updates: Variables
-
-
 class TrainStep(Protocol):
     """A training step, pure; `axis_name` is that of the devices over which B is split."""
 
@@ -100,7 +85,7 @@ def make_train_step(
     caller, who reads metrics one step late, finds the state as the bad step found it, and goes on
     by `leave_out_step` or `open_guard`.
     """
-    objective = make_objective(model, config.training, auxiliaries)
+    objective = Objective(model, config.training, auxiliaries)
     gating = make_gating(config)
     reports, limit = config.telemetry.entropy_every_step, config.optimizer.qk_clip
     by_products = (BY_PRODUCTS,) if reports or limit is not None else ()
@@ -120,11 +105,11 @@ def make_train_step(
         micro_batches = MicroBatch(tokens_ABT, labels_ABT, rows_AB, weights_A, shares_A)
         collect = (*by_products, UPDATES) if has_statistics(state.params) else by_products
 
-        def gradients(micro_batch: MicroBatch) -> tuple[Params, _Measured]:
+        def gradients(micro_batch: MicroBatch) -> tuple[Params, Measured]:
             (_, forward), grads = grad_of(state.params, micro_batch, state.step, scale, collect)
-            return grads, _measured(forward)
+            return grads, measured_of(forward)
 
-        def accumulate(grads: Params, micro_batch: MicroBatch) -> tuple[Params, _Measured]:
+        def accumulate(grads: Params, micro_batch: MicroBatch) -> tuple[Params, Measured]:
             new, measured = gradients(micro_batch)
             return jax.tree.map(jnp.add, grads, new), measured
 
@@ -166,30 +151,7 @@ def make_train_step(
             auxiliary=jax.tree.map(lambda sum_A: jnp.sum(sum_A) * share, auxiliary_A),
             entropy_LH=mean_over_devices(measured.entropy_LH, axis_name) if reports else None,
             logit_max_LH=logit_max_LH,
-            grad_norm_L=_norms(grads) if config.telemetry.gradient_norms else None,
+            grad_norm_L=layer_norms(grads) if config.telemetry.gradient_norms else None,
         )
 
     return train_step
-
-
-def _measured(forward: Forward) -> _Measured:
-    found = forward.collected
-    layers = join_layers(found[BY_PRODUCTS]) if BY_PRODUCTS in found else {}
-    return _Measured(
-        forward.loss,
-        forward.auxiliary,
-        layers.get(ENTROPY),
-        layers.get(LOGIT_MAX),
-        found.get(UPDATES, {}),
-    )
-
-
-def _norms(grads: Params) -> jax.Array:
-    """The L2 norm of each layer's gradient, [L]."""
-
-    def squares(blocks: Params) -> jax.Array:
-        leaves = jax.tree.leaves(blocks)
-        return sum((jnp.sum(jnp.square(g), axis=range(1, g.ndim)) for g in leaves), jnp.zeros(()))
-
-    stacks = [squares(grads[name]) for name in (BLOCKS, ATTENTION_BLOCKS) if name in grads]
-    return jnp.sqrt(jnp.concatenate(stacks))
