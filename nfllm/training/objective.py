@@ -1,4 +1,4 @@
-"""What a training step differentiates: the weighted, scaled loss of one micro-batch."""
+"""The function that a training step differentiates: the weighted, scaled loss of a micro-batch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from nfllm.training.loss import next_token_loss_from_features
 
 
 class MicroBatch(NamedTuple):
-    """Sequences, and what of the whole step their loss depends on.
+    """Sequences, and the facts about the whole step that their loss depends on.
 
-    `rows_B` is the place of each sequence in the step's global batch, which its dropout follows;
-    `weight` is the factor of their summed loss (`micro_batch_weights`), `share` that of their
+    `rows_B` is the index of each sequence in the step's global batch, which determines its dropout;
+    `weight` is the factor of the summed loss (`micro_batch_weights`), and `share` the factor of the
     summed auxiliary losses, one divided by the step's number of sequences.
     """
 
@@ -32,9 +32,9 @@ class MicroBatch(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """Summed loss in nats without weight and scale, and how it came about.
+    """Results of a forward pass: the summed loss in nats without weight and scale, and more.
 
-    `features_BTD` is what the output head reads; `collected` has the collections asked for;
+    `features_BTD` is the input of the output head, `collected` has the requested collections, and
     `auxiliary` the sum of each auxiliary loss over sequences, by name.
     """
 
@@ -55,7 +55,7 @@ class Objective(Protocol):
         scale: jax.Array,
         collect: Sequence[str] = (),
     ) -> tuple[jax.Array, Forward]:
-        """The value to be differentiated, and how it came about."""
+        """The value to be differentiated, and the results of the forward pass."""
 
 
 def make_objective(
@@ -64,8 +64,8 @@ def make_objective(
     """Returns `objective(params, micro_batch, step, scale, collect=())`.
 
     Its value is `(loss * weight + auxiliary * share) * scale`, to be differentiated, where
-    `auxiliary` is the weighted sum of the auxiliary losses; with it comes the `Forward`. `step`
-    chooses the dropout.
+    `auxiliary` is the weighted sum of the auxiliary losses; the `Forward` is returned with it.
+    `step` determines the dropout.
     """
     config = model.config
     uses_dropout = any(
@@ -116,8 +116,8 @@ def run_forward(
       tokens_BT: token ids.
       labels_BT: token ids, or `IGNORED_LABEL`.
       tile_rows: as in `next_token_loss_from_features`.
-      collect: collections that the model shall record.
-      **options: go to the model.
+      collect: names of the collections to return.
+      **options: further arguments of the model.
     """
     variables = {"params": params}
     found: Any = model.apply(
@@ -133,7 +133,7 @@ def run_forward(
 
 
 def micro_batch_weights(targets_A: jax.Array, weighting: str) -> jax.Array:
-    """Factor of each micro-batch's summed loss, so that the factors make a mean.
+    """Factors of the micro-batches' summed losses that turn their sum into a mean.
 
     `token`: 1 / (all targets of the step). `micro_batch`: 1 / (A * targets of that micro-batch).
     """

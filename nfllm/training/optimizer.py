@@ -1,4 +1,4 @@
-"""The optimizer chain: clipping, Adam in two variants or Muon, and which parameters decay."""
+"""The optimizer: clipping, AdamW in two variants or Muon, and the parameters that decay."""
 
 import math
 from typing import Any, NamedTuple
@@ -17,10 +17,10 @@ _CLIP_EPSILON = 1e-6
 
 
 def decay_mask(params: Params, *, decay_slopes: bool) -> Params:
-    """True for each parameter that weight decay acts on: as declared, see `kind_of`.
+    """True for each parameter that weight decay acts on, by its declared kind (`kind_of`).
 
-    Kernels and embeddings decay; biases and all of a normalization do not; learned slopes do with
-    `decay_slopes`.
+    Kernels and embeddings decay; biases and the parameters of normalizations do not; learned slopes
+    decay only with `decay_slopes`.
     """
 
     def decays(path: tuple[Any, ...], _: jax.Array) -> bool:
@@ -33,7 +33,7 @@ def decay_mask(params: Params, *, decay_slopes: bool) -> Params:
 def split_by_decay(
     params: Params, *, decay_slopes: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the parameters that decay and of those that do not, for the run's record."""
+    """Names of the parameters that decay and of those that do not, for `config.json`."""
     mask = decay_mask(params, decay_slopes=decay_slopes)
     names: dict[bool, list[str]] = {True: [], False: []}
     for path, decays in jax.tree_util.tree_leaves_with_path(mask):
@@ -42,7 +42,7 @@ def split_by_decay(
 
 
 def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.GradientTransformation:
-    """Clipping by global norm, then the chosen variant with the decay rule of `decay_mask`."""
+    """Clipping by global norm, then the chosen variant with weight decay by `decay_mask`."""
 
     def mask(params: Params) -> Any:
         return decay_mask(params, decay_slopes=config.decay_slopes)
@@ -78,9 +78,9 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
 
 def _one_minus_power(base: float, exponent: jax.Array) -> jax.Array:
-    """1 - base^exponent, for exponents of 1 and more.
+    """1 - base^exponent, for exponents of at least 1.
 
-    Subtracting 0.999 from 1 in float32 would be off by 1e-5 of the result.
+    In float32, 1 - 0.999 has a relative error of 1e-5.
     """
     return -jnp.expm1(exponent * math.log(base)) if base else jnp.ones_like(exponent)
 
@@ -100,8 +100,8 @@ def hf_adamw(
 
     With t = 1, 2, ...:  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g²;
     p' = p - lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps);  p'' = p' - lr wd p'.
-    Against `optax.adamw`, eps is added to the uncorrected sqrt(v), and the decay acts on the
-    parameter that has already moved.
+    Unlike in `optax.adamw`, eps is added to sqrt(v) before bias correction, and the decay acts on
+    the parameter after the Adam update.
 
     Args:
       schedule: learning rate of update t - 1.

@@ -1,4 +1,4 @@
-"""What a training run carries from step to step."""
+"""The training state, which each step maps to the next."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nfllm.training.removal import Gating
 _FIRST_LOSS_SCALE = 2.0**15
 
 
-# As torch.cuda.amp.GradScaler: halve on overflow, double after 2000 finite steps.
+# As in torch.cuda.amp.GradScaler: halve on overflow, double after 2000 finite steps.
 _GROWTH_STEPS = 2000
 
 
@@ -27,7 +27,7 @@ class LossScale(struct.PyTreeNode):
     finite_steps: jax.Array
 
     def after(self, finite: jax.Array | bool) -> LossScale:
-        """The scale for the next step, when this one's gradients were finite, or were not."""
+        """The scale for the next step, given whether the gradients of this step were finite."""
         finite_steps = jnp.where(finite, self.finite_steps + 1, 0)
         grows = finite_steps >= _GROWTH_STEPS
         grown = jnp.where(grows, 2 * self.factor, self.factor)
@@ -37,11 +37,11 @@ class LossScale(struct.PyTreeNode):
 
 
 class Guard(enum.IntEnum):
-    """What a step does about a loss or gradient that is not finite.
+    """How a step handles a loss or gradient that is not finite.
 
-    WATCHING: such a step changes nothing but the guard, which becomes TRIPPED. TRIPPED: no step
-    changes anything, until the host has looked. OPEN: the update is applied whatever it is; the
-    first finite step ends this.
+    WATCHING: such a step changes only the guard, which becomes TRIPPED. TRIPPED: no step changes
+    anything until the host resets the guard. OPEN: the update is applied in any case; after the
+    first finite step the guard is WATCHING again.
     """
 
     WATCHING = 0
@@ -50,10 +50,11 @@ class Guard(enum.IntEnum):
 
 
 class SavedState(struct.PyTreeNode):
-    """What a checkpoint holds of a run.
+    """The part of the training state that a checkpoint holds.
 
-    `step` counts the batches consumed, and so says where in the data the run is; `skipped` counts
-    those whose update was left out because it was not finite. Updates applied: step - skipped.
+    `step` is the number of batches consumed, and so the position in the data; `skipped` is the
+    number of batches whose update was left out because it was not finite. Updates applied: step -
+    skipped.
     """
 
     step: jax.Array
@@ -63,7 +64,7 @@ class SavedState(struct.PyTreeNode):
     loss_scale: LossScale | None
 
     def with_guard(self, guard: jax.Array) -> TrainState:
-        """The state from which training goes on."""
+        """The state from which training continues."""
         return TrainState(**vars(self), guard=guard)
 
 
@@ -73,12 +74,12 @@ class TrainState(SavedState):
     guard: jax.Array
 
     def without_guard(self) -> SavedState:
-        """What is saved."""
+        """The part that a checkpoint saves."""
         return SavedState(**{key: value for key, value in vars(self).items() if key != "guard"})
 
 
 def leave_out_step(state: TrainState) -> TrainState:
-    """The state past a step that tripped the guard, without its update."""
+    """The state after a step that tripped the guard, without its update."""
     scale = state.loss_scale
     return state.replace(
         step=state.step + 1,
@@ -89,7 +90,7 @@ def leave_out_step(state: TrainState) -> TrainState:
 
 
 def open_guard(state: TrainState) -> TrainState:
-    """The state before a step that tripped the guard, which will now be applied."""
+    """The state before a step that tripped the guard, set so that its update will be applied."""
     return state.replace(guard=jnp.int32(Guard.OPEN))
 
 
@@ -102,8 +103,8 @@ def init_state(
 ) -> TrainState:
     """The state before the first step; pure, so that it can be compiled with any sharding.
 
-    `objective_params` are parameters of the loss and not of the model: `params["objective"]`;
-    `gating` is that of `nfllm.training.removal`.
+    `objective_params` are parameters of the loss rather than the model, kept in
+    `params["objective"]`; `gating` comes from `nfllm.training.removal`.
     """
     tokens_BT = jnp.zeros((1, model.config.context_length), jnp.int32)
     params = model.init(key, tokens_BT, mutable=["params"])["params"]
