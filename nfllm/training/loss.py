@@ -1,4 +1,4 @@
-"""Next-token cross-entropy, as a sum and a count so that any grouping can be weighted exactly."""
+"""Next-token cross-entropy, as a sum and a count, so that batches can be combined exactly."""
 
 import functools
 from collections.abc import Callable
@@ -16,7 +16,7 @@ def shift_labels(labels_BT: jax.Array) -> jax.Array:
 
 
 def count_targets(labels_BT: jax.Array) -> jax.Array:
-    """Number of positions that contribute to the loss; the first label is nobody's target."""
+    """Number of positions that contribute to the loss; the first label is never a target."""
     return jnp.sum(labels_BT[:, 1:] != IGNORED_LABEL)
 
 
@@ -44,17 +44,18 @@ def next_token_loss_from_features(
 ) -> jax.Array:
     """`next_token_loss(head(x_BTD), labels_BT)`, keeping one copy of the logits.
 
-    Few logits (`Tuning.plain_loss_bytes`) take JAX's own derivative, which is faster there.
+    If there are few logits (`Tuning.plain_loss_bytes`), JAX's own derivative is used, which is
+    faster for them.
 
-    With `tile_rows` the logits of about so many positions exist at once: the gradients of a tile
-    are computed with its loss, while its logits are there. Tiles are cut along T, so that a batch
-    that is sharded over devices stays so: a tile has at least one position of every sequence.
+    With `tile_rows`, the logits of only about that many positions exist at once: the gradients of a
+    tile are computed together with its loss. Tiles are cut along T, so that a batch that is sharded
+    over devices stays sharded: a tile has at least one position of every sequence.
 
     Args:
       head: hidden states [..., D] to logits [..., V], float32.
       x_BTD: hidden states.
       labels_BT: int32 token ids, or `IGNORED_LABEL`.
-      tile_rows: positions, over all sequences of the batch, in one tile; None: that of
+      tile_rows: number of positions, over all sequences of the batch, in a tile; by default from
         `Tuning`.
 
     Returns:
@@ -101,8 +102,7 @@ def _loss_of_head(
 ) -> jax.Array:
     if 4 * jax.eval_shape(head, x_BTD).size <= tuning().plain_loss_bytes:
         return _summed_nats(head(x_BTD), targets_BT)[0]
-    # On rows the gradient of the logits takes their place, while XLA makes a copy where one of the
-    # two is [N, V] and the other [B, T, V].
+    # With logits [N, V], XLA reuses their memory for their gradient; with [B, T, V] it would copy.
     return _cross_entropy(head(_rows(x_BTD)), targets_BT.reshape(-1))
 
 
@@ -130,7 +130,7 @@ def _forward_of_tiles(
     targets_IBt: jax.Array,
     parameters: list[jax.Array],
 ) -> tuple[jax.Array, _Gradients]:
-    """The loss, and already its gradients: the loss is linear in its own cotangent."""
+    """The loss and its gradients, which the backward pass only has to scale by the cotangent."""
 
     def add(
         sums: tuple[jax.Array, list[jax.Array]], tile: tuple[jax.Array, jax.Array]
@@ -176,7 +176,7 @@ def _cross_entropy(logits_NV: jax.Array, targets_N: jax.Array) -> jax.Array:
     """Sum of -log softmax(logits)[target] where there is a target.
 
     JAX's own derivative keeps exp(logits - max) beside the logits, and scatters into a tensor of
-    their size. This one keeps the logits alone.
+    their size. This one keeps only the logits.
     """
     return _summed_nats(logits_NV, targets_N)[0]
 

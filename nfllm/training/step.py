@@ -1,7 +1,7 @@
 """The training and the evaluation step: pure functions of (state, batch).
 
-Neither knows how many devices there are. A step that runs on a slice of the batch gets the name of
-the axis over which it was mapped, and sums over that axis.
+Neither depends on the number of devices. A step that runs on a shard of the batch gets the name of
+the axis over which it is mapped, and sums over that axis.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ Update = Callable[[TrainState], TrainState]
 
 
 class StepMetrics(NamedTuple):
-    """What one training step measured.
+    """The measurements of one training step.
 
-    `grad_norm` is the L2 norm before clipping; `finite` is whether loss and gradients all were;
-    `tripped` whether the step changed nothing (`Guard`); `micro_losses` are the mean losses of the
-    micro-batches, in nats per target; `loss_scale` is the factor by which the loss was scaled, 1
-    but for float16; `auxiliary` are the auxiliary losses, means over sequences, without their
-    weights. With `telemetry.entropy_every_step`, `entropy_LH` is the attention entropy in nats, a
-    mean over sequences and queries; with it or QK-clip, `logit_max_LH` is the largest scaled logit;
-    with `telemetry.gradient_norms`, `grad_norm_L` is the norm of each layer's gradient.
+    `grad_norm` is the L2 norm before clipping; `finite` is whether loss and gradients were finite;
+    `tripped` is whether the step changed nothing (`Guard`); `micro_losses` are the mean losses of
+    the micro-batches, in nats per target; `loss_scale` is the factor of the loss, 1 except for
+    float16; `auxiliary` are the auxiliary losses, means over sequences, without their weights. With
+    `telemetry.entropy_every_step`, `entropy_LH` is the attention entropy in nats, a mean over
+    sequences and queries; with that or QK-clip, `logit_max_LH` is the largest scaled logit; with
+    `telemetry.gradient_norms`, `grad_norm_L` is the norm of each layer's gradient.
     """
 
     loss_nats: jax.Array
@@ -65,7 +65,7 @@ class StepMetrics(NamedTuple):
 
 
 class _Measured(NamedTuple):
-    """What a micro-batch measured beside its gradients; `updates` are of `with_statistics`."""
+    """Measurements of a micro-batch beside its gradients; `updates` are for `with_statistics`."""
 
     loss: jax.Array
     auxiliary: dict[str, jax.Array]
@@ -82,7 +82,7 @@ class EvalSums(NamedTuple):
 
 
 class TrainStep(Protocol):
-    """A training step, pure; `axis_name` is that of the devices over which B is split."""
+    """A pure training step; `axis_name` is the mapped axis over which B is split."""
 
     def __call__(
         self, state: TrainState, batch: Batch, *, axis_name: str | None = None
@@ -91,7 +91,7 @@ class TrainStep(Protocol):
 
 
 class EvalStep(Protocol):
-    """An evaluation step, pure; `axis_name` as for `TrainStep`."""
+    """A pure evaluation step; `axis_name` as for `TrainStep`."""
 
     def __call__(self, params: Params, batch: Batch, *, axis_name: str | None = None) -> EvalSums:
         """Sums the loss of `batch`, tokens and labels [B, T], without dropout."""
@@ -106,10 +106,10 @@ def make_train_step(
 ) -> TrainStep:
     """The training step of a config.
 
-    The gradients of the A micro-batches are summed, each loss times its weight
-    (`micro_batch_weights`), and over devices. A step that is not finite trips the guard: the
-    caller, who reads metrics one step late, finds the state as the bad step found it, and goes on
-    by `leave_out_step` or `open_guard`.
+    The gradients of the A micro-batches, each loss weighted by `micro_batch_weights`, are summed
+    over micro-batches and devices. A step that is not finite trips the guard, so that later steps
+    change nothing. The caller, who reads metrics one step late, still finds the state before the
+    bad step, and continues with `leave_out_step` or `open_guard`.
     """
     objective = make_objective(model, config.training, auxiliaries)
     gating = make_gating(config)
@@ -184,7 +184,7 @@ def make_train_step(
 
 
 def make_eval_step(model: Decoder, loss_tile_rows: int | None = None) -> EvalStep:
-    """The evaluation step of a model, its logits in tiles as in training."""
+    """The evaluation step of a model; logits are computed in tiles, as in training."""
 
     def eval_step(params: Params, batch: Batch, *, axis_name: str | None = None) -> EvalSums:
         tokens_BT, labels_BT = map(jnp.asarray, batch)
@@ -197,11 +197,11 @@ def make_eval_step(model: Decoder, loss_tile_rows: int | None = None) -> EvalSte
 def _guarded(
     state: TrainState, update: Update, updates_finite: jax.Array, finite: jax.Array
 ) -> tuple[TrainState, jax.Array]:
-    """The state after `update(state)`, or as its guard has it, and whether nothing changed.
+    """The state after `update(state)`, unless its guard forbids it, and whether nothing changed.
 
-    One gradient that is not finite would make every parameter NaN through the clipping factor.
-    float16 leaves such an update out by itself, since its scale overflows by design: the step is
-    `finite` all the same.
+    One gradient that is not finite would make every parameter NaN through the clipping factor. With
+    float16 such an update is always left out, since its loss scale overflows by design; the step
+    then still counts as `finite`.
     """
     is_open = state.guard == Guard.OPEN
     tripped = (state.guard == Guard.TRIPPED) | ~(finite | is_open)
@@ -223,7 +223,7 @@ def _guarded(
 
 
 def _is_sound(loss: jax.Array, updates_finite: jax.Array, scale: LossScale | None) -> jax.Array:
-    """Whether the step is finite; a scaled gradient that overflows only had too big a scale."""
+    """Whether the step counts as finite; an overflow by the loss scale alone is not a fault."""
     if scale is None:
         return updates_finite
     return jnp.isfinite(loss) & (updates_finite | (scale.factor > 1.0))
@@ -260,7 +260,7 @@ def _sum_over_devices(tree: Tree, axis_name: str | None) -> Tree:
 
 
 def _mean_over_devices(tree: Any, axis_name: str | None) -> Any:
-    """Mean over micro-batches and devices, all of which hold equally many sequences."""
+    """Mean over micro-batches and devices, which all have the same number of sequences."""
     tree = jax.tree.map(lambda x_A: jnp.mean(x_A, axis=0), tree)
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
@@ -278,7 +278,7 @@ def _num_devices(axis_name: str | None) -> int:
 
 
 def _global_rows(num_micro_batches: int, rows: int, axis_name: str | None) -> jax.Array:
-    """Place [A, B] of each local sequence in the step's global batch, [A, devices, B] flattened."""
+    """Index [A, B] of each local sequence in the step's global batch, [A, devices, B] flattened."""
     devices = _num_devices(axis_name)
     device = jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name)
     places_A1 = jnp.arange(num_micro_batches)[:, None] * devices + device
