@@ -189,7 +189,7 @@ class _Loop:
                 self._save(state)
                 self.checkpoints.wait()
             if "removal" in due:
-                self.removals.tell(state, step)
+                self.removals.report(state, step)
             if "telemetry" in due:
                 self._probe(state, step)
             if "evaluation" in due:
