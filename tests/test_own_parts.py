@@ -82,7 +82,7 @@ def test_with_the_file_the_run_is_as_any_other(trained, caplog):
     np.testing.assert_allclose(post, (pre * ndtr(pre)) ** 2, atol=1e-6)
     (read,) = read_runs([path])
     assert read.label == "SM+scale_only+gelu_squared"
-    with pytest.raises(ConfigError, match="'scale_only' has no form in transformers, which has"):
+    with pytest.raises(ConfigError, match="'scale_only' cannot be expressed in transformers"):
         convert(path, path.parent / "elsewhere")
 
 

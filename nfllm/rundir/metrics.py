@@ -231,7 +231,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _without_torn_line(whole: bytes) -> bytes:
-    """`whole`, ending in a line break: an incomplete last line is completed if valid, else dropped."""
+    """Makes `whole` end in a line break: completes the last line if it is valid, else drops it."""
     start = whole.rfind(b"\n") + 1
     if start == len(whole):
         return whole
