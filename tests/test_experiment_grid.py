@@ -191,7 +191,7 @@ def test_runs_of_data_that_changed_are_not_compared_with_those_of_what_it_became
     found = refuse_other_data(entries, outcomes, tmp_path)
     old, new, documents = (found[f"main/{variant}/seed0"] for variant in variants)
     assert (old.status, new.status, documents.status) == ("failed", "finished", "finished")
-    assert "data with fingerprint aaaa, which has become bbbb since; delete it" in old.message
+    assert "data with fingerprint aaaa, which has since changed to bbbb; delete it" in old.message
 
 
 def test_the_long_grid_is_the_papers_run_at_a_small_size():

@@ -224,7 +224,7 @@ def test_what_cannot_be_folded(run, frozen):
         with pytest.raises(ValueError, match=f"cannot be folded with model.{key}={value!r}"):
             nfllm.fold(other)
     fused = run_of(mlp="fused", activation="identity")
-    with pytest.raises(ValueError, match=r"model.mlp='fused' has no place"):
+    with pytest.raises(ValueError, match=r"model.mlp='fused' has no bias"):
         nfllm.fold(freeze_norms(fused, BATCHES, with_losses=False).run)
 
 

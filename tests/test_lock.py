@@ -58,4 +58,6 @@ def test_a_file_system_without_locks_is_no_error(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with lock.hold(epath.Path(tmp_path)):
-        assert "cannot be locked ([Errno 37] No locks available): start no second" in caplog.text
+        assert (
+            "cannot be locked ([Errno 37] No locks available): do not start a second" in caplog.text
+        )

@@ -1,4 +1,4 @@
-"""metrics.jsonl: what was whole is read, what was torn is named."""
+"""metrics.jsonl: what was whole is read, what was incomplete is named."""
 
 import json
 import sys
@@ -146,7 +146,7 @@ def test_torn_last_line_is_left_out_and_named(tmp_path):
     whole = json.dumps(train_line(1, 2.0)) + "\n"
     (tmp_path / "metrics.jsonl").write_text(whole * 16 + '{"step": 2, "kind": "tra')
     read = read_metrics(tmp_path)
-    assert read.warnings == ["metrics.jsonl line 17 is torn; left out"]
+    assert read.warnings == ["metrics.jsonl line 17 is incomplete; left out"]
     assert len(read.rows["train"]) == 1
 
 

@@ -42,7 +42,7 @@ def store(monkeypatch):
     client = Store()
     own = types.SimpleNamespace(client=client, process_id=0, num_processes=2)
     monkeypatch.setattr(peers, "_distributed", lambda: own)
-    monkeypatch.setattr(peers._Own, "questions", itertools.count())
+    monkeypatch.setattr(peers._Own, "exchanges", itertools.count())
     for name, seconds in [("_POLL", 0.01), ("_GRACE", 0.02), ("_STALL", 0.2), ("_PATIENCE", 0.05)]:
         monkeypatch.setattr(peers, f"{name}_SECONDS", seconds)
     return client
@@ -61,9 +61,7 @@ def test_a_jax_without_the_store_is_named_and_one_process_does_without(monkeypat
     monkeypatch.setitem(sys.modules, "jax._src.distributed", None)
     assert peers.exchange("to begin", 1) == [1]
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    with pytest.raises(
-        RunError, match=r"store of JAX, which jax .* keeps elsewhere .* one process"
-    ):
+    with pytest.raises(RunError, match=r"store, which is not where jax .* one process"):
         peers.exchange("to begin", 1)
 
 

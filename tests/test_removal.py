@@ -263,7 +263,9 @@ def test_divergence_names_the_last_norm_that_went(corpus, tmp_path, monkeypatch)
     monkeypatch.setattr(batches, "train_batch", faulty)
     model = {f"model__{key}": value for key, value in FROZEN.items()}
     config = tiny_config(*corpus, removal__start=2, removal__gap=1, removal__order="mlp", **model)
-    with pytest.raises(NonFiniteError, match=r"at step 5: .*; the last norm to go was that of mlp"):
+    with pytest.raises(
+        NonFiniteError, match=r"at step 5: .*; the last norm that was removed is mlp"
+    ):
         fit(config, tmp_path)
     (event,) = [r for r in read_metrics(tmp_path).rows["event"] if r["event"] == "non_finite"]
     assert "that of mlp of layer 1, at step 3" in event["message"]

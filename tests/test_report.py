@@ -223,9 +223,9 @@ def test_context_lengths_are_never_mixed(mixed):
 def test_damage_is_named_and_the_rest_is_shown(mixed):
     texts = [text for _, text in check((mixed / "index.html").read_text()).texts]
     shown = " ".join(texts)
-    assert re.search(r"half : \S*config\.json is half-written", shown)
-    assert re.search(r"half : \S*corpus\.json is half-written", shown)
-    assert re.search(r"half : metrics\.jsonl line \d+ is torn; left out", shown)
+    assert re.search(r"half : \S*config\.json is incomplete", shown)
+    assert re.search(r"half : \S*corpus\.json is incomplete", shown)
+    assert re.search(r"half : metrics\.jsonl line \d+ is incomplete; left out", shown)
     assert re.search(r"empty : \S* has no config\.json", shown)
     assert "empty : metrics.jsonl is missing" in shown
     assert re.search(r"newer : \S* has format_version 2, written by nfllm 0\.1\.0", shown)

@@ -200,7 +200,7 @@ def test_a_loaded_run_gives_the_split_that_it_was_evaluated_on(uninterrupted, tm
     record = json.loads((run / "config.json").read_text())
     record["data_fingerprint"] = "of another corpus"
     (tmp_path / "other" / "config.json").write_text(json.dumps(record))
-    with pytest.raises(RunError, match="data with fingerprint of another c, but what is there now"):
+    with pytest.raises(RunError, match="data with fingerprint of another c, but the data now"):
         nfllm.load_run(tmp_path / "other").validation_batches()
 
 

@@ -1,4 +1,4 @@
-"""Biases that a foreign checkpoint must have: zeros where our model has none."""
+"""Biases that a foreign checkpoint must have: zeros if our model has none."""
 
 from collections.abc import Mapping
 

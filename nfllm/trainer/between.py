@@ -45,7 +45,7 @@ class BetweenSteps:
             self.save(state)
             self.checkpoints.wait()
         if "removal" in due:
-            self.removals.tell(state, step)
+            self.removals.report(state, step)
         if "telemetry" in due:
             self.probe(state, step)
         if "evaluation" in due:

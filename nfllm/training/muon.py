@@ -1,8 +1,8 @@
-"""Muon for stacked matrices: optax's own takes every array of two axes, and no other, for a matrix.
+"""Muon for matrices that are stacked over layers.
 
-Here that would be the embeddings and the scales of normalizations, [L, D], and none of the blocks'
-matrices, [L, ...]. So each matrix says which of its axes are its rows and columns; the others, the
-layer and which of query, key and value it is, are a batch of matrices.
+By default optax applies Muon to arrays with two axes. Here these are embeddings and stacked scales
+of normalizations, [L, D], and not the blocks' matrices, [L, ...]. So each matrix names its axes of
+rows and columns; its other axes (the layer; query, key and value) index a batch of matrices.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from nfllm.config import ConfigError, OptimizerConfig
 from nfllm.model.parameters import Kind, Params, kind_of
 from nfllm.training.schedules import Schedule
 
-_RMS = 0.2  # of an update, as AdamW's: learning rates carry over (arXiv 2502.16982)
+_RMS = 0.2  # of an update, as with AdamW, so that learning rates carry over (arXiv 2502.16982)
 
 Axes: TypeAlias = optax.contrib.MuonDimensionNumbers
 
 
 def muon(config: OptimizerConfig, schedule: Schedule, decay_mask: Any) -> Any:
-    """Muon for the matrices of the blocks, AdamW for the rest, with the decay that is declared.
+    """Muon for the matrices of the blocks, AdamW for the rest, both with `decay_mask`.
 
-    optax's decay of what Adam updates knows no mask, so there are two optimizers.
+    There are two optimizers because the AdamW inside `optax.contrib.muon` has no decay mask.
 
     Args:
       config: `beta1` is Adam's; Muon's momentum is `muon_momentum`.
-      schedule: of both learning rates.
-      decay_mask: function of the parameters, a tree of booleans.
+      schedule: the learning rate of both.
+      decay_mask: function from parameters to a tree of booleans.
 
     Raises:
-      ConfigError: when it sees the parameters: there is no matrix among them.
+      ConfigError: when initialized: there is no matrix among the parameters.
     """
 
     def axes(params: Params) -> Any:
@@ -68,7 +68,7 @@ def muon(config: OptimizerConfig, schedule: Schedule, decay_mask: Any) -> Any:
 
 
 def is_matrix(path: tuple[Any, ...], x: Any) -> bool:
-    """Whether Muon takes it: a matrix of the blocks that decays; embeddings and heads stay out."""
+    """Whether Muon updates it: a decayed matrix of the blocks, not an embedding or output head."""
     stacked = path[0].key.endswith("blocks") and x.ndim > 2
     return stacked and kind_of(path) is Kind.DECAYED
 
