@@ -19,6 +19,7 @@ from training_parts import make_parts, small_config
 from nfllm.config import CheckpointConfig
 from nfllm.rundir import RunError
 from nfllm.trainer import peers
+from nfllm.trainer.checkpoint_files import named_checksums
 from nfllm.trainer.checkpoints import Checkpoints, restore_params
 from nfllm.trainer.placement import Placement
 
@@ -257,6 +258,20 @@ def test_only_what_abandoned_writes_report_is_left_out(tmp_path, monkeypatch, er
         sys.unraisablehook(types.SimpleNamespace(exc_value=error))
     assert sys.unraisablehook is hook
     assert [x.exc_value for x in reported] == ([] if isinstance(error, RuntimeError) else [error])
+
+
+def test_a_checksum_tells_single_bits_and_the_order_of_values():
+    x = np.arange(6, dtype=np.float32)
+    swapped, flipped = x[[1, 0, 2, 3, 4, 5]], x.copy()
+    flipped.view(np.uint32)[4] ^= 1
+    sums = [named_checksums({"x": y})["['x']"] for y in (x, swapped, flipped, x[::-1].copy())]
+    assert len(set(sums)) == 4
+    # As written: of every word with its place, modulo 2^32. Earlier checkpoints hold such numbers.
+    total = 0
+    for place, word in enumerate(map(int, x.view(np.uint32))):
+        mixed = (word ^ (place * 2654435761 % 2**32)) * 2246822519 % 2**32
+        total += mixed ^ (mixed >> 15)
+    assert sums[0] == total % 2**32
 
 
 def test_wrong_values_in_a_readable_checkpoint_are_found_by_their_checksum(tmp_path, parts, state):
