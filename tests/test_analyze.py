@@ -204,6 +204,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_see_the_same_result_in_double_precision() -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -211,6 +211,7 @@ def test_the_list_is_long():
     assert all(len({**HARMLESS, **HARMLESS_OF[kind]}) >= 70 for kind in SIZES)
 
 
+@pytest.mark.slow
 def test_attributes_that_transformers_passes_over(saved, tmp_path):
     """One at a time: transformers' logits stay as they are, and so does what is loaded here."""
     base, plain = their_logits(saved), load_checkpoint(saved)

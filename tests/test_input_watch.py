@@ -4,6 +4,7 @@ import dataclasses
 import threading
 import time
 
+import pytest
 from tiny import make_corpus, tiny_config
 
 from nfllm.data import batches
@@ -59,6 +60,7 @@ def test_an_item_that_does_not_come_is_told_while_it_is_waited_for(monkeypatch):
     assert 0.05 <= told[1] <= items.waited_seconds
 
 
+@pytest.mark.slow
 def test_a_run_with_slow_batches_says_so(tmp_path, monkeypatch):
     config = tiny_config(make_corpus(tmp_path / "corpus"), tmp_path / "data")
     config = dataclasses.replace(

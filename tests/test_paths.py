@@ -100,6 +100,7 @@ def test_without_a_home_the_key_to_set_is_named(tmp_path):
     program._use_compilation_cache(None)  # nowhere to keep programs is no error
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_home")
 def test_a_run_whose_paths_hold_glob_characters_and_whose_owner_has_no_name(tmp_path):
     """It trains, resumes, and loads; and its prepared data are found again, by TFDS as well."""

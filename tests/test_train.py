@@ -95,7 +95,11 @@ def test_sigterm_saves_and_the_same_command_goes_on(trainer, uninterrupted):
 def test_kills_lose_nothing_that_was_saved(trainer, uninterrupted):
     run = trainer.folder / "sigkill"
     often = LONG | {"checkpoint__every": 10}
-    assert start_and_kill(trainer, run, "saving", 40, 0.0, **often).cut_a_save
+    # Where the machine is busy, a save can be whole before the kill comes; then the next is cut.
+    assert any(
+        start_and_kill(trainer, run, "saving", step, 0.0, **often).cut_a_save
+        for step in (40, 60, 80, 100)
+    )
     last = start_and_kill(trainer, run, "training", 140, 0.05, **often)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 141, "kind": "tra')
