@@ -9,10 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import numpy as np
-
 from nfllm.config import ModelConfig
-from nfllm.convert.biases import full_qkv_bias, layer_bias
 from nfllm.convert.foreign import (
     LAYERNORM,
     Attributes,
@@ -20,16 +17,20 @@ from nfllm.convert.foreign import (
     Tensors,
     activation_name,
     check_form,
-    split_layers,
 )
+from nfllm.convert.shared import Names, full_qkv_bias, layer_bias, write_norm
 from nfllm.model.parameters import Params
 
 ARCHITECTURE = "GPT2LMHeadModel"
 # Causal masks, which older files store.
 BUFFERS = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
 PREFIX = "transformer."
-EMBEDDING = "transformer.wte.weight"
-HEAD = "lm_head.weight"
+NAMES = Names(
+    embedding="transformer.wte.weight",
+    final_norm="transformer.ln_f",
+    head="lm_head.weight",
+    layers="transformer.h.{}.",
+)
 
 # Attributes with two names in transformers.
 _ALIASES = {
@@ -111,43 +112,32 @@ def read_tensors(tensors: TensorReader, config: ModelConfig, vocab_size: int) ->
     width, hidden = config.embed_dim, config.mlp_width
     heads = (config.num_heads, config.head_dim)
 
-    def layers(name: str, *shape: int) -> np.ndarray:
-        return tensors.take_layers(f"transformer.h.{{}}.{name}", config.num_layers, shape)
-
-    def norm(name: str) -> dict[str, np.ndarray]:
-        return {"scale": layers(f"{name}.weight", width), "bias": layers(f"{name}.bias", width)}
-
-    params: Params = {
-        "token_embedding": tensors.take("transformer.wte.weight", (vocab_size, width)),
+    layers = NAMES.read_layers(tensors, config)
+    return NAMES.read_ends(tensors, config, vocab_size) | {
         "position_embedding": tensors.take(
             "transformer.wpe.weight", (config.context_length, width)
         ),
         "blocks": {
-            "attention_norm": norm("ln_1"),
-            "mlp_norm": norm("ln_2"),
+            "attention_norm": layers.norm("ln_1"),
+            "mlp_norm": layers.norm("ln_2"),
             "attention": {
-                "qkv_kernel": layers("attn.c_attn.weight", width, 3 * width).reshape(
+                "qkv_kernel": layers.take("attn.c_attn.weight", width, 3 * width).reshape(
                     -1, width, 3, *heads
                 ),
-                "qkv_bias": layers("attn.c_attn.bias", 3 * width).reshape(-1, 3, *heads),
-                "out_kernel": layers("attn.c_proj.weight", width, width).reshape(-1, *heads, width),
-                "out_bias": layers("attn.c_proj.bias", width),
+                "qkv_bias": layers.take("attn.c_attn.bias", 3 * width).reshape(-1, 3, *heads),
+                "out_kernel": layers.take("attn.c_proj.weight", width, width).reshape(
+                    -1, *heads, width
+                ),
+                "out_bias": layers.take("attn.c_proj.bias", width),
             },
             "mlp": {
-                "in_kernel": layers("mlp.c_fc.weight", width, hidden),
-                "in_bias": layers("mlp.c_fc.bias", hidden),
-                "out_kernel": layers("mlp.c_proj.weight", hidden, width),
-                "out_bias": layers("mlp.c_proj.bias", width),
+                "in_kernel": layers.take("mlp.c_fc.weight", width, hidden),
+                "in_bias": layers.take("mlp.c_fc.bias", hidden),
+                "out_kernel": layers.take("mlp.c_proj.weight", hidden, width),
+                "out_bias": layers.take("mlp.c_proj.bias", width),
             },
         },
-        "final_norm": {
-            "scale": tensors.take("transformer.ln_f.weight", (width,)),
-            "bias": tensors.take("transformer.ln_f.bias", (width,)),
-        },
     }
-    if not config.ties_embeddings:
-        params["head_embedding"] = tensors.take(HEAD, (vocab_size, width))
-    return params
 
 
 def write_tensors(params: Params, config: ModelConfig) -> Tensors:
@@ -156,10 +146,8 @@ def write_tensors(params: Params, config: ModelConfig) -> Tensors:
     blocks = params["blocks"]
     attention, mlp = blocks["attention"], blocks["mlp"]
     per_layer = {
-        "ln_1.weight": blocks["attention_norm"]["scale"],
-        "ln_1.bias": blocks["attention_norm"]["bias"],
-        "ln_2.weight": blocks["mlp_norm"]["scale"],
-        "ln_2.bias": blocks["mlp_norm"]["bias"],
+        **write_norm("ln_1", blocks["attention_norm"]),
+        **write_norm("ln_2", blocks["mlp_norm"]),
         "attn.c_attn.weight": attention["qkv_kernel"].reshape(num_layers, width, -1),
         "attn.c_attn.bias": full_qkv_bias(attention, config).reshape(num_layers, -1),
         "attn.c_proj.weight": attention["out_kernel"].reshape(num_layers, -1, width),
@@ -169,12 +157,5 @@ def write_tensors(params: Params, config: ModelConfig) -> Tensors:
         "mlp.c_proj.weight": mlp["out_kernel"],
         "mlp.c_proj.bias": layer_bias(mlp, "out_bias", num_layers, width),
     }
-    tensors = {
-        "transformer.wte.weight": params["token_embedding"],
-        "transformer.wpe.weight": params["position_embedding"],
-        "transformer.ln_f.weight": params["final_norm"]["scale"],
-        "transformer.ln_f.bias": params["final_norm"]["bias"],
-    }
-    if not config.ties_embeddings:
-        tensors[HEAD] = params["head_embedding"]
-    return tensors | split_layers(per_layer, "transformer.h.{}.")
+    positions = {"transformer.wpe.weight": params["position_embedding"]}
+    return positions | NAMES.write(params, config, per_layer)

@@ -9,10 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import numpy as np
-
 from nfllm.config import ModelConfig
-from nfllm.convert.biases import full_qkv_bias, layer_bias
 from nfllm.convert.foreign import (
     LAYERNORM,
     Attributes,
@@ -21,17 +18,21 @@ from nfllm.convert.foreign import (
     activation_name,
     check_form,
     not_expressible,
-    split_layers,
 )
 from nfllm.convert.rotary import nested_rotary, stated_once
+from nfllm.convert.shared import Names, full_qkv_bias, layer_bias, write_norm
 from nfllm.model.parameters import Params
 
 ARCHITECTURE = "GPTNeoXForCausalLM"
 # Causal masks and rotary frequencies, which older files store.
 BUFFERS = re.compile(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)")
 PREFIX = "gpt_neox."
-EMBEDDING = "gpt_neox.embed_in.weight"
-HEAD = "embed_out.weight"
+NAMES = Names(
+    embedding="gpt_neox.embed_in.weight",
+    final_norm="gpt_neox.final_layer_norm",
+    head="embed_out.weight",
+    layers="gpt_neox.layers.{}.",
+)
 
 # In the files of GPT-NeoX-20B and of its training code; transformers does not read them.
 _IGNORED = ("attention_probs_dropout_prob", "hidden_dropout_prob", "rotary_ndims")
@@ -130,51 +131,35 @@ def read_tensors(tensors: TensorReader, config: ModelConfig, vocab_size: int) ->
     width, hidden = config.embed_dim, config.mlp_width
     num_heads, head_dim = config.num_heads, config.head_dim
 
-    def layers(name: str, *shape: int) -> np.ndarray:
-        return tensors.take_layers(f"gpt_neox.layers.{{}}.{name}", config.num_layers, shape)
-
-    def matrix(name: str, rows: int, columns: int) -> np.ndarray:
-        return layers(f"{name}.weight", columns, rows).swapaxes(1, 2)
-
-    def norm(name: str) -> dict[str, np.ndarray]:
-        return {"scale": layers(f"{name}.weight", width), "bias": layers(f"{name}.bias", width)}
-
-    qkv_LDHCK = matrix("attention.query_key_value", width, 3 * width).reshape(
+    layers = NAMES.read_layers(tensors, config)
+    qkv_LDHCK = layers.matrix("attention.query_key_value", width, 3 * width).reshape(
         -1, width, num_heads, 3, head_dim
     )
     attention = {
         "qkv_kernel": qkv_LDHCK.swapaxes(2, 3),
-        "out_kernel": matrix("attention.dense", width, width).reshape(
+        "out_kernel": layers.matrix("attention.dense", width, width).reshape(
             -1, num_heads, head_dim, width
         ),
     }
     if config.attention_bias == "all":
-        bias_LHCK = layers("attention.query_key_value.bias", 3 * width).reshape(
+        bias_LHCK = layers.take("attention.query_key_value.bias", 3 * width).reshape(
             -1, num_heads, 3, head_dim
         )
         attention["qkv_bias"] = bias_LHCK.swapaxes(1, 2)
-        attention["out_bias"] = layers("attention.dense.bias", width)
-    params: Params = {
-        "token_embedding": tensors.take("gpt_neox.embed_in.weight", (vocab_size, width)),
+        attention["out_bias"] = layers.take("attention.dense.bias", width)
+    return NAMES.read_ends(tensors, config, vocab_size) | {
         "blocks": {
-            "attention_norm": norm("input_layernorm"),
-            "mlp_norm": norm("post_attention_layernorm"),
+            "attention_norm": layers.norm("input_layernorm"),
+            "mlp_norm": layers.norm("post_attention_layernorm"),
             "attention": attention,
             "mlp": {
-                "in_kernel": matrix("mlp.dense_h_to_4h", width, hidden),
-                "in_bias": layers("mlp.dense_h_to_4h.bias", hidden),
-                "out_kernel": matrix("mlp.dense_4h_to_h", hidden, width),
-                "out_bias": layers("mlp.dense_4h_to_h.bias", width),
+                "in_kernel": layers.matrix("mlp.dense_h_to_4h", width, hidden),
+                "in_bias": layers.take("mlp.dense_h_to_4h.bias", hidden),
+                "out_kernel": layers.matrix("mlp.dense_4h_to_h", hidden, width),
+                "out_bias": layers.take("mlp.dense_4h_to_h.bias", width),
             },
         },
-        "final_norm": {
-            "scale": tensors.take("gpt_neox.final_layer_norm.weight", (width,)),
-            "bias": tensors.take("gpt_neox.final_layer_norm.bias", (width,)),
-        },
     }
-    if not config.ties_embeddings:
-        params["head_embedding"] = tensors.take(HEAD, (vocab_size, width))
-    return params
 
 
 def write_tensors(params: Params, config: ModelConfig) -> Tensors:
@@ -184,10 +169,8 @@ def write_tensors(params: Params, config: ModelConfig) -> Tensors:
     attention, mlp = blocks["attention"], blocks["mlp"]
     qkv_LDHCK = attention["qkv_kernel"].swapaxes(2, 3)
     per_layer = {
-        "input_layernorm.weight": blocks["attention_norm"]["scale"],
-        "input_layernorm.bias": blocks["attention_norm"]["bias"],
-        "post_attention_layernorm.weight": blocks["mlp_norm"]["scale"],
-        "post_attention_layernorm.bias": blocks["mlp_norm"]["bias"],
+        **write_norm("input_layernorm", blocks["attention_norm"]),
+        **write_norm("post_attention_layernorm", blocks["mlp_norm"]),
         "attention.query_key_value.weight": qkv_LDHCK.reshape(num_layers, width, -1).swapaxes(1, 2),
         "attention.dense.weight": attention["out_kernel"]
         .reshape(num_layers, -1, width)
@@ -201,11 +184,4 @@ def write_tensors(params: Params, config: ModelConfig) -> Tensors:
         bias_LHCK = full_qkv_bias(attention, config).swapaxes(1, 2)
         per_layer["attention.query_key_value.bias"] = bias_LHCK.reshape(num_layers, -1)
         per_layer["attention.dense.bias"] = layer_bias(attention, "out_bias", num_layers, width)
-    tensors = {
-        "gpt_neox.embed_in.weight": params["token_embedding"],
-        "gpt_neox.final_layer_norm.weight": params["final_norm"]["scale"],
-        "gpt_neox.final_layer_norm.bias": params["final_norm"]["bias"],
-    }
-    if not config.ties_embeddings:
-        tensors[HEAD] = params["head_embedding"]
-    return tensors | split_layers(per_layer, "gpt_neox.layers.{}.")
+    return NAMES.write(params, config, per_layer)

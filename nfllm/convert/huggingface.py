@@ -155,11 +155,12 @@ def _read_tensors(folder: Path, form: ModuleType, config: ModelConfig) -> Tensor
         if not _OTHER_HEADS.match(name)
     }
     tensors = {name: x for name, x in tensors.items() if not form.BUFFERS.fullmatch(name)}
-    if config.ties_embeddings and form.HEAD in tensors:
-        head = tensors.pop(form.HEAD)
-        if not np.array_equal(tensors.setdefault(form.EMBEDDING, head), head):
+    names = form.NAMES
+    if config.ties_embeddings and names.head in tensors:
+        head = tensors.pop(names.head)
+        if not np.array_equal(tensors.setdefault(names.embedding, head), head):
             raise ConversionError(
-                f"{folder}: {form.HEAD!r} differs from {form.EMBEDDING!r}, but its config.json "
+                f"{folder}: {names.head!r} differs from {names.embedding!r}, but its config.json "
                 "says that they are tied; set tie_word_embeddings to false there"
             )
     return tensors
@@ -172,8 +173,8 @@ def _whole_name(name: str, form: ModuleType) -> str:
     hub's gpt2, leave out the prefix.
     """
     if name == "lm_head.weight":
-        return form.HEAD
-    return name if name.startswith((form.PREFIX, form.HEAD)) else form.PREFIX + name
+        return form.NAMES.head
+    return name if name.startswith((form.PREFIX, form.NAMES.head)) else form.PREFIX + name
 
 
 def _read_file(path: Path) -> Tensors:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from nfllm.config import ModelConfig
-from nfllm.convert.biases import full_qkv_bias, layer_bias
 from nfllm.convert.foreign import (
     Attributes,
     TensorReader,
@@ -20,17 +19,21 @@ from nfllm.convert.foreign import (
     activation_name,
     check_form,
     not_expressible,
-    split_layers,
 )
 from nfllm.convert.rotary import nested_rotary, stated_once
+from nfllm.convert.shared import Names, full_qkv_bias, layer_bias, write_norm
 from nfllm.model.parameters import Params
 
 ARCHITECTURE = "LlamaForCausalLM"
 # Rotary frequencies, which older files store.
 BUFFERS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 PREFIX = "model."
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
+NAMES = Names(
+    embedding="model.embed_tokens.weight",
+    final_norm="model.norm",
+    head="lm_head.weight",
+    layers="model.layers.{}.",
+)
 
 _FORM: dict[str, list[Any]] = {
     "mlp": ["gated"],
@@ -118,49 +121,39 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
 def read_tensors(tensors: TensorReader, config: ModelConfig, vocab_size: int) -> Params:
     """Our parameters, of a config that `read_config` returned."""
     width, hidden, head_dim = config.embed_dim, config.mlp_width, config.head_dim
-
-    def layers(name: str, *shape: int) -> np.ndarray:
-        return tensors.take_layers(f"model.layers.{{}}.{name}", config.num_layers, shape)
-
-    def matrix(name: str, rows: int, columns: int) -> np.ndarray:
-        return layers(f"{name}.weight", columns, rows).swapaxes(1, 2)
+    layers = NAMES.read_layers(tensors, config)
 
     def heads(name: str, count: int) -> np.ndarray:
-        kernel = matrix(f"self_attn.{name}_proj", width, count * head_dim)
+        kernel = layers.matrix(f"self_attn.{name}_proj", width, count * head_dim)
         return kernel.reshape(-1, width, count, head_dim)
 
     counts = {"q": config.num_heads, "k": config.kv_heads, "v": config.kv_heads}
     kernels = {name: heads(name, count) for name, count in counts.items()}
     attention = _joined("kernel", kernels, 2)
-    out = matrix("self_attn.o_proj", width, width)
+    out = layers.matrix("self_attn.o_proj", width, width)
     attention["out_kernel"] = out.reshape(-1, config.num_heads, head_dim, width)
     if config.attention_bias == "all":
         biases = {
-            name: layers(f"self_attn.{name}_proj.bias", count * head_dim)
+            name: layers.take(f"self_attn.{name}_proj.bias", count * head_dim)
             for name, count in counts.items()
         }
         by_head = {name: x.reshape(-1, counts[name], head_dim) for name, x in biases.items()}
         attention |= _joined("bias", by_head, 1)
-        attention["out_bias"] = layers("self_attn.o_proj.bias", width)
+        attention["out_bias"] = layers.take("self_attn.o_proj.bias", width)
     mlp = {}
     for name, ours in _MLP.items():
         sizes = (hidden, width) if ours == "out" else (width, hidden)
-        mlp[f"{ours}_kernel"] = matrix(f"mlp.{name}", *sizes)
+        mlp[f"{ours}_kernel"] = layers.matrix(f"mlp.{name}", *sizes)
         if config.mlp_bias:
-            mlp[f"{ours}_bias"] = layers(f"mlp.{name}.bias", sizes[1])
-    params: Params = {
-        "token_embedding": tensors.take(EMBEDDING, (vocab_size, width)),
+            mlp[f"{ours}_bias"] = layers.take(f"mlp.{name}.bias", sizes[1])
+    return NAMES.read_ends(tensors, config, vocab_size) | {
         "blocks": {
-            "attention_norm": {"scale": layers("input_layernorm.weight", width)},
-            "mlp_norm": {"scale": layers("post_attention_layernorm.weight", width)},
+            "attention_norm": layers.norm("input_layernorm"),
+            "mlp_norm": layers.norm("post_attention_layernorm"),
             "attention": attention,
             "mlp": mlp,
         },
-        "final_norm": {"scale": tensors.take("model.norm.weight", (width,))},
     }
-    if not config.ties_embeddings:
-        params["head_embedding"] = tensors.take(HEAD, (vocab_size, width))
-    return params
 
 
 def _joined(kind: str, parts: dict[str, np.ndarray], axis: int) -> dict[str, np.ndarray]:
@@ -182,8 +175,8 @@ def write_tensors(params: Params, config: ModelConfig) -> Tensors:
         kernels = list(np.moveaxis(attention["qkv_kernel"], 2, 0))
     out = attention["out_kernel"].reshape(num_layers, -1, width)
     per_layer = {
-        "input_layernorm.weight": blocks["attention_norm"]["scale"],
-        "post_attention_layernorm.weight": blocks["mlp_norm"]["scale"],
+        **write_norm("input_layernorm", blocks["attention_norm"]),
+        **write_norm("post_attention_layernorm", blocks["mlp_norm"]),
         "self_attn.o_proj.weight": out.swapaxes(1, 2),
     }
     for name, kernel in zip("qkv", kernels, strict=True):
@@ -201,10 +194,4 @@ def write_tensors(params: Params, config: ModelConfig) -> Tensors:
         per_layer[f"mlp.{name}.weight"] = mlp[f"{ours}_kernel"].swapaxes(1, 2)
         if config.mlp_bias:
             per_layer[f"mlp.{name}.bias"] = mlp[f"{ours}_bias"]
-    tensors = {
-        EMBEDDING: params["token_embedding"],
-        "model.norm.weight": params["final_norm"]["scale"],
-    }
-    if not config.ties_embeddings:
-        tensors[HEAD] = params["head_embedding"]
-    return tensors | split_layers(per_layer, "model.layers.{}.")
+    return NAMES.write(params, config, per_layer)

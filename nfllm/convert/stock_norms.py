@@ -20,9 +20,9 @@ import numpy as np
 
 from nfllm.config import ConfigError, ModelConfig
 from nfllm.config.derived import Site
-from nfllm.convert.biases import full_qkv_bias, layer_bias
 from nfllm.convert.fold import affine, fold_params
 from nfllm.convert.foreign import LAYERNORM, check_form
+from nfllm.convert.shared import full_qkv_bias, layer_bias
 from nfllm.model.frozen_norm import FROZEN, GATE, SIGMA
 
 Arrays = dict[str, Any]
