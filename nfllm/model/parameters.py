@@ -1,4 +1,4 @@
-"""The parameters of a decoder: the kind of each, by its name, and parameters that start constant."""
+"""The parameters of a decoder: the kind of each, by name, and those that start at a constant."""
 
 from __future__ import annotations
 

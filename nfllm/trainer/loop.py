@@ -1,4 +1,4 @@
-"""The training loop: all that measures time or writes files around a step is called from here."""
+"""The training loop: calls the step, and all that measures time or writes files around it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from nfllm.training.step import StepMetrics
 class FitResult(NamedTuple):
     """How a run ended.
 
-    `evaluation` and `entropy_LH` (nats) are None where the run was interrupted by `interrupted`.
+    `evaluation` and `entropy_LH` (nats) are None if the signal `interrupted` stopped the run.
     """
 
     step: int
@@ -48,24 +48,24 @@ class FitResult(NamedTuple):
 def fit(config: Config, workdir: epath.PathLike, *, loggers: Sequence[Logger] = ()) -> FitResult:
     """Trains `config` in the run directory `workdir`, or resumes from its newest checkpoint.
 
-    Steps, order of data and losses are those of a run that was never interrupted, bit for bit on a
+    A resumed run has the steps, order of data and losses of an uninterrupted one, bit for bit on a
     CPU. On SIGINT and SIGTERM it saves and returns.
 
     Args:
-      config: what to run.
-      workdir: the run directory; created where it does not exist.
-      loggers: what gets each line of metrics.jsonl, beside those of `telemetry.loggers`.
+      config: the config to train.
+      workdir: the run directory; created if it does not exist.
+      loggers: further loggers that get each line of metrics.jsonl, beside `telemetry.loggers`.
 
     Raises:
       ConfigError: the config cannot be run on these devices or this data.
       RunError: `workdir` cannot be written, or holds a run of another config or of other data.
-      NonFiniteError: the loss or a gradient is not finite and `training.non_finite` says to stop.
+      NonFiniteError: the loss or a gradient is not finite and `training.non_finite` is "stop".
     """
     run = user_path(workdir, "--workdir")
     check_writable(run)
     check_loggers(config, run)
     earlier = check_resumable(run, config)
-    # Making the devices waits for all processes, and would name none of them.
+    # Making the devices also waits for all processes, but would not name a missing one.
     peers.exchange(f"to look at {run}", None)
     program = Program(config)
     fingerprint = program.dataset.fingerprint
@@ -97,7 +97,7 @@ def fit(config: Config, workdir: epath.PathLike, *, loggers: Sequence[Logger] = 
 
 @dataclasses.dataclass
 class _Loop:
-    """What the loop keeps beside the training state."""
+    """The loop, with everything that it keeps beside the training state."""
 
     program: Program
     checkpoints: Checkpoints
@@ -113,7 +113,7 @@ class _Loop:
         self, resumed: bool, step: int, earlier: Config | None, origin: Origin | None
     ) -> None:
         for line in self.checkpoints.fallbacks:
-            self.journal.event("fell_back", step, f"{line}; going on from step {step}")
+            self.journal.event("fell_back", step, f"{line}; continuing from step {step}")
         if resumed:
             note = describe_changes(earlier, self.program.config, step) if earlier else ""
             self.journal.event("resumed", step, f"resumed at step {step}{note}")
@@ -138,7 +138,7 @@ class _Loop:
         if int(state.step) == 0:
             self._probe(state, 0)
         while (step := int(state.step)) < total:
-            # Again after a step that tripped the guard: batches are a function of the step.
+            # Called again after a step that tripped the guard: batches depend only on the step.
             state, signal = self._train(state, step)
             if signal is not None:
                 return self._interrupted(signal, state)
@@ -185,7 +185,7 @@ class _Loop:
     ) -> Signals | None:
         """Does what is due after `step`; returns the signal that ends the run, if there is one."""
         with self.clock.paused():
-            if signal is not None:  # the sender of the signal may not wait for an evaluation
+            if signal is not None:  # first of all, since the process may be killed soon
                 self._save(state)
                 self.checkpoints.wait()
             if "removal" in due:
@@ -202,17 +202,17 @@ class _Loop:
     def _read(
         self, metrics: StepMetrics, step: int, batches: Prefetcher[Batch]
     ) -> StepMetrics | None:
-        """Waits for the metrics of step number `step`; returns them where it tripped the guard."""
+        """Waits for the metrics of step number `step`; returns them if it tripped the guard."""
         values = jax.device_get(metrics)
         self.clock.tick()
         self.faults.count(values, step)
-        again = values.tripped and self.program.config.training.non_finite != "skip"
-        if not again:
+        is_repeated = values.tripped and self.program.config.training.non_finite != "skip"
+        if not is_repeated:
             self._write(values, step, self.waited_seconds + batches.waited_seconds)
         return values if values.tripped else None
 
     def _write(self, values: StepMetrics, step: int, waited: float) -> None:
-        """Writes a line of metrics, where one is due."""
+        """Writes a line of metrics if one is due."""
         config = self.program.config.training
         if step % config.log_every and step != config.steps:
             return
@@ -275,7 +275,7 @@ class _Loop:
 
 
 def _due(config: Config, step: int, removal_steps: Collection[int]) -> set[str]:
-    """What is to be done after `step` steps, besides training."""
+    """The names of what is due after `step` steps, besides training."""
     intervals: dict[str, Any] = {
         "telemetry": config.telemetry.every,
         "evaluation": config.evaluation.every,

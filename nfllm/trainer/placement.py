@@ -1,8 +1,8 @@
-"""Runs the pure steps on devices: the only file that knows how many there are.
+"""Runs the pure steps on devices: the only file that depends on their number.
 
 `pmap` (data parallel) keeps a copy of the state on each device; `fsdp` shards parameters, gradients
-and optimizer state over the same devices. Both run the same `train_step`. The state is never
-stacked by device: a checkpoint does not depend on the strategy or on the number of devices.
+and optimizer state over the devices. Both run the same `train_step`. The state never has a device
+axis: a checkpoint does not depend on the strategy or on the number of devices.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PART_TOKENS = 4096
 
 
 def _micro_batches(config: Config, devices: int) -> int:
-    """`training.gradient_accumulation`, or what is fastest where any number gives the same mean."""
+    """`training.gradient_accumulation`; by default the fastest number that gives the same mean."""
     training = config.training
     if training.gradient_accumulation is not None:
         return training.gradient_accumulation
@@ -63,13 +63,14 @@ def _check_batch_size(key: str, sequences: int, devices: int, micro_batches: int
 
 
 def configure_devices(config: Config) -> None:
-    """Splits a CPU into `parallel.cpu_devices` devices; must run before the first array is made.
+    """Splits a CPU into `parallel.cpu_devices` devices; call it before the first array is made.
 
-    Left unset, it is the largest number of devices, at most one per core, over which both batches
-    divide; but what the process has set or made already stays, and one of several gets one.
+    The default is the largest number, at most one per core, over which the training and the
+    evaluation batch divide; 1 if there are several processes; and unchanged if the process has
+    already set the number or made devices.
 
     Raises:
-      ConfigError: the devices already exist, in another number.
+      ConfigError: the process already has another number of devices.
     """
     wanted = config.parallel.cpu_devices
     if wanted is None and _cpu_devices_are_set():
@@ -88,7 +89,7 @@ def configure_devices(config: Config) -> None:
         found = jax.device_count("cpu")
         if wanted not in (None, found):
             raise ConfigError(
-                f"parallel.cpu_devices={wanted}, but this process has already made "
+                f"parallel.cpu_devices={wanted}, but this process already has "
                 f"{found}; set the key before anything runs on JAX, or leave it unset"
             ) from error
 
@@ -104,9 +105,9 @@ class Placement:
     """Compiles steps for all devices, and places states and batches on them.
 
     Attributes:
-      num_devices: how many devices there are, of all processes.
-      micro_batches: into how many a step splits the batch.
-      replicated: the sharding of what every device holds a copy of.
+      num_devices: number of devices of all processes.
+      micro_batches: number of micro-batches of a step.
+      replicated: the sharding that puts a copy on every device.
 
     Example:
       >>> import nfllm
@@ -118,7 +119,7 @@ class Placement:
     """
 
     def __init__(self, config: Config, devices: Sequence[jax.Device] | None = None) -> None:
-        """Uses `devices`, by default all there are.
+        """Uses `devices`, by default all devices.
 
         Raises:
           ConfigError: a batch does not divide over them.
@@ -126,7 +127,7 @@ class Placement:
         self._strategy = config.parallel.strategy
         self._devices = list(jax.devices() if devices is None else devices)
         self._mesh = Mesh(np.asarray(self._devices), (AXIS,))
-        # pmap works on what this process holds, jit on global arrays.
+        # pmap works on arrays of this process, jit on global arrays.
         own = [device for device in self._devices if device.process_index == jax.process_index()]
         self._own_mesh = (
             Mesh(np.asarray(own), (AXIS,)) if config.parallel.strategy == "pmap" else self._mesh
@@ -154,14 +155,14 @@ class Placement:
         )
 
     def to_checkpoint(self, state: TrainState) -> SavedState:
-        """What is saved of the state, as global arrays, which all processes write together."""
+        """The part of the state to save, as global arrays that all processes write together."""
         saved = state.without_guard()
         if self._mesh is self._own_mesh or jax.process_count() == 1:
             return saved
         return host_local_array_to_global_array(saved, self._mesh, PartitionSpec())
 
     def from_checkpoint(self, state: SavedState) -> TrainState:
-        """The restored state, placed as the step takes it."""
+        """The restored state, placed as the train step needs it."""
         if self._mesh is not self._own_mesh and jax.process_count() > 1:
             state = global_array_to_host_local_array(state, self._mesh, PartitionSpec())
         guard = np.int32(Guard.WATCHING)
@@ -223,14 +224,14 @@ class Placement:
         return sharded
 
     def replace(self, state: TrainState, change: Callable[[TrainState], TrainState]) -> TrainState:
-        """`change(state)`, placed as the train step takes it."""
+        """`change(state)`, placed as the train step needs it."""
         return jax.jit(change, out_shardings=jax.tree.map(lambda x: x.sharding, state))(state)
 
     def with_params(self, state: TrainState, values: Mapping[str, np.ndarray]) -> TrainState:
-        """The state with `values` in place of the parameters of their names, placed as these are.
+        """The state, with parameters replaced by `values` of the same names and placement.
 
         A name is the path in the tree, joined by dots. A value with fewer rows than the parameter
-        takes the place of its first ones.
+        replaces only its first rows.
         """
 
         def put(path: Any, old: jax.Array) -> jax.Array:
@@ -251,11 +252,12 @@ class Placement:
         return state.replace(params=jax.tree_util.tree_map_with_path(put, state.params))
 
     def split_by_sequence(self, rows: int) -> contextlib.AbstractContextManager[None]:
-        """Within the block, inputs and outputs of every module stay split by sequence.
+        """Within the block, inputs and outputs of every module are sharded by sequence.
 
-        Otherwise the compiler follows the parameters: it splits the residual stream along D, as the
-        embeddings are, lets every device attend in all `rows` sequences, and communicates
-        activations instead of parameters. With `pmap` only the batch is split.
+        Otherwise the compiler would follow the sharding of the parameters: it would split the
+        residual stream along D, as the embeddings, compute attention of all `rows` sequences on
+        every device, and communicate activations instead of parameters. With `pmap` this does
+        nothing.
         """
         if self._strategy == "pmap":
             return contextlib.nullcontext()
@@ -273,11 +275,11 @@ class Placement:
         return nn.intercept_methods(interceptor)
 
     def put_train(self, batch: Batch) -> Batch:
-        """Splits this process's share [B, T] into micro-batches and places it on the devices."""
+        """Splits this process's rows [B, T] into micro-batches and places them on its devices."""
         return self._put(batch, (self.micro_batches,))
 
     def put_eval(self, batch: Batch) -> Batch:
-        """Places this process's share [B, T] on the devices."""
+        """Places this process's rows [B, T] on its devices."""
         return self._put(batch, ())
 
     def put_probe(self, tokens_BT: np.ndarray) -> jax.Array:
@@ -291,9 +293,9 @@ class Placement:
     def put_parts(self, batch: Batch) -> Batch:
         """Places a global batch [B, T] as [P, B / P, T] for a program that `jit` partitions.
 
-        Every process holds all of it. P is a multiple of the micro-batches: the program keeps more
-        than a training step does, so a device takes at most `_PART_TOKENS` at a time, or one
-        sequence. With `pmap` a process works on its own devices alone.
+        Every process must pass the whole batch. P is a multiple of the number of micro-batches: the
+        program needs more memory than a training step, so a device computes at most `_PART_TOKENS`
+        tokens, or one sequence, at a time. With `pmap` a process uses only its own devices.
         """
         parts = self.micro_batches * (self.num_devices // self._own_mesh.size)
         sequences, length = batch.tokens.shape
