@@ -107,7 +107,7 @@ def test_what_one_process_cannot_read_both_pass_over(trainer, two_by_fsdp):
     (first, second) = trainer.run_pair(run, parallel__strategy="fsdp", **RUN)
     assert (first[0], second[0]) == (0, 0), (first, second)
     assert "checkpoint of step 12 is damaged (" in first[1]
-    assert "going on from step 6" in first[1]
+    assert "continuing from step 6" in first[1]
     _assert_same_numbers(run, two_by_fsdp[0])
 
 

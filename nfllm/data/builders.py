@@ -103,7 +103,7 @@ class FilesBuilder(tfds.core.GeneratorBasedBuilder):
         if not count:
             files = self.builder_config.files
             raise MalformedRecordError(
-                f"no document in {len(files)} files, the first of which is {files[0][1]} "
+                f"no document in {len(files)} files from {files[0][1]} on "
                 f"({policy.skipped} malformed records were left out)"
             )
         self.info.metadata.update(policy.summary())

@@ -76,7 +76,7 @@ class TwoLayerMlp(nn.Module):
         self, x_BTD: jax.Array, kernel_DF: jax.Array, pre_BTF: jax.Array, post_BTF: jax.Array
     ) -> None:
         record_size(self, names.MLP_PRE, pre_BTF)
-        # What enters the activation is x times a matrix: D x D instead of F x F for the covariance.
+        # The pre-activation is x times a matrix, so a D x D covariance suffices instead of F x F.
         record_statistic(
             self,
             f"{names.PARTICIPATION}_{names.MLP_PRE}",
@@ -94,8 +94,8 @@ class TwoLayerMlp(nn.Module):
 class GatedMlp(TwoLayerMlp):
     """(activation(x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out (arXiv 2002.05202).
 
-    SwiGLU, GeGLU, ReGLU, by `model.activation`; `gate_kernel` is [D, F] as `in_kernel`. Recorded
-    before the activation is the gate, and after it the product, which is what W_out reads.
+    SwiGLU, GeGLU or ReGLU, by `model.activation`; `gate_kernel` is [D, F], as `in_kernel`. Recorded
+    as `mlp_pre` is the gate before the activation, as `mlp_post` the product, the input of W_out.
     """
 
     @nn.compact
@@ -121,7 +121,7 @@ class GatedMlp(TwoLayerMlp):
 
 
 class FusedMlp(nn.Module):
-    """x W, with `kernel` [D, D]: what a two-layer MLP without activation computes (2501.03489)."""
+    """x W, with `kernel` [D, D]: a two-layer MLP without activation (arXiv 2501.03489)."""
 
     config: ModelConfig
     dtype: jnp.dtype
@@ -141,4 +141,4 @@ MLPS: dict[str, type[nn.Module]] = {
     "gated": GatedMlp,
     "fused": FusedMlp,
 }
-"""By `model.mlp`; a block of `none` has no MLP."""
+"""The MLPs by `model.mlp`; with `none` a block has no MLP."""

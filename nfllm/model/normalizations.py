@@ -1,7 +1,7 @@
 """The registry of normalizations: Flax modules over the last axis of their input.
 
-All compute in float32, and cast what they return. Layer and RMS norms add up squares: they are
-right for entries up to 1e18 in size, whose squares float32 can hold.
+All compute in float32, and cast their result. LayerNorm and RMSNorm add up squares: they are right
+for entries up to 1e18 in absolute value, whose squares float32 can hold.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,7 +37,7 @@ _RECOMPUTED: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def _statistical(norm: type[nn.Module], **options: Any) -> nn.Module:
-    """A LayerNorm or RMSNorm whose derivative keeps its statistics, or computes them again."""
+    """A LayerNorm or RMSNorm whose derivative keeps or recomputes its statistics, by `Tuning`."""
     return (_RECOMPUTED[norm] if tuning().recompute_norms else norm)(**options)
 
 
@@ -72,13 +72,13 @@ def normalization(config: ModelConfig, site: Site, dtype: jnp.dtype, **options: 
 def by_site(
     config: ModelConfig, layers: Mapping[str, Any], top: Mapping[str, Any], name: str
 ) -> dict[str, jax.Array]:
-    """What the normalizations hold under a name: [L, ...] by site, and that of the final one.
+    """A variable of the normalizations by site: [L, ...], without layer axis for the final one.
 
     Args:
-      config: of the decoder.
-      layers: what its blocks hold, as `join_layers` gives it.
-      top: what the decoder itself holds.
-      name: of a parameter, or of what is recorded. Sites without it are left out.
+      config: config of the decoder.
+      layers: the variables of its blocks, from `join_layers`.
+      top: the variables of the decoder itself.
+      name: name of a parameter or recorded value. Sites without it are left out.
     """
     found: dict[str, jax.Array] = {}
     for site in config.sites:
