@@ -26,7 +26,8 @@ from nfllm.model.attention_implementation import (  # noqa: E402
     choose_implementation,
     queries_per_block,
 )
-from nfllm.trainer.placement import Placement, configure_devices  # noqa: E402
+from nfllm.trainer.batch_division import configure_devices  # noqa: E402
+from nfllm.trainer.placement import Placement  # noqa: E402
 from nfllm.training import build as build_module  # noqa: E402
 from nfllm.training import objective  # noqa: E402
 from nfllm.training.build import build, dtype_of  # noqa: E402

@@ -16,7 +16,7 @@ from random_model import random_model
 from training_parts import VOCAB_SIZE, small_config
 
 from nfllm.config import ConfigError, ModelConfig
-from nfllm.config.keys import BEFORE
+from nfllm.config.earlier import values_before
 from nfllm.config.overrides import override_value
 from nfllm.model import Decoder, capture
 from nfllm.model.capture import Captured
@@ -352,7 +352,7 @@ def test_gains_at_their_start_are_the_plain_model_bit_for_bit() -> None:
 def test_defaults_are_what_there_was_before() -> None:
     """Every key is at its neutral value, and the parameters are those of a plain decoder."""
     model = small_config().model
-    neutral = {key.partition(".")[2]: value for key, value in BEFORE.items()}
+    neutral = values_before(ModelConfig)
     for field in dataclasses.fields(model):
         if field.name in neutral and field.name != "attention_implementation":
             assert getattr(model, field.name) == neutral[field.name], field.name

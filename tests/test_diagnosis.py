@@ -7,7 +7,8 @@ import pytest
 from training_parts import VOCAB_SIZE, make_parts, random_batch, small_config
 
 from nfllm.analysis import first_bad_site
-from nfllm.trainer import placement
+from nfllm.trainer import parts as parts_module
+from nfllm.trainer.parts import put_parts
 from nfllm.trainer.placement import Placement
 from nfllm.training.diagnosis import describe, make_diagnosis
 
@@ -29,7 +30,7 @@ class Case:
     def diagnose(self, plant=lambda params: None, loss_scale=1.0):
         params = jax.tree.map(np.array, self.params)
         plant(params)
-        parts = self.placement.put_parts(random_batch(0))
+        parts = put_parts(self.placement, random_batch(0))
         return self._diagnose(params, parts, 0, loss_scale, self.placement.micro_batches)
 
 
@@ -160,8 +161,8 @@ def test_a_large_batch_is_looked_at_in_parts(limit, parts, monkeypatch):
     case = Case(training={"gradient_accumulation": 2})
     plant = _set(*QKV, index=(1, 3, 0, 1, 2), value=1e3)
     expected = case.diagnose(plant)
-    monkeypatch.setattr(placement, "_PART_TOKENS", limit)
-    assert case.placement.put_parts(random_batch(0)).tokens.shape == (parts, 8 // parts, 12)
+    monkeypatch.setattr(parts_module, "_PART_TOKENS", limit)
+    assert put_parts(case.placement, random_batch(0)).tokens.shape == (parts, 8 // parts, 12)
     found = case.diagnose(plant)
     del expected["loss"], found["loss"]  # one entry for each part
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4), found, expected)

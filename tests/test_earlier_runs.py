@@ -14,7 +14,7 @@ from nfllm.rundir import read_record
 from nfllm.trainer.checkpoints import Checkpoints
 from nfllm.trainer.placement import Placement
 from nfllm.training.build import build
-from nfllm.training.state import Guard
+from nfllm.training.guard import Guard
 
 RECORDED = Path(__file__).parent / "recordings" / "run_0_1_0"
 

@@ -6,8 +6,9 @@ import signal
 import pytest
 from tiny import make_corpus, tiny_config
 
-from nfllm.trainer import loop
+from nfllm.trainer.loop import fit
 from nfllm.trainer.program import Program
+from nfllm.trainer.step_lines import StepLines
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,7 @@ def test_nobody_waits_for_an_evaluation(
     tmp_path, monkeypatch, every, stops_at, saved_before_evaluation
 ):
     evaluated = []
-    evaluate, write = Program.evaluate, loop._Loop._write
+    evaluate, write = Program.evaluate, StepLines.write
 
     def evaluate_and_note(self, state):
         step = int(state.step)
@@ -34,11 +35,11 @@ def test_nobody_waits_for_an_evaluation(
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Program, "evaluate", evaluate_and_note)
-    monkeypatch.setattr(loop._Loop, "_write", write_and_interrupt)
+    monkeypatch.setattr(StepLines, "write", write_and_interrupt)
     run = tmp_path / "run"
     corpus = make_corpus(tmp_path / "corpus")
     config = tiny_config(corpus, tmp_path / "data", evaluation__every=every)
-    result = loop.fit(config, run)
+    result = fit(config, run)
     assert (result.interrupted, result.step) == (signal.SIGTERM, stops_at)
     assert evaluated[-1] == (stops_at, saved_before_evaluation)
     assert (run / "checkpoints" / f"step_{stops_at}").is_dir()

@@ -29,7 +29,7 @@ from nfllm.model.activations import ACTIVATIONS
 from nfllm.model.intermediates import INTERMEDIATES, STATISTICS
 from nfllm.model.normalizations import NORMALIZATIONS
 from nfllm.model.parameters import Kind, kind_of
-from nfllm.training.step import make_eval_step
+from nfllm.training.eval_step import make_eval_step
 
 DEFAULT = Config.from_dict(get_config()).model
 TINY = dataclasses.replace(

@@ -14,7 +14,7 @@ from nfllm.rundir.metrics import read_metrics
 from nfllm.trainer.loop import fit
 from nfllm.trainer.non_finite import NonFiniteError
 from nfllm.trainer.program import Program
-from nfllm.training.state import leave_out_step, open_guard
+from nfllm.training.guard import leave_out_step, open_guard
 
 TOKENS = 8 * 32  # of a batch
 

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from nfllm.config import Config, get_config
 from nfllm.model import Decoder
+from nfllm.model.parameters import KINDS, Kind
+from nfllm.training.hf_adamw import hf_adamw
 from nfllm.training.optimizer import (
     clip_by_global_norm,
     decay_mask,
-    hf_adamw,
     make_optimizer,
     split_by_decay,
 )
@@ -32,6 +33,17 @@ def shapes_of(**changes):
 
 def constant(rate):
     return lambda count: jnp.asarray(rate, jnp.float32)
+
+
+def test_what_is_declared_of_every_name():
+    """Only matrices decay; what is measured is not learned."""
+    names = {kind: {name for name in KINDS if KINDS[name] is kind} for kind in Kind}
+    embeddings = {"token_embedding", "position_embedding", "head_embedding"}
+    kernels = {name for name in KINDS if name.endswith("kernel")}
+    directions = {name for name in KINDS if name.endswith("direction")}
+    assert names[Kind.DECAYED] == embeddings | kernels
+    assert names[Kind.STATISTIC] == {"norm_gate", "sigma"} | directions
+    assert names[Kind.SLOPE] == {"slope"}
 
 
 def test_kernels_and_embeddings_decay_and_nothing_else():

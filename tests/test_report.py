@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from page_checks import cells, check
 from synthetic_runs import make_config, write_run
+from trainer import TIMEOUT_SECONDS
 
 from nfllm.papers import published
 from nfllm.papers.published import REFERENCE
@@ -469,7 +470,9 @@ def browse(page: Path, width: int, scratch: Path) -> tuple[dict, str, list[str]]
         f"--window-size={width},900",
     ]
     command = ["chromium", *FLAGS, *options, probed.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=True
+    )
     probed.unlink()
     title = html.unescape(re.search(r"<title>(.*?)</title>", done.stdout).group(1))
     console = "\n".join(line for line in done.stderr.splitlines() if ":CONSOLE" in line)

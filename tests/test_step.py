@@ -6,12 +6,8 @@ from training_parts import make_parts, random_batch, small_config
 
 from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
-from nfllm.training.state import (
-    Guard,
-    LossScale,
-    leave_out_step,
-    open_guard,
-)
+from nfllm.training.guard import Guard, leave_out_step, open_guard
+from nfllm.training.loss_scale import LossScale
 
 
 def _split(batch, micro_batches):

@@ -293,6 +293,26 @@ def test_cause_claims(tmp_path):
     assert costs["sm+g"] < LOSS_TOLERANCE < costs["sm+r"]
 
 
+def test_controls_of_the_cause(tmp_path):
+    losses = {
+        "gelu": [4.10, 4.11, 4.10],
+        "relu": [4.00, 4.02, 4.01],
+        "gelu_narrow": [4.01, 4.02, 4.00],
+        "relu_zone": [4.00, 4.01, 4.02],
+    }
+    other = {"gelu_narrow": "silu", "relu_zone": "gelu_tanh"}  # any, but not the same
+    extra = {name: {"model.activation": other.get(name, name)} for name in losses}
+    found = verdicts(group_of(tmp_path, losses, extra=extra))
+    narrow = found["A GELU whose linear zone is 16 times narrower has a lower loss than GELU"]
+    assert narrow.judgement == "reproduced"
+    assert f"{100 * np.expm1(0.28 / 3):+.1f}%" in narrow.measured
+    zone = found["ReLU has a lower loss than a ReLU that is x/2 up to 0.5"]
+    assert zone.judgement in ("not reproduced", "undecided at this scale")
+    assert "+0.0000 nats" in zone.measured
+    assert any(name.endswith("heads in early layers than GELU") for name in found)
+    assert not any("embeddings" in name for name in found)
+
+
 def test_one_seed_in_which_a_linear_mlp_wins_does_not_decide_the_handicap(tmp_path):
     losses = {
         "sm+g": [4.10, 4.10, 4.10, 4.0],

@@ -1,4 +1,4 @@
-"""Which residual sums, weights and attention maps of a block go together; part of `check_model`."""
+"""Which residual sums, weights and maps of a block go together; part of `model_limits`."""
 
 from __future__ import annotations
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from nfllm.config.across import check_across
 from nfllm.config.checks import Value, check_keys, names_of, section_values, value_type
+from nfllm.config.earlier import with_added_keys
 from nfllm.config.keys import (
-    BEFORE,
-    RETIRED,
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 
 # A label that takes no part in the loss. The data layer writes it and the loss reads it.
 IGNORED_LABEL = -100
-
-_LATER_SECTIONS = ("objective", "removal")  # an early run has none of their keys
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,14 +56,14 @@ class Config:
         Args:
           values: every key of every section.
           recorded: `values` were written by a run, perhaps before some key existed
-            (`BEFORE`), or with a key that no longer exists (`RETIRED`).
+            (`added`), or with a key that no longer exists (`RETIRED`).
 
         Raises:
           ConfigError: a key is unknown or missing, or a value is of the wrong type or out of range.
         """
         sections = typing.get_type_hints(cls)
         if recorded:
-            values = _as_now(values)
+            values = with_added_keys(values, sections)
         check_keys(values, sections, "config")
         return cls(
             **{
@@ -116,20 +113,3 @@ def get_config() -> ConfigDict:
             }
         )
     return config.lock()
-
-
-def _as_now(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The recorded values with today's keys."""
-    found = {
-        section: {key: value for key, value in keys.items() if f"{section}.{key}" not in RETIRED}
-        if isinstance(keys, Mapping)
-        else keys
-        for section, keys in values.items()
-    }
-    for name, value in BEFORE.items():
-        section, _, key = name.partition(".")
-        if section in _LATER_SECTIONS:
-            found.setdefault(section, {})
-        if isinstance(keys := found.get(section), dict):
-            keys.setdefault(key, value)
-    return found

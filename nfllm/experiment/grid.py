@@ -45,8 +45,8 @@ class Experiment:
     """Groups by name; `note` says what the scale is for, its hardware and its time.
 
     The first group is the main one: the figures show its runs. Runs start in the order of the
-    groups; within a group, all variants of one seed run before the next seed, so that an
-    interrupted experiment has complete comparisons.
+    groups. Within a group, the variants with the most seeds run first, all of them with one seed
+    before the next seed, so that an interrupted experiment has complete comparisons.
 
     Attributes:
       note: the first lines of the page.
@@ -133,29 +133,33 @@ def expand(experiment: Experiment, overrides: Mapping[str, Value] | None = None)
                     f"--config.{clash[0]} is set by the variant {group_name}/{variant_name} of the "
                     "grid; change it in the grid's file"
                 )
-        for seed in sorted({seed for v in group.variants.values() for seed in v.seeds}):
-            for variant_name, variant in group.variants.items():
-                if seed not in variant.seeds:
-                    continue
-                _check_name(group_name, variant_name)
-                where = f"variant {group_name}/{variant_name}"
-                values = _changed(base, {**variant.changes, "training.seed": seed}, where)
-                try:
-                    config = Config.from_dict(values)
-                except ConfigError as error:
-                    raise ConfigError(f"{where}: {error}") from error
-                entry = Entry(
-                    group_name,
-                    variant_name,
-                    seed,
-                    config,
-                    first_of.get(config),
-                    variant.changes,
-                    experiment.linear_replacement and config.model.mlp == "two_layer",
-                )
-                first_of.setdefault(config, entry.name)
-                entries.append(entry)
+        for variant_name, seed in _order(group):
+            variant = group.variants[variant_name]
+            _check_name(group_name, variant_name)
+            where = f"variant {group_name}/{variant_name}"
+            values = _changed(base, {**variant.changes, "training.seed": seed}, where)
+            try:
+                config = Config.from_dict(values)
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from error
+            entry = Entry(
+                group_name,
+                variant_name,
+                seed,
+                config,
+                first_of.get(config),
+                variant.changes,
+                experiment.linear_replacement and config.model.mlp == "two_layer",
+            )
+            first_of.setdefault(config, entry.name)
+            entries.append(entry)
     return entries
+
+
+def _order(group: Group) -> list[tuple[str, int]]:
+    """(variant, seed) in the order to run them: see `Experiment`."""
+    pairs = [(name, seed) for name, variant in group.variants.items() for seed in variant.seeds]
+    return sorted(pairs, key=lambda pair: (-len(group.variants[pair[0]].seeds), pair[1]))
 
 
 def read_overrides(arguments: Iterable[str]) -> dict[str, Value]:

@@ -28,7 +28,7 @@ def results_markdown(
     starts: Sequence[Provenance],
 ) -> str:
     """The whole file: where it came from, the tables of the sections, and heatmaps as text."""
-    lines = ["# Results", "", experiment.note, "", *_provenance(entries, outcomes, starts)]
+    lines = [_title(starts), "", experiment.note, "", *_provenance(entries, outcomes, starts)]
     lines += [*(line for group in groups for line in _shape(group)), ""]
     for section in sections:
         tables = [b for b in section.blocks if isinstance(b, Rows) and b.shown and b.table.rows]
@@ -41,6 +41,12 @@ def results_markdown(
     if maps:
         lines += [f"## Head entropies: {groups[0].title}", "", *maps]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _title(starts: Sequence[Provenance]) -> str:
+    if not starts or not starts[-1].grid:
+        return "# Results"
+    return f"# Results of {starts[-1].grid}, scale {starts[-1].scale}"
 
 
 def markdown_table(table: Table) -> Iterator[str]:

@@ -19,7 +19,7 @@ from nfllm.model.intermediates import UPDATES
 from nfllm.model.norm_sites import Place, at_places, frozen_places, map_norms, of_norms
 from nfllm.run import Run
 from nfllm.trainer.evaluation import evaluate
-from nfllm.training.step import make_eval_step
+from nfllm.training.eval_step import make_eval_step
 from nfllm.training.updates import with_statistics
 
 _SITES: tuple[Site, ...] = ("attention", "mlp", "final")

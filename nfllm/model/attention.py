@@ -11,25 +11,22 @@ from flax import linen as nn
 from nfllm.config import ModelConfig
 from nfllm.model import intermediates as names
 from nfllm.model.attention_implementation import choose_implementation, queries_per_block
-from nfllm.model.bias import add_bias
+from nfllm.model.attention_statistics import mix_for_statistics
 from nfllm.model.cache import start_of, visible_keys, with_earlier
 from nfllm.model.dropout import dropout
 from nfllm.model.intermediates import asked_for, record, record_statistic
 from nfllm.model.normalizations import normalization
-from nfllm.model.parameters import constant_param
 from nfllm.model.products import einsum_to_float32
-from nfllm.model.projections import mix_values, project, scores
+from nfllm.model.projections import join_heads, mix_values, project, scores
 from nfllm.model.rotary import rotate
-from nfllm.model.shaping import beside_identity, declare_gains, shaped_map
+from nfllm.model.shaping import declare_gains, shaped_map
 from nfllm.model.softmax import (
     ATTENTION_TRANSFORMS,
     divide_by_temperature,
     entropy_by_product,
     softmax_and_entropy,
 )
-from nfllm.model.weight_norm import attention_kernel
 
-_FEWEST_QUERIES = 32
 _OF_A_STEP = {names.BY_PRODUCTS, names.LOSSES}
 _PROBES = ({names.STATISTICS}, {names.STATISTICS, names.BY_PRODUCTS})
 
@@ -79,10 +76,12 @@ class Attention(nn.Module):
         k_BTHK = record(self, names.KEY, k_BTHK)
         v_BTHK = record(self, names.VALUE, v_BTHK)
         if start_B is None:
-            return self._output(self.mix(q_BTHK, k_BTHK, v_BTHK, dropout_rows_B))
-        k_BSHK, v_BSHK = with_earlier(self, start_B, k_BTHK, v_BTHK)
-        mixed_BTHK, _ = self._attend(q_BTHK, k_BSHK, v_BSHK, dropout_rows_B, start_B)
-        return self._output(mixed_BTHK)
+            mixed_BTHK = self.mix(q_BTHK, k_BTHK, v_BTHK, dropout_rows_B)
+        else:
+            k_BSHK, v_BSHK = with_earlier(self, start_B, k_BTHK, v_BTHK)
+            mixed_BTHK, _ = self._attend(q_BTHK, k_BSHK, v_BSHK, dropout_rows_B, start_B)
+        mixed_BTHK = record(self, names.HEAD_OUT, mixed_BTHK)
+        return join_heads(self, config, mixed_BTHK, self.dtype)
 
     def mix(
         self,
@@ -99,7 +98,9 @@ class Attention(nn.Module):
                 q_BTHK, k_BTHK, v_BTHK, is_causal=True, implementation=implementation
             )
         if collections in _PROBES and dropout_rows_B is None:
-            return self._mix_for_statistics(q_BTHK, k_BTHK, v_BTHK)
+            return mix_for_statistics(
+                self, self.config, self.dtype, self._scores, q_BTHK, k_BTHK, v_BTHK
+            )
         length = q_BTHK.shape[1]
         by_blocks = implementation == "blocks" and collections <= _OF_A_STEP
         block = queries_per_block(length) if by_blocks else length
@@ -135,55 +136,6 @@ class Attention(nn.Module):
         record_statistic(self, names.ENTROPY, entropies, names.LOSSES)
         return jnp.concatenate(mixed, axis=1)
 
-    def _mix_for_statistics(
-        self, q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array
-    ) -> jax.Array:
-        """Mixes the values without dropout, and records what telemetry asks of the maps.
-
-        The maps of all sequences would be the largest tensors of a run: they are formed for some
-        queries after the other, together no more than a half of one sequence's.
-        """
-        batch, length = q_BTHK.shape[:2]
-        block = min(length, max(_FEWEST_QUERIES, -(-length // (2 * batch))))
-        num_blocks = -(-length // block)
-        padding = ((0, 0), (0, num_blocks * block - length), (0, 0), (0, 0))
-        blocks_NBTHK = jnp.moveaxis(
-            jnp.pad(q_BTHK, padding).reshape(batch, num_blocks, block, *q_BTHK.shape[2:]), 1, 0
-        )
-
-        def attend(number_and_queries: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
-            number, q_BtHK = number_and_queries
-            positions_t = number * block + jnp.arange(block)
-            visible_tS = positions_t[:, None] >= jnp.arange(length)[None]
-            counted_11tS = (visible_tS & (positions_t[:, None] < length))[None, None]
-            of_block, logits = self._scores(q_BtHK, k_BSHK, visible_tS[None, None])
-            probs = jax.nn.softmax(logits)
-            maps = shaped_map(self, self.config, probs, visible_tS[None, None])
-            mixed_BtHK = mix_values(maps.astype(self.dtype), v_BSHK)
-            return (
-                mixed_BtHK,
-                entropy_by_product(logits, probs),
-                jnp.where(counted_11tS, jnp.abs(of_block), 0).max((0, 2, 3)),
-                jnp.sum(counted_11tS & ~jnp.isfinite(logits)),
-            )
-
-        mixed, entropy, max_abs, nonfinite = jax.lax.map(
-            attend, (jnp.arange(num_blocks), blocks_NBTHK)
-        )
-        entropy_BHT = jnp.moveaxis(entropy, 0, 2).reshape(batch, -1, num_blocks * block)
-        record_statistic(
-            self,
-            names.ENTROPY,
-            lambda: entropy_BHT[..., :length].mean((0, 2)),
-            collection=names.BY_PRODUCTS,
-        )
-        record_statistic(self, names.LOGIT_MAX_ABS, lambda: max_abs.max(0))
-        record_statistic(
-            self, f"{names.NONFINITE}_{names.ATTENTION_LOGITS}", lambda: nonfinite.sum()
-        )
-        joined = jnp.moveaxis(mixed, 0, 1).reshape(batch, num_blocks * block, *q_BTHK.shape[2:])
-        return joined[:, :length]
-
     def _attend(
         self,
         q_BTHK: jax.Array,
@@ -196,7 +148,14 @@ class Attention(nn.Module):
 
         Probabilities are formed, and can be recorded where T = S.
         """
-        logits_BHTS = self._logits(q_BTHK, k_BSHK, start_B)
+        visible_11TS = visible_keys(q_BTHK.shape[1], k_BSHK.shape[1], start_B)
+        scores_BHTS, logits_BHTS = self._scores(q_BTHK, k_BSHK, visible_11TS)
+        logits_BHTS = record(self, names.ATTENTION_LOGITS, logits_BHTS, where=visible_11TS)
+        record_statistic(
+            self,
+            names.LOGIT_MAX_ABS,
+            lambda: jnp.where(visible_11TS, jnp.abs(scores_BHTS), 0).max((0, 2, 3)),
+        )
         if self.is_mutable_collection(names.LOSSES):
             probs_BHTS, entropy_BHT = softmax_and_entropy(logits_BHTS)
             entropy: Callable[[], jax.Array] = lambda: entropy_BHT  # noqa: E731
@@ -207,28 +166,17 @@ class Attention(nn.Module):
         if dropout_rows_B is not None:
             key = self.make_rng("dropout")
             probs_BHTS = dropout(probs_BHTS, self.config.attention_dropout, key, dropout_rows_B)
-        visible_11TS = visible_keys(q_BTHK.shape[1], k_BSHK.shape[1], start_B)
         map_BHTS = shaped_map(self, self.config, probs_BHTS, visible_11TS)
         mixed_BTHK = mix_values(map_BHTS.astype(self.dtype), v_BSHK)
         logit_max = partial(_largest_of_heads, logits_BHTS)
         return mixed_BTHK, _ByProducts(entropy, logit_max)
 
-    def _logits(self, q_BTHK: jax.Array, k_BSHK: jax.Array, start_B: jax.Array | None) -> jax.Array:
-        """Scaled scores, float32, with the most negative finite number where key > query."""
-        visible_11TS = visible_keys(q_BTHK.shape[1], k_BSHK.shape[1], start_B)
-        scores_BHTS, logits_BHTS = self._scores(q_BTHK, k_BSHK, visible_11TS)
-        logits_BHTS = record(self, names.ATTENTION_LOGITS, logits_BHTS, where=visible_11TS)
-        record_statistic(
-            self,
-            names.LOGIT_MAX_ABS,
-            lambda: jnp.where(visible_11TS, jnp.abs(scores_BHTS), 0).max((0, 2, 3)),
-        )
-        return logits_BHTS
-
     def _scores(
         self, q_BTHK: jax.Array, k_BSHK: jax.Array, visible_11TS: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Scaled scores [B, H, T, S], float32, and the same with what is not visible left out."""
+        """Scaled scores [B, H, T, S], float32, and the same with the most negative finite number
+        where a key is not visible.
+        """
         # In float16 the product itself is rounded, and overflows, as under torch autocast: scaling
         # comes after it in the code of arXiv 2410.09637, and its NaN counts depend on that.
         product = jnp.einsum if self.dtype == jnp.float16 else einsum_to_float32
@@ -237,28 +185,6 @@ class Attention(nn.Module):
         if self.config.attention_transform != "none":
             scores_BHTS = ATTENTION_TRANSFORMS[self.config.attention_transform](scores_BHTS)
         return scores_BHTS, jnp.where(visible_11TS, scores_BHTS, jnp.finfo(jnp.float32).min)
-
-    def _output(self, mixed_BTHK: jax.Array) -> jax.Array:
-        config = self.config
-        mixed_BTHK = record(self, names.HEAD_OUT, mixed_BTHK)
-        if config.head_gains:
-            gain_H1 = constant_param(self, "head_gain", 1.0, (config.num_heads,))[:, None]
-            mixed_BTHK = (gain_H1[None, None] * mixed_BTHK.astype(jnp.float32)).astype(self.dtype)
-        joined_BTD = mixed_BTHK.reshape(*mixed_BTHK.shape[:2], -1)
-        if config.output_projection == "none":
-            if self.is_initializing():
-                self.make_rng("params")  # as the matrix would, so that the others start the same
-            return joined_BTD
-        init = nn.initializers.normal(config.residual_init_std)
-        shape = (config.num_heads, config.head_dim, config.embed_dim)
-        kernel = attention_kernel(self, config, "out_kernel", self.param("out_kernel", init, shape))
-        y_BTD = jnp.einsum("BTHK,HKD->BTD", mixed_BTHK, kernel.astype(self.dtype))
-        if config.attention_bias == "all":
-            bias = constant_param(self, "out_bias", 0.0, (config.embed_dim,))
-            y_BTD = add_bias(y_BTD, bias)
-        if config.output_projection == "identity_residual":
-            y_BTD = beside_identity(self, "output", joined_BTD, y_BTD)
-        return y_BTD
 
 
 def _mean_of_heads(x_BHT: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Queries, keys and values of attention, and the products of heads that share keys and values.
+"""Queries, keys, values and output of attention, and products of heads that share keys and values.
 
 With G < H heads of keys and values (`model.num_kv_heads`; grouped queries, arXiv 2305.13245; G = 1:
 multi-query attention, arXiv 1911.02150), query head h reads those of head h // (H / G).
@@ -99,6 +99,32 @@ def _first_projections(config: ModelConfig, key: jax.Array) -> jax.Array:
     if (ratio := config.first_query_std / config.block_init_std) != 1:
         kernel = kernel.at[:, 0].multiply(ratio)
     return kernel
+
+
+def join_heads(
+    attention: nn.Module, config: ModelConfig, mixed_BTHK: jax.Array, dtype: jnp.dtype
+) -> jax.Array:
+    """The output [B, T, D] of the heads [B, T, H, K]; `attention` gets the parameters."""
+    if config.head_gains:
+        gain_H1 = constant_param(attention, "head_gain", 1.0, (config.num_heads,))[:, None]
+        mixed_BTHK = (gain_H1[None, None] * mixed_BTHK.astype(jnp.float32)).astype(dtype)
+    joined_BTD = mixed_BTHK.reshape(*mixed_BTHK.shape[:2], -1)
+    if config.output_projection == "none":
+        if attention.is_initializing():
+            attention.make_rng("params")  # as the matrix would, so that the others start the same
+        return joined_BTD
+    init = nn.initializers.normal(config.residual_init_std)
+    shape = (config.num_heads, config.head_dim, config.embed_dim)
+    kernel = attention_kernel(
+        attention, config, "out_kernel", attention.param("out_kernel", init, shape)
+    )
+    y_BTD = jnp.einsum("BTHK,HKD->BTD", mixed_BTHK, kernel.astype(dtype))
+    if config.attention_bias == "all":
+        bias = constant_param(attention, "out_bias", 0.0, (config.embed_dim,))
+        y_BTD = add_bias(y_BTD, bias)
+    if config.output_projection == "identity_residual":
+        y_BTD = beside_identity(attention, "output", joined_BTD, y_BTD)
+    return y_BTD
 
 
 def scores(

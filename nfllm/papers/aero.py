@@ -16,11 +16,10 @@ from nfllm.experiment.sections import comparison_sections
 from nfllm.papers.entropy_claims import overload_claim
 from nfllm.papers.evidence import has_all
 from nfllm.papers.loss_claims import loss_claim
-from nfllm.papers.sections import INCONCLUSIVE
-from nfllm.papers.tables import verdict_table
-from nfllm.papers.verdicts import Claim, judge_together, summary
+from nfllm.papers.sections import judge_groups, verdict_section
+from nfllm.papers.verdicts import Claim
 from nfllm.report.cost_sections import cost_sections
-from nfllm.report.page import Rows, Section
+from nfllm.report.page import Section
 from nfllm.report.reference import Published, Reference
 from nfllm.report.runs import ReportedRun
 
@@ -54,19 +53,11 @@ def aero_sections(groups: Sequence[GroupResults], *, conclusive: bool = True) ->
       groups: the groups of the grid; p-values are corrected over the claims of all of them.
       conclusive: whether the runs are long enough for verdicts to mean anything.
     """
-    claims = [list(aero_claims(group)) for group in groups]
-    judged = judge_together([claim for of_group in claims for claim in of_group])
-    rest = iter(judged)
-    yield Section(
-        "Verdicts",
-        "What these runs say, at their scale, about the claims of arXiv 2410.13060 and 2501.03489. "
-        + summary(judged)
-        + ("" if conclusive else f" {INCONCLUSIVE}"),
-        [
-            Rows(f"verdicts_{g.name}", g.title, verdict_table([next(rest) for _ in of_group]))
-            for g, of_group in zip(groups, claims, strict=True)
-            if of_group
-        ],
+    yield verdict_section(
+        groups,
+        judge_groups([list(aero_claims(group)) for group in groups]),
+        "What these runs say, at their scale, about the claims of arXiv 2410.13060 and 2501.03489.",
+        conclusive=conclusive,
     )
     yield from comparison_sections(groups)
     yield from cost_sections(_first_seeds(groups))

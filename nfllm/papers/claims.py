@@ -15,6 +15,7 @@ import numpy as np
 from nfllm.analysis.comparisons import ratio_interval
 from nfllm.analysis.intervals import Interval, seed_interval
 from nfllm.experiment.measured import GroupResults
+from nfllm.papers.cause_claims import cause_claims
 from nfllm.papers.entropy_claims import SHARE_TOLERANCE, entropy_claims
 from nfllm.papers.evidence import (
     divergence_of,
@@ -39,6 +40,7 @@ def claims_of(group: GroupResults) -> list[Claim]:
         divergence_claims,
         _linearity_claims,
         _handicap_claims,
+        cause_claims,
     )
     return [claim for make in makers for claim in make(group)]
 

@@ -103,22 +103,32 @@ def entropy_heatmaps(heatmaps: Sequence[Heatmap], maximum: float) -> Figure:
     low, high = entropy_limits([heatmap.entropy for heatmap in heatmaps], maximum)
     norm = Normalize(low, high)
     scale = ScalarMappable(norm, entropy_colormap())
-    for axes, (label, entropy_LH, ceiling) in zip(panels, heatmaps, strict=True):
-        axes.imshow(entropy_LH, norm=norm, cmap=scale.cmap, interpolation="nearest")
-        axes.set_anchor("NW")
-        xlabel = "head" if ceiling is None else f"head   (ceiling {ceiling:.2f} nats)"
-        style_axes(axes, label, xlabel, "layer")
-        axes.spines[:].set_visible(False)
-        set_index_ticks(axes.xaxis, entropy_LH.shape[1], most=48)
-        set_index_ticks(axes.yaxis, entropy_LH.shape[0], most=48)
-        if cell >= 0.3:
-            _write_values(axes, entropy_LH, scale, entropy_digits((low, high)))
+    for axes, heatmap in zip(panels, heatmaps, strict=True):
+        draw_heatmap(axes, heatmap, scale, with_values=cell >= 0.3)
     ticks = np.linspace(low, high, 5).tolist()
     names = [f"{tick:.2f}" for tick in ticks]
     if all(heatmap.ceiling == maximum for heatmap in heatmaps):
         names[-1] += "\nceiling"
     add_color_bar(figure, panels, scale, ticks, "entropy (nats)", FixedFormatter(names))
     return figure
+
+
+def draw_heatmap(
+    axes: Axes, heatmap: Heatmap, scale: ScalarMappable, *, with_values: bool = True
+) -> None:
+    """One heatmap on axes that are there, in the colours of `scale`."""
+    label, entropy_LH, ceiling = heatmap
+    low, high = scale.get_clim()
+    colors: Any = {"vmin": low, "vmax": high, "cmap": scale.cmap}
+    axes.imshow(entropy_LH, **colors, interpolation="nearest")
+    axes.set_anchor("NW")
+    xlabel = "head" if ceiling is None else f"head   (ceiling {ceiling:.2f} nats)"
+    style_axes(axes, label, xlabel, "layer")
+    axes.spines[:].set_visible(False)
+    set_index_ticks(axes.xaxis, entropy_LH.shape[1], most=48)
+    set_index_ticks(axes.yaxis, entropy_LH.shape[0], most=48)
+    if with_values:
+        _write_values(axes, entropy_LH, scale, entropy_digits((low, high)))
 
 
 def head_histograms(labels: Sequence[str], shares_R4: np.ndarray, maximum: float) -> Figure:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from nfllm.data.batches import Batch
 from nfllm.model.parameters import Params
 from nfllm.trainer import peers
-from nfllm.training.step import EvalSums
+from nfllm.training.eval_step import EvalSums
 
 
 class Evaluation(NamedTuple):

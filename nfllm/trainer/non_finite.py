@@ -10,7 +10,8 @@ from nfllm.trainer.journal import Journal
 from nfllm.trainer.program import Program
 from nfllm.trainer.removals import last_removal
 from nfllm.training.diagnosis import describe
-from nfllm.training.state import TrainState, leave_out_step, open_guard
+from nfllm.training.guard import leave_out_step, open_guard
+from nfllm.training.state import TrainState
 from nfllm.training.step import StepMetrics
 
 

@@ -15,11 +15,13 @@ from nfllm.config import Config, ConfigError
 from nfllm.config.paths import user_path
 from nfllm.data import batches
 from nfllm.data.corpora import default_data_dir
-from nfllm.model.attention_implementation import check_implementation
+from nfllm.model.attention_implementation import check_implementation, implementation_of_step
 from nfllm.model.part_checks import check_waiting
 from nfllm.trainer import hosts
+from nfllm.trainer.batch_division import configure_devices
 from nfllm.trainer.evaluation import Evaluation, evaluate
-from nfllm.trainer.placement import Placement, configure_devices
+from nfllm.trainer.parts import put_parts
+from nfllm.trainer.placement import Placement
 from nfllm.training.build import build, dtype_of
 from nfllm.training.diagnosis import make_diagnosis
 from nfllm.training.state import SavedState, TrainState
@@ -71,6 +73,17 @@ class Program:
             training,
             self.placement.replicated,
             built.auxiliaries,
+        )
+
+    def describe(self) -> str:
+        """What runs where, in a line."""
+        model = self.model
+        attention = implementation_of_step(
+            model.config, model.dtype, with_entropy=self.config.telemetry.entropy_every_step
+        )
+        return (
+            f"{model.config.architecture}, {jax.device_count()} {jax.default_backend()} device(s), "
+            f"{model.dtype} products, {attention} attention"
         )
 
     def init_state(self) -> TrainState:
@@ -126,7 +139,7 @@ class Program:
             training.batch_size,
             ignored_id=self._ignored_id,
         )
-        parts = self.placement.put_parts(whole)
+        parts = put_parts(self.placement, whole)
         micro_batches = self.placement.micro_batches
         with self.placement.split_by_sequence(parts.tokens.shape[1]):
             return self._diagnose(state.params, parts, step, loss_scale, micro_batches)

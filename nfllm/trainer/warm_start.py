@@ -75,7 +75,32 @@ def first_state(program: Program) -> tuple[TrainState, Origin | None]:
     )
     notes = (*_other_keys(record.config, config), *fitted.notes)
     origin = Origin(str(path), step, fingerprint(params), notes)
-    return program.placement.with_params(program.init_state(), fitted.values), origin
+    return with_params(program.init_state(), fitted.values), origin
+
+
+def with_params(state: TrainState, values: Arrays) -> TrainState:
+    """The state with `values` in place of the parameters of their names, placed as these are.
+
+    A name is the path in the tree, joined by dots. A value with fewer rows than the parameter
+    takes the place of its first ones.
+    """
+
+    def put(path: Any, old: jax.Array) -> jax.Array:
+        name = ".".join(key.key for key in path)
+        if name not in values:
+            return old
+        value = np.asarray(values[name], old.dtype)
+        if value.shape == old.shape:
+            return place(value, old.sharding)
+        rows, whole = len(value), np.zeros(old.shape, old.dtype)
+        whole[:rows] = value
+        join = jax.jit(lambda x, old: x.at[rows:].set(old[rows:]), out_shardings=old.sharding)
+        return join(place(whole, old.sharding), old)
+
+    def place(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    return state.replace(params=jax.tree_util.tree_map_with_path(put, state.params))
 
 
 def split_source(source: str) -> tuple[epath.Path, int | None]:

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from nfllm.config import Config
 from nfllm.model.decoder import Decoder
 from nfllm.training.auxiliary import Auxiliary, auxiliary_losses
+from nfllm.training.eval_step import EvalStep, make_eval_step
 from nfllm.training.optimizer import make_optimizer
 from nfllm.training.removal import make_gating
 from nfllm.training.schedules import make_schedule
 from nfllm.training.state import TrainState, init_state
-from nfllm.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
+from nfllm.training.step import TrainStep, make_train_step
 
 
 class Built(NamedTuple):

@@ -27,7 +27,7 @@ from nfllm.model.layers import stacks
 from nfllm.model.parameters import Params
 from nfllm.training.auxiliary import Auxiliary
 from nfllm.training.loss import count_targets
-from nfllm.training.objective import MicroBatch, make_objective, micro_batch_weights
+from nfllm.training.objective import MicroBatch, Objective, micro_batch_weights
 
 Diagnose = Callable[[Params, Batch, int, float, int], Ledger]
 
@@ -56,7 +56,7 @@ def make_diagnosis(
     `gradients` are those of the blocks, `other_gradients` those of embeddings, head and final
     normalization; `loss` has one entry for each part.
     """
-    objective = make_objective(model, training, auxiliaries)
+    objective = Objective(model, training, auxiliaries)
 
     @functools.partial(jax.jit, static_argnames="num_micro_batches", out_shardings=result_sharding)
     def diagnose(

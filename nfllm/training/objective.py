@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import LOSSES
 from nfllm.model.parameters import Params, Variables
 from nfllm.training.auxiliary import Auxiliary, sum_losses
-from nfllm.training.loss import next_token_loss_from_features
+from nfllm.training.loss_tiles import next_token_loss_from_features
 
 
 class MicroBatch(NamedTuple):
@@ -44,8 +45,16 @@ class Forward(NamedTuple):
     auxiliary: dict[str, jax.Array]
 
 
-class Objective(Protocol):
-    """What `make_objective` returns."""
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """`(loss * weight + auxiliary * share) * scale`, the value that is differentiated.
+
+    `auxiliary` is the weighted sum of the auxiliary losses.
+    """
+
+    model: Decoder
+    training: TrainingConfig
+    auxiliaries: tuple[Auxiliary, ...] = ()
 
     def __call__(
         self,
@@ -55,48 +64,22 @@ class Objective(Protocol):
         scale: jax.Array,
         collect: Sequence[str] = (),
     ) -> tuple[jax.Array, Forward]:
-        """The value to be differentiated, and the results of the forward pass."""
-
-
-def make_objective(
-    model: Decoder, training: TrainingConfig, auxiliaries: tuple[Auxiliary, ...] = ()
-) -> Objective:
-    """Returns `objective(params, micro_batch, step, scale, collect=())`.
-
-    Its value is `(loss * weight + auxiliary * share) * scale`, to be differentiated, where
-    `auxiliary` is the weighted sum of the auxiliary losses; the `Forward` is returned with it.
-    `step` determines the dropout.
-    """
-    config = model.config
-    uses_dropout = any(
-        rate > 0
-        for rate in (config.embedding_dropout, config.attention_dropout, config.residual_dropout)
-    )
-
-    def objective(
-        params: Params,
-        micro_batch: MicroBatch,
-        step: jax.Array,
-        scale: jax.Array,
-        collect: Sequence[str] = (),
-    ) -> tuple[jax.Array, Forward]:
+        """The value, and how it came about; `step` chooses the dropout."""
         tokens_BT, labels_BT, rows_B, weight, share = micro_batch
-        options: dict[str, Any] = {}
-        if uses_dropout:
-            options["rngs"] = {"dropout": jax.random.fold_in(jax.random.key(training.seed), step)}
-            options["dropout_rows_B"] = rows_B
-        tile_rows = training.loss_tile_rows
-        collections = (*collect, LOSSES) if auxiliaries else collect
+        config, options = self.model.config, dict[str, Any]()
+        if config.embedding_dropout or config.attention_dropout or config.residual_dropout:
+            key = jax.random.fold_in(jax.random.key(self.training.seed), step)
+            options = {"rngs": {"dropout": key}, "dropout_rows_B": rows_B}
+        tile_rows = self.training.loss_tile_rows
+        collections = (*collect, LOSSES) if self.auxiliaries else collect
         forward = run_forward(
-            model, params, tokens_BT, labels_BT, tile_rows, collections, **options
+            self.model, params, tokens_BT, labels_BT, tile_rows, collections, **options
         )
-        if not auxiliaries:
+        if not self.auxiliaries:
             return forward.loss * weight * scale, forward
-        sums, weighted = sum_losses(auxiliaries, params, forward.collected)
+        sums, weighted = sum_losses(self.auxiliaries, params, forward.collected)
         total = forward.loss * weight + weighted * share
         return total * scale, forward._replace(auxiliary=sums)
-
-    return objective
 
 
 def run_forward(

@@ -1,4 +1,4 @@
-"""The training and the evaluation step: pure functions of (state, batch).
+"""The training step: a pure function of (state, batch).
 
 Neither depends on the number of devices. A step that runs on a shard of the batch gets the name of
 the axis over which it is mapped, and sums over that axis.
@@ -6,8 +6,7 @@ the axis over which it is mapped, and sums over that axis.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,26 +15,25 @@ import optax
 from nfllm.config import Config
 from nfllm.data.batches import Batch
 from nfllm.model.decoder import Decoder
-from nfllm.model.intermediates import BY_PRODUCTS, ENTROPY, LOGIT_MAX, UPDATES
-from nfllm.model.layers import ATTENTION_BLOCKS, BLOCKS, join_layers
-from nfllm.model.parameters import Params, Variables
+from nfllm.model.intermediates import BY_PRODUCTS, UPDATES
+from nfllm.model.parameters import Params
 from nfllm.training.auxiliary import Auxiliary
-from nfllm.training.loss import count_targets
-from nfllm.training.objective import (
-    Forward,
-    MicroBatch,
-    make_objective,
-    micro_batch_weights,
-    run_forward,
+from nfllm.training.devices import (
+    global_rows,
+    max_over_devices,
+    mean_over_devices,
+    num_devices,
+    sum_over_devices,
 )
+from nfllm.training.guard import apply_guarded, is_sound
+from nfllm.training.loss import count_targets
+from nfllm.training.measured import Measured, layer_norms, measured_of
+from nfllm.training.objective import MicroBatch, Objective, micro_batch_weights
 from nfllm.training.qk_clip import clip_qk
 from nfllm.training.removal import make_gating
 from nfllm.training.schedules import Schedule
-from nfllm.training.state import Guard, LossScale, TrainState
+from nfllm.training.state import TrainState
 from nfllm.training.updates import has_statistics, with_statistics
-
-Tree = TypeVar("Tree")
-Update = Callable[[TrainState], TrainState]
 
 
 class StepMetrics(NamedTuple):
@@ -64,23 +62,6 @@ class StepMetrics(NamedTuple):
     grad_norm_L: jax.Array | None
 
 
-class _Measured(NamedTuple):
-    """Measurements of a micro-batch beside its gradients; `updates` are for `with_statistics`."""
-
-    loss: jax.Array
-    auxiliary: dict[str, jax.Array]
-    entropy_LH: jax.Array | None
-    logit_max_LH: jax.Array | None
-    updates: Variables
-
-
-class EvalSums(NamedTuple):
-    """Summed loss in nats and number of targets of one evaluation batch."""
-
-    loss_nats: jax.Array
-    num_targets: jax.Array
-
-
 class TrainStep(Protocol):
     """A pure training step; `axis_name` is the mapped axis over which B is split."""
 
@@ -88,13 +69,6 @@ class TrainStep(Protocol):
         self, state: TrainState, batch: Batch, *, axis_name: str | None = None
     ) -> tuple[TrainState, StepMetrics]:
         """Trains on the micro-batches `batch`, tokens and labels [A, B, T]."""
-
-
-class EvalStep(Protocol):
-    """A pure evaluation step; `axis_name` as for `TrainStep`."""
-
-    def __call__(self, params: Params, batch: Batch, *, axis_name: str | None = None) -> EvalSums:
-        """Sums the loss of `batch`, tokens and labels [B, T], without dropout."""
 
 
 def make_train_step(
@@ -111,7 +85,7 @@ def make_train_step(
     change nothing. The caller, who reads metrics one step late, still finds the state before the
     bad step, and continues with `leave_out_step` or `open_guard`.
     """
-    objective = make_objective(model, config.training, auxiliaries)
+    objective = Objective(model, config.training, auxiliaries)
     gating = make_gating(config)
     reports, limit = config.telemetry.entropy_every_step, config.optimizer.qk_clip
     by_products = (BY_PRODUCTS,) if reports or limit is not None else ()
@@ -121,21 +95,21 @@ def make_train_step(
         state: TrainState, batch: Batch, *, axis_name: str | None = None
     ) -> tuple[TrainState, StepMetrics]:
         tokens_ABT, labels_ABT = map(jnp.asarray, batch)
-        targets_A = _sum_over_devices(jax.vmap(count_targets)(labels_ABT), axis_name)
+        targets_A = sum_over_devices(jax.vmap(count_targets)(labels_ABT), axis_name)
         weights_A = micro_batch_weights(targets_A, config.optimizer.accumulation_weighting)
         scale = jnp.float32(1.0) if state.loss_scale is None else state.loss_scale.factor
         num_micro_batches, rows, _ = tokens_ABT.shape
-        rows_AB = _global_rows(num_micro_batches, rows, axis_name)
-        share = 1.0 / (num_micro_batches * rows * _num_devices(axis_name))
+        rows_AB = global_rows(num_micro_batches, rows, axis_name)
+        share = 1.0 / (num_micro_batches * rows * num_devices(axis_name))
         shares_A = jnp.full(num_micro_batches, share, jnp.float32)
         micro_batches = MicroBatch(tokens_ABT, labels_ABT, rows_AB, weights_A, shares_A)
         collect = (*by_products, UPDATES) if has_statistics(state.params) else by_products
 
-        def gradients(micro_batch: MicroBatch) -> tuple[Params, _Measured]:
+        def gradients(micro_batch: MicroBatch) -> tuple[Params, Measured]:
             (_, forward), grads = grad_of(state.params, micro_batch, state.step, scale, collect)
-            return grads, _measured(forward)
+            return grads, measured_of(forward)
 
-        def accumulate(grads: Params, micro_batch: MicroBatch) -> tuple[Params, _Measured]:
+        def accumulate(grads: Params, micro_batch: MicroBatch) -> tuple[Params, Measured]:
             new, measured = gradients(micro_batch)
             return jax.tree.map(jnp.add, grads, new), measured
 
@@ -146,25 +120,25 @@ def make_train_step(
             zeros = jax.tree.map(jnp.zeros_like, state.params)
             grads, measured = jax.lax.scan(accumulate, zeros, micro_batches)
 
-        losses_A, grads = _sum_over_devices((measured.loss, grads), axis_name)
+        losses_A, grads = sum_over_devices((measured.loss, grads), axis_name)
         grads = jax.tree.map(lambda g: g / scale, grads)
         grad_norm = optax.tree.norm(grads)
         loss = jnp.sum(losses_A * weights_A)
         updates_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        finite = _is_sound(loss, updates_finite, state.loss_scale)
-        logit_max_LH = _max_over_devices(measured.logit_max_LH, axis_name)
+        finite = is_sound(loss, updates_finite, state.loss_scale)
+        logit_max_LH = max_over_devices(measured.logit_max_LH, axis_name)
 
         def update(state: TrainState) -> TrainState:
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            statistics = _mean_over_devices(measured.updates, axis_name)
+            statistics = mean_over_devices(measured.updates, axis_name)
             params = gating(with_statistics(params, statistics), state.step + 1)
             if limit is not None and logit_max_LH is not None:
                 params = clip_qk(params, logit_max_LH, limit, config.model)
             return state.replace(params=params, opt_state=opt_state)
 
-        new_state, tripped = _guarded(state, update, updates_finite, finite)
-        auxiliary_A = _sum_over_devices(measured.auxiliary, axis_name)
+        new_state, tripped = apply_guarded(state, update, updates_finite, finite)
+        auxiliary_A = sum_over_devices(measured.auxiliary, axis_name)
         return new_state, StepMetrics(
             loss_nats=loss,
             grad_norm=grad_norm,
@@ -175,111 +149,9 @@ def make_train_step(
             micro_losses=losses_A / jnp.maximum(targets_A, 1),
             loss_scale=scale,
             auxiliary=jax.tree.map(lambda sum_A: jnp.sum(sum_A) * share, auxiliary_A),
-            entropy_LH=_mean_over_devices(measured.entropy_LH, axis_name) if reports else None,
+            entropy_LH=mean_over_devices(measured.entropy_LH, axis_name) if reports else None,
             logit_max_LH=logit_max_LH,
-            grad_norm_L=_norms(grads) if config.telemetry.gradient_norms else None,
+            grad_norm_L=layer_norms(grads) if config.telemetry.gradient_norms else None,
         )
 
     return train_step
-
-
-def make_eval_step(model: Decoder, loss_tile_rows: int | None = None) -> EvalStep:
-    """The evaluation step of a model; logits are computed in tiles, as in training."""
-
-    def eval_step(params: Params, batch: Batch, *, axis_name: str | None = None) -> EvalSums:
-        tokens_BT, labels_BT = map(jnp.asarray, batch)
-        loss = run_forward(model, params, tokens_BT, labels_BT, loss_tile_rows).loss
-        return _sum_over_devices(EvalSums(loss, count_targets(labels_BT)), axis_name)
-
-    return eval_step
-
-
-def _guarded(
-    state: TrainState, update: Update, updates_finite: jax.Array, finite: jax.Array
-) -> tuple[TrainState, jax.Array]:
-    """The state after `update(state)`, unless its guard forbids it, and whether nothing changed.
-
-    One gradient that is not finite would make every parameter NaN through the clipping factor. With
-    float16 such an update is always left out, since its loss scale overflows by design; the step
-    then still counts as `finite`.
-    """
-    is_open = state.guard == Guard.OPEN
-    tripped = (state.guard == Guard.TRIPPED) | ~(finite | is_open)
-    applies = ~tripped & (updates_finite | is_open)
-    new = jax.lax.cond(applies, update, lambda state: state, state)
-    scale = state.loss_scale
-    if scale is not None:
-        scale = jax.tree.map(
-            lambda old, new: jnp.where(tripped, old, new), scale, scale.after(updates_finite)
-        )
-    watching = jnp.where(finite, Guard.WATCHING, state.guard)
-    new = new.replace(
-        step=state.step + ~tripped,
-        skipped=state.skipped + (~tripped & ~applies),
-        loss_scale=scale,
-        guard=jnp.where(tripped, Guard.TRIPPED, watching).astype(state.guard.dtype),
-    )
-    return new, tripped
-
-
-def _is_sound(loss: jax.Array, updates_finite: jax.Array, scale: LossScale | None) -> jax.Array:
-    """Whether the step counts as finite; an overflow by the loss scale alone is not a fault."""
-    if scale is None:
-        return updates_finite
-    return jnp.isfinite(loss) & (updates_finite | (scale.factor > 1.0))
-
-
-def _measured(forward: Forward) -> _Measured:
-    found = forward.collected
-    layers = join_layers(found[BY_PRODUCTS]) if BY_PRODUCTS in found else {}
-    return _Measured(
-        forward.loss,
-        forward.auxiliary,
-        layers.get(ENTROPY),
-        layers.get(LOGIT_MAX),
-        found.get(UPDATES, {}),
-    )
-
-
-def _norms(grads: Params) -> jax.Array:
-    """The L2 norm of each layer's gradient, [L]."""
-
-    def squares(blocks: Params) -> jax.Array:
-        leaves = jax.tree.leaves(blocks)
-        return sum((jnp.sum(jnp.square(g), axis=range(1, g.ndim)) for g in leaves), jnp.zeros(()))
-
-    stacks = [squares(grads[name]) for name in (BLOCKS, ATTENTION_BLOCKS) if name in grads]
-    return jnp.sqrt(jnp.concatenate(stacks))
-
-
-def _sum_over_devices(tree: Tree, axis_name: str | None) -> Tree:
-    if axis_name is None:
-        return tree
-    summed: Tree = jax.lax.psum(tree, axis_name)
-    return summed
-
-
-def _mean_over_devices(tree: Any, axis_name: str | None) -> Any:
-    """Mean over micro-batches and devices, which all have the same number of sequences."""
-    tree = jax.tree.map(lambda x_A: jnp.mean(x_A, axis=0), tree)
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
-
-
-def _max_over_devices(x_ALH: jax.Array | None, axis_name: str | None) -> jax.Array | None:
-    """Maximum over micro-batches and devices."""
-    if x_ALH is None:
-        return None
-    x_LH = jnp.max(x_ALH, axis=0)
-    return x_LH if axis_name is None else jax.lax.pmax(x_LH, axis_name)
-
-
-def _num_devices(axis_name: str | None) -> int:
-    return 1 if axis_name is None else jax.lax.axis_size(axis_name)
-
-
-def _global_rows(num_micro_batches: int, rows: int, axis_name: str | None) -> jax.Array:
-    """Index [A, B] of each local sequence in the step's global batch, [A, devices, B] flattened."""
-    devices = _num_devices(axis_name)
-    device = jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name)
-    places_A1 = jnp.arange(num_micro_batches)[:, None] * devices + device
-    return places_A1 * rows + jnp.arange(rows)[None]
