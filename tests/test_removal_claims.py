@@ -37,16 +37,16 @@ def test_each_claim_compares_what_it_says(tmp_path: Path) -> None:
     }
     group = group_of(tmp_path, losses, entropies, extra=CHANGES)
     found = {v.claim: v for v in judge_together(list(removal_claims(group)))}
-    costs = found["Taking the norms out costs perplexity"]
+    costs = found["Removing the norms costs perplexity"]
     assert costs.judgement == "reproduced"
     assert costs.published == f"{100 * math.expm1(3.0797 - 3.0126):+.1f}%"
     assert f"{0.26 / 3:+.4f} nats" in costs.measured
-    worth = found["A model whose norms were taken out is better than one that never had any"]
+    worth = found["A model whose norms were removed is better than one that never had any"]
     assert worth.judgement == "reproduced"
     assert f"{0.34 / 3:+.4f} nats" in worth.measured
-    after = found["Early heads are more overloaded after the norms went"]
+    after = found["Early heads are more overloaded after the norms were removed"]
     assert "0% of the heads to 0%" in after.measured
-    never = found["Early heads are more overloaded where there never were norms"]
+    never = found["Early heads are more overloaded if there never were norms"]
     assert "100% of the heads to 0%" in never.measured
 
     (verdicts, *_) = removal_sections([group], conclusive=False)

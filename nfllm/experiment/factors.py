@@ -1,4 +1,4 @@
-"""Main effects of a two-level design: what each factor does to a difference of two models."""
+"""Main effects of a two-level design: how each factor changes the difference of two models."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def main_effects(
     pooled over cells, and the interval is Student's t with the degrees of freedom of s².
 
     Args:
-      levels_CF: +1 or -1, by cell and factor; as many of each in every column.
+      levels_CF: +1 or -1, by cell and factor; every column has as many of each.
       responses_CS: the response of each cell's seeds, in any unit; numbers of seeds may differ.
       confidence: coverage, between 0 and 1.
 
     Returns:
-      One interval a factor; NaN bounds where no cell has two seeds.
+      One interval for each factor; NaN bounds if no cell has two seeds.
 
     Raises:
       ValueError: a column is not balanced, or a cell has no response.
@@ -74,12 +74,12 @@ def factor_sections(
     Args:
       groups: the first one has the runs; its variants are called `CELL-MODEL`.
       design: the level of each factor, +1 or -1, by cell.
-      factors: what each factor changes, in words, by its name in `design`.
-      pair: the two models; a difference is that of the first from the second.
+      factors: from the name of a factor in `design` to a description of it.
+      pair: the two models; differences are the first minus the second.
     """
     group = groups[0]
     rows = [
-        Rows(f"effects_{name}", f"On the difference of {title}, {pair[0]} from {pair[1]}", table)
+        Rows(f"effects_{name}", f"On the difference of {title}, {pair[0]} - {pair[1]}", table)
         for name, title, responses in (
             ("loss", "final losses (nats)", _differences(design, pair, group.losses)),
             ("overload", "shares of overloaded early heads", _overload(group, design, pair)),
@@ -92,7 +92,7 @@ def factor_sections(
             "A cell is a combination of levels; the effect of a factor is the mean over cells at "
             "its high level minus that over the others. In a design with fewer cells than "
             "combinations, a main effect cannot be separated from some interactions of other "
-            "factors. 95% intervals are by the spread between seeds, pooled over the cells.",
+            "factors. 95% intervals come from the spread between seeds, pooled over the cells.",
             rows,
         )
 

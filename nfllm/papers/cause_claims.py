@@ -1,4 +1,4 @@
-"""Claims of a cause that go beyond the paper: that GELU is linear where its inputs are small."""
+"""Claims about a cause, beyond the paper: that GELU is linear where its inputs are small."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CONTROLS = (
     ("gelu", "gelu_embedding", "GELU", "GELU with embeddings sqrt(width) times as large"),
     ("gelu_embedding", "relu_embedding", "GELU, both with the larger embeddings", "ReLU"),
 )
-"""(a variant, the one that does better if the cause holds, and both in words)."""
+"""A variant, the variant that does better if the cause is right, and both in words."""
 
 
 def cause_claims(group: GroupResults) -> Iterator[Claim]:

@@ -19,7 +19,7 @@ def layer_entropies(group: GroupResults, variant: str) -> tuple[np.ndarray, np.n
 
     Returns:
       The steps `[N]` of the probes that all finished runs of the variant have, and the entropies
-      `[S, N, L]` in nats by seed; both are empty where nothing was recorded.
+      `[S, N, L]` in nats by seed; both are empty if nothing was recorded.
     """
     series = group.series(variant, "entropy_nats")
     steps = common_steps({variant: series})
@@ -38,8 +38,7 @@ def departures(steps_N: np.ndarray, entropy_NL: np.ndarray, maximum: float) -> n
       maximum: M in nats.
 
     Returns:
-      `[L]` steps, infinite for a layer that is not below it at the end. A layer without entropy,
-      NaN, is not below it.
+      `[L]` steps, infinite for a layer that is not below it at the end. NaN counts as not below.
 
     Example:
       >>> import numpy as np
@@ -54,7 +53,7 @@ def departures(steps_N: np.ndarray, entropy_NL: np.ndarray, maximum: float) -> n
 
 
 def departure_table(group: GroupResults, variants: Sequence[str]) -> Table:
-    """Of each layer and variant: how many seeds left uniform attention, and in which step."""
+    """For each layer and variant: how many seeds left uniform attention, and at which step."""
     found: Mapping[str, np.ndarray] = {}
     if group.maximum is not None:
         found = {

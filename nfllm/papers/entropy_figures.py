@@ -1,4 +1,4 @@
-"""Pictures of entropic overload over seeds: heads, layers, and layers through training."""
+"""Figures of entropic overload over seeds: heads, layers, and layers through training."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _CELL = 0.36  # inches
 
 
 def overload_picture(group: GroupResults, names: Mapping[str, str], ceiling: float) -> Figure:
-    """Entropy of each head at the end, mean over seeds, and of each layer with a band of seeds.
+    """Final entropy of each head, averaged over seeds, and of each layer with a band over seeds.
 
     Args:
-      group: the results; of each variant named, at least one run with entropies.
-      names: what to call the variants; one heatmap each.
-      ceiling: the causal ceiling in nats, which ends the colour scale and is the dashed line.
+      group: the results; every variant in `names` needs at least one run with entropies.
+      names: from variant to label; there is one heatmap for each.
+      ceiling: the causal ceiling in nats: the upper end of the colour scale, and the dashed line.
     """
     found = {variant: _by_seed(group, variant) for variant in names}
     means = {variant: entropy_SLH.mean(0) for variant, entropy_SLH in found.items()}
@@ -66,7 +66,7 @@ def overload_picture(group: GroupResults, names: Mapping[str, str], ceiling: flo
 
 
 def layers_through_training(group: GroupResults, names: Mapping[str, str]) -> Figure:
-    """One panel a layer of the first half: the mean entropy of its heads over steps, by variant.
+    """A panel for each layer of the first half: mean entropy of its heads over steps, by variant.
 
     Bands are from the lowest seed to the highest; the dashed line is 3/4 of the group's M.
     """

@@ -1,4 +1,4 @@
-"""Claims about norms that are taken out in training, beside what arXiv 2507.02559 published."""
+"""Claims about norms that are removed during training, and what arXiv 2507.02559 published."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from nfllm.papers.verdicts import Claim
 from nfllm.report.page import Section
 
 PUBLISHED_COST = 3.0797 - 3.0126
-"""Nats by which GPT-2 small without LayerNorm is above a control trained as long (OpenWebText)."""
+"""Loss of GPT-2 small without LayerNorm minus that of a control trained as long, in nats
+(OpenWebText)."""
 
 
 def removal_sections(
@@ -29,26 +30,26 @@ def removal_sections(
     yield verdict_section(
         groups,
         judge_groups([list(removal_claims(group)) for group in groups]),
-        "The published cost is that of GPT-2 small, fine-tuned after its norms went, against a "
-        "control fine-tuned as long with them (arXiv 2507.02559); the other claims are questions "
-        "of ours.",
+        "The published cost is that of GPT-2 small, fine-tuned after its norms were removed, "
+        "compared with a control fine-tuned as long with them (arXiv 2507.02559); the other claims "
+        "are our own questions.",
         conclusive=conclusive,
     )
     yield from comparison_sections(groups)
 
 
 def removal_claims(group: GroupResults) -> Iterator[Claim]:
-    """What the removal costs, what it is worth, and whether entropic overload comes with it."""
+    """Claims about the cost and benefit of removing norms, and whether it causes overload."""
     kept, removed, never = "layernorm_gelu", "removed_gelu", "norm_free_gelu"
     if not has_all(group, kept, removed, never):
         return
-    yield loss_claim(group, "Taking the norms out costs perplexity", removed, kept, PUBLISHED_COST)
-    text = "A model whose norms were taken out is better than one that never had any"
+    yield loss_claim(group, "Removing the norms costs perplexity", removed, kept, PUBLISHED_COST)
+    text = "A model whose norms were removed is better than one that never had any"
     yield loss_claim(group, text, never, removed)
     if group.maximum is None:
         return
     for text, more, less in (
-        ("Early heads are more overloaded after the norms went", removed, kept),
-        ("Early heads are more overloaded where there never were norms", never, removed),
+        ("Early heads are more overloaded after the norms were removed", removed, kept),
+        ("Early heads are more overloaded if there never were norms", never, removed),
     ):
         yield overload_claim(group, text, more, less, early=True)

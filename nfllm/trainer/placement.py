@@ -38,7 +38,7 @@ class Placement:
       num_devices: number of devices of all processes.
       micro_batches: number of micro-batches of a step.
       replicated: the sharding that puts a copy on every device.
-      own_mesh: the devices of a program: with `pmap` those of this process, else all.
+      own_mesh: the devices of a program: with `pmap` those of this process, otherwise all.
 
     Example:
       >>> import nfllm
@@ -154,7 +154,7 @@ class Placement:
         return jax.jit(change, out_shardings=jax.tree.map(lambda x: x.sharding, state))(state)
 
     def split_by_sequence(self, rows: int) -> contextlib.AbstractContextManager[None]:
-        """Within it, modules work on whole sequences (`fsdp`); with `pmap` they do anyway."""
+        """Within the block, modules work on whole sequences; with `pmap` they do so anyway."""
         if self._strategy == "pmap":
             return contextlib.nullcontext()
         return fsdp.split_by_sequence(NamedSharding(self._mesh, PartitionSpec(AXIS)), rows)

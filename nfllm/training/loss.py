@@ -38,7 +38,7 @@ def next_token_loss(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
 def loss_of_head(
     head: Callable[[jax.Array], jax.Array], x_BTD: jax.Array, targets_BT: jax.Array
 ) -> jax.Array:
-    """The loss of head(x_BTD) on targets [B, T], `IGNORED_LABEL` where there is none."""
+    """The loss of head(x_BTD) on targets [B, T], of which `IGNORED_LABEL` is none."""
     if 4 * jax.eval_shape(head, x_BTD).size <= tuning().plain_loss_bytes:
         return _summed_nats(head(x_BTD), targets_BT)[0]
     # With logits [N, V], XLA reuses their memory for their gradient; with [B, T, V] it would copy.
@@ -46,7 +46,7 @@ def loss_of_head(
 
 
 def rows(x: jax.Array) -> jax.Array:
-    """[..., C] as [N, C]."""
+    """Reshapes [..., C] to [N, C]."""
     return x.reshape(-1, x.shape[-1])
 
 
