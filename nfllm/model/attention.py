@@ -216,14 +216,8 @@ class Attention(nn.Module):
     def _logits(self, q_BTHK: jax.Array, k_BSHK: jax.Array, start_B: jax.Array | None) -> jax.Array:
         """Scaled scores, float32, with the most negative finite number where key > query."""
         visible_11TS = visible_keys(q_BTHK.shape[1], k_BSHK.shape[1], start_B)
-        scores_BHTS, logits_BHTS = self._scores(q_BTHK, k_BSHK, visible_11TS)
-        logits_BHTS = record(self, names.ATTENTION_LOGITS, logits_BHTS, where=visible_11TS)
-        record_statistic(
-            self,
-            names.LOGIT_MAX_ABS,
-            lambda: jnp.where(visible_11TS, jnp.abs(scores_BHTS), 0).max((0, 2, 3)),
-        )
-        return logits_BHTS
+        _, logits_BHTS = self._scores(q_BTHK, k_BSHK, visible_11TS)
+        return record(self, names.ATTENTION_LOGITS, logits_BHTS, where=visible_11TS)
 
     def _scores(
         self, q_BTHK: jax.Array, k_BSHK: jax.Array, visible_11TS: jax.Array
