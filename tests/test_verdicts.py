@@ -15,6 +15,7 @@ from nfllm.experiment.cause import Cause
 from nfllm.experiment.outcome import Outcome
 from nfllm.experiment.tables import cause_table
 from nfllm.papers.claims import LOSS_TOLERANCE, claims_of
+from nfllm.papers.evidence import common_steps
 from nfllm.papers.tables import entropy_table, perplexity_table, verdict_table
 from nfllm.papers.verdicts import (
     Claim,
@@ -124,6 +125,13 @@ def test_a_verdict_that_the_correction_takes_away():
     first, _ = judge_together([weak, weak])
     assert first.judgement == "below the tolerance" or first.judgement == "reproduced"
     assert not first.stands
+
+
+def test_a_step_counts_that_all_runs_have():
+    x = np.zeros(1)
+    series = {"a": {0: {1: x, 2: x, 3: x}, 1: {3: x, 2: x}}, "b": {0: {2: x, 9: x, 3: x}}}
+    assert common_steps(series) == [2, 3]
+    assert common_steps({"a": {}}) == []
 
 
 def test_through_training():

@@ -114,7 +114,7 @@ class Attention(nn.Module):
         dropout_rows_B: jax.Array | None,
         block: int,
     ) -> jax.Array:
-        """Mixes the values for `block` queries at a time, by the keys that one of them sees."""
+        """Mixes the values for `block` queries at a time, with the keys up to the last of them."""
         mixed, by_products = [], []
         for start in range(0, q_BTHK.shape[1], block):
             stop = start + block
@@ -149,13 +149,8 @@ class Attention(nn.Module):
         Probabilities are formed, and can be recorded where T = S.
         """
         visible_11TS = visible_keys(q_BTHK.shape[1], k_BSHK.shape[1], start_B)
-        scores_BHTS, logits_BHTS = self._scores(q_BTHK, k_BSHK, visible_11TS)
+        _, logits_BHTS = self._scores(q_BTHK, k_BSHK, visible_11TS)
         logits_BHTS = record(self, names.ATTENTION_LOGITS, logits_BHTS, where=visible_11TS)
-        record_statistic(
-            self,
-            names.LOGIT_MAX_ABS,
-            lambda: jnp.where(visible_11TS, jnp.abs(scores_BHTS), 0).max((0, 2, 3)),
-        )
         if self.is_mutable_collection(names.LOSSES):
             probs_BHTS, entropy_BHT = softmax_and_entropy(logits_BHTS)
             entropy: Callable[[], jax.Array] = lambda: entropy_BHT  # noqa: E731
