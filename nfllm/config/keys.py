@@ -134,6 +134,9 @@ class ModelConfig(ModelShape):
     # Standard deviation of the query matrices at the start. None: 0 with shaped attention, which
     # makes its first map the identity, else that of the other matrices
     query_init_std: float | None = None
+    # What mixes tokens. softmax: attention. regla: gated linear attention, with a norm and without
+    # a softmax (2502.01578, nfllm/model/regla.py): it has no attention entropy
+    mixer: Literal["softmax", "regla"] = "softmax"
     # A function of each attention logit before the softmax: none, or one that was registered
     attention_transform: AttentionTransform = "none"
     # none; qk: query and key (the paper); all: also value and output
@@ -382,6 +385,7 @@ BEFORE: dict[str, Value] = {
     "model.frozen_momentum": 0.9,
     "model.head_bias": False,
     "model.head_gains": False,
+    "model.mixer": "softmax",
     "model.mlp": "two_layer",
     "model.mlp_branch_scale": 1.0,
     "model.mlp_hidden_normalization": "none",

@@ -93,6 +93,8 @@ NORMALIZATION_NAMES = Names(
 
 ATTENTION_TRANSFORM_NAMES = Names({"none": "norm-free"})
 
+MIXER_STATISTICS: dict[str, Statistics] = {"softmax": "norm-free", "regla": "normalised"}
+
 Activation = Annotated[str, ACTIVATION_NAMES]
 Normalization = Annotated[str, NORMALIZATION_NAMES]
 AttentionTransform = Annotated[str, ATTENTION_TRANSFORM_NAMES]

@@ -39,7 +39,12 @@ def entropy_sections(
         for group, table in zip(groups, tables, strict=True)
         if table.rows
     ]
-    if blocks:
+    entries = [run.entry for group in groups for run in group]
+    without = {e.variant for e in entries if not e.config.model.has_attention_maps}
+    if without:
+        named = ", ".join(sorted(without))
+        more += f" Not defined for {named}: their mixer has no softmax."
+    if blocks or without:
         yield Section(
             "Overloaded heads",
             "Shares of heads at the last probe; M is the largest head entropy of the group." + more,

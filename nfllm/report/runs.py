@@ -108,18 +108,19 @@ class ReportedRun:
 def notation(config: Config) -> str:
     """The papers' name of a model: SM softmax, LN LayerNorm, G GELU, R ReLU; none for what is gone.
 
-    Other normalizations and activations are written out: `SM+rmsnorm+silu`, with ` (gated)` where
-    the MLP has a gate; of two, `|` stands between that before attention and that before the MLP. Of
-    arXiv 2501.03489: (t) learned temperatures, Sc scaled, Fu fused, FFN a linear MLP, i6 six pruned
-    layers, EReg the entropy regularizer.
+    Other mixers, normalizations and activations are written out: `SM+rmsnorm+silu`, with ` (gated)`
+    where the MLP has a gate; `|` stands between the normalizations before attention and before the
+    MLP where they differ. Of arXiv 2501.03489: (t) learned temperatures, Sc scaled, Fu fused, FFN a
+    linear MLP, i6 six pruned layers, EReg the entropy regularizer.
     """
     model = config.model
     softmax = "SM" if model.softmax_temperature == "none" else "SM(t)"
+    mixer = softmax if model.has_attention_maps else model.mixer
     sites = [model.normalization_at(site) for site in ("attention", "mlp")]
     letters = [_NORMALIZATION_LETTERS.get(name, f"+{name}") for name in sites]
     normalization = letters[0] if sites[0] == sites[1] else f"+{sites[0]}|{sites[1]}"
     pruned = f" i{model.mlp_pruned_layers}" if model.mlp_pruned_layers else ""
-    name = f"{softmax}{normalization}{_mlp_notation(model)}{pruned}"
+    name = f"{mixer}{normalization}{_mlp_notation(model)}{pruned}"
     return f"EReg({name})" if config.objective.entropy_weight else name
 
 

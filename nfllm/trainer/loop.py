@@ -119,11 +119,13 @@ class _Loop:
             self.journal.event("resumed", step, f"resumed at step {step}{note}")
         else:
             model = self.program.model
-            attention = implementation_of_step(
-                model.config,
-                model.dtype,
-                with_entropy=self.program.config.telemetry.entropy_every_step,
-            )
+            attention: str = model.config.mixer
+            if model.config.has_attention_maps:
+                attention = implementation_of_step(
+                    model.config,
+                    model.dtype,
+                    with_entropy=self.program.config.telemetry.entropy_every_step,
+                )
             self.journal.event(
                 "started",
                 step,
@@ -243,7 +245,7 @@ class _Loop:
             return None
         fields = self.program.probe(state)
         self.journal.write("telemetry", step, **fields)
-        return fields["entropy_nats"]
+        return fields.get("entropy_nats")
 
     def _evaluate(self, state: TrainState, step: int) -> Evaluation:
         found = self.program.evaluate(state)

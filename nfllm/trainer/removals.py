@@ -42,7 +42,8 @@ class Removals:
         if removal.layer is not None:
             fields["layer"] = removal.layer
         message = f"step {step}: the norm of {removal} {'begins to go' if taper else 'is removed'}"
-        if self._program.config.telemetry.every:
+        config = self._program.config
+        if config.telemetry.every and config.model.has_attention_maps:
             before, after = (self._entropies(state, at) for at in (step - 1, step + taper))
             fields |= {"entropy_before_nats": before, "entropy_after_nats": after}
             message += f"; mean entropy {np.mean(before):.3f} nats, then {np.mean(after):.3f}"

@@ -123,8 +123,12 @@ def describe(record: Ledger) -> str:
         return f"first in {site}"
     largest_L = record["gradients"].max_abs
     layer = int(np.argmax(largest_L))
-    return (
+    text = (
         "computed again, every value and every entry of the gradient is finite, as their norm and "
         f"sum need not be; the largest |gradient| of a layer is {largest_L[layer]:.3g}, in layer "
-        f"{layer}, the largest |attention logit| {np.max(record['attention_logits'].max_abs):.3g}"
+        f"{layer}"
     )
+    if "attention_logits" not in record:  # of a mixer without softmax
+        return text
+    largest = np.max(record["attention_logits"].max_abs)
+    return f"{text}, the largest |attention logit| {largest:.3g}"
