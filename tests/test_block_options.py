@@ -525,7 +525,7 @@ def test_auto_is_an_implementation_that_forms_maps(monkeypatch: pytest.MonkeyPat
 
 
 GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "recipes.md"
-RECIPES = [line.split(" | ")[:2] for line in GUIDE.read_text().splitlines() if "=" in line][:15]
+RECIPES = [line.split(" | ")[:2] for line in GUIDE.read_text().splitlines() if "=" in line][:16]
 
 
 @pytest.mark.parametrize(("name", "keys"), RECIPES, ids=[name for name, _ in RECIPES])

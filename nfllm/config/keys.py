@@ -88,7 +88,8 @@ class ModelConfig(ModelShape):
     )
     # sigma: every matrix of the blocks as gain * W / its largest singular value (2303.06296)
     weight_reparametrization: Literal["none", "sigma"] = "none"
-    normalization_groups: int | None = None  # of evonorm_s0: of the features. None: 1
+    # Of evonorm_s0, as a normalization and as the activation: groups of the features. None: 1
+    normalization_groups: int | None = None
     # Where the alpha of the point functions of a branch, and of the final one, starts. None: 0.5,
     # as for queries and keys
     dyt_alpha_attention: float | None = None
@@ -100,7 +101,8 @@ class ModelConfig(ModelShape):
     embedding_scale: Literal["none", "learned"] = "none"
     # gelu (exact erf), gelu_tanh, gelu_puma (2307.12533: polynomials), relu, leaky_relu,
     # learnable_leaky_relu, silu, relu_squared, helu (2411.10573), identity (the MLP becomes
-    # linear), half_identity (x/2, as GELU near zero)
+    # linear), half_identity (x/2, as GELU near zero), evonorm_s0 (2004.02967: it normalizes a
+    # token's hidden layer too)
     activation: Activation = "relu"
     # Slope for x < 0 of leaky_relu; its start value for learnable_leaky_relu. None: 0.01
     negative_slope: float | None = None

@@ -11,7 +11,8 @@ class EvoNorm(nn.Module):
     `Var` is the biased variance of a group of a token's features about their mean, while the
     numerator is not centred; the paper's groups hold positions too, which would look ahead. `gate`,
     the v of the paper, `scale` and `bias` are per feature, and start at 1, 1 and 0. It computes in
-    float32, and is right for entries up to 1e18 in size.
+    float32, and is right for entries up to 1e18 in size. As the activation of an MLP it takes the
+    place of normalization and nonlinearity between its matrices, for which the paper made it.
 
     Attributes:
       epsilon: added to the variance.
