@@ -1,6 +1,7 @@
 """ReGLA (arXiv 2502.01578): its gate, against sums over all pairs, what it lacks, and a run."""
 
 import dataclasses
+import html
 import shutil
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("regla")
     changes = {"model__mixer": "regla", "telemetry__every": 4, "checkpoint__every": 4}
     changes |= {"model__normalization": "layernorm", "optimizer__learning_rate": 0.01}
+    changes |= {"training__recipe": "helu"}
     corpus = make_corpus(folder / "corpus")
     config = tiny_config(corpus, folder / "data", checkpoint__keep=3, **changes)
     fit(config, folder / "whole")
@@ -277,11 +279,13 @@ def test_a_resumed_run_is_the_whole_one_bit_for_bit(runs: Path) -> None:
 
 def test_its_lines_and_its_report_say_that_there_is_no_entropy(runs: Path) -> None:
     metrics = read_metrics(runs / "whole")
-    assert metrics.rows["event"][0]["message"].endswith("regla attention")
+    changed = "recipe helu changed: model.activation='relu' (published: 'helu'), "
+    assert f"regla attention; {changed}" in metrics.rows["event"][0]["message"]
     assert all("entropy_nats" not in line for line in metrics.rows["telemetry"])
     page = write_report([runs / "whole"], runs / "report").read_text()
     assert "There is no attention entropy to show. Not defined for regla+LN+R" in page
     assert "normalised" in page
+    assert changed in html.unescape(page)
     importance = nfllm.head_importance(run := nfllm.load_run(runs / "whole"), run_batches(run))
     assert np.all(np.isfinite(importance.rise_LH.estimate))
     for replacement in ("uniform", "mean_pattern"):

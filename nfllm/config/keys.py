@@ -277,6 +277,9 @@ class TrainingConfig:
     # Of init_from: parameters, by commas, that start anew here or are left out there, such as
     # blocks.mlp or token_embedding; layers: those that only one of the two has
     init_skip: str = ""
+    # A published recipe that the keys are to be those of, such as derf_gpt2 or op_block
+    # (nfllm/config/recipes.py). It sets none of them: the run says which ones are otherwise
+    recipe: str | None = None
     # Of matrix products; parameters, softmax and loss stay float32. auto: float32 on a CPU,
     # bfloat16 elsewhere. float16 scales the loss dynamically
     dtype: DType = "auto"
@@ -427,6 +430,7 @@ BEFORE: dict[str, Value] = {
     "training.init_from": None,
     "training.init_skip": "",
     "training.loss_tile_rows": None,
+    "training.recipe": None,
 }
 """What a run did that was written before a key existed."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from nfllm.config.recipes import recipe_note
 from nfllm.experiment.measured import GroupResults, Measured
 from nfllm.experiment.tables import (
     cause_by_layer_table,
@@ -23,7 +24,9 @@ def comparison_sections(groups: Sequence[GroupResults]) -> Iterator[Section]:
     yield Section(
         "Comparison",
         "Mean evaluation loss over seeds with Student's t interval, and the keys in which the "
-        "variants differ. " + " ".join(_best(group, len(groups) > 1) for group in groups),
+        "variants differ. "
+        + " ".join(_best(group, len(groups) > 1) for group in groups)
+        + "".join(_recipes(groups)),
         [Rows(f"comparison_{g.name}", g.title, comparison_table(g)) for g in groups],
     )
     yield from entropy_sections(groups, [entropy_table(group) for group in groups])
@@ -67,6 +70,14 @@ def cause_sections(groups: Sequence[GroupResults]) -> Iterator[Section]:
             "are replaced by their best linear fits. A layer that loses nothing is linear.",
             causes,
         )
+
+
+def _recipes(groups: Sequence[GroupResults]) -> Iterator[str]:
+    """What each variant with a published recipe has of it, after a space."""
+    entries = [run.entry for group in groups for run in group]
+    notes = {e.variant: note for e in entries if (note := recipe_note(e.config))}
+    for variant, note in notes.items():
+        yield f" {variant}: {note}."
 
 
 def _best(group: GroupResults, many: bool) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Sequence
 
+from nfllm.config.recipes import recipe_note
 from nfllm.report.entropy_sections import entropy_sections
 from nfllm.report.nonfinite_sections import nonfinite_sections
 from nfllm.report.page import Block, Markup, Rows, Section, details_html, list_html, table_html
@@ -107,6 +108,9 @@ def _result_sections(runs: Sequence[ReportedRun], reference: Reference | None) -
             " Runs on other data, or more or less of it, with another tokenizer or context length "
             "than the baseline have no change against it, since perplexities do not compare there."
         )
+    for run in runs:
+        if run.record is not None and (note := recipe_note(run.record.config)):
+            lead += f" {run.label}: {note}."
     if reference is not None and any(_published(run, reference) for run in runs):
         lead += f" {reference.source}"
     blocks = [

@@ -14,6 +14,7 @@ from etils import epath
 
 from nfllm.config import Config
 from nfllm.config.paths import user_path
+from nfllm.config.recipes import recipe_note
 from nfllm.data.batches import Batch, Prefetcher
 from nfllm.model.attention_implementation import implementation_of_step
 from nfllm.rundir import Origin, read_record
@@ -131,7 +132,9 @@ class _Loop:
                 step,
                 f"started: {model.config.architecture}, {jax.device_count()} "
                 f"{jax.default_backend()} device(s), {model.dtype} products, {attention} attention"
-                + ("" if origin is None else f"; {origin}"),
+                + "".join(
+                    f"; {note}" for note in (origin, recipe_note(self.program.config)) if note
+                ),
             )
 
     def run(self, state: TrainState) -> FitResult:
