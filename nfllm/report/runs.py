@@ -6,13 +6,14 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 from etils import epath
 
 from nfllm.analysis.numerics import LAYER_SITES
 from nfllm.config import Config, ModelConfig
+from nfllm.config.derived import Site
 from nfllm.rundir import CORPUS_FILE, RunError, RunRecord, read_record, resolve, run_directory
 from nfllm.rundir.metrics import Metrics, read_metrics
 
@@ -40,10 +41,11 @@ _RANKS = {
     ("telemetry", "temperature_max"): 2,
     ("telemetry", "temperature_not_positive"): 2,
     ("telemetry", "residual_gain"): 1,
-    ("telemetry", "saturation_attention"): 1,
-    ("telemetry", "saturation_mlp"): 1,
-    ("telemetry", "saturation_final"): 0,
     ("telemetry", "mlp_alpha"): 1,
+    **{
+        ("telemetry", f"saturation_{site}"): 0 if site in ("embedding", "final") else 1
+        for site in get_args(Site)
+    },
 }
 _ENDINGS = {
     "started": "unfinished",

@@ -25,6 +25,7 @@ from nfllm.report.tables import (
 )
 from nfllm.report.training_sections import (
     loss_sections,
+    saturation_sections,
     signal_sections,
     slope_sections,
     spectrum_sections,
@@ -57,7 +58,7 @@ def figure_sections(
     reference: Reference | None = None,
     groups: Sequence[SeedGroup] | None = None,
 ) -> Iterator[Section]:
-    """Entropy, losses, signal, spectra, slopes and non-finite values, as far as recorded.
+    """Entropy, losses, signal, spectra, what is learned, and non-finite values, as far as recorded.
 
     Losses are those of `groups`, by default of `runs` by variant.
     """
@@ -67,6 +68,7 @@ def figure_sections(
         signal_sections,
         spectrum_sections,
         slope_sections,
+        saturation_sections,
         regularizer_sections,
         removal_sections,
         frozen_sections,
