@@ -4,19 +4,20 @@
 
     scale     model                  data               tokens a run  runs  time
     minute    2 layers, width 32     standard library   15 k             6  a minute on 2 cores
-    cpu       8 layers, width 64     standard library   4.1 M           26  2 h on 2 cores
-    cpu_long  8 layers, width 64     installed packages 16.4 M          51  about 13 h on 2 cores
+    cpu       8 layers, width 64     standard library   4.1 M           30  2 h on 2 cores
+    cpu_long  8 layers, width 64     installed packages 16.4 M          63  6 to 16 h on 2 cores
     gpu       12 layers, width 768   a corpus of yours  46 M            18  see below
     paper     GPT-2 and Pythia-70M   CodeParrot         2.1 B           25  days of one GPU
 
 All runs of a group share data, order, schedule and the rule for the initial weights; what differs
 is in the table of the group. The rule was fixed before any result was seen: block matrices start at
 std 0.02 sqrt(768 / width), which is the paper's 0.02 at its width. The group std_0.02 takes the
-literal 0.02 instead, and shows how much hangs on it; at the paper's width there is none.
+literal 0.02 instead, and shows how much hangs on it; at the paper's width there is none. The group
+cause has the controls of `configs/causes.py`.
 
 cpu_long has the paper's number of steps, 32,000, on the Python source of the interpreter's own
-site-packages, or of `--config.data.sources=PATHS`; below 16 M tokens it is read more than once. Its
-time is reckoned from runs of half an hour on a core, two at a time, and grows with slower cores.
+site-packages, or of `--config.data.sources=PATHS`; below 16 M tokens it is read more than once. A
+run takes 11 to 30 minutes of one core, and two train at a time.
 
 gpu needs `--config.data.sources=PATHS` of Python source (jsonl with a field `text`). Its 18 runs
 are 4.7e17 floating-point operations, 20 minutes at a sustained 400 TFLOP/s (estimated, not
@@ -32,6 +33,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs.causes import CAUSES
 from configs.default import get_config as default_config
 from configs.gpt2_codeparrot import get_config as gpt2_config
 from configs.pythia70m_codeparrot import get_config as pythia_config
@@ -77,7 +79,7 @@ def _cpu() -> Experiment:
     base = small_base(num_layers=8, embed_dim=64, steps=4000, batch_size=8)
     return paper_experiment(
         "Small models on the standard library's source: 2 hours on 2 cores.",
-        _groups(base, main_seeds=(0, 1, 2)),
+        _groups(base, main_seeds=(0, 1, 2), cause_seeds=(0,)),
     )
 
 
@@ -91,8 +93,14 @@ def _cpu_long() -> Experiment:
     base.checkpoint.every = 2000
     return paper_experiment(
         "The paper's 32,000 steps with small models on the source of installed Python packages: "
-        "about 13 hours on 2 cores.",
-        _groups(base, main_seeds=(0, 1, 2, 3, 4), control_seeds=(0, 1), linear_seeds=5),
+        "6 to 16 hours on 2 cores.",
+        _groups(
+            base,
+            main_seeds=(0, 1, 2, 3, 4),
+            control_seeds=(0, 1),
+            linear_seeds=5,
+            cause_seeds=(0, 1, 2),
+        ),
     )
 
 
@@ -171,10 +179,12 @@ def _groups(
     main_seeds: tuple[int, ...],
     control_seeds: tuple[int, ...] = (0,),
     linear_seeds: int = 1,
+    cause_seeds: tuple[int, ...] = (),
 ) -> dict[str, Group]:
     """The main comparison with all its seeds, and fewer seeds of each control.
 
-    The linear MLP is compared with the main models over pairs of seeds, `linear_seeds` of them.
+    The linear MLP is compared with the main models over pairs of seeds, `linear_seeds` of them; the
+    controls of the cause have `cause_seeds`.
     """
     groups = {
         "main": Group(
@@ -193,6 +203,9 @@ def _groups(
             },
         ),
     }
+    if cause_seeds:
+        causes = {name: Variant(changes, cause_seeds) for name, changes in CAUSES.items()}
+        groups["cause"] = Group("Is it the linear zone of GELU?", base, causes)
     if base.model.embed_dim != 768:  # where both rules give 0.02
         literal = base.copy_and_resolve_references()
         literal.model.init_std_scaling = "none"

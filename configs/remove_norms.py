@@ -18,12 +18,14 @@ To remove the norms of a model that is trained already, or imported, start from 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs.default import get_config as default_config
 from nfllm.experiment import Experiment, Group, Variant
+from nfllm.papers.removal import removal_sections
 
 SCALES = ("minute", "cpu")
 SEEDS = (0, 1, 2)
@@ -47,7 +49,8 @@ def _minute() -> Experiment:
     base.evaluation.max_windows = 64
     base.telemetry.every = 5
     note = "Proves the path in two minutes on 2 cores; its numbers mean nothing."
-    return Experiment(note, {"main": _group(base, start=12, gap=1)})
+    groups = {"main": _group(base, start=12, gap=1)}
+    return Experiment(note, groups, sections=partial(removal_sections, conclusive=False))
 
 
 def _cpu() -> Experiment:
@@ -57,7 +60,8 @@ def _cpu() -> Experiment:
     base.checkpoint.keep = 1
     base.telemetry.every = 100
     note = "The default size on the standard library's source: about an hour on 2 cores."
-    return Experiment(note, {"main": _group(base, start=2000, gap=20)})
+    groups = {"main": _group(base, start=2000, gap=20)}
+    return Experiment(note, groups, sections=removal_sections)
 
 
 def _group(base: ConfigDict, start: int, gap: int) -> Group:

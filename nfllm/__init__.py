@@ -7,8 +7,8 @@ entropy_LBHT = nfllm.analysis.attention_entropy(captured.attention_probs)
 
 from typing import TYPE_CHECKING
 
-# What type checkers and editors read. Python imports a name on its first use (`__getattr__`):
-# reading a config or a run's metrics needs no JAX.
+# These imports are for type checkers and editors. Python imports a name on its first use
+# (`__getattr__`), so that reading a config or a run's metrics does not need JAX.
 if TYPE_CHECKING:
     from nfllm import analysis as analysis
     from nfllm import convert as convert
@@ -93,7 +93,7 @@ __all__ = [
     "steps",
 ]
 
-if not TYPE_CHECKING:  # else no misspelt name would be an error of types
+if not TYPE_CHECKING:  # type checkers would accept any misspelt name
 
     def __getattr__(name):
         from importlib import import_module
@@ -108,5 +108,5 @@ if not TYPE_CHECKING:  # else no misspelt name would be an error of types
 
 
 def __dir__() -> list[str]:
-    """What a user calls; the parts of the package and the classes of results are left out."""
+    """The names for users, without the package's other modules and the classes of results."""
     return [*__all__, "__version__", *(name for name in globals() if name.startswith("__"))]

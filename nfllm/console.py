@@ -1,4 +1,4 @@
-"""What the commands print, on any terminal and into any pipe."""
+"""Output of the commands on any terminal and into any pipe."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import sys
 
 
 def escape_unprintable() -> None:
-    """Prints characters that the standard streams cannot encode as escapes.
+    """Makes the standard streams print characters that they cannot encode as escapes.
 
-    A file name need not be UTF-8 and a terminal need not be Unicode: a command would do its work
-    and then end in a UnicodeEncodeError. Where there is no stream, nothing is printed.
+    A file name may not be UTF-8, and a terminal may not be Unicode: without this, a command would
+    do its work and then end in a UnicodeEncodeError. If there is no stream, nothing is printed.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

@@ -25,18 +25,18 @@ from nfllm.run import Run, load_run
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints loss, perplexity and bits per byte; 2 where the arguments are at fault."""
+    """Prints loss, perplexity and bits per byte; returns 2 for faulty arguments."""
     escape_unprintable()
     parser = argparse.ArgumentParser(
         prog="python -m nfllm.evaluate",
-        description="Loss, perplexity and bits per byte of a run: on the validation documents that "
-        "it was trained beside, or on all documents of the text that --config.data.KEY=VALUE "
-        "names, with the keys of train.py.",
+        description="Loss, perplexity and bits per byte of a run: on its own validation documents, "
+        "or on all documents of a corpus given by --config.data.KEY=VALUE, with the keys of "
+        "train.py.",
     )
     parser.add_argument("run", metavar="RUN", help="a run directory")
-    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
-    parser.add_argument("--batch_size", type=int, default=32, help="windows at a time (32)")
-    parser.add_argument("--max_documents", type=int, help="the first so many; default: all")
+    parser.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
+    parser.add_argument("--batch_size", type=int, default=32, help="windows per batch (32)")
+    parser.add_argument("--max_documents", type=int, help="use only the first N; default: all")
     add_import_flag(parser)
     options, others = parser.parse_known_args(arguments)
     logging.set_verbosity(logging.WARNING)  # Orbax and TFDS log every step
@@ -62,14 +62,13 @@ def _changes(arguments: Sequence[str]) -> dict[str, object]:
     other_keys = [f"--config.{name}" for name in changes if not name.startswith("data.")]
     if unexpected := [*others, *other_keys]:
         raise ConfigError(
-            f"unexpected argument {unexpected[0]!r}; options of the text are "
-            "--config.data.KEY=VALUE"
+            f"unexpected argument {unexpected[0]!r}; choose the corpus by --config.data.KEY=VALUE"
         )
     return {name.removeprefix("data."): value for name, value in changes.items()}
 
 
 def _documents(trained_on: DataConfig, changes: dict[str, object]) -> Iterator[str]:
-    """All documents of a text of the command line."""
+    """All documents of the corpus that the command line chooses."""
     if "sources" in changes and "dataset" not in changes:
         changes = {"dataset": "text_files", **changes}
     whole: dict[str, object] = {
@@ -93,5 +92,5 @@ def _documents(trained_on: DataConfig, changes: dict[str, object]) -> Iterator[s
 if __name__ == "__main__":
     sys.exit(main())
 
-# Importing a module sets the attribute of this name of its package, which is to be the function.
+# Importing this module sets the package's attribute `evaluate`, which should be the function.
 sys.modules[__name__] = evaluate  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""The flag --config of the commands, and how they read their command lines: errors are one line."""
+"""The flag --config of the commands, and parsing of command lines with one-line errors."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def define_config() -> ConfigFlag:
     flags.DEFINE_string(
         "config",
         None,
-        "The configuration file, as FILE or FILE:ARGUMENT; without it, the defaults of all keys. "
-        "--config.SECTION.KEY=VALUE changes one of its keys, and VALUE None sets "
-        "one back that is derived from others.",
+        "The configuration file, as FILE or FILE:ARGUMENT; by default all keys have their "
+        "defaults. --config.SECTION.KEY=VALUE changes a key; the VALUE None derives it from others "
+        "where that is possible.",
     )
     flags.DEFINE_multi_string("import", [], IMPORT_HELP)
     try:
@@ -52,18 +52,18 @@ def define_config() -> ConfigFlag:
     with config.unlocked(), config.ignore_type():
         for name, value in changes.items():
             section, _, key = name.partition(".")
-            if section in config:  # else `Config` says what is missing
+            if section in config:  # otherwise `Config` reports the missing section
                 config[section][key] = value
     return ConfigFlag(config)
 
 
 def run(main: Callable[[list[str]], object]) -> None:
-    """`absl.app.run`, where --help exits with 0, and a wrong argument is one line."""
-    asked = any(argument.lstrip("-") in _HELP for argument in sys.argv[1:])
+    """`absl.app.run`, but --help exits with 0 and a wrong argument gives a one-line error."""
+    wants_help = any(argument.lstrip("-") in _HELP for argument in sys.argv[1:])
     try:
         app.run(main, flags_parser=_parse)
     except SystemExit as end:
-        sys.exit(0 if asked and end.code == 1 else end.code)
+        sys.exit(0 if wants_help and end.code == 1 else end.code)
 
 
 def _parse(arguments: list[str]) -> list[str]:
@@ -76,11 +76,11 @@ def _parse(arguments: list[str]) -> list[str]:
 def split_overrides(arguments: list[str]) -> tuple[dict[str, Value], list[str]]:
     """Changes as `{"section.key": value}`, and the other arguments.
 
-    A boolean key may stand alone, or as --noconfig.SECTION.KEY; the value of any other may be the
-    next argument.
+    A boolean key needs no value (--config.SECTION.KEY or --noconfig.SECTION.KEY); the value of any
+    other key may also be the next argument.
 
     Raises:
-      ConfigError: a key does not exist, has no value, or one of another type.
+      ConfigError: a key does not exist, has no value, or has a value of another type.
     """
     changes: dict[str, Value] = {}
     others: list[str] = []
@@ -115,7 +115,7 @@ def check_no_arguments(arguments: list[str]) -> None:
 
 
 def _values(arguments: list[str], name: str) -> list[str]:
-    """What each --NAME is given."""
+    """The value of each --NAME."""
     values = []
     for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         flag, separator, text = argument.partition("=")

@@ -16,29 +16,34 @@ from nfllm.trainer.derived import new_directory
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Freezes the norms of a run, says what each is worth, and writes the run without them."""
+    """Freezes the norms of a run, prints the loss that each costs, and writes the frozen run."""
     escape_unprintable()
     parser = argparse.ArgumentParser(
         prog="python -m nfllm.freeze",
-        description="Replaces what every LayerNorm divides by with its mean over a split, prints "
-        "the loss with each norm alone frozen, and writes the frozen run to OUT.",
+        description="Replaces every LayerNorm's standard deviation by its mean over a split, "
+        "prints the loss with each single norm frozen, and writes the frozen run to OUT.",
     )
     parser.add_argument("run", metavar="RUN", help="a run with LayerNorm")
     parser.add_argument("out", metavar="OUT", help="a new directory")
-    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
+    parser.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
     parser.add_argument(
-        "--split", choices=("validation", "train"), default="validation", help="what is measured"
+        "--split",
+        choices=("validation", "train"),
+        default="validation",
+        help="split to measure on (validation)",
     )
-    parser.add_argument("--max_windows", type=int, default=512, help="at most so many (512)")
-    parser.add_argument("--batch_size", type=int, default=32, help="windows at a time (32)")
+    parser.add_argument(
+        "--max_windows", type=int, default=512, help="maximum number of windows (512)"
+    )
+    parser.add_argument("--batch_size", type=int, default=32, help="windows per batch (32)")
     parser.add_argument(
         "--first_position", action="store_true", help="the first position has its own deviation"
     )
     parser.add_argument(
-        "--fold", action="store_true", help="take the frozen norms into the matrices"
+        "--fold", action="store_true", help="fold the frozen norms into the matrices"
     )
     options = parser.parse_args(arguments)
-    logging.set_verbosity(logging.WARNING)  # Orbax tells of every step
+    logging.set_verbosity(logging.WARNING)  # Orbax logs every step of reading
     for name in ("max_windows", "batch_size"):
         if (value := getattr(options, name)) < 1:
             parser.error(f"--{name} {value} must be at least 1")
@@ -68,7 +73,7 @@ def _batches(run: Run, split: str, batch_size: int, max_windows: int) -> list[Ba
 
 
 def _fields(frozen: FrozenNorms) -> dict[str, object]:
-    """What the report shows of it (`nfllm.report.removal_sections`)."""
+    """The fields of the event, which the report shows (`nfllm.report.removal_sections`)."""
     each = [
         {"site": site, "loss_nats": loss} | ({} if layer is None else {"layer": layer})
         for (site, layer), loss in frozen.each.items()
@@ -79,7 +84,7 @@ def _fields(frozen: FrozenNorms) -> dict[str, object]:
 
 def _text(frozen: FrozenNorms) -> str:
     whole = frozen.loss_nats
-    assert whole is not None  # the losses were asked for
+    assert whole is not None  # with_losses is True by default
     lines = [f"loss over {frozen.num_windows:,} windows: {whole:.4f} nats; with one norm frozen:"]
     for (site, layer), loss in frozen.each.items():
         name = site if layer is None else f"{site} {layer}"

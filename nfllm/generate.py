@@ -16,21 +16,23 @@ from nfllm.rundir import RunError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints a prompt and what follows it; 2 where the arguments are at fault."""
+    """Prints a prompt and the generated text; returns 2 for faulty arguments."""
     escape_unprintable()
     parser = argparse.ArgumentParser(
         prog="python -m nfllm.generate", description="Text from the model of a run."
     )
     parser.add_argument("run", metavar="RUN", help="a run directory")
-    parser.add_argument("prompt", metavar="PROMPT", help="what the text begins with")
-    parser.add_argument("--tokens", type=int, default=100, help="most tokens to write (100)")
+    parser.add_argument("prompt", metavar="PROMPT", help="the beginning of the text")
+    parser.add_argument("--tokens", type=int, default=100, help="maximum number to draw (100)")
     parser.add_argument(
-        "--temperature", type=float, default=1.0, help="divides the logits (1); 0: no chance"
+        "--temperature", type=float, default=1.0, help="divides the logits (1); 0: greedy"
     )
-    parser.add_argument("--top_k", type=int, help="draw from the so many most probable tokens")
-    parser.add_argument("--top_p", type=float, help="draw from those of so much probability")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
-    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
+    parser.add_argument("--top_k", type=int, help="draw only from the K most probable tokens")
+    parser.add_argument(
+        "--top_p", type=float, help="draw only from the most probable tokens of total probability P"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed (0)")
+    parser.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
     add_import_flag(parser)
     options = parser.parse_args(arguments)
     logging.set_verbosity(logging.WARNING)  # Orbax logs every step of reading
@@ -55,5 +57,5 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     sys.exit(main())
 
-# Importing a module sets the attribute of this name of its package, which is to be the function.
+# Importing this module sets the package's attribute `generate`, which should be the function.
 sys.modules[__name__] = generate  # type: ignore[assignment]

@@ -31,7 +31,7 @@ class Run:
       model: the decoder, computing in float32.
       params: its parameters, a nested dictionary of float32 JAX arrays; blocks are stacked,
         [L, ...].
-      config: what was run; of an imported model, `config.model` alone is known.
+      config: the config of the run; for an imported model only `config.model` is known.
       metrics: the lines of metrics.jsonl.
     """
 
@@ -53,8 +53,8 @@ class Run:
         """Text to token ids and back.
 
         Raises:
-          RunError: the run has none that can be read, as a checkpoint imported without its
-            `tokenizer.json`.
+          RunError: the run has no readable tokenizer, for example because its checkpoint was
+            imported without a `tokenizer.json`.
         """
         path = self.path / rundir.TOKENIZER_FILE
         try:
@@ -68,28 +68,27 @@ class Run:
     def dataset(self) -> Dataset:
         """The training and validation data of the run.
 
-        Prepares the data from the run's own sources where this machine does not have it yet.
+        If this machine does not have the data yet, it is prepared from the sources in the config.
 
         Raises:
-          RunError: the data is no longer what the run was trained on, or is not known, as that of
-            an imported checkpoint.
-          ConfigError: its sources are not there.
+          RunError: the data has changed since training, or is unknown because the checkpoint was
+            imported.
+          ConfigError: the sources are missing.
         """
         from nfllm import data
 
         record = rundir.read_record(self.path)
         if record.is_imported:
             raise RunError(
-                f"{self.path} holds an imported checkpoint, whose data is not known; make batches "
-                "of your own: token ids [B, T]"
+                f"{self.path} holds an imported checkpoint, whose data is unknown; make your own "
+                "batches of token ids [B, T]"
             )
         dataset = data.load(self.config.data, self.config.model.context_length)
         expected = record.data_fingerprint
         if dataset.fingerprint != expected:
             raise RunError(
-                f"{self.path} was trained on data with fingerprint {expected[:12]}, but what is "
-                f"there now has {dataset.fingerprint[:12]}; restore the corpus, or make batches of "
-                "your own"
+                f"{self.path} was trained on data with fingerprint {expected[:12]}, but the data "
+                f"now has {dataset.fingerprint[:12]}; restore the corpus, or make your own batches"
             )
         return dataset
 
@@ -99,8 +98,8 @@ class Run:
         """Batches of the run's validation split, for `nfllm.analyze`.
 
         Args:
-          batch_size: windows in a batch; the last is filled up with rows without a label.
-          max_windows: the number of windows, evenly spread over the split; None: all.
+          batch_size: windows in a batch; the last batch is padded with rows without labels.
+          max_windows: maximum number of windows, evenly spread over the split; None for all.
 
         Raises:
           RunError, ConfigError: as `dataset`.
@@ -117,7 +116,7 @@ class Run:
 
 
 def steps(path: epath.PathLike) -> list[int]:
-    """Steps whose checkpoints a run directory holds, oldest first; `load_run` takes one of them.
+    """Steps of the checkpoints in a run directory, oldest first, for `load_run(path, step)`.
 
     Raises:
       RunError: there is no run at `path`.
@@ -142,22 +141,23 @@ def steps(path: epath.PathLike) -> list[int]:
 def save_run(
     run: Run, path: epath.PathLike, *, how: str = "changed", **fields: object
 ) -> epath.Path:
-    """Writes a run that was made of another one, as by `nfllm.freeze_norms` or `nfllm.fold`.
+    """Writes a run that was derived from another, as by `nfllm.freeze_norms` or `nfllm.fold`.
 
-    It has no optimizer: it loads, is measured and exported, and `training.init_from` starts from
-    it. Its record names the run `run.path` and its step as its origin.
+    It has no optimizer state: it can be loaded, measured and exported, and its weights can be
+    trained with `training.init_from`. Its `config.json` names `run.path` and its step as origin.
 
     Args:
-      run: with the parameters to be written.
+      run: the run, with the parameters to write.
       path: a new directory.
-      how: what was done to the parameters, in a word or two.
-      **fields: of the event of this name in its metrics.
+      how: what was done to the parameters, in a word or two; also the name of the event in the
+        metrics.
+      **fields: further fields of that event.
 
     Returns:
       The directory.
 
     Raises:
-      RunError: the directory holds something, or `run.path` cannot be read.
+      RunError: the directory is not empty, or `run.path` cannot be read.
     """
     from nfllm.trainer.checkpoints import restore_params
     from nfllm.trainer.derived import new_directory, write_derived
@@ -175,14 +175,14 @@ def load_run(path: epath.PathLike, step: int | None = None) -> Run:
 
     Args:
       path: the run directory, local or `gs://`.
-      step: of the checkpoint, one of `nfllm.steps(path)`; None: the newest that is not damaged.
+      step: step of the checkpoint, one of `nfllm.steps(path)`; by default the newest undamaged one.
 
     Returns:
       The run; its model computes in float32.
 
     Raises:
       RunError: there is no run at `path`, it has no checkpoint of that step, or the checkpoint is
-        damaged; with None: no checkpoint can be read.
+        damaged; without `step`, no checkpoint can be read.
 
     Example:
       >>> run = load_run("runs/default")
@@ -197,7 +197,7 @@ def load_run(path: epath.PathLike, step: int | None = None) -> Run:
     directory = rundir.run_directory(path)
     record = rundir.read_record(directory)
     step, params = restore_params(directory, step)
-    # The implementation that trained it may not run on this machine, or not in float32.
+    # The attention implementation of training may not run on this machine, or not in float32.
     model = dataclasses.replace(record.config.model, attention_implementation="auto")
     return Run(
         path=directory,

@@ -1,8 +1,8 @@
-"""One Ctrl-C ends a command with the exit status 130, from its first line on.
+"""Makes one Ctrl-C end a command with exit status 130, from its first line on.
 
-Until there is something to clean up, the process ends at once. After that a KeyboardInterrupt is
-raised. Where Python cannot pass that on, as from a callback of the garbage collector (JAX has one),
-it would only print it: then it is raised again a moment later.
+Until there is something to clean up, the process ends immediately. Later a KeyboardInterrupt is
+raised. If it occurs where Python cannot propagate exceptions, such as in a callback of the garbage
+collector (JAX has one), Python would only print it; so it is raised again a moment later.
 """
 
 from __future__ import annotations
@@ -24,22 +24,21 @@ class _State:
 
 
 def end_on_ctrl_c() -> None:
-    """Ends the process at once on SIGINT; for the time when it only imports and reads arguments."""
-    if (
-        signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    ):  # else whoever started the command has it ignored
+    """Makes SIGINT end the process immediately, while it only imports and reads arguments."""
+    # Another handler means that the parent process wants SIGINT to be ignored.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
         sys.unraisablehook = _raise_again
 
 
 def raise_on_ctrl_c() -> None:
-    """Raises KeyboardInterrupt on SIGINT from here on, whatever Python does with the first one."""
+    """Makes SIGINT raise KeyboardInterrupt from here on, and again if Python swallows it."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _note)
 
 
 def check_ctrl_c() -> None:
-    """Raises KeyboardInterrupt where Ctrl-C has been pressed and something has swallowed it."""
+    """Raises KeyboardInterrupt if Ctrl-C was pressed and its exception was swallowed."""
     if _State.pressed:
         raise KeyboardInterrupt
 
@@ -51,7 +50,7 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 
 def _press() -> None:
-    if hasattr(signal, "pthread_kill"):  # wakes the main thread where it sleeps
+    if hasattr(signal, "pthread_kill"):  # wakes the main thread if it sleeps
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
     else:
         _thread.interrupt_main()
@@ -59,7 +58,7 @@ def _press() -> None:
 
 def _raise_again(unraisable: sys.UnraisableHookArgs) -> None:
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        # Not at once: Python could not pass it on from this hook either.
+        # Later, since Python could not propagate it from this hook either.
         timer = threading.Timer(_AGAIN_SECONDS, _press)
         timer.daemon = True
         timer.start()

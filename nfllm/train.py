@@ -1,9 +1,9 @@
-"""Trains a decoder: flags, to a config, to nfllm.trainer.loop.fit.
+"""Trains a decoder: turns flags into a config and calls nfllm.trainer.loop.fit.
 
     python -m nfllm.train
     python -m nfllm.train --config configs/gpt2_codeparrot.py:sm+r --workdir runs/gpt2
 
-The same command on the same --workdir goes on from the newest checkpoint.
+The same command with the same --workdir continues from the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from nfllm import startup
 
 startup.end_on_ctrl_c()
 
-# ruff: noqa: E402 (the imports below take longer than a finger)
+# ruff: noqa: E402 (the imports below are slow: Ctrl-C must work before them)
 import sys
 from signal import SIGINT
 from typing import TYPE_CHECKING
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 _CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "runs/default", "The run directory.")
-_REPORT = flags.DEFINE_bool("report", True, "Whether to write the report when training has ended.")
+_REPORT = flags.DEFINE_bool("report", True, "Whether to write a report at the end of training.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 of several.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")
 
 
 def main(arguments: list[str]) -> None:
@@ -52,7 +52,7 @@ def _train() -> None:
         sys.exit(f"error: {error}")
     logging.set_verbosity(logging.WARNING)  # Orbax logs every step of a save
 
-    # After the check of the config, since these imports take seconds.
+    # Imported after the config is checked, since it takes seconds.
     from nfllm.data.records import MalformedRecordError
     from nfllm.rundir import RunError
     from nfllm.trainer import hosts, peers
@@ -84,12 +84,14 @@ def _summarize(config: Config, workdir: str, result: FitResult) -> None:
         f"\nevaluation  loss {evaluation.loss_nats:.4f} nats per token, perplexity "
         f"{evaluation.perplexity:.2f}, over {evaluation.num_targets:,} targets"
     )
-    if result.tokens_per_second > 0:  # NaN where nothing was left to train
+    if result.tokens_per_second > 0:  # NaN if there was nothing left to train
         print(f"speed       {result.tokens_per_second:,.0f} tokens/s")
     if result.entropy_LH is not None:
         ceiling = causal_entropy_ceiling(config.model.context_length)
         shades = UNICODE_SHADES if "utf" in sys.stdout.encoding.lower() else ASCII_SHADES
         print(entropy_text(result.entropy_LH, ceiling, shades=shades))
+    elif not config.model.has_attention_maps:
+        print(f"entropy     not defined: model.mixer={config.model.mixer!r} has no softmax")
     if _REPORT.value:
         print(f"report      {write_report([workdir], epath.Path(workdir) / REPORT_DIR)}")
 

@@ -1,4 +1,4 @@
-"""The version of nfllm, also of a checkout that was never installed."""
+"""The version of nfllm, for a checkout even if it is not installed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
 
 def nfllm_version() -> str:
-    """The version of the checkout, else of the installed package, else "unknown"."""
+    """The version of the checkout, of the installed package, or "unknown", in this order."""
     if _PROJECT.is_file():
         project = tomllib.loads(_PROJECT.read_text(encoding="utf-8")).get("project", {})
         if project.get("name") == "nfllm":

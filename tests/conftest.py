@@ -40,9 +40,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Programs compiled once for all tests and workers of this session."""
+    """Programs compiled once for all tests and workers, of several sessions where the user asks."""
     base = tmp_path_factory.getbasetemp()
-    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    own = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    directory = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or own)
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return directory

@@ -109,7 +109,7 @@ def test_dead_units() -> None:
     (alert,) = alerts(dead_share_L=[0.1, 0.5, 0.49, 0.8])
     assert (alert.kind, alert.where, alert.threshold) == ("dead_units", ((1,), (3,)), 0.5)
     assert alert.value == pytest.approx(0.8)
-    assert "80% of the units of a layer at most, in 2 of 4 layers" in alert.message
+    assert "2 of 4 layers have 50% dead units or more, up to 80%" in alert.message
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -37,13 +37,20 @@ def _loss_and_gradients(implementation, **model):
 
 
 @pytest.mark.usefixtures("blocks_of_five_queries")
-@pytest.mark.parametrize("implementation", ["blocks", "xla"])
 @pytest.mark.parametrize(
-    "model",
+    ("implementation", "model"),
     [
-        {"attention_bias": "all", "qk_normalization": "layernorm"},
-        {"architecture": "gpt_neox", "scan_layers": True},
-        {"remat": True},
+        ("blocks", {"attention_bias": "all", "qk_normalization": "layernorm"}),
+        ("xla", {"architecture": "gpt_neox", "scan_layers": True}),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("xla", {"attention_bias": "all", "qk_normalization": "layernorm"}),
+                ("blocks", {"architecture": "gpt_neox", "scan_layers": True}),
+                ("blocks", {"remat": True}),
+                ("xla", {"remat": True}),
+            )
+        ),
     ],
     ids=str,
 )

@@ -151,7 +151,7 @@ def test_a_threshold_that_no_uniform_head_exceeds_is_warned_of(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     make_parts(config_with({"entropy_threshold": 0.7, "entropy_margin": 0.2}))
-    assert "never penalizes a uniform head: with 12 causal queries that takes" in caplog.text
+    assert "never penalizes a uniform head; with 12 causal queries the threshold" in caplog.text
     caplog.clear()
     make_parts(config_with({"entropy_threshold": 0.4, "entropy_margin": 0.2}))
     assert not caplog.text

@@ -19,6 +19,7 @@ from training_parts import make_parts, small_config
 from nfllm.config import CheckpointConfig
 from nfllm.rundir import RunError
 from nfllm.trainer import peers
+from nfllm.trainer.checkpoint_files import named_checksums
 from nfllm.trainer.checkpoints import Checkpoints, restore_params
 from nfllm.trainer.placement import Placement
 
@@ -91,6 +92,8 @@ def _largest_file(run, step):
 
 
 def test_what_was_saved_comes_back_into_any_sharding(tmp_path, parts, state):
+    """Also from a directory whose name Orbax would read as a pattern."""
+    tmp_path = tmp_path / "runs [exp1] *?"
     _save(tmp_path, state, [3, 7])
     for strategy, devices in [("pmap", 1), ("pmap", 4), ("fsdp", 4), ("fsdp", 2)]:
         abstract = _abstract(parts, strategy, devices)
@@ -106,6 +109,7 @@ def test_what_was_saved_comes_back_into_any_sharding(tmp_path, parts, state):
     _assert_equal(params, _at(state, 7).params)
 
 
+@pytest.mark.slow
 def test_parameters_are_read_without_the_devices_that_trained_them(tmp_path, parts, state):
     """As a notebook does, on one device, after training on several."""
     for strategy in ("pmap", "fsdp"):
@@ -254,6 +258,20 @@ def test_only_what_abandoned_writes_report_is_left_out(tmp_path, monkeypatch, er
         sys.unraisablehook(types.SimpleNamespace(exc_value=error))
     assert sys.unraisablehook is hook
     assert [x.exc_value for x in reported] == ([] if isinstance(error, RuntimeError) else [error])
+
+
+def test_a_checksum_tells_single_bits_and_the_order_of_values():
+    x = np.arange(6, dtype=np.float32)
+    swapped, flipped = x[[1, 0, 2, 3, 4, 5]], x.copy()
+    flipped.view(np.uint32)[4] ^= 1
+    sums = [named_checksums({"x": y})["['x']"] for y in (x, swapped, flipped, x[::-1].copy())]
+    assert len(set(sums)) == 4
+    # As written: of every word with its place, modulo 2^32. Earlier checkpoints hold such numbers.
+    total = 0
+    for place, word in enumerate(map(int, x.view(np.uint32))):
+        mixed = (word ^ (place * 2654435761 % 2**32)) * 2246822519 % 2**32
+        total += mixed ^ (mixed >> 15)
+    assert sums[0] == total % 2**32
 
 
 def test_wrong_values_in_a_readable_checkpoint_are_found_by_their_checksum(tmp_path, parts, state):

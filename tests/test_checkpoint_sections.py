@@ -86,10 +86,13 @@ def test_what_is_not_there_is_one_line(run, tmp_path, capsys):
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "config.json").write_bytes((run / "config.json").read_bytes())
-    for flag, said in (("--steps", "has no checkpoint; leave out"), ("--importance", "checkpoint")):
+    for flag, message in (
+        ("--steps", "has no checkpoint; make its report without --steps"),
+        ("--importance", "checkpoint"),
+    ):
         assert main([str(bare), flag]) == 2
         error = capsys.readouterr().err
-        assert said in error
+        assert message in error
         assert len(error.splitlines()) == 1
 
 

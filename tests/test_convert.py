@@ -222,10 +222,10 @@ def test_import_and_export_through_run_directories(source, tmp_path, capsys):
 
 def test_import_without_a_tokenizer_says_so(source, tmp_path):
     message = convert(source("gpt2"), tmp_path / "run")
-    assert message.endswith("run; there was no tokenizer.json: give it token ids")
+    assert message.endswith("run; there was no tokenizer.json: use the model with token ids")
     with pytest.raises(RunError, match=r"tokenizer.json cannot be read .* give token ids, or put"):
         _ = nfllm.load_run(tmp_path / "run").tokenizer
-    with pytest.raises(RunError, match="holds an imported checkpoint, whose data is not known"):
+    with pytest.raises(RunError, match="holds an imported checkpoint, whose data is unknown"):
         nfllm.load_run(tmp_path / "run").validation_batches()
     run = nfllm.load_run(tmp_path / "run")
     sizes = "gpt2, layernorm, gelu_tanh, 2 layers, 4 heads, width 24"
@@ -318,7 +318,7 @@ def test_files_that_cannot_be_read_are_refused_by_name(source):
     tensors = load_file(folder / "model.safetensors")
     eighths = {name: tensor.astype(ml_dtypes.float8_e4m3fn) for name, tensor in tensors.items()}
     (folder / "model.safetensors").write_bytes(safetensors_of(eighths, "F8_E4M3"))
-    with pytest.raises(ConversionError, match=r"of a type that cannot be read .* convert a quant"):
+    with pytest.raises(ConversionError, match=r"of a type that cannot be read .* dequantize the"):
         load_checkpoint(folder)
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text("{}")
@@ -341,7 +341,7 @@ def test_files_that_cannot_be_read_are_refused_by_name(source):
         ("gpt2", {"quantization_config": {}}, "quantization_config={} is not understood"),
         ("gpt_neox", {"use_parallel_residual": False}, "use_parallel_residual=False is not"),
         ("gpt_neox", {"rope_scaling": {"type": "linear"}}, "rope_scaling=.* is not supported"),
-        ("gpt_neox", {"rotary_pct": 0.5}, "two things about rotary embedding.*0.25.*0.5"),
+        ("gpt_neox", {"rotary_pct": 0.5}, "contradicts itself about rotary embedding.*0.25.*0.5"),
         (
             "gpt_neox",
             {"rope_parameters": {"rope_type": "yarn"}},
@@ -369,7 +369,7 @@ def test_files_that_cannot_be_read_are_refused_by_name(source):
             {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
             r"rope_parameters: the attribute partial_rotary_factor=0\.5 is not understood",
         ),
-        ("llama_tied_relu", {"rope_theta": 5e5}, "two things about rotary.*10000.*500000"),
+        ("llama_tied_relu", {"rope_theta": 5e5}, "contradicts itself about rotary.*10000.*500000"),
         ("llama_tied_relu", {"head_dim": 16}, "head_dim=16 is not supported; .* head_dim=8 does"),
         ("llama_tied_relu", {"sliding_window": 64}, "sliding_window=64 is not understood"),
         ("llama_tied_relu", {"hidden_act": "quick_gelu"}, "'quick_gelu' is not an activation"),
@@ -419,12 +419,12 @@ def change_tensors(folder: Path, change) -> None:
         (
             "gpt2",
             lambda t: t.update({"score.weight": np.zeros((2, 24), np.float32)}),
-            r"'transformer.score.weight' of shape \(2, 24\) has no place",
+            r"'transformer.score.weight' of shape \(2, 24\) does not belong",
         ),
         (
             "gpt2",
             lambda t: t.update({"transformer.wpe.weight": np.zeros((19, 24), np.float32)}),
-            r"wpe.weight' has shape \(19, 24\), but its config.json asks for \(20, 24\)",
+            r"wpe.weight' has shape \(19, 24\), but by its config.json it should have \(20, 24\)",
         ),
         (
             "gpt2",
@@ -461,7 +461,7 @@ def test_files_that_cannot_be_read(source, tmp_path):
     folder = source("gpt2")
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:-100])
-    with pytest.raises(ConversionError, match="is not a whole safetensors file"):
+    with pytest.raises(ConversionError, match="is not a complete safetensors file"):
         load_checkpoint(folder)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ConversionError, match=r"pickled weights .* are not read"):
@@ -474,19 +474,31 @@ def test_files_that_cannot_be_read(source, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"normalization": "none"}, "the final normalization 'layernorm' has no form beside"),
-        ({"normalization": "dyt"}, "model.normalization='dyt' has no form"),
-        ({"final_normalization": "rmsnorm"}, "model.final_normalization='rmsnorm' has no form"),
-        ({"qk_normalization": "layernorm"}, "model.qk_normalization='layernorm' has no form"),
-        ({"activation": "learnable_leaky_relu"}, "activation='learnable_leaky_relu' has no form"),
-        ({"activation": "helu"}, "model.activation='helu' has no form"),
+        (
+            {"normalization": "none"},
+            "final normalization 'layernorm' cannot be expressed beside",
+        ),
+        ({"normalization": "dyt"}, "model.normalization='dyt' cannot be expressed"),
+        (
+            {"final_normalization": "rmsnorm"},
+            "final_normalization='rmsnorm' cannot be expressed",
+        ),
+        (
+            {"qk_normalization": "layernorm"},
+            "qk_normalization='layernorm' cannot be expressed",
+        ),
+        (
+            {"activation": "learnable_leaky_relu"},
+            "='learnable_leaky_relu' cannot be expressed",
+        ),
+        ({"activation": "helu"}, "model.activation='helu' cannot be expressed"),
         (
             {"activation": "leaky_relu", "negative_slope": 0.1},
-            r"model\.negative_slope=0\.1 has no form",
+            r"model\.negative_slope=0\.1 cannot be expressed",
         ),
         (
             {"architecture": "gpt_neox", "rotary_fraction": 0.5, "residual_dropout": 0.1},
-            r"model\.residual_dropout=0\.1 has no form",
+            r"model\.residual_dropout=0\.1 cannot be expressed",
         ),
     ],
 )
@@ -549,12 +561,18 @@ def test_a_frozen_bias_that_is_not_zero_is_refused():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tie_embeddings": False}, "model.tie_embeddings=False has no form in the released code"),
-        ({"attention_bias": "all"}, "model.attention_bias='all' has no form in the released code"),
-        ({"normalization": "rmsnorm"}, "has 'layernorm' or 'none'"),
+        (
+            {"tie_embeddings": False},
+            "model.tie_embeddings=False cannot be expressed in",
+        ),
+        (
+            {"attention_bias": "all"},
+            "model.attention_bias='all' cannot be expressed in",
+        ),
+        ({"normalization": "rmsnorm"}, "it must be 'layernorm' or 'none'"),
         (
             {"activation": "learnable_leaky_relu", "slope_sharing": "model"},
-            "model.slope_sharing='model' has no form in the released code",
+            "model.slope_sharing='model' cannot be expressed in",
         ),
     ],
 )
@@ -581,7 +599,7 @@ def test_files_of_runs_and_exports_have_the_usual_mode(umask, tmp_path):
     assert {name: mode for name, (is_dir, mode) in modes.items() if mode != usual[is_dir]} == {}
 
 
-# Keys whose second value in `MODEL_KEYS` has a form in transformers, or no part in the function.
+# Keys whose second value in `MODEL_KEYS` can be expressed in transformers, or changes no logit.
 EXPRESSED = {
     "architecture",
     "num_layers",
@@ -625,7 +643,7 @@ def test_every_key_is_expressed_or_refused_by_name(key):
     keys = {"activation", "softmax_temperature", "normalization", "final_normalization"}
     decides = keys & others.keys()
     named = "|".join([key, *decides])
-    with pytest.raises(ConfigError, match=rf"model\.({named})=.* has no form in transformers"):
+    with pytest.raises(ConfigError, match=rf"model\.({named})=.* cannot be expressed in tr"):
         form.write_config(config)
 
 
@@ -651,19 +669,28 @@ def test_every_key_is_expressed_in_a_llama_or_refused_by_name(key):
         llama.write_config(config)
         return
     named = "|".join([key, *others])
-    with pytest.raises(ConfigError, match=rf"model\.({named})=.* has no form in transformers"):
+    with pytest.raises(ConfigError, match=rf"model\.({named})=.* cannot be expressed in tr"):
         llama.write_config(config)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mlp": "two_layer"}, "model.mlp='two_layer' has no form .* which has 'gated' here"),
-        ({"normalization": "none"}, "model.normalization='none' has no form .* 'rmsnorm' here"),
-        ({"final_normalization": "layernorm"}, "model.final_normalization='layernorm' has no f"),
-        ({"rotary_fraction": 0.5}, r"model.rotary_fraction=0\.5 has no form .* None or 1\.0"),
-        ({"embedding_dropout": 0.1}, r"model.embedding_dropout=0\.1 has no form"),
-        ({"activation": "learnable_leaky_relu"}, "activation='learnable_leaky_relu' has no form"),
+        (
+            {"mlp": "two_layer"},
+            "model.mlp='two_layer' cannot be expressed .* must be 'gated'",
+        ),
+        ({"normalization": "none"}, "model.normalization='none' cannot be expressed .* 'rmsnorm'"),
+        ({"final_normalization": "layernorm"}, "model.final_normalization='layernorm' cannot be"),
+        (
+            {"rotary_fraction": 0.5},
+            r"rotary_fraction=0\.5 cannot be expressed .* None or 1\.0",
+        ),
+        ({"embedding_dropout": 0.1}, r"model.embedding_dropout=0\.1 cannot be expressed"),
+        (
+            {"activation": "learnable_leaky_relu"},
+            "='learnable_leaky_relu' cannot be expressed",
+        ),
     ],
 )
 def test_models_that_are_no_llama_are_refused(changes, message, tmp_path):
@@ -700,5 +727,5 @@ def test_a_key_of_later_is_overlooked_in_no_released_form(changes):
     if changes == {"residual_init": "depth"}:  # how it starts is no part of the function
         assert to_authors(random_params(config, 5), config)
         return
-    with pytest.raises(ConfigError, match=r"has no form in the released code"):
+    with pytest.raises(ConfigError, match=r"cannot be expressed in"):
         to_authors(random_params(config, 5), config)

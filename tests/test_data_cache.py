@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import object_storage
 import pytest
 from data_configs import data_config, words, write_jsonl
 from etils import epath
+from trainer import TIMEOUT_SECONDS
 
 import nfllm.data
 from nfllm.config import ConfigError
@@ -285,10 +287,15 @@ def test_processes_that_prepare_at_once_all_succeed(tmp_path):
         )
         for flag in ready
     ]
-    while not all(flag.exists() for flag in ready):
-        assert all(process.poll() is None for process in processes)
-    (tmp_path / "go").touch()
-    results = [process.communicate(timeout=120) for process in processes]
+    try:
+        while not all(flag.exists() for flag in ready):
+            assert all(process.poll() is None for process in processes)
+            time.sleep(0.01)
+        (tmp_path / "go").touch()
+        results = [process.communicate(timeout=TIMEOUT_SECONDS) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert [process.returncode for process in processes] == [0, 0, 0], results
     assert len({fingerprint for fingerprint, _ in results}) == 1
     names = files_below(tmp_path / "data")

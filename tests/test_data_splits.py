@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from data_configs import data_config
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nfllm.config import ConfigError
@@ -71,6 +71,7 @@ def test_field_split_holds_out_whole_values():
     assert assign(documents, **BY_PACKAGE, validation_values="z,y").held_out == ["y", "z"]
 
 
+@settings(max_examples=40, deadline=None)
 @given(values=st.integers(2, 60), fraction=st.floats(0.01, 0.9))
 def test_field_split_by_hash_holds_out_the_share_of_values_rounded_up(values, fraction):
     documents = packaged(*((f"{i} {value}", str(value)) for value in range(values) for i in "ab"))
@@ -103,6 +104,7 @@ def test_a_separate_validation_source_wins_over_training():
     assert found.counts() == {"read": 4, "empty": 0, "duplicate": 1}
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     texts=st.lists(st.sampled_from(["", *"abcdefgh"]), min_size=1, max_size=40),
     data=st.data(),

@@ -79,7 +79,7 @@ def real(tmp_path_factory):
     return texts, directory / "tokenizer.json", TokenFile.open(directory, "train", "<u2")
 
 
-@pytest.mark.parametrize("context_length", [128, 1024])
+@pytest.mark.parametrize("context_length", [128, pytest.param(1024, marks=pytest.mark.slow)])
 def test_document_windows_equal_the_hugging_face_course_pipeline(real, context_length):
     """The pipeline: tokenizer(truncation, max_length, return_overflowing_tokens), full ones kept.
 

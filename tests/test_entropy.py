@@ -368,7 +368,7 @@ def test_grouped_heads_share_keys_one_after_the_other(num_key_heads: int) -> Non
 @pytest.mark.parametrize("heads", [(6, 4), (4, 6)])
 def test_grouped_heads_that_do_not_divide_are_an_error(heads: tuple[int, int]) -> None:
     q, k = (np.zeros((2, number, 5, 8)) for number in heads)
-    message = f"q has {heads[0]} heads and k has {heads[1]}, of which the first must be a multiple"
+    message = f"q has {heads[0]} heads, which must be a multiple of the {heads[1]} heads of k"
     with pytest.raises(ValueError, match=message):
         analysis.attention_entropy_from_qk(q, k)
 

@@ -42,7 +42,11 @@ def expected():
         (1, {"model": {"scan_layers": True, "remat": True}, "training": {"loss_tile_rows": 24}}),
         (2, {"model": {"attention_implementation": "explicit"}}),
         (2, {"training": {"gradient_accumulation": 2}}),
-        (2, {"parallel": {"strategy": "fsdp"}, "training": {"gradient_accumulation": 2}}),
+        pytest.param(
+            2,
+            {"parallel": {"strategy": "fsdp"}, "training": {"gradient_accumulation": 2}},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )

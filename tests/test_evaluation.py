@@ -182,7 +182,7 @@ def test_command(
     ("argument", "message"),
     [
         ("--config.data.sourcs=x", "unknown key 'sourcs' .* did you mean 'sources'"),
-        ("--config.model.num_layers=3", "unexpected argument .*options of the text are --config.d"),
+        ("--config.model.num_layers=3", "unexpected argument .*choose the corpus by --config.d"),
         ("x", "unexpected argument 'x'"),
         ("--config.data.sources=nowhere.txt", "nowhere.txt"),
         ("--step=5", "no checkpoint of step 5; it holds 4, 8"),

@@ -101,6 +101,7 @@ def test_minute_runs_all_six_rows_and_reports_them(minute):
     for heading in ("Verdicts", "Perplexity", "Overloaded heads", "How linear the MLPs are"):
         assert f"<h2>{heading}</h2>" in page
     results = (minute / "RESULTS.md").read_text()
+    assert results.startswith("# Results of configs/paper.py, scale minute\n")
     assert "6 of 6 runs have ended" in results
     assert results.count("too short for verdicts") == page.count("too short for verdicts") == 1
     assert f"| sm+r | 1 | {float(table['sm+r']['eval loss (nats)']):.4f} |" in results

@@ -29,15 +29,18 @@ def paper_entries(scale: str) -> list[Entry]:
 
 def test_seeds_come_one_after_the_other_so_that_a_part_of_a_grid_compares():
     relu = Variant({"model.activation": "relu"}, seeds=(3, 1))
-    gelu = Variant({"model.activation": "gelu"}, seeds=(1,))
-    entries = expand(grid(relu=relu, gelu=gelu))
+    gelu = Variant({"model.activation": "gelu"}, seeds=(1, 3))
+    control = Variant({"model.activation": "silu"}, seeds=(1,))
+    entries = expand(grid(control=control, relu=relu, gelu=gelu))
     assert [entry.name for entry in entries] == [
         "main/relu/seed1",
         "main/gelu/seed1",
         "main/relu/seed3",
+        "main/gelu/seed3",
+        "main/control/seed1",
     ]
-    assert [entry.config.training.seed for entry in entries] == [1, 1, 3]
-    assert [entry.config.model.activation for entry in entries] == ["relu", "gelu", "relu"]
+    assert [entry.config.training.seed for entry in entries] == [1, 1, 3, 3, 1]
+    assert [e.config.model.activation for e in entries[-2:]] == ["gelu", "silu"]
 
 
 def test_a_duplicate_is_named_and_not_dropped():
@@ -100,7 +103,11 @@ def test_the_paper_grid_compares_like_with_like(scale):
     main = {entry.variant: entry.config for entry in entries if entry.group == "main"}
     assert {"sm+ln+g", "sm+ln+r", "sm+ln", "sm+g", "sm+r", "sm"} <= main.keys()
     assert len({entry.name for entry in entries}) == len(entries)
-    assert all(entry.same_as is None for entry in entries)
+    shared = {(e.name, e.same_as) for e in entries if e.same_as is not None}
+    assert {e.group for e in entries if e.same_as is not None} <= {"cause"}
+    for seed in {e.seed for e in entries if e.group == "cause"}:
+        assert (f"cause/gelu/seed{seed}", f"main/sm+g/seed{seed}") in shared
+        assert (f"cause/relu/seed{seed}", f"main/sm+r/seed{seed}") in shared
     for name, config in main.items():
         # Only what a row is about may differ within a group.
         assert config.data == main["sm+g"].data, name
@@ -184,7 +191,7 @@ def test_runs_of_data_that_changed_are_not_compared_with_those_of_what_it_became
     found = refuse_other_data(entries, outcomes, tmp_path)
     old, new, documents = (found[f"main/{variant}/seed0"] for variant in variants)
     assert (old.status, new.status, documents.status) == ("failed", "finished", "finished")
-    assert "data with fingerprint aaaa, which has become bbbb since; delete it" in old.message
+    assert "data with fingerprint aaaa, which has since changed to bbbb; delete it" in old.message
 
 
 def test_the_long_grid_is_the_papers_run_at_a_small_size():

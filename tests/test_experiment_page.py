@@ -71,6 +71,22 @@ def own(tmp_path_factory):
     return page.read_text(), results.read_text()
 
 
+def test_what_a_recipe_has_changed_and_what_has_no_entropy_is_said(tmp_path):
+    extra = {
+        "tuned": {
+            "training.recipe": "helu",
+            "model.activation": "helu",
+            "model.helu_margin": 0.05,
+        },
+        "linear": {"model.mixer": "regla", "model.normalization": "layernorm"},
+    }
+    group = group_of(tmp_path, {"tuned": [4.0], "linear": [3.9]}, extra=extra)
+    leads = {section.title: section.lead for section in comparison_sections([group])}
+    said = "tuned: recipe helu changed: model.helu_margin=0.05 (published: 0.001)."
+    assert said in leads["Comparison"]
+    assert "Not defined for linear: their mixer has no softmax." in leads["Overloaded heads"]
+
+
 def test_a_grid_of_ones_own_is_compared_by_the_keys_in_which_it_varies(own):
     for text in own:
         for wanted in ("Comparison", "model.activation", "optimizer.learning_rate", "Rates"):
@@ -108,7 +124,7 @@ def test_losses_are_those_of_all_seeds(own):
     (loss,) = (chart for chart in map(json.loads, charts) if chart["ylabel"].startswith("eval"))
     ends = {line["label"]: (line["low"][-1], line["high"][-1]) for line in loss["lines"]}
     assert ends == {f"{name}, 3 seeds": (min(v), max(v)) for name, v in LOSSES.items()}
-    assert "the line is their mean, the band from lowest to highest" in own[0]
+    assert "the line is the mean and the band goes from the lowest to the highest" in own[0]
 
 
 def test_runs_of_other_targets_have_no_best(tmp_path):
@@ -222,7 +238,7 @@ def test_a_grid_imports_what_stands_beside_it(tmp_path, monkeypatch):
 
 def test_a_group_without_a_finished_run_says_so(tmp_path):
     entries = expand(own_grid())
-    outcomes = {entry.name: Outcome("not run", "it has not begun") for entry in entries}
+    outcomes = {entry.name: Outcome("not run", "it has not started") for entry in entries}
     group = read_group("mine", "Rates", entries, outcomes, tmp_path)
     (section,) = comparison_sections([group])
     assert "No run has finished." in section.lead

@@ -87,17 +87,17 @@ PROBS = np.tile(np.tri(12) / np.arange(1, 13)[:, None], (2, 3, 4, 1, 1))
             "unknown site 'attention_prob'; did you mean 'attention_prob",
         ),
         ({"attention_probs": PROBS[0]}, r"but its axes are \[L, B, H, T, S\]; a tuple"),
-        ({"attention_probs": PROBS[:, :2]}, "B=3 by the tokens and the sites before it, not 2"),
+        ({"attention_probs": PROBS[:, :2]}, "by the tokens and the sites before it B=3, not 2"),
         (
             {"attention_probs": PROBS[..., :11]},
-            "S=12 by the tokens and the sites before it, not",
+            "by the tokens and the sites before it S=12, not",
         ),
         ({"attention_probs": 2 * PROBS}, "is not a distribution"),
         (
             {"mlp_out": np.zeros((2, 3, 12, 8)), "residual": np.zeros((2, 3, 12, 8))},
-            "L=2 by the tokens and the sites before it, not 1",
+            "by the tokens and the sites before it L=2, not 1",
         ),
-        ({"logits": np.zeros((3, 12, 4))}, r"but the model's logits are of 4 tokens"),
+        ({"logits": np.zeros((3, 12, 4))}, r"but the model's logits have 4 entries"),
     ],
 )
 def test_sites_that_do_not_fit_are_errors(sites: dict[str, Any], message: str) -> None:
@@ -209,7 +209,7 @@ def test_modules_of_flax_that_sow(make: Any) -> None:
     ("where", "message"),
     [
         ({"attention": "*"}, "unknown site 'attention'"),
-        ({"mlp_out": "attentoin_*"}, "fits the pattern 'attentoin_.*; there is .*attention_10"),
+        ({"mlp_out": "attentoin_*"}, "matches the pattern 'attentoin_.*; there is .*attention_10"),
     ],
 )
 def test_patterns_that_fit_nothing_are_errors(where: Any, message: str) -> None:

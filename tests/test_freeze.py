@@ -32,8 +32,6 @@ from nfllm.trainer.program import Program
 from nfllm.trainer.record import write_run
 from nfllm.trainer.warm_start import first_state
 
-pytestmark = pytest.mark.slow
-
 LAYERNORM = {"normalization": "layernorm", "final_normalization": "layernorm"}
 TOKENS_BT = np.random.default_rng(0).integers(0, VOCAB_SIZE, (6, 12)).astype(np.int32)
 BATCHES = [Batch(TOKENS_BT[:4], TOKENS_BT[:4]), Batch(TOKENS_BT[4:], TOKENS_BT[4:])]
@@ -71,6 +69,7 @@ def deviations(run):
     return [np.sqrt(x.var(-1) + 1e-5) for x in (*streams, captured.residual[-1])]
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_the_mean_deviation_of_the_stream(run, frozen):
     attention, mlp, final = (np.mean(x, axis=(-1, -2)) for x in deviations(run))
     blocks = frozen.run.params["blocks"]
@@ -80,6 +79,7 @@ def test_what_is_measured_is_the_mean_deviation_of_the_stream(run, frozen):
     np.testing.assert_allclose(frozen.run.params["final_norm"]["sigma"], [final], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_deviation_of_the_first_position(run):
     found = freeze_norms(run, BATCHES, first_position=True, with_losses=False)
     _, mlp, final = deviations(run)
@@ -93,6 +93,7 @@ def test_a_deviation_of_the_first_position(run):
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_losses_with_each_norm_alone_frozen(run, frozen):
     """Each is that of the formula in float64, with one gate closed."""
     assert frozen.num_windows == 6
@@ -109,6 +110,7 @@ def test_losses_with_each_norm_alone_frozen(run, frozen):
     assert len({round(loss, 6) for loss in frozen.each.values()}) == len(frozen.each)
 
 
+@pytest.mark.slow
 def test_windows_without_a_label_are_passed_over(run, frozen):
     padded = Batch(
         np.concatenate([TOKENS_BT, 0 * TOKENS_BT[:2]]),
@@ -121,6 +123,7 @@ def test_windows_without_a_label_are_passed_over(run, frozen):
         freeze_norms(run, [Batch(TOKENS_BT, 0 * TOKENS_BT - 100)])
 
 
+@pytest.mark.slow
 def test_gates_that_are_open_change_nothing(run):
     model, params = with_gates(run.model, run.params)
     found = model.apply({"params": params}, TOKENS_BT)
@@ -128,12 +131,14 @@ def test_gates_that_are_open_change_nothing(run):
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_what_a_schedule_has_frozen_stays(frozen):
     """Freezing a frozen run again measures nothing."""
     again = freeze_norms(frozen.run, BATCHES[:1], with_losses=False)
     jax.tree.map(np.testing.assert_array_equal, again.run.params, frozen.run.params)
 
 
+@pytest.mark.slow
 def test_a_model_without_layernorm_is_refused():
     run = run_of(normalization="none", final_normalization="rmsnorm")
     with pytest.raises(
@@ -156,18 +161,22 @@ FOLDED = [
 @pytest.mark.parametrize("changes", FOLDED, ids=str)
 def test_folding_is_exact_in_float64(changes):
     """1e-12 of the largest logit; with deviations of their own for queries, keys and values."""
-    run = run_of(**changes)
-    frozen = freeze_norms(run, BATCHES, with_losses=False).run
-    norm = frozen.params["blocks"].get("attention_norm")
-    if norm is not None:
-        norm["sigma"] = np.asarray([[0.5, 2.0], [0.7, 1.1]], np.float32)
-    config, params = fold_params(frozen.model.config, frozen.params)
+    run, rng = run_of(**changes), np.random.default_rng(1)
+    model, params = with_gates(run.model, run.params)
+
+    def closed(norm, gate):
+        sigma = rng.uniform(0.5, 2, gate.shape).astype(np.float32)
+        return {**norm, "norm_gate": gate, "sigma": sigma}
+
+    params = map_norms(closed, params, at_places(model.config, {}, np.float32(0)))
+    config, folded = fold_params(model.config, params)
     assert (config.normalization, config.final_normalization) == ("none", "none")
-    found = float64_model.logits(config, params, TOKENS_BT)
-    expected = float64_model.logits(frozen.model.config, frozen.params, TOKENS_BT)
+    found = float64_model.logits(config, folded, TOKENS_BT)
+    expected = float64_model.logits(model.config, params, TOKENS_BT)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("biased", [False, True])
 def test_a_norm_before_a_gate_and_grouped_heads_folds_into_all_that_read_it(biased):
     options = {"attention_bias": "all", "mlp_bias": True} if biased else {}
@@ -196,6 +205,7 @@ def test_a_folded_run_computes_the_same(architecture):
     assert Config.from_dict(folded.config.to_dict()) == folded.config
 
 
+@pytest.mark.slow
 def test_what_cannot_be_folded(run, frozen):
     with pytest.raises(ValueError, match=r"no frozen norm to fold.*nfllm.freeze_norms"):
         nfllm.fold(run)
@@ -214,7 +224,7 @@ def test_what_cannot_be_folded(run, frozen):
         with pytest.raises(ValueError, match=f"cannot be folded with model.{key}={value!r}"):
             nfllm.fold(other)
     fused = run_of(mlp="fused", activation="identity")
-    with pytest.raises(ValueError, match=r"model.mlp='fused' has no place"):
+    with pytest.raises(ValueError, match=r"model.mlp='fused' has no bias"):
         nfllm.fold(freeze_norms(fused, BATCHES, with_losses=False).run)
 
 

@@ -92,7 +92,7 @@ def test_statistics_are_those_of_what_is_captured() -> None:
 def test_replacing_the_activation_by_a_line_is_refused_by_key() -> None:
     model, params = random_model(0.3, mlp="gated")
     fit = LinearFit(*np.zeros((len(LinearFit._fields), 2), np.float32))
-    with pytest.raises(ValueError, match=r"model\.mlp='gated' records the product with its gate"):
+    with pytest.raises(ValueError, match=r"with model\.mlp='gated', mlp_post is the product"):
         replace_by_linear(model, params, [], fit)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_model import random_model
-from training_parts import random_batch
+from training_parts import random_batch, small_config
 
 from nfllm import Patch, capture, head_importance, interventions, logit_lens
 from nfllm.analysis.numerics import LAYER_SITES
@@ -20,9 +20,8 @@ from nfllm.data.batches import Batch
 from nfllm.measure.evaluation import row_losses, row_targets
 from nfllm.model.capture import Captured
 from nfllm.model.intermediates import SITES
+from nfllm.model.patch import patch_variables
 from nfllm.run import Run
-
-pytestmark = pytest.mark.slow
 
 TOKENS_BT = random_batch(0, sequences=3).tokens
 OTHER_BT = random_batch(1, sequences=3).tokens
@@ -71,6 +70,18 @@ def check_logits(model_and_params: tuple[Any, Any], patches: list[Patch], params
     assert np.abs(found - capture(model, own, TOKENS_BT).logits).max() > 1e-2
 
 
+def test_what_takes_the_place_by_hand() -> None:
+    uniform = interventions.uniform_attention(3)
+    np.testing.assert_allclose(
+        uniform[0, 0, 0], [[1, 0, 0], [1 / 2, 1 / 2, 0], [1 / 3, 1 / 3, 1 / 3]], rtol=1e-6
+    )
+    site_LBT = jnp.asarray([[[1.0, 2.0, 3.0], [5.0, 6.0, 7.0]]])
+    np.testing.assert_allclose(interventions.mean_over_positions(site_LBT), [[[4.0]]])
+    probs_LBHTS = jnp.asarray([[[[[1.0, 0.0]]], [[[0.5, 0.5]]]]])
+    np.testing.assert_allclose(interventions.mean_pattern(probs_LBHTS), [[[[[0.75, 0.25]]]]])
+
+
+@pytest.mark.slow
 def test_zero_ablation(model_and_params: tuple[Any, Any]) -> None:
     config, params = model_and_params[0].config, model_and_params[1]
     head, mlp = interventions.replace_head(config, 1, 0), interventions.replace_mlp(config, 0)
@@ -81,6 +92,7 @@ def test_zero_ablation(model_and_params: tuple[Any, Any]) -> None:
     check_logits(model_and_params, interventions.remove_layer(config, 1), nothing)
 
 
+@pytest.mark.slow
 def test_uniform_attention(model_and_params: tuple[Any, Any]) -> None:
     config, params = model_and_params[0].config, model_and_params[1]
     uniform = interventions.uniform_attention(TOKENS_BT.shape[1])
@@ -90,6 +102,7 @@ def test_uniform_attention(model_and_params: tuple[Any, Any]) -> None:
     np.testing.assert_allclose(captured.attention_probs[1, :, 1, 3, :5], [[0.25] * 4 + [0]] * 3)
 
 
+@pytest.mark.slow
 def test_mean_and_resample_ablation(model_and_params: tuple[Any, Any]) -> None:
     """What a site's field of `Captured` then holds is the mean, or what the other text gave."""
     model, params = model_and_params
@@ -113,6 +126,7 @@ def test_mean_and_resample_ablation(model_and_params: tuple[Any, Any]) -> None:
         np.testing.assert_array_equal(probs, pattern[1, 0, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_and_params", MODELS[:2], ids=str, indirect=True)
 @pytest.mark.parametrize("site", SITES)
 def test_every_site_can_be_patched(model_and_params: tuple[Any, Any], site: str) -> None:
@@ -136,6 +150,7 @@ def test_the_sites_are_the_same_everywhere() -> None:
     assert tuple(site for site in SITES if site in LAYER_SITES) == LAYER_SITES
 
 
+@pytest.mark.slow
 def test_gradients_pass_what_is_not_replaced(model_and_params: tuple[Any, Any]) -> None:
     model, params = model_and_params
 
@@ -150,6 +165,7 @@ def test_gradients_pass_what_is_not_replaced(model_and_params: tuple[Any, Any]) 
     assert np.all(np.abs(found[jnp.array([0, 0, 1]), jnp.array([0, 1, 1])]).max((1, 2)) > 1e-3)
 
 
+@pytest.mark.slow
 def test_logit_lens(model_and_params: tuple[Any, Any]) -> None:
     """Before the last block: the logits of the model without that block."""
     model, params = model_and_params
@@ -162,11 +178,13 @@ def test_logit_lens(model_and_params: tuple[Any, Any]) -> None:
 
 
 def test_the_later_patch_of_a_place_counts() -> None:
-    model, params = random_model(0.3)
-    first = interventions.replace_mlp(model.config, 0, 1.0)
-    both = interventions.replace_mlp(model.config, 0, 2.0)
-    found = capture(model, params, TOKENS_BT, patches=[first, both])
-    np.testing.assert_array_equal(found.mlp_out[0], np.full_like(found.mlp_out[0], 2))
+    config = small_config(model={"num_layers": 3}).model
+    first = [interventions.replace_mlp(config, layer, 1.0) for layer in (0, 1)]
+    second = interventions.replace_mlp(config, 1, 2.0)
+    found = patch_variables([*first, second], {"mlp_out": (3, 1, 12, 16)}, config)
+    patch = found["patches"]["blocks"]["mlp_out"]
+    assert patch["where"].ravel().tolist() == [True, True, False]
+    assert patch["value"].ravel()[:2].tolist() == [1.0, 2.0]
 
 
 def run_of(model: Any, params: Any) -> Run:
@@ -182,6 +200,7 @@ def mean_loss(model: Any, params: Any, patches: list[Patch], batches: list[Batch
     return nats / targets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replacement", ["zero", "mean", "uniform", "mean_pattern"])
 def test_head_importance(replacement: str) -> None:
     """Head by head what the patches give; the mean is over both batches without the filler row."""
@@ -218,6 +237,7 @@ def test_head_importance(replacement: str) -> None:
     assert np.all((low < estimate).ravel()[others] & (estimate < high).ravel()[others])
 
 
+@pytest.mark.slow
 def test_bad_input() -> None:
     model, params = random_model(0.2)
     config = model.config
@@ -239,5 +259,5 @@ def test_bad_input() -> None:
     run = run_of(model, params)
     with pytest.raises(ValueError, match="unknown replacement 'men'; did you mean 'mean'"):
         head_importance(run, [TOKENS_BT], "men")
-    with pytest.raises(ValueError, match="needs two with a target, but batches has 1"):
+    with pytest.raises(ValueError, match="needs two sequences with a target, but batches has 1"):
         head_importance(run, [TOKENS_BT[:1]], "zero")

@@ -82,7 +82,7 @@ def test_the_best_fit_of_a_linear_activation_changes_nothing() -> None:
 
 def test_bad_input() -> None:
     model, params = random_model(0.2)
-    with pytest.raises(ValueError, match=r"shape \(2,\), one line a layer, got \(3,\)"):
+    with pytest.raises(ValueError, match=r"shape \(2,\), one for each layer, got \(3,\)"):
         replace_by_linear(model, params, batches(), LinearFit(np.ones(3), np.ones(3), None))
-    with pytest.raises(ValueError, match="there is no target to score"):
+    with pytest.raises(ValueError, match="there is no target"):
         replace_by_linear(model, params, [], LinearFit(SLOPE, INTERCEPT, None))

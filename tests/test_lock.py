@@ -6,7 +6,7 @@ import fcntl
 import pytest
 from etils import epath
 from tiny import make_corpus
-from trainer import Trainer, wait_for_step
+from trainer import TIMEOUT_SECONDS, Trainer, wait_for_step
 
 from nfllm.rundir.metrics import read_metrics
 from nfllm.trainer import lock
@@ -38,7 +38,7 @@ def test_a_second_run_is_refused_until_the_first_is_gone(trainer):
         assert [row["event"] for row in read_metrics(run).rows["event"]] == ["started"]
         # A file that names a dead process is not a lock: the kernel has let go of it.
         first.kill()
-        first.communicate(timeout=60)
+        first.communicate(timeout=TIMEOUT_SECONDS)
         assert (run / ".lock").read_text() == str(first.pid)
         names = [path.name for path in (run / "checkpoints").glob("step_*[0-9]")]
         saved = max(int(name.removeprefix("step_")) for name in names)
@@ -58,4 +58,6 @@ def test_a_file_system_without_locks_is_no_error(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with lock.hold(epath.Path(tmp_path)):
-        assert "cannot be locked ([Errno 37] No locks available): start no second" in caplog.text
+        assert (
+            "cannot be locked ([Errno 37] No locks available): do not start a second" in caplog.text
+        )

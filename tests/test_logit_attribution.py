@@ -119,7 +119,9 @@ def test_one_token_for_all_positions_and_under_jit(model_and_params: tuple[Any, 
 def test_elementwise_norms_are_refused(kind: str) -> None:
     model, params = random_model(0.3, final_normalization=kind)
     captured = capture(model, params, TOKENS)
-    with pytest.raises(ValueError, match=f"model.final_normalization='{kind}' acts on each entry"):
+    with pytest.raises(
+        ValueError, match=f"model.final_normalization='{kind}' is an elementwise function"
+    ):
         logit_attribution(model, params, captured, TARGETS)
 
 

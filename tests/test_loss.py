@@ -69,13 +69,13 @@ def test_tiles_do_not_change_loss_or_gradients(tile_rows):
     labels_BT = jnp.asarray(generator.integers(0, 11, (3, 8))).at[1, 3].set(IGNORED_LABEL)
 
     def of_logits(x_BTD, table_VD):
-        return next_token_loss(unembed(x_BTD, table_VD), labels_BT)
+        return 3 * next_token_loss(unembed(x_BTD, table_VD), labels_BT)
 
     def of_tiles(x_BTD, table_VD):
-        return _loss_of_features(x_BTD, table_VD, labels_BT, tile_rows)
+        return 3 * _loss_of_features(x_BTD, table_VD, labels_BT, tile_rows)
 
     plain, tiled = (jax.value_and_grad(f, (0, 1))(x_BTD, table_VD) for f in (of_logits, of_tiles))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), tiled, plain)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=3e-5), tiled, plain)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -1,7 +1,8 @@
-"""metrics.jsonl: what was whole is read, what was torn is named."""
+"""metrics.jsonl: what was whole is read, what was incomplete is named."""
 
 import json
 import sys
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -146,7 +147,7 @@ def test_torn_last_line_is_left_out_and_named(tmp_path):
     whole = json.dumps(train_line(1, 2.0)) + "\n"
     (tmp_path / "metrics.jsonl").write_text(whole * 16 + '{"step": 2, "kind": "tra')
     read = read_metrics(tmp_path)
-    assert read.warnings == ["metrics.jsonl line 17 is torn; left out"]
+    assert read.warnings == ["metrics.jsonl line 17 is incomplete; left out"]
     assert len(read.rows["train"]) == 1
 
 
@@ -209,6 +210,9 @@ def test_remote_lines_are_kept_until_flushed_and_read_back(monkeypatch):
     write_record(run, record)
     assert read_record(run) == record
     (run / "metrics.jsonl").write_text('{"step": 1, "kind": "train", "loss_nats": 2.0}\n{"st')
+    now = [0.0]
+    clock = types.SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(nfllm.rundir.metrics, "time", clock)
     metrics = MetricsWriter(run)
     metrics.write("train", 2, loss_nats=1.0)
     assert (run / "metrics.jsonl").read_text().endswith('\n{"st')
@@ -217,8 +221,7 @@ def test_remote_lines_are_kept_until_flushed_and_read_back(monkeypatch):
 
     metrics.write("train", 3, loss_nats=0.5)
     assert len(read_metrics(run).rows["train"]) == 2
-    now = nfllm.rundir.metrics.time.monotonic()
-    monkeypatch.setattr(nfllm.rundir.metrics.time, "monotonic", lambda: now + 31.0)
+    now[0] = 31.0
     metrics.write("train", 4, loss_nats=0.25)
     assert len(read_metrics(run).rows["train"]) == 4
     metrics.write("train", 5, loss_nats=0.125)

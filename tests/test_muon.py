@@ -12,9 +12,8 @@ from random_model import random_model
 from training_parts import make_parts, random_batch, small_config
 
 from nfllm.config import ConfigError
+from nfllm.training.muon import _axes_of
 from nfllm.training.optimizer import decay_mask, make_optimizer
-
-pytestmark = pytest.mark.slow
 
 RATE = 0.01
 
@@ -50,6 +49,26 @@ def singular_values(update: Any, per_head: bool = False) -> dict[str, np.ndarray
     return {name: np.linalg.svd(m, compute_uv=False) for name, m in matrices.items()}
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "shape", "rows", "columns", "columns_per_head"),
+    [
+        ("attention", "qkv_kernel", (2, 8, 3, 4, 2), (1,), (3, 4), (4,)),  # [L, D, 3, H, K]
+        ("attention", "q_kernel", (2, 8, 4, 2), (1,), (2, 3), (3,)),  # [L, D, H, K]
+        ("attention", "kv_kernel", (2, 8, 2, 1, 2), (1,), (3, 4), (4,)),
+        ("mlp", "in_kernel", (2, 8, 32), (1,), (2,), (2,)),
+        ("mlp", "out_kernel", (2, 32, 8), (1,), (2,), (2,)),
+    ],
+)
+def test_which_axes_are_rows_and_which_columns(
+    module: str, name: str, shape: Any, rows: Any, columns: Any, columns_per_head: Any
+) -> None:
+    path = tuple(map(jax.tree_util.DictKey, ("blocks", module, name)))
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    assert _axes_of(False)(path, x) == optax.contrib.MuonDimensionNumbers(rows, columns)
+    assert _axes_of(True)(path, x) == optax.contrib.MuonDimensionNumbers(rows, columns_per_head)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("per_head", [False, True])
 def test_every_matrix_of_every_layer_becomes_nearly_orthogonal(per_head: bool) -> None:
     _, params = random_model(0.1, normalization="layernorm", mlp_bias=True)
@@ -66,6 +85,7 @@ def test_every_matrix_of_every_layer_becomes_nearly_orthogonal(per_head: bool) -
         )
 
 
+@pytest.mark.slow
 def test_updates_have_the_size_of_adams_and_the_rest_is_adams() -> None:
     _, params = random_model(0.1, normalization="layernorm", mlp_bias=True)
     grads = random_grads(params)
@@ -82,6 +102,7 @@ def test_updates_have_the_size_of_adams_and_the_rest_is_adams() -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, adam)
 
 
+@pytest.mark.slow
 def test_a_layer_of_the_stack_is_as_if_alone() -> None:
     _, params = random_model(0.1, num_layers=3)
     grads = random_grads(params)
@@ -96,6 +117,7 @@ def test_a_layer_of_the_stack_is_as_if_alone() -> None:
     )
 
 
+@pytest.mark.slow
 def test_without_gradients_what_decays_shrinks_and_the_rest_stays() -> None:
     _, params = random_model(0.1, normalization="layernorm", mlp_bias=True, attention_bias="all")
     found = updates_of(params, jax.tree.map(jnp.zeros_like, params))
@@ -108,6 +130,7 @@ def test_without_gradients_what_decays_shrinks_and_the_rest_stays() -> None:
     jax.tree.map(check, found, params, mask)
 
 
+@pytest.mark.slow
 def test_the_size_of_a_gradient_does_not_matter() -> None:
     _, params = random_model(0.1)
     grads = random_grads(params)
@@ -119,6 +142,7 @@ def test_the_size_of_a_gradient_does_not_matter() -> None:
         )
 
 
+@pytest.mark.slow
 def test_it_trains() -> None:
     config = small_config(optimizer={"variant": "muon", "learning_rate": 0.01})
     parts = make_parts(config)
@@ -131,6 +155,7 @@ def test_it_trains() -> None:
     assert losses[-1] < losses[0] - 0.3
 
 
+@pytest.mark.slow
 def test_momentum_matters() -> None:
     config = small_config(optimizer={"variant": "muon"}).optimizer
     _, params = random_model(0.1)

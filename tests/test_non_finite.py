@@ -54,9 +54,9 @@ BAD = {1, 4, 5, 7}
     ("policy", "strategy", "diagnosed", "told"),
     [
         ("stop", "pmap", [1], [2]),
-        ("skip", "fsdp", [1, 4, 5, 7], [2, 5, 6, 8]),
+        pytest.param("skip", "fsdp", [1, 4, 5, 7], [2, 5, 6, 8], marks=pytest.mark.slow),
         # Batch 5 follows an update that was not finite, and is applied as it is.
-        ("continue", "pmap", [1, 4, 7], [2, 5, 8]),
+        pytest.param("continue", "pmap", [1, 4, 7], [2, 5, 8], marks=pytest.mark.slow),
     ],
 )
 def test_a_step_is_diagnosed_with_the_parameters_that_it_was_given(
@@ -139,6 +139,7 @@ def test_too_many_steps_in_a_row_end_the_run(folder, tmp_path, monkeypatch):
     assert [event["step"] for event in events(tmp_path / "run")] == [1, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_the_event_and_the_report_name_the_layer_and_the_site(folder, tmp_path, monkeypatch):
     plant(monkeypatch, ("mlp", "in_kernel"), (1, 0, 5), np.nan)
     config = tiny_config(folder / "corpus", folder / "data", telemetry__every=4)
@@ -158,6 +159,7 @@ def test_the_event_and_the_report_name_the_layer_and_the_site(folder, tmp_path, 
     assert section.blocks[0].table.rows[0][1:5] == (0, "probe", "mlp_pre", 1)
 
 
+@pytest.mark.slow
 def test_float16_logits_that_overflow_are_named(folder, tmp_path, monkeypatch):
     plant(monkeypatch, ("attention", "qkv_kernel"), (0, 3, slice(2)), 300.0)
     config = tiny_config(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from nfllm.config import Config, get_config
 from nfllm.model import Decoder
+from nfllm.model.parameters import KINDS, Kind
 from nfllm.training.hf_adamw import hf_adamw
 from nfllm.training.optimizer import (
     clip_by_global_norm,
@@ -32,6 +33,17 @@ def shapes_of(**changes):
 
 def constant(rate):
     return lambda count: jnp.asarray(rate, jnp.float32)
+
+
+def test_what_is_declared_of_every_name():
+    """Only matrices decay; what is measured is not learned."""
+    names = {kind: {name for name in KINDS if KINDS[name] is kind} for kind in Kind}
+    embeddings = {"token_embedding", "position_embedding", "head_embedding"}
+    kernels = {name for name in KINDS if name.endswith("kernel")}
+    directions = {name for name in KINDS if name.endswith("direction")}
+    assert names[Kind.DECAYED] == embeddings | kernels
+    assert names[Kind.STATISTIC] == {"norm_gate", "sigma"} | directions
+    assert names[Kind.SLOPE] == {"slope"}
 
 
 def test_kernels_and_embeddings_decay_and_nothing_else():
@@ -75,13 +87,18 @@ def test_kernels_and_embeddings_decay_and_nothing_else():
 def test_slopes_decay_exactly_as_their_option_says(sharing, decay_slopes):
     """Without a gradient, Adam moves nothing: what is left is decay, 1 - rate * 0.1 a step."""
     params = shapes_of(activation="learnable_leaky_relu", slope_sharing=sharing)
-    params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5), params)
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), params)
     config = dataclasses.replace(DEFAULT.optimizer, weight_decay=0.1, decay_slopes=decay_slopes)
     optimizer = make_optimizer(config, constant(0.2))
-    updates, _ = optimizer.update(
-        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
-    )
-    params = optax.apply_updates(params, updates)
+
+    @jax.jit
+    def updated(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return optax.apply_updates(
+            params, optimizer.update(zeros, optimizer.init(params), params)[0]
+        )
+
+    params = updated(params)
     slope = params["slope"] if sharing == "model" else params["blocks"]["mlp"]["slope"]
     assert slope.size == (1 if sharing == "model" else 3)
     np.testing.assert_allclose(slope, 0.5 * 0.98 if decay_slopes else 0.5, rtol=1e-6)

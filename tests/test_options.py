@@ -58,6 +58,7 @@ MODEL_KEYS: dict[str, tuple[dict[str, Any], Any, Any, str]] = {
     "frozen_first_position": (FROZEN, False, True, "shapes"),
     "frozen_momentum": (FROZEN, 0.9, 0.5, "updates"),
     "head_bias": ({}, False, True, "shapes"),
+    "mixer": ({}, "softmax", "regla", "shapes"),
     "normalization_groups": ({"normalization": "evonorm_s0"}, None, 2, "logits"),
     "attention_transform": ({}, "none", "test_cap", "logits"),
     "norm_epsilon": ({}, 1e-5, 1e-2, "logits"),
@@ -166,7 +167,16 @@ def test_every_key_is_here():
     }
 
 
-@pytest.mark.parametrize("key", MODEL_KEYS)
+COMPILED = {
+    key
+    for key, (_, _, _, aspect) in MODEL_KEYS.items()
+    if aspect in ("initial", "dropped", "gradients", "updates")
+} - {"init_std", "embedding_dropout"}
+
+
+@pytest.mark.parametrize(
+    "key", [pytest.param(key, marks=[pytest.mark.slow] * (key in COMPILED)) for key in MODEL_KEYS]
+)
 def test_model_key(key):
     others, first, second, aspect = MODEL_KEYS[key]
     config = dataclasses.replace(TINY, **others)
@@ -243,6 +253,7 @@ def test_optimizer_key(key):
     assert changed == decayed.get(key, {"kernel", "bias", "slope"})
 
 
+@pytest.mark.slow
 def test_accumulation_weighting():
     """One micro-batch has four targets and the other one: 1/2 and 1/2, or 4/5 and 1/5."""
     labels_ABT = TOKENS_BT[:, None].copy()

@@ -27,7 +27,7 @@ def _train(config, num_devices, steps=4):
     return parallel, state, np.asarray(losses)
 
 
-@pytest.mark.parametrize("strategy", ["pmap", "fsdp"])
+@pytest.mark.parametrize("strategy", [pytest.param("pmap", marks=pytest.mark.slow), "fsdp"])
 def test_four_devices_give_the_losses_of_one(strategy):
     _, one, losses_of_one = _train(small_config(), 1)
     config = small_config(parallel={"strategy": strategy}, training={"gradient_accumulation": 2})
@@ -49,6 +49,7 @@ def test_power_iteration_does_not_depend_on_the_devices(strategy):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), four.params, one.params)
 
 
+@pytest.mark.slow
 def test_dropout_does_not_depend_on_the_devices():
     dropout = {"embedding_dropout": 0.3, "attention_dropout": 0.2}
     _, _, losses_of_one = _train(small_config(model=dropout), 1)
@@ -94,6 +95,7 @@ def held_by_the_first_device(arrays):
     return sum(shard.data.nbytes for shard in shards if shard.device == jax.devices()[0])
 
 
+@pytest.mark.slow
 def test_on_eight_devices_fsdp_holds_an_eighth_and_has_the_losses_of_pmap(compilation_cache):
     command = [sys.executable, "-c", EIGHT_DEVICES, compilation_cache, json.dumps(sys.path)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()

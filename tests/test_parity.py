@@ -53,6 +53,12 @@ ROUNDING = 1e-7  # relative, of one float32 product
 LOSS = 5e-6  # relative; measured: 3e-7
 
 
+def is_slow(path: Path) -> bool:
+    """Before every commit one run with and one without normalization; all in CI, or by option."""
+    quick = ("traj_init_ln_gelu", "traj_init_free_learn_per_layer")
+    return path.parent == OWN_CASES and path.name.startswith("traj_") and path.stem not in quick
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     folder = metafunc.config.getoption("--parity-dir").resolve()
     files = {
@@ -67,7 +73,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if name == "unit":  # the test is named after the file
             wanted = metafunc.function.__name__.removeprefix("test_unit_")
             found = [path for path in found if path.stem == wanted]
-        metafunc.parametrize(name, found, ids=[path.stem for path in found])
+        metafunc.parametrize(
+            name,
+            [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * is_slow(p)) for p in found],
+        )
 
 
 def test_the_repository_has_all_recordings():

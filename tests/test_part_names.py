@@ -82,7 +82,7 @@ def test_what_has_no_form_elsewhere_is_refused_by_its_key():
     check_form(model(**whole), some=LAYERNORM)
     for key in ("attention_normalization", "mlp_normalization", "embedding_scale"):
         value = "learned" if key == "embedding_scale" else "rmsnorm"
-        with pytest.raises(ConfigError, match=rf"model\.{key}='{value}' has no form in transf"):
+        with pytest.raises(ConfigError, match=rf"model\.{key}='{value}' cannot be expr"):
             check_form(model(**whole, **{key: value}), some=LAYERNORM)
 
 

@@ -89,7 +89,9 @@ def test_storage_that_cannot_be_reached_is_named(monkeypatch, path, message):
 
 @pytest.mark.usefixtures("no_home")
 def test_without_a_home_the_key_to_set_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"data.data_dir=None is below the home directory"):
+    with pytest.raises(
+        ConfigError, match=r"data.data_dir=None means a folder in the home directory"
+    ):
         default_data_dir()
     with pytest.raises(
         ConfigError, match="--workdir=~/x: the home directory is not known; set HOME"
@@ -98,6 +100,7 @@ def test_without_a_home_the_key_to_set_is_named(tmp_path):
     program._use_compilation_cache(None)  # nowhere to keep programs is no error
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_home")
 def test_a_run_whose_paths_hold_glob_characters_and_whose_owner_has_no_name(tmp_path):
     """It trains, resumes, and loads; and its prepared data are found again, by TFDS as well."""

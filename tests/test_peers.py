@@ -24,7 +24,8 @@ class Store:
         self.values[key] = value
 
     def key_value_dir_get(self, folder):
-        return [(key, value) for key, value in self.values.items() if key.startswith(folder)]
+        values = dict(self.values)  # to which the other thread may add
+        return [(key, value) for key, value in values.items() if key.startswith(folder)]
 
     def blocking_key_value_get(self, key, milliseconds):
         deadline = time.monotonic() + milliseconds / 1000
@@ -41,7 +42,7 @@ def store(monkeypatch):
     client = Store()
     own = types.SimpleNamespace(client=client, process_id=0, num_processes=2)
     monkeypatch.setattr(peers, "_distributed", lambda: own)
-    monkeypatch.setattr(peers._Own, "questions", itertools.count())
+    monkeypatch.setattr(peers._Own, "exchanges", itertools.count())
     for name, seconds in [("_POLL", 0.01), ("_GRACE", 0.02), ("_STALL", 0.2), ("_PATIENCE", 0.05)]:
         monkeypatch.setattr(peers, f"{name}_SECONDS", seconds)
     return client
@@ -60,9 +61,7 @@ def test_a_jax_without_the_store_is_named_and_one_process_does_without(monkeypat
     monkeypatch.setitem(sys.modules, "jax._src.distributed", None)
     assert peers.exchange("to begin", 1) == [1]
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    with pytest.raises(
-        RunError, match=r"store of JAX, which jax .* keeps elsewhere .* one process"
-    ):
+    with pytest.raises(RunError, match=r"store, which is not where jax .* one process"):
         peers.exchange("to begin", 1)
 
 
@@ -82,9 +81,9 @@ def test_answers_come_in_the_order_of_processes(store):
 
 def test_who_does_not_answer_is_named_in_bounded_time(store, caplog):
     begin = time.monotonic()
-    with pytest.raises(RunError, match=r"no answer for 0 s from process 1: to read step 6; see"):
-        peers.exchange("to read step 6", None, 0.2)
-    assert time.monotonic() - begin < 5
+    with pytest.raises(RunError, match=r"no answer for \d+ s from process 1: to read step 6; see"):
+        peers.exchange("to read step 6", None, 0.5)
+    assert time.monotonic() - begin < 60
     assert caplog.text.count("waiting for process 1: to read step 6") == 1
 
 
@@ -104,11 +103,10 @@ def test_a_coordinator_that_is_gone_is_an_error(store, monkeypatch):
 
 
 def _wait_for(ended):
-    for _ in range(1000):
-        if ended:
-            return
+    deadline = time.monotonic() + 60
+    while not ended:
+        assert time.monotonic() < deadline, "the process was not ended"
         time.sleep(0.005)
-    raise AssertionError("the process was not ended")
 
 
 def test_the_failure_of_another_ends_this_process_with_its_reason(store, ended, capsys):
@@ -152,12 +150,25 @@ def test_when_none_gets_further_it_is_said_where_all_are(store, ended, capsys):
 
 
 @pytest.mark.parametrize("others", ["step", ""])
-def test_progress_of_one_or_what_may_take_any_time_is_no_stall(store, ended, others):
+def test_progress_of_one_or_what_may_take_any_time_is_no_stall(store, ended, monkeypatch, others):
+    """By a clock that goes on by a quarter of the limit with each look, 60 times."""
+    look, steps, enough = store.key_value_dir_get, itertools.count(), threading.Event()
+    now = [0.0]
+
+    def look_later(folder):
+        if folder == "nfllm/progress/":
+            step = next(steps)
+            now[0] += peers._STALL_SECONDS / 4
+            store.key_value_set("nfllm/progress/1", others and f"{others} {step}", True)
+            if step == 60:
+                enough.set()
+        return look(folder)
+
+    monkeypatch.setattr(store, "key_value_dir_get", look_later)
+    monkeypatch.setattr(peers, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
     with peers.watched():
         peers.progress("step 7")
-        for step in range(60):
-            store.key_value_set("nfllm/progress/1", others and f"{others} {step}", True)
-            time.sleep(0.01)
+        assert enough.wait(60)
         store.key_value_set("nfllm/0 to finish/1", "null")
     assert ended == []
 

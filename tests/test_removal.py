@@ -1,6 +1,7 @@
 """Norms that are removed while training goes on: the schedule, the statistics, and resuming."""
 
 import dataclasses
+import functools
 import re
 import types
 from pathlib import Path
@@ -30,8 +31,6 @@ from nfllm.trainer.removals import last_removal
 from nfllm.training.auxiliary import scale_spread
 from nfllm.training.removal import gate_of, make_gating
 
-pytestmark = pytest.mark.slow
-
 FROZEN = {"normalization": "frozen_layernorm", "final_normalization": "frozen_layernorm"}
 X = np.asarray([[[1.0, 3.0, 5.0, 7.0]]], np.float32)
 
@@ -56,8 +55,43 @@ def norm(x, gate, sigma, path=0, **options):
         "norm_gate": np.float32(gate),
         "sigma": np.float32(sigma),
     }
-    y, found = module.apply({"params": params}, jnp.asarray(x), path, mutable=["updates"])
+    y, found = applied(module, path, params, x)
     return np.asarray(y), found["updates"]["sigma"]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def applied(module, path, params, x):
+    return module.apply({"params": params}, x, path, mutable=["updates"])
+
+
+def test_no_gradient_reaches_what_is_measured():
+    """Between gates 0 and 1, where the output depends on both."""
+    module = FrozenLayerNorm(epsilon=1e-30, dtype=jnp.float32)
+    params = {"scale": jnp.ones(4), "bias": jnp.zeros(4)}
+    params |= {"norm_gate": jnp.full(1, 0.5), "sigma": jnp.full(1, 2.0)}
+
+    @jax.jit
+    @jax.grad
+    def slopes(params):
+        return jnp.sum(module.apply({"params": params}, jnp.asarray(X)) ** 2)
+
+    found = slopes(params)
+    assert not found["norm_gate"].any()
+    assert not found["sigma"].any()
+    assert np.all(found["scale"] > 0)
+
+
+def test_epsilon_is_added_to_the_variance():
+    """Of variance 5: sqrt(5 + 4) is 3."""
+    module = FrozenLayerNorm(epsilon=4.0, dtype=jnp.float32)
+    params = {
+        "scale": np.ones(4),
+        "bias": np.zeros(4),
+        "norm_gate": np.ones(1),
+        "sigma": X[0, 0, :1],
+    }
+    y, _ = applied(module, 0, params, X)
+    np.testing.assert_allclose(y[0, 0], [-1, -1 / 3, 1 / 3, 1], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +216,7 @@ def trained(micro_batches):
         yield jax.device_get(state.params)
 
 
+@pytest.mark.slow
 def test_training_measures_then_freezes():
     """Each sigma stays what it was when its norm went, however the batch is cut."""
     seen = list(trained(1))
@@ -198,6 +233,7 @@ def test_training_measures_then_freezes():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=3e-5), seen[-1], cut)
 
 
+@pytest.mark.slow
 def test_before_the_first_removal_training_is_that_of_layernorm():
     """Step by step the losses of the control, up to rounding; then they part."""
     layernorm = dict.fromkeys(FROZEN, "layernorm")
@@ -227,7 +263,9 @@ def test_divergence_names_the_last_norm_that_went(corpus, tmp_path, monkeypatch)
     monkeypatch.setattr(batches, "train_batch", faulty)
     model = {f"model__{key}": value for key, value in FROZEN.items()}
     config = tiny_config(*corpus, removal__start=2, removal__gap=1, removal__order="mlp", **model)
-    with pytest.raises(NonFiniteError, match=r"at step 5: .*; the last norm to go was that of mlp"):
+    with pytest.raises(
+        NonFiniteError, match=r"at step 5: .*; the last norm that was removed is mlp"
+    ):
         fit(config, tmp_path)
     (event,) = [r for r in read_metrics(tmp_path).rows["event"] if r["event"] == "non_finite"]
     assert "that of mlp of layer 1, at step 3" in event["message"]
@@ -246,7 +284,8 @@ def test_the_last_removal_that_batches_have_met():
 def test_the_first_position_joins_the_others():
     model = {**FROZEN, "frozen_first_position": True}
     config = config_of(model, {"start": 2, "order": "first_position"})
-    params = make_parts(config).init(jax.random.key(0)).params
+    shapes = jax.eval_shape(make_parts(config).init, jax.random.key(0)).params
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     norm = {**params["final_norm"], "sigma": jnp.asarray([[9.0, 2.0]])}
     gating = make_gating(config)
     for step, expected in ((1, [9.0, 2.0]), (2, [2.0, 2.0])):

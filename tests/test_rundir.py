@@ -80,7 +80,7 @@ def test_half_written_record(tmp_path, record):
     write_record(tmp_path, record)
     whole = (tmp_path / "config.json").read_bytes()
     (tmp_path / "config.json").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(RunError, match=r"config\.json is half-written"):
+    with pytest.raises(RunError, match=r"config\.json is incomplete"):
         read_record(tmp_path)
 
 

@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from random_model import random_model
+from training_parts import small_config
 
 import nfllm
-from nfllm.model.softmax import softmax_and_entropy
+from nfllm.config import ModelConfig
+from nfllm.model.softmax import divide_by_temperature, softmax_and_entropy
 
 TOKENS = np.random.default_rng(0).integers(0, 50, (2, 9)).astype(np.int32)
 HEADS, LENGTH = 2, 12
@@ -55,6 +58,28 @@ def test_each_head_and_position_divides_its_logits() -> None:
     np.testing.assert_allclose(
         from_queries, nfllm.analysis.attention_entropy(found.attention_probs), atol=2e-6
     )
+
+
+class Divided(nn.Module):
+    """What attention does to its queries."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, q_BTHK: jax.Array, start_B: jax.Array | None) -> jax.Array:
+        return divide_by_temperature(self, self.config, q_BTHK, start_B)
+
+
+def test_beside_kept_keys_a_query_has_the_temperature_of_its_position() -> None:
+    config = small_config(model={"softmax_temperature": "head_position"}).model
+    temperature_HT = 1.0 + np.arange(HEADS * LENGTH, dtype=np.float32).reshape(HEADS, LENGTH)
+    start_B = np.array([3, 7])
+    found = Divided(config).apply(
+        {"params": {"temperature": temperature_HT}}, jnp.ones((2, 2, HEADS, 1)), start_B
+    )
+    for row, start in enumerate(start_B):
+        expected = 1 / temperature_HT[:, start : start + 2].T
+        np.testing.assert_allclose(found[row, :, :, 0], expected, rtol=1e-6)
 
 
 def test_a_constant_temperature_is_that_of_the_analysis() -> None:

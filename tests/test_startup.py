@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 
 import pytest
+from trainer import TIMEOUT_SECONDS
 
 from nfllm import startup
 from nfllm.trainer import interrupt
@@ -40,7 +41,7 @@ def _run(code):
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-        timeout=60,
+        timeout=TIMEOUT_SECONDS,
     )
     return done.returncode, done.stdout, done.stderr
 

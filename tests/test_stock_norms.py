@@ -83,20 +83,23 @@ def test_models_with_real_norms_stay_as_they_are():
     [
         (
             {"normalization": "none"},
-            r"final normalization 'layernorm' has no form .* for all norms; freeze",
+            r"final normalization 'layernorm' cannot be expressed .* for all norms; freeze",
         ),
         (
             {**FREE, "final_normalization": "rmsnorm"},
-            r"final normalization 'rmsnorm' has no form",
+            r"final normalization 'rmsnorm' cannot be expressed",
         ),
         (
             {**FROZEN, "normalization": "layernorm"},
-            r"attention normalization 'layernorm' has no form",
+            r"attention normalization 'layernorm' cannot be expressed",
         ),
-        ({**FREE, "architecture": "gpt_neox"}, r"only 'gpt2' has, at twice the width"),
-        ({**FREE, "mlp_scaling": "learned"}, r"model.mlp_scaling='learned' has no form"),
-        ({**FREE, "mlp_pruned_layers": 1}, r"model.mlp_pruned_layers=1 has no form"),
-        ({**FREE, "softmax_temperature": "head"}, r"model.softmax_temperature='head' has no form"),
+        ({**FREE, "architecture": "gpt_neox"}, r"only 'gpt2' can, at twice the width"),
+        ({**FREE, "mlp_scaling": "learned"}, r"model.mlp_scaling='learned' cannot be expressed"),
+        ({**FREE, "mlp_pruned_layers": 1}, r"model.mlp_pruned_layers=1 cannot be expressed"),
+        (
+            {**FREE, "softmax_temperature": "head"},
+            r"softmax_temperature='head' cannot be expressed",
+        ),
     ],
 )
 def test_what_has_no_form(changes, message, tmp_path):

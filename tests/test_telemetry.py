@@ -57,7 +57,9 @@ def test_the_probe_gives_what_whole_captures_give(changes, num_devices):
     assert "negative_slopes" not in probed
 
 
-@pytest.mark.parametrize("sharing", ["layer", "model", "untied_global"])
+@pytest.mark.parametrize(
+    "sharing", [pytest.param("layer", marks=pytest.mark.slow), "model", "untied_global"]
+)
 def test_slopes_are_told_per_layer_whatever_their_sharing(sharing):
     changes = {"activation": "learnable_leaky_relu", "slope_sharing": sharing}
 
@@ -131,7 +133,7 @@ def test_logits_that_are_not_finite_are_counted_where_a_query_sees_the_key():
     assert np.isnan(probed["logit_max_abs"][1, 1])
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox"])
+@pytest.mark.parametrize("architecture", ["gpt2", pytest.param("gpt_neox", marks=pytest.mark.slow)])
 def test_a_probe_takes_no_more_memory_than_a_training_step(architecture):
     """Of sixteen sequences against one: the maps of all would be the largest tensors there are."""
     config = small_config(

@@ -329,7 +329,9 @@ def test_lost_and_unknown_characters_of_a_text_are_said(bpe, caplog, monkeypatch
 
 def test_a_text_that_cannot_be_encoded(bpe):
     model = tokenizers.models.WordLevel({"a": 0, END_OF_TEXT: 1}, unk_token="?")
-    with pytest.raises(UnencodableTextError, match=r"Missing \[UNK\].* give its model a token"):
+    with pytest.raises(
+        UnencodableTextError, match=r"Missing \[UNK\].* give its model an unknown token"
+    ):
         Tokenizer(tokenizers.Tokenizer(model)).encode("b")
 
 

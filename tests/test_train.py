@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from kills import assert_same_run, start_and_kill
 from tiny import make_corpus
-from trainer import ROOT, Trainer, wait_for_step
+from trainer import ROOT, TIMEOUT_SECONDS, Trainer, wait_for_step
 
 import nfllm
 from nfllm.rundir import RunError, read_record
@@ -80,7 +80,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(trainer, uninterrupted):
     process = trainer.start(run, **LONG)
     wait_for_step(run, 30, process)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=TIMEOUT_SECONDS)
     assert process.returncode == 0, err
     assert "SIGTERM: saved at step" in out
     assert "continue with the same command" in out
@@ -95,7 +95,11 @@ def test_sigterm_saves_and_the_same_command_goes_on(trainer, uninterrupted):
 def test_kills_lose_nothing_that_was_saved(trainer, uninterrupted):
     run = trainer.folder / "sigkill"
     often = LONG | {"checkpoint__every": 10}
-    assert start_and_kill(trainer, run, "saving", 40, 0.0, **often).cut_a_save
+    # Where the machine is busy, a save can be whole before the kill comes; then the next is cut.
+    assert any(
+        start_and_kill(trainer, run, "saving", step, 0.0, **often).cut_a_save
+        for step in (40, 60, 80, 100)
+    )
     last = start_and_kill(trainer, run, "training", 140, 0.05, **often)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 141, "kind": "tra')
@@ -111,7 +115,7 @@ def test_ctrl_c_saves_and_says_so_in_its_exit_code(trainer):
     process = trainer.start(run, training__steps=100_000, evaluation__max_windows=8)
     wait_for_step(run, 5, process)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=TIMEOUT_SECONDS)
     assert process.returncode == 130, err
     assert "SIGINT: saved at step" in out
 
@@ -166,7 +170,9 @@ def test_a_loss_that_turns_nan_stops_the_run_and_keeps_the_checkpoint(trainer):
 )
 def test_bad_input_is_named_and_nothing_is_written(trainer, options, message, tmp_path):
     command = [*trainer.command(tmp_path / "run"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, timeout=TIMEOUT_SECONDS
+    )
     assert done.returncode != 0
     assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -198,7 +204,7 @@ def test_a_loaded_run_gives_the_split_that_it_was_evaluated_on(uninterrupted, tm
     record = json.loads((run / "config.json").read_text())
     record["data_fingerprint"] = "of another corpus"
     (tmp_path / "other" / "config.json").write_text(json.dumps(record))
-    with pytest.raises(RunError, match="data with fingerprint of another c, but what is there now"):
+    with pytest.raises(RunError, match="data with fingerprint of another c, but the data now"):
         nfllm.load_run(tmp_path / "other").validation_batches()
 
 

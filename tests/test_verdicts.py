@@ -15,6 +15,7 @@ from nfllm.experiment.cause import Cause
 from nfllm.experiment.outcome import Outcome
 from nfllm.experiment.tables import cause_table
 from nfllm.papers.claims import LOSS_TOLERANCE, claims_of
+from nfllm.papers.evidence import common_steps
 from nfllm.papers.tables import entropy_table, perplexity_table, verdict_table
 from nfllm.papers.verdicts import (
     Claim,
@@ -115,7 +116,7 @@ def test_claims_are_corrected_together():
     assert (sure.stands, weak.stands, small.stands, one.stands) == (True, True, True, False)
     assert (one.judgement, none.judgement) == ("undecided at this scale", "not measured")
     assert "5 claims, of which 3 have two seeds or more" in summary(found)
-    assert "3 are decided, and 3 of these stand" in summary(found)
+    assert "3 are decided, and 3 of these are significant" in summary(found)
 
 
 def test_a_verdict_that_the_correction_takes_away():
@@ -124,6 +125,13 @@ def test_a_verdict_that_the_correction_takes_away():
     first, _ = judge_together([weak, weak])
     assert first.judgement == "below the tolerance" or first.judgement == "reproduced"
     assert not first.stands
+
+
+def test_a_step_counts_that_all_runs_have():
+    x = np.zeros(1)
+    series = {"a": {0: {1: x, 2: x, 3: x}, 1: {3: x, 2: x}}, "b": {0: {2: x, 9: x, 3: x}}}
+    assert common_steps(series) == [2, 3]
+    assert common_steps({"a": {}}) == []
 
 
 def test_through_training():
@@ -291,6 +299,26 @@ def test_cause_claims(tmp_path):
     rows = {row[0]: row for row in cause_table(group).rows}
     assert rows["sm+g"][1:4] == pytest.approx((0.003, 0.5, 1.0))
     assert costs["sm+g"] < LOSS_TOLERANCE < costs["sm+r"]
+
+
+def test_controls_of_the_cause(tmp_path):
+    losses = {
+        "gelu": [4.10, 4.11, 4.10],
+        "relu": [4.00, 4.02, 4.01],
+        "gelu_narrow": [4.01, 4.02, 4.00],
+        "relu_zone": [4.00, 4.01, 4.02],
+    }
+    other = {"gelu_narrow": "silu", "relu_zone": "gelu_tanh"}  # any, but not the same
+    extra = {name: {"model.activation": other.get(name, name)} for name in losses}
+    found = verdicts(group_of(tmp_path, losses, extra=extra))
+    narrow = found["A GELU whose linear zone is 16 times narrower has a lower loss than GELU"]
+    assert narrow.judgement == "reproduced"
+    assert f"{100 * np.expm1(0.28 / 3):+.1f}%" in narrow.measured
+    zone = found["ReLU has a lower loss than a ReLU that is x/2 up to 0.5"]
+    assert zone.judgement in ("not reproduced", "undecided at this scale")
+    assert "+0.0000 nats" in zone.measured
+    assert any(name.endswith("heads in early layers than GELU") for name in found)
+    assert not any("embeddings" in name for name in found)
 
 
 def test_one_seed_in_which_a_linear_mlp_wins_does_not_decide_the_handicap(tmp_path):

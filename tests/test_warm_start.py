@@ -72,7 +72,7 @@ def test_what_is_named_starts_anew_or_is_left_out():
     found = fitted(ours, ("blocks.mlp", "blocks.attention_norm"))
     assert found.values.keys() == {"token_embedding", "position_embedding"}
     (note,) = found.notes
-    assert note.startswith("not taken: blocks.attention_norm.scale, blocks.mlp.in_bias")
+    assert note.startswith("not copied: blocks.attention_norm.scale, blocks.mlp.in_bias")
 
 
 @pytest.mark.parametrize(("here", "fate"), [(2, "2 to 2 are left out"), (5, "3 to 4 are new")])
@@ -98,7 +98,7 @@ def test_another_vocabulary_is_refused_but_for_padding():
         fitted(ours)
     found = fitted(ours, cut_tables=True)
     assert found.values["token_embedding"].shape == (5, 4)
-    assert found.notes == ("token_embedding: 2 rows of no token are left out",)
+    assert found.notes == ("token_embedding: 2 padding rows are left out",)
     assert "token_embedding" not in fitted(ours, ("token_embedding",)).values
 
 
@@ -219,7 +219,7 @@ def test_resume_is_exact_and_reads_the_source_once(corpus, source, tmp_path):
     assert f"weights of {moved} at step 2" in started["message"]
     assert "positions: interpolated from 32 to 40" in started["message"]
     page = Path(write_report([tmp_path / "parts"], tmp_path / "report")).read_text()
-    assert f"Began with weights of {moved} at step 2" in page
+    assert f"Started from weights of {moved} at step 2" in page
 
 
 @pytest.mark.slow
@@ -296,4 +296,4 @@ def test_another_tokenizer(corpus, source, tmp_path):
         fit(bpe, tmp_path / "a")
     named = dataclasses.replace(bpe.training, init_skip="token_embedding")
     _, origin = first_state(Program(dataclasses.replace(bpe, training=named)))
-    assert "not taken: token_embedding" in origin.notes
+    assert "not copied: token_embedding" in origin.notes

@@ -1,9 +1,9 @@
 """Analysis of decoders: pure functions on arrays, of any model and any framework.
 
-Nothing here knows of nfllm's models: arrays come in (NumPy, JAX, or whatever NumPy can read),
-float32 arrays and integer counts go out. What computes on arrays works inside `jax.jit`; what
-compares whole runs, reads states on the host or finds a step (`alerts`, `compare_seeds`,
-`seed_interval`, `reference_maximum`, `first_bad_site`, `find_onset`, `to_host`) does not. Entropies
+Nothing here depends on nfllm's models: arrays come in (NumPy, JAX, or whatever NumPy can read),
+float32 arrays and integer counts go out. Functions of arrays work inside `jax.jit`; those that
+compare whole runs, read states on the host or search for a step (`alerts`, `compare_seeds`,
+`seed_interval`, `reference_maximum`, `first_bad_site`, `find_onset`, `to_host`) do not. Entropies
 and divergences are in nats.
 
 Axes: L layers, B batch, H heads, T query position, S key position, D model width, F MLP width.

@@ -1,4 +1,4 @@
-"""Alerts: numbers of a model that deserve attention, by thresholds that are conventions."""
+"""Alerts: measurements of a model that pass a threshold. The thresholds are conventions."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class AlertThresholds:
     """The thresholds of alerts. All are conventions; none is a finding.
 
     Attributes:
-      overload_share: of the heads in the first half of the layers, with an entropy of 3/4 of the
-        maximum or more.
-      collapse_share: of the heads in the second half, with less than 1/4 of the maximum.
+      overload_share: share of the heads in the first half of the layers whose entropy is at least
+        3/4 of the maximum.
+      collapse_share: share of the heads in the second half whose entropy is below 1/4 of it.
       logit_growth: factor by which the largest logit of a head has grown.
-      logit_growth_steps: steps within which it has.
-      logit_level: the largest logit from which on growth counts. 50 is half of where QK-clip (arXiv
-        2507.20534) sets in; below it, logits that grow are a head that learns.
-      dead_share: of the units of a layer, on for no token.
+      logit_growth_steps: number of steps within which it has grown by that factor.
+      logit_level: growth counts only once the largest logit reaches this. 50 is half the limit at
+        which QK-clip (arXiv 2507.20534) sets in; below it, a head with growing logits is learning.
+      dead_share: share of the units of a layer that are on for no token.
 
     Raises:
       ValueError: a share is outside (0, 1], the growth is not above 1, or another is out of range.
@@ -52,14 +52,14 @@ class AlertThresholds:
 
 @dataclasses.dataclass(frozen=True)
 class Alert:
-    """A number that deserves attention.
+    """A measurement that passed a threshold.
 
     Attributes:
-      kind: what it is.
-      where: `(layer, head)` of each head that is meant, or `(layer,)` of each layer.
+      kind: what was found.
+      where: `(layer, head)` of each head concerned, or `(layer,)` of each layer.
       value: what reached the threshold: a share, a factor, or how many entries are not finite.
-      threshold: the convention that it was held against.
-      message: one sentence that says so, and one with what has helped others.
+      threshold: the threshold that it was compared with.
+      message: one sentence on what was found, and one on what has helped elsewhere.
     """
 
     kind: AlertKind
@@ -78,10 +78,11 @@ def alerts(
     dead_share_L: Arrays | None = None,
     thresholds: AlertThresholds | None = None,
 ) -> tuple[Alert, ...]:
-    """Numbers that deserve attention: overload, collapse, logit growth, dead units.
+    """Checks for overload, collapse, logit growth and dead units.
 
-    A number that is not finite is in no share, and is an alert of its own: a head that broke must
-    not pass for a healthy one. With an odd number of layers the middle one is in both halves.
+    A value that is not finite meets none of these thresholds. It raises an alert of its own, so
+    that a broken head does not pass for a healthy one. With an odd number of layers the middle one
+    is in both halves.
 
     Args:
       entropy_LH: `[L, H]` entropy of each head, in nats, see `head_entropy`; with `maximum`.
@@ -92,7 +93,7 @@ def alerts(
       thresholds: The conventions; by default those of `AlertThresholds`.
 
     Returns:
-      The alerts, at most one a kind and input; none where all is well.
+      The alerts, at most one for each kind and input; an empty tuple if there is nothing to report.
 
     Raises:
       ValueError: Nothing to look at, an array without its companion, shapes that do not fit, steps
@@ -145,7 +146,7 @@ def _not_finite(name: str, values: np.ndarray) -> Alert | None:
     bad = ~np.isfinite(values)
     if not bad.any():
         return None
-    # Over steps, a head counts once.
+    # A head that is bad at several steps counts once.
     where = _indices(bad.any(axis=0) if bad.ndim == 3 else bad)
     message = (
         f"not finite: {name} at {int(bad.sum())} of {bad.size} entries, first in layer "
@@ -177,28 +178,28 @@ def _collapse(entropy: np.ndarray, maximum: float, limits: AlertThresholds) -> A
         first_layer=first,
         threshold=limits.collapse_share,
         what="have less than 1/4 of the maximum entropy",
-        remedy="Bounded logits forbid it: normalized queries and keys (model.qk_normalization), or "
-        "a lower optimizer.learning_rate (arXiv 2303.06296).",
+        remedy="Bounded logits prevent it: normalize queries and keys (model.qk_normalization); "
+        "a lower optimizer.learning_rate may help too (arXiv 2303.06296).",
     )
 
 
 def _heads(
     kind: AlertKind,
-    is_meant: np.ndarray,
+    is_concerned: np.ndarray,
     first_layer: int,
     threshold: float,
     what: str,
     remedy: str,
 ) -> Alert | None:
-    share = float(is_meant.mean())
+    share = float(is_concerned.mean())
     if share < threshold:
         return None
     message = (
-        f"{kind}: {int(is_meant.sum())} of {is_meant.size} heads of layers {first_layer} to "
-        f"{first_layer + len(is_meant) - 1} {what}; {threshold:.0%} of them is the threshold, a "
-        f"convention. {remedy}"
+        f"{kind}: {int(is_concerned.sum())} of {is_concerned.size} heads of layers {first_layer} "
+        f"to {first_layer + len(is_concerned) - 1} {what}; {threshold:.0%} of them is the "
+        f"threshold, a convention. {remedy}"
     )
-    where = tuple((first_layer + layer, head) for layer, head in _indices(is_meant))
+    where = tuple((first_layer + layer, head) for layer, head in _indices(is_concerned))
     return Alert(kind, where, share, threshold, message)
 
 
@@ -223,22 +224,22 @@ def _logit_growth(logits: np.ndarray, steps: np.ndarray, limits: AlertThresholds
         f"{factor.max():.3g} times at most, to {limits.logit_level:g} or more, within "
         f"{limits.logit_growth_steps:,} steps, first at step {first_step}; {limits.logit_growth:g} "
         "times is the threshold, a convention. Normalized queries and keys bound it "
-        "(model.qk_normalization), or a lower optimizer.learning_rate."
+        "(model.qk_normalization); a lower optimizer.learning_rate may help too."
     )
     return Alert("logit_growth", where, float(factor.max()), limits.logit_growth, message)
 
 
 def _dead_units(dead: np.ndarray, limits: AlertThresholds) -> Alert | None:
-    is_meant = dead >= limits.dead_share
-    if not is_meant.any():
+    is_concerned = dead >= limits.dead_share
+    if not is_concerned.any():
         return None
-    layers = _indices(is_meant)
-    largest = float(dead[is_meant].max())
+    layers = _indices(is_concerned)
+    largest = float(dead[is_concerned].max())
     message = (
-        f"dead units: {largest:.0%} of the units of a layer at most, in {len(layers)} of "
-        f"{len(dead)} layers at the threshold of {limits.dead_share:.0%} or above it, a "
-        "convention. An activation with a slope below 0 keeps their gradient "
-        "(model.activation=leaky_relu), or a lower optimizer.learning_rate."
+        f"dead units: {len(layers)} of {len(dead)} layers have {limits.dead_share:.0%} dead units "
+        f"or more, up to {largest:.0%}; {limits.dead_share:.0%} is the threshold, a convention. "
+        "An activation with a slope for x < 0 keeps their gradient "
+        "(model.activation=leaky_relu); a lower optimizer.learning_rate may help too."
     )
     return Alert("dead_units", layers, largest, limits.dead_share, message)
 

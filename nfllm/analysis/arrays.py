@@ -1,6 +1,6 @@
 """Reading arrays of any framework, and the checks that every analysis function makes.
 
-Shapes are checked always, since they are known even under `jax.jit`. Values are checked only where
+Shapes are always checked, since they are known even under `jax.jit`. Values are checked only where
 they exist: on concrete arrays that this process can read in full.
 """
 
@@ -40,7 +40,7 @@ def _as_numpy(x: Any) -> np.ndarray:
     try:
         return np.asarray(x)
     except TypeError:
-        # PyTorch converts no type that NumPy lacks: bfloat16, and the floats of 8 bits.
+        # PyTorch does not convert types that NumPy lacks: bfloat16 and the 8-bit floats.
         return np.asarray(x.float()).astype(jnp.dtype(str(x.dtype).removeprefix("torch.")))
 
 
@@ -140,7 +140,7 @@ def check_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | No
     """A boolean mask, checked to broadcast to scores of `shape` and to have an entry for each key.
 
     Raises:
-      ValueError: The mask does not fit, or its entries are not yes or no.
+      ValueError: The mask does not fit, or its entries are not booleans.
     """
     if mask is None:
         return None
@@ -157,11 +157,11 @@ def as_booleans(name: str, x: Arrays) -> jax.Array:
     """A mask of booleans, or of 0 and 1.
 
     An array that is added to logits is also called a mask: 0 where a key is seen, a large negative
-    number where not. As booleans it would mean the opposite. So floats must hold a 1; under
-    `jax.jit`, where values are not known, they are refused.
+    number where not. Read as booleans it would mean the opposite. So a float mask must contain a 1;
+    under `jax.jit`, where values are not known, float masks are refused.
 
     Raises:
-      ValueError: Entries that are neither 0 nor 1, or floats that may be of that other kind.
+      ValueError: Entries that are neither 0 nor 1, or floats that may be a mask to add to logits.
     """
     mask = as_array(x)
     if mask.dtype == bool:
@@ -174,7 +174,7 @@ def as_booleans(name: str, x: Arrays) -> jax.Array:
         found = f" from {values.min()} to {values.max()}" if values.size else ""
     if not fits:
         raise ValueError(
-            f"{name}: expected booleans, True for what counts, got {mask.dtype}{found}; of a mask "
+            f"{name}: expected booleans, True for what counts, got {mask.dtype}{found}; for a mask "
             "that is added to logits (0 where a key is seen) pass `mask == 0`"
         )
     return mask.astype(bool)
@@ -188,7 +188,7 @@ def broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
 
 
 def tail_axes(x: jax.Array, keep: int) -> tuple[int, ...]:
-    """All axes but the first `keep`, which a statistic keeps (1: one value a layer).
+    """All axes but the first `keep`: those that a statistic reduces (keep=1: one value a layer).
 
     Raises:
       ValueError: `x` has fewer axes.

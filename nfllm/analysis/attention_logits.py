@@ -84,8 +84,8 @@ def entropy_by_temperature(
 ) -> jax.Array:
     """Entropy of `softmax(logits / temperature)` on a grid of temperatures.
 
-    It tells a head that is diffuse because its logits are small (its curve is that of another
-    head, shifted) from one whose ranking of keys is flat. For queries and keys, pass `scale /
+    It distinguishes a head that is diffuse because its logits are small (its curve is that of
+    another head, shifted) from one that ranks all keys alike. For queries and keys, pass `scale /
     temperature` to `attention_entropy_from_qk`.
 
     Args:

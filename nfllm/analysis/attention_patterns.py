@@ -2,7 +2,7 @@
 
 Each score is the mean, over the queries for which it means something, of the probability mass on
 the keys in question, `[..., H, T, S]` -> `[..., H]`, between 0 and 1. Queries are aligned to the
-last key: query t is key `t + (S - T)` of itself. NaN in a counted row gives NaN.
+last key: the own key of query t is `t + (S - T)`. NaN in a counted row gives NaN.
 """
 
 import jax
@@ -35,7 +35,7 @@ def sink_score(probs: Arrays) -> jax.Array:
 def last_keys_mass(probs: Arrays, num_keys: int) -> jax.Array:
     """Mass on the last `num_keys` visible keys, the query's own among them.
 
-    Counted are the queries that see more keys than these.
+    Only queries that see more keys than these are counted.
 
     Args:
       probs: `[..., H, T, S]` causal attention probabilities.
@@ -81,8 +81,8 @@ def previous_token_score(probs: Arrays) -> jax.Array:
 def induction_score(probs: Arrays, tokens_BT: Arrays) -> jax.Array:
     """Mass on the keys that follow an earlier occurrence of the query's token.
 
-    An induction head (Olsson et al., arXiv 2209.11895) at token A looks at what came after A
-    before. Counted are the queries whose token occurred before.
+    An induction head (Olsson et al., arXiv 2209.11895) at token A attends to what followed A
+    earlier. Only queries whose token occurred before are counted.
 
     Args:
       probs: `[..., B, H, T, T]` causal attention probabilities.

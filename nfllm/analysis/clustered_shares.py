@@ -20,11 +20,11 @@ def share_interval(shares_NL: ArrayLike, *, confidence: float = 0.95) -> Interva
     so the layer of a seed is one trial: with q[l] the share of layer l over the seeds, the variance
     of the mean is v = sum over l of q[l] (1 - q[l]) / (N L²), or the variance over seeds divided by
     N where that is more, and m = q̄ (1 - q̄) / v. For q, half a trial is added to both sides, since
-    a layer that agrees in a few seeds need not in others. Layers that differ from each other are no
-    uncertainty: all models have them.
+    a layer whose heads agree in a few seeds need not do so in others. Differences between layers do
+    not count as uncertainty: all models have them.
 
-    The interval stays in [0, 1], has a width where all seeds agree, and covers 94% or more in
-    simulation, with 3 or 5 seeds of 4 layers whose heads agree never, sometimes or always.
+    The interval stays in [0, 1] and has a width even where all seeds agree. In simulations with 3
+    or 5 seeds of 4 layers, whose heads agree never, sometimes or always, it covers 94% or more.
 
     Args:
       shares_NL: share of each layer of each seed.
@@ -70,8 +70,23 @@ def share_difference_interval(
     """Difference of two shares, a - b, from their `share_interval`s (Newcombe, 1998, method 10).
 
     low = d - sqrt((a - a_low)² + (b_high - b)²), high = d + sqrt((a_high - a)² + (b - b_low)²),
-    which stays in [-1, 1]. Seeds that both have in common make it wider than it need be, since what
-    they share cancels in the difference.
+    which stays in [-1, 1]. Where both use the same seeds it is wider than necessary, since what
+    equal seeds have in common cancels in the difference.
+
+    Args:
+      a_NL: share of each layer of each seed, `[N, L]`.
+      b_NL: the same of what is compared with.
+      confidence: coverage, between 0 and 1.
+
+    Returns:
+      The difference and its bounds, which are NaN where either has one seed.
+
+    Raises:
+      ValueError: as `share_interval`.
+
+    Example:
+      >>> share_difference_interval([[1, 1], [1, 0.5]], [[0, 0], [0.5, 0]])
+      Interval(estimate=0.75, low=0.0829, high=0.9075)
     """
     a, a_low, a_high = share_interval(a_NL, confidence=confidence)
     b, b_low, b_high = share_interval(b_NL, confidence=confidence)

@@ -11,14 +11,21 @@ from nfllm.analysis.arrays import Arrays, as_float32
 from nfllm.analysis.scaling import center
 from nfllm.analysis.shown import shown_in_a_line
 
-# Narrower products are too small to be fast.
+# Matrix products narrower than this are slow.
 _SMALLEST_BLOCK = 128
 _MOST_ROWS = 4096
 
 
 @shown_in_a_line
 class Covariance(NamedTuple):
-    """Mean and scatter matrix of vectors, for the spectra of activations."""
+    """Mean and scatter matrix of vectors, for the spectra of activations.
+
+    Example:
+      >>> state = Covariance.of([[[0.0, 1.0], [2.0, 1.0]]])  # [L, N, F]
+      >>> state.merge(state).covariance()
+      Array([[[1., 0.],
+              [0., 0.]]], dtype=float32)
+    """
 
     size: jax.Array
     mean: jax.Array
@@ -53,7 +60,7 @@ class Covariance(NamedTuple):
 
 
 def _sum_of_outer_products(x: jax.Array) -> jax.Array:
-    """x.T @ x, `[..., N, F]` -> `[..., F, F]`, of which what the symmetry gives is not computed."""
+    """x.T @ x, `[..., N, F]` -> `[..., F, F]`; blocks known by symmetry are not computed."""
     width = x.shape[-1]
     if width <= 2 * _SMALLEST_BLOCK:
         return _product(x, x)
@@ -71,7 +78,7 @@ def _product(x: jax.Array, y: jax.Array) -> jax.Array:
     highest = jax.lax.Precision.HIGHEST
     if x.shape[-1] > _SMALLEST_BLOCK or x.shape[-2] <= _MOST_ROWS:
         return jnp.einsum("...nf,...ng->...fg", x, y, precision=highest)
-    # The rows of narrow factors are added up one by one on a CPU: 5 million are off by 0.6%.
+    # A CPU adds up the rows of narrow factors one by one: with 5 million the error is 0.6%.
     missing = -x.shape[-2] % _MOST_ROWS
     x, y = (jnp.pad(z, [(0, 0)] * (z.ndim - 2) + [(0, missing), (0, 0)]) for z in (x, y))
     x, y = (z.reshape(*z.shape[:-2], -1, _MOST_ROWS, z.shape[-1]) for z in (x, y))

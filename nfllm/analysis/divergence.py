@@ -69,7 +69,7 @@ def jensen_shannon(p: Arrays, q: Arrays) -> jax.Array:
     p, q = jnp.broadcast_to(p, shape), jnp.broadcast_to(q, shape)
     total = p + q
     contrast = (p - q) / jnp.where(total == 0, 1.0, total)
-    # No term is negative but by a rounding, of which a sum of small terms could consist.
+    # A term is negative only by rounding, which could dominate a sum of small terms.
     terms = jnp.maximum(total * _divergence_of_contrast(contrast), 0.0)
     return _tree_sum(jnp.where((p < 0) | (q < 0), jnp.nan, terms)) / 4
 
@@ -77,7 +77,7 @@ def jensen_shannon(p: Arrays, q: Arrays) -> jax.Array:
 def _divergence_of_contrast(d: jax.Array) -> jax.Array:
     """(1 + d) ln(1 + d) + (1 - d) ln(1 - d), d in [-1, 1]: about d² where d is small.
 
-    There the two terms, d and -d, would cancel; 2 d atanh(d) + ln(1 - d²) has none like that.
+    There the two terms, near d and -d, would cancel; in 2 d atanh(d) + ln(1 - d²) nothing does.
     """
     near = jnp.abs(d) < 0.5
     small = jnp.where(near, d, 0.0)

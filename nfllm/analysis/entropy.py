@@ -1,7 +1,7 @@
 """Entropy of attention, in nats, from probabilities.
 
-Axes: L layers, B batch, H heads, T query position, S key position. What stands before the last
-three axes is free: `[H, T, S]` of one layer, `[B, H, T, S]` and `[L, B, H, T, S]` all work.
+Axes: L layers, B batch, H heads, T query position, S key position. There may be any axes before
+the last three: `[H, T, S]` of one layer, `[B, H, T, S]` and `[L, B, H, T, S]` all work.
 
 For logits, or for queries and keys whose probabilities would not fit in memory, see
 `nfllm.analysis.online_entropy`.
@@ -36,9 +36,9 @@ def attention_entropy(probs: Arrays, *, tolerance: float | None = None) -> jax.A
     (arXiv 2410.09637) use it. It lies between 0 (one key has all the mass) and ln n (n keys are
     attended alike).
 
-    A row that contains NaN has entropy NaN: it is never summed over as if it were zero, which would
-    make a broken head look like a collapsed one. The gradient is finite; at p = 0, where the true
-    derivative is infinite, it is 0, as for a masked key.
+    A row that contains NaN has entropy NaN: counting NaN as zero would make a broken head look like
+    a collapsed one. The gradient is finite; at p = 0, where the true derivative is infinite, it is
+    0, as for a masked key.
 
     Args:
       probs: `[..., H, T, S]` attention probabilities, of any float type and any framework.
@@ -82,8 +82,8 @@ def _entropy_and_deviation(probs: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     def step(sums: _RowSums, first_new: jax.Array) -> tuple[_RowSums, None]:
         entropy, total, smallest = sums
-        # The last block is moved back to end at the last key; what it shares with the block before
-        # it counts as 0, which changes none of the sums.
+        # The last block is moved back to end at the last key; the keys that it shares with the
+        # block before it count as 0, which changes none of the sums.
         start = jnp.minimum(first_new, num_keys - block)
         p = jax.lax.dynamic_slice_in_dim(probs, start, block, axis=-1).astype(jnp.float32)
         p = jnp.where(jnp.broadcast_to(start + jnp.arange(block) >= first_new, p.shape), p, 0.0)
@@ -141,8 +141,8 @@ def head_entropy(entropy: Arrays, *, where: ArrayLike | None = None) -> jax.Arra
 
     Args:
       entropy: `[..., H, T]`, as `attention_entropy` returns it, in nats.
-      where: Booleans of a shape that broadcasts to `entropy`, True for queries to count: padding,
-        say, is left out.
+      where: Booleans of a shape that broadcasts to `entropy`, True for queries to count; False for
+        padding, for example.
 
     Returns:
       `[..., H]` float32, in nats; NaN where a counted query is NaN, or where none is counted.

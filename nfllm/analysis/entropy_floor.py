@@ -14,13 +14,13 @@ def entropy_floor(norm: Arrays, num_keys: ArrayLike) -> jax.Array:
     .. math:: H \ge \ln(1 + (n-1) b) + \frac{s \sqrt{n (n-1)}\, b}{1 + (n-1) b}, \qquad
        b = e^{-s \sqrt{n / (n-1)}}
 
-    with s the Euclidean norm of the logits after their mean is taken off. It is attained by one
-    high logit among equal ones. It tells a head that has not collapsed from one that cannot:
-    the smaller a row's logits, the nearer its floor is to ln n. It is the bound of arXiv
-    2303.06296, there by the spectral norm of the weights, here by the logits of the row itself.
+    with s the Euclidean norm of the logits after their mean is subtracted. It is attained by one
+    high logit among equal ones. It distinguishes a head that has not collapsed from one that
+    cannot: the smaller a row's logits, the nearer its floor is to ln n. It is the bound of arXiv
+    2303.06296, which uses the spectral norm of the weights where this uses the row's own logits.
 
-    The floor of a mean over rows is not the floor at the mean of their norms: take it row by row.
-    From the standard deviation of a row, s is that times sqrt(n).
+    The mean floor of several rows is not the floor at their mean norm: compute it row by row. With
+    the standard deviation of a row's logits, s is the standard deviation times sqrt(n).
 
     Args:
       norm: s, of any shape `[...]`, not negative.
@@ -57,7 +57,7 @@ def _floor(s: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 def _same_rank(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Both with as many axes as the larger has, so that they broadcast without promotion."""
+    """Both with as many axes as the larger rank, so that they broadcast without rank promotion."""
     rank = max(x.ndim, y.ndim)
     x, y = (z.reshape((1,) * (rank - z.ndim) + z.shape) for z in (x, y))
     return x, y

@@ -16,7 +16,7 @@ def head_entropy_spread(entropy: Arrays) -> jax.Array:
 
     .. math:: \sqrt{\frac{1}{H} \sum_h (e_h - \bar e)^2}
 
-    The heads are all there are, not a sample: the sum of squares is divided by H.
+    The heads are the whole population, not a sample: the sum of squares is divided by H.
 
     Args:
       entropy: `[..., H]` head entropies in nats.
@@ -80,8 +80,8 @@ def effective_heads(divergence: Arrays) -> jax.Array:
     for the Jensen-Shannon divergence D (Martins et al., JMLR 10, 2009).
 
     Args:
-      divergence: `[..., H, H]` in nats, as `head_divergence` returns it. Average it over the batch
-        before, not the result after.
+      divergence: `[..., H, H]` in nats, as `head_divergence` returns it. Average this over the
+        batch, not the effective numbers.
 
     Returns:
       `[...]` float32, a number of heads between 1 and H.

@@ -23,7 +23,7 @@ def reference_maximum(
     entropy: Mapping[str, ArrayLike],
     context_length: int | Mapping[str, int],
 ) -> dict[str, float]:
-    """The entropy M, in nats, that the quarters of a histogram are quarters of, for each model.
+    """The entropy M, in nats, whose quarters are the bins of a histogram, for each model.
 
     - `shared_observed`: the largest head entropy observed over all the models compared. The paper
       (arXiv 2410.09637) uses it. A histogram then depends on what it is compared with.
@@ -34,7 +34,7 @@ def reference_maximum(
     Args:
       kind: One of these four.
       entropy: Head entropies of each model, of any shape, in nats. NaN heads are left out; the
-        maximum of a model (or of all) that has no other is NaN.
+        maximum of a model (or of all models) that has only NaN heads is NaN.
       context_length: T, one number or one a model.
 
     Returns:

@@ -33,12 +33,12 @@ def bootstrap_interval(
     """Percentile bootstrap interval over the first axis (Efron & Tibshirani, 1993, chapter 13).
 
     Resample independent things: sequences, not tokens or queries, which depend on each other.
-    Percentiles of few sequences are too narrow: they are moved outwards to
+    Percentile intervals of few sequences are too narrow, so the percentiles are moved outwards to
     Φ(-sqrt(n / (n - 1)) t), t the quantile of Student's t with n - 1 degrees (Hesterberg, The
     American Statistician 69, 2015, section 4.3). No bound can leave the range of the sequences,
-    which holds the middle of their distribution with probability 1 - 2^(1-n) only: where that is
-    less than the confidence, below 6 sequences for 95%, the bounds are NaN. `seed_interval` has
-    bounds for as few as two numbers, which it takes to be normal.
+    which contains the median of their distribution with probability 1 - 2^(1-n) only: where that is
+    less than the confidence, below 6 sequences for 95%, the bounds are NaN. `seed_interval` gives
+    bounds for as few as two numbers, which it assumes to be normally distributed.
 
     Args:
       values: `[N, ...]`, one entry a sequence, in any unit.
@@ -117,7 +117,7 @@ class SeedComparison(NamedTuple):
     low: float
     high: float
     p_value: float | None
-    """Two-sided; None under three seeds."""
+    """Two-sided; None with fewer than three seeds."""
     degrees_of_freedom: float
     num_seeds: tuple[int, int]
 

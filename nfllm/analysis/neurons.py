@@ -65,7 +65,7 @@ class UnitActivity(NamedTuple):
     zero: jax.Array
     """`[L, F]`, tokens for which the output is at most `threshold` in absolute value."""
     nan: jax.Array
-    """`[L, F]`, tokens for which input or output is NaN: such a unit is in no share a number."""
+    """`[L, F]`, tokens for which input or output is NaN: every share with such a unit is NaN."""
 
     @classmethod
     def of(cls, pre: Arrays, post: Arrays, *, threshold: float = 0.0) -> UnitActivity:
@@ -118,7 +118,7 @@ class UnitActivity(NamedTuple):
 
 
 def weight_decay_curve(initial: Arrays, learning_rates: Arrays, weight_decay: float) -> jax.Array:
-    r"""What decoupled weight decay alone would make of a parameter, to hold learned slopes against.
+    r"""A parameter under decoupled weight decay alone, to compare learned slopes with.
 
     .. math:: p_k = p_0 \prod_{j<k} (1 - \eta_j \lambda)
 

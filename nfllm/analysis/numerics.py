@@ -2,9 +2,9 @@
 
 A ledger is a dict from site to `NonfiniteCounts`, a pytree that can be returned from `jit`:
 
-    record = ledger({"residual": residual, "attention_logits": logits, "loss": loss},
+    counts = ledger({"residual": residual, "attention_logits": logits, "loss": loss},
                     where={"attention_logits": causal_mask(T)})
-    first_bad_site(record)
+    first_bad_site(counts)
 
 Masked logits are the type's most negative number or -Inf on purpose: leave them out with `where`.
 """
@@ -140,8 +140,8 @@ def ledger(sites: Mapping[str, Any], *, where: Mapping[str, ArrayLike] | None = 
       ValueError: An unknown site, a mask without its site, or a tree without a gradient.
 
     Example:
-      >>> record = ledger({"mlp_pre": [[1.0, 2.0], [1.0, np.nan]], "loss": np.nan})
-      >>> first_bad_site(record)[:3]  # site, layer, how many NaN
+      >>> counts = ledger({"mlp_pre": [[1.0, 2.0], [1.0, np.nan]], "loss": np.nan})
+      >>> first_bad_site(counts)[:3]  # site, layer, how many NaN
       ('mlp_pre', 1, 1)
     """
     known = (*LAYER_SITES, *MODEL_SITES, *GRADIENT_SITES)
@@ -196,8 +196,9 @@ class BadSite(NamedTuple):
 def first_bad_site(record: Ledger) -> BadSite | None:
     """Where the first non-finite value appeared.
 
-    Layer after layer, in each the order of `LAYER_SITES`, then the output of the last layer, the
-    logits and the loss, then the gradients from the last layer to the first.
+    Sites are searched in the order of execution: layer after layer, in each the order of
+    `LAYER_SITES`, then the output of the last layer, the logits and the loss, then the gradients
+    from the last layer to the first.
 
     Args:
       record: As `ledger` returns it.
@@ -242,7 +243,7 @@ class Onset(NamedTuple):
     site: BadSite
     steps_before: tuple[int, ...]
     max_abs_logit: np.ndarray
-    """`[N]`, of each step before, the largest finite attention logit in absolute value over the
+    """`[N]`, for each step before, the largest finite absolute value of an attention logit over the
     layers; NaN if not recorded."""
     max_abs_residual: np.ndarray
     """`[N]`, the same for the residual stream."""
@@ -251,8 +252,8 @@ class Onset(NamedTuple):
 def find_onset(history: Sequence[tuple[int, Ledger]]) -> Onset | None:
     """The first step whose ledger has a non-finite value, with the growth of the steps before it.
 
-    Logits and residuals that grow over steps until they overflow tell another story than a NaN
-    out of small values.
+    Logits and residuals that grow over steps until they overflow have another cause than a NaN
+    that appears among small values.
 
     Args:
       history: Step and ledger, in the order of steps.

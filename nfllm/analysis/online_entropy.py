@@ -49,8 +49,8 @@ def attention_entropy_from_logits(
     with m the largest logit z, in one pass over blocks of keys: the recurrence of Milakov &
     Gimelshein (arXiv 1805.02867) with the second sum u.
 
-    Equals `attention_entropy(softmax(logits))` to 1e-5 nats, in float32 inside whatever the type of
-    the logits. NaN or +Inf at a key that the query sees gives NaN; -Inf is a key that is not seen.
+    Equals `attention_entropy(softmax(logits))` to 1e-5 nats; it is computed in float32 whatever the
+    type of the logits. NaN or +Inf at a visible key gives NaN; -Inf hides a key.
 
     Args:
       logits: `[..., H, T, S]`, scaled as the softmax sees them. They may be masked already, with
@@ -96,8 +96,8 @@ def attention_entropy_from_qk(
 
     Args:
       q_BHTK: `[..., H, T, K]` queries, after rotary embedding where there is one.
-      k_BHSK: `[..., H, S, K]` keys, or `[..., G, S, K]` of G heads where H = G x n: n query heads
-        after one another share a key head (grouped and multi-query attention).
+      k_BHSK: `[..., H, S, K]` keys, or `[..., G, S, K]` of G heads where H = G x n: n consecutive
+        query heads share a key head (grouped and multi-query attention).
       scale: Factor on the scores; `1 / sqrt(K)` by default.
       mask: Booleans `[..., T, S]`, as for `attention_entropy_from_logits`.
       causal: Whether query t sees only the keys `s <= t + (S - T)`.
@@ -126,8 +126,8 @@ def attention_entropy_from_qk(
     num_heads, num_key_heads = q.shape[-3], k.shape[-3]
     if num_heads % num_key_heads:
         raise ValueError(
-            f"q has {num_heads} heads and k has {num_key_heads}, of which the first must be a "
-            f"multiple: are the axes [..., H, T, K]? got {q.shape} and {k.shape}"
+            f"q has {num_heads} heads, which must be a multiple of the {num_key_heads} heads of k; "
+            f"are the axes [..., H, T, K]? got {q.shape} and {k.shape}"
         )
     mask = check_mask(mask, (*q.shape[:-1], k.shape[-2]))
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
@@ -233,7 +233,7 @@ def _combine(a: _Sums, b: _Sums) -> _Sums:
 
 
 def _reference(maximum: jax.Array) -> jax.Array:
-    """What scores are held against: 0 for a query that sees no key, where -Inf - (-Inf) is NaN."""
+    """What is subtracted from scores: 0 for a query that sees no key, as -Inf - (-Inf) is NaN."""
     return jnp.where(maximum == -jnp.inf, 0.0, maximum)
 
 

@@ -1,7 +1,7 @@
 """Norms and deviations that are right at every scale that float32 can hold.
 
-Squares leave the range of float32 where entries are above 1e19 or below 1e-19: what is added up is
-divided first by a power of two near the largest entry, which rounds nothing.
+Squares leave the range of float32 where entries are above 1e19 or below 1e-19. So entries are first
+divided by a power of two near the largest, which rounds nothing.
 """
 
 import jax
@@ -11,7 +11,7 @@ Axes = int | tuple[int, ...]
 
 
 def scale_of(x: jax.Array, axis: Axes) -> jax.Array:
-    """The power of two below the largest entry over `axis`, which stays with length 1.
+    """The power of two below the largest entry over `axis`, which is kept with length 1.
 
     1 where nothing can be scaled: where all entries are 0, or one is not finite.
     """
@@ -22,16 +22,17 @@ def scale_of(x: jax.Array, axis: Axes) -> jax.Array:
 
 
 def scaled_norm(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Euclidean norms `[..., 1]` of the vectors on the last axis: scales, and multiples of them."""
+    """Euclidean norms of the vectors on the last axis, as scale `[..., 1]` and norm / scale."""
     scale = scale_of(x, axis=-1)
     return scale, jnp.sqrt(jnp.sum((x / scale) ** 2, axis=-1, keepdims=True))
 
 
 def center(x: jax.Array, axis: Axes, where: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """Mean over `axis`, which stays with length 1, and deviations from it: 0 where left out.
+    """Mean over `axis`, kept with length 1, and deviations from it, 0 for entries left out.
 
-    Equal entries deviate by exactly 0 from their mean, whatever rounding makes of their sum; else
-    a constant would have a variance, and ratios of it would be numbers. NaN gives NaN.
+    Equal entries deviate by exactly 0 from their mean, however their sum is rounded; otherwise a
+    constant would have a variance above 0, and what is divided by it would not be NaN. NaN gives
+    NaN.
     """
     use = jnp.ones(x.shape, bool) if where is None else jnp.broadcast_to(where, x.shape)
     size = jnp.sum(use, axis=axis, keepdims=True)

@@ -1,4 +1,4 @@
-"""One line for a tuple of arrays, as `Moments(size=4096, mean=f32[6,4], ...)`."""
+"""A one-line `repr` for tuples of arrays, such as `Moments(size=4096, mean=f32[6,4], ...)`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Class = TypeVar("Class", bound=type)
 
 
 def shown_in_a_line(cls: Class) -> Class:
-    """A named tuple whose `repr` has numbers as they are, and arrays by their type and shape."""
+    """Gives a named tuple class a `repr` with scalars as numbers, and arrays as type and shape."""
     cls.__repr__ = _in_a_line  # type: ignore[assignment,method-assign]
     return cls
 
@@ -26,7 +26,7 @@ def _short(value: Any) -> str:
     if value.shape == () and getattr(value, "is_fully_addressable", True):
         try:
             return f"{value.item():.7g}"
-        except TypeError:  # within `jax.jit` it has no value
+        except TypeError:  # inside `jax.jit` it has no value
             pass
     name = value.dtype.name.replace("float", "f").replace("uint", "u").replace("int", "i")
     return f"{name}[{','.join(map(str, value.shape))}]"

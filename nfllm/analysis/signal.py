@@ -67,10 +67,10 @@ def rms(x: Arrays, *, keep: int = 1) -> jax.Array:
 
 
 def saturation(pre: Arrays, threshold: float = 2.0, *, keep: int = 0) -> jax.Array:
-    r"""Share of entries beyond a threshold in size, :math:`P(|x| > \tau)`.
+    r"""Share of entries whose absolute value exceeds a threshold, :math:`P(|x| > \tau)`.
 
-    Of what enters a saturating function, such as :math:`\alpha x` of DyT's tanh: where it is large,
-    the function is flat and passes little gradient. NaN where an entry is.
+    For the input of a saturating function, such as :math:`\alpha x` of DyT's tanh: where it is
+    large, the function is flat and passes little gradient. NaN where an entry is NaN.
 
     Args:
       pre: `[...]`.
@@ -90,7 +90,7 @@ def saturation(pre: Arrays, threshold: float = 2.0, *, keep: int = 0) -> jax.Arr
 
 
 def branch_ratio(branch: Arrays, skip: Arrays, *, keep: int = 1) -> jax.Array:
-    r"""How much a residual branch adds to what passes by it, a mean over tokens.
+    r"""Size of a residual branch relative to the skip connection, averaged over tokens.
 
     .. math:: E\left[ \|\mathrm{branch}\|_2 \,/\, \|\mathrm{skip}\|_2 \right]
 

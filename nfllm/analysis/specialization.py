@@ -33,9 +33,9 @@ def _sums_by_class(
 
 
 def _sum_by_class(x: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
-    """Sums `[C, F]` of the rows of x `[N, F]` with each label, in groups of 64, then of their sums.
+    """Sums `[C, F]` of the rows of x `[N, F]` of each label: in groups of 64, then of their sums.
 
-    Added up one after the other in float32, a million equal numbers are off by a percent.
+    Adding a million equal float32 numbers one after the other would be off by a percent.
     """
     most = x.shape[0]
     while most > _GROUP:
@@ -55,7 +55,13 @@ def _sum_by_class(x: jax.Array, labels: jax.Array, num_classes: int) -> jax.Arra
 
 @shown_in_a_line
 class ClassResponses(NamedTuple):
-    """Responses of each unit summed over the tokens of each class. Mergeable over batches."""
+    """Responses of each unit summed over the tokens of each class. Mergeable over batches.
+
+    Example:
+      >>> post = [[[1.0, 2.0], [1.0, 0.0]]]  # one layer, two tokens, two units
+      >>> ClassResponses.of(post, classes=[0, 1], num_classes=2).specialization().round(4)
+      Array([[0.    , 0.6931]], dtype=float32)
+    """
 
     num_tokens: jax.Array
     """`[C]`, tokens of each class."""

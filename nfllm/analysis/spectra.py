@@ -1,6 +1,6 @@
 """Spectra of covariance matrices: how many directions a representation uses.
 
-Covariances stream: `covariance.Covariance` gathers them over a dataset.
+`covariance.Covariance` accumulates covariances over a dataset.
 """
 
 import jax
@@ -17,7 +17,7 @@ def participation_ratio(covariance: Arrays) -> jax.Array:
     .. math:: \Big(\sum_i \lambda_i\Big)^2 \Big/ \sum_i \lambda_i^2
         = (\mathrm{tr}\, C)^2 / \|C\|_F^2
 
-    No eigenvalue is computed.
+    It needs no eigendecomposition.
 
     Args:
       covariance: `[..., F, F]`, symmetric.
@@ -36,7 +36,7 @@ def participation_ratio(covariance: Arrays) -> jax.Array:
 
 
 def projected_participation_ratio(covariance: Arrays, kernel: Arrays) -> jax.Array:
-    r"""Participation ratio of x W from the covariance of x, without that of x W.
+    r"""Participation ratio of x W from the covariance of x, without forming that of x W.
 
     With :math:`C = W^T \Sigma W` and :math:`A = \Sigma W W^T`,
 

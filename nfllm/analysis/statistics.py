@@ -1,8 +1,8 @@
 """Mergeable states: statistics that stream over a dataset, over devices and over hosts.
 
 Each state is a NamedTuple of arrays, so a pytree that can be returned from `jit`, summed over
-hosts or stored. `State.of(batch)` is the state of one batch, `a.merge(b)` that of both, in any
-order and grouping, and methods read results from it:
+hosts or stored. `State.of(batch)` is the state of one batch and `a.merge(b)` that of both; batches
+may be merged in any order and grouping. Methods of the state compute the results:
 
     state = None
     for x in batches:                                   # x [B, T, F]
@@ -11,7 +11,7 @@ order and grouping, and methods read results from it:
 
 `merge` of NumPy arrays stays in NumPy: states that `to_host` moved there accumulate in float64.
 
-Second moments are squares: of deviations above 1e18 they are Inf, and below 1e-19 they are 0.
+Second moments are squares in float32: deviations above 1e18 give Inf, and below 1e-19 give 0.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ def update(state: S | None, batch: S) -> S:
     """`state` after one more batch.
 
     Args:
-      state: Of the batches so far; None before the first.
-      batch: Of one more.
+      state: State of the batches so far; None before the first.
+      batch: State of one more batch.
 
     Returns:
-      The state of all.
+      The state of all of them.
 
     Example:
       >>> state = None
@@ -75,13 +75,13 @@ def merge_all(states: Iterable[S]) -> S:
     """The state of all batches together.
 
     Args:
-      states: One a batch, of one kind.
+      states: One for each batch, all of one class.
 
     Returns:
-      Their merger.
+      The merged state.
 
     Raises:
-      ValueError: There is none.
+      ValueError: There are no states.
 
     Example:
       >>> float(merge_all(Moments.of(x, axis=0) for x in ([1.0, 2.0], [3.0, 6.0])).mean)
@@ -170,8 +170,8 @@ class Moments(NamedTuple):
     ) -> Moments:
         """Moments over `axis`, of the entries where `where` (broadcast to `x`) is True.
 
-        NaN among them gives NaN. Without any entry size and mean are 0 and the range
-        [Inf, -Inf], and merging changes nothing.
+        NaN among them gives NaN. Without any entry, size and mean are 0, the range is [Inf, -Inf],
+        and merging with the state changes nothing.
         """
         x = as_float32(x)
         use = jnp.ones(x.shape, bool) if where is None else as_booleans("where", where)
@@ -261,9 +261,14 @@ class Comoments(NamedTuple):
 
 @shown_in_a_line
 class Histogram(NamedTuple):
-    """Counts between fixed edges, and of what lies outside them; nothing is lost.
+    """Counts between fixed edges, below and above them, and of NaN.
 
-    A bin holds its lower edge; the last one holds its upper edge as well.
+    A bin includes its lower edge; the last one includes its upper edge as well.
+
+    Example:
+      >>> found = Histogram.of([0.0, 0.5, 1.0, 2.0, 7.0], edges=[0.0, 1.0, 2.0])
+      >>> found.counts, found.above
+      (Array([2, 2], dtype=int32), Array(1, dtype=int32))
     """
 
     edges: jax.Array

@@ -1,7 +1,7 @@
-"""Conversion to and from other implementations' checkpoints.
+"""Conversion from and to Hugging Face checkpoints of GPT-2, GPT-NeoX and Llama.
 
-Hugging Face GPT-2, GPT-NeoX and Llama, in memory (`load_checkpoint`, `save_checkpoint`) or as run
-directories (`convert`, and `python -m nfllm.convert SRC DST`).
+It works in memory (`load_checkpoint`, `save_checkpoint`) or between directories (`convert`, and
+`python -m nfllm.convert SRC DST`).
 """
 
 from nfllm.convert.foreign import ConversionError

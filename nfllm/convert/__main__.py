@@ -13,7 +13,7 @@ from nfllm.rundir import RunError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Converts, and prints what it did; 2 where the arguments or the source are wrong."""
+    """Converts, and prints what it did; returns 2 for faulty arguments or a faulty source."""
     escape_unprintable()
     parser = argparse.ArgumentParser(
         prog="python -m nfllm.convert",

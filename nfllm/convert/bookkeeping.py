@@ -1,15 +1,15 @@
 """Attributes of transformers' configs that do not change the logits, by name.
 
-Any other attribute is judged by the words of its name. Training scripts and hubs leave all kinds of
-notes in a config.json, which transformers ignores. But a name with a word of the computation may
-belong to a model other than that of its `model_type`.
+Any other attribute is judged by the words in its name. Training scripts and hubs leave all kinds of
+notes in a config.json, which transformers ignores. But an attribute named after a part of the
+computation may mean that the model is not quite that of its `model_type`.
 """
 
 from __future__ import annotations
 
 import re
 
-# Of every transformers config, versions 2 to 5: where it came from, its labels, how it is run.
+# Attributes of every transformers config, versions 2 to 5: origin, labels, how to run the model.
 _COMMON = """
     _attn_implementation _attn_implementation_autoset _attn_implementation_internal _auto_class
     _commit_hash _experts_implementation _name _name_or_path _num_labels adapters architectures
@@ -22,7 +22,7 @@ _COMMON = """
     tokenizer_class torch_dtype torchscript transformers_version unk_token_id use_bfloat16
     use_cache use_return_dict xla_device
 """
-# Once part of the config, today of generation_config.json.
+# Attributes of generation_config.json, which older versions kept in config.json.
 _GENERATION = """
     assistant_confidence_threshold bad_words_ids begin_suppress_tokens cache_config
     cache_implementation diversity_penalty do_sample dola_layers early_stopping
@@ -36,7 +36,7 @@ _GENERATION = """
     return_dict_in_generate return_legacy_cache sequence_bias stop_strings suppress_tokens
     temperature token_healing top_k top_p typical_p watermarking_config
 """
-# Of heads other than the language model's, and what fine-tuning libraries leave.
+# Attributes of heads other than the language model's, and of fine-tuning libraries.
 _OTHERS = """
     classifier_dropout summary_activation summary_first_dropout summary_hidden_size
     summary_last_dropout summary_proj_to_labels summary_type summary_use_proj unsloth_fixed
@@ -54,9 +54,9 @@ _OF_THE_COMPUTATION = re.compile(
 
 
 def may_change_logits(name: str, value: object) -> bool:
-    """Whether an attribute's name has a word of the computation, and its value is not off.
+    """Whether an attribute is named after a part of the computation, and not None or False.
 
-    Words are separated by underscores. Dropout changes training alone.
+    Words are separated by underscores. Dropout changes only training.
     """
     words = name.lower().split("_")
     if value in (None, False) or {"dropout", "pdrop"} & set(words):

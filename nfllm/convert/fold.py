@@ -1,9 +1,9 @@
-"""Frozen norms taken into the matrices that read them: a norm-free model with biases.
+"""Folds frozen norms into the matrices that read them, which gives a norm-free model with biases.
 
     ((x - mean(x)) / sigma * scale + bias) W + b  =  x P diag(scale / sigma) W + (bias W + b)
 
-P = I - 1 1ᵀ / D subtracts the mean. The algebra is in float64, layer by layer exact; what remains
-between the two models is the rounding of their parameters to float32.
+P = I - 1 1ᵀ / D subtracts the mean. The algebra is exact and computed in float64; the two models
+differ only by the rounding of their parameters to float32.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from nfllm.run import Run
 Arrays = dict[str, Any]
 
 _SITES: tuple[Site, ...] = ("attention", "mlp", "final")
-# Which output of the norm before attention each part of a matrix reads.
+# For each part of a matrix, the output of the norm before attention that it reads.
 _PATHS = {"qkv": (QUERY_KEY, QUERY_KEY, VALUE), "q": (QUERY_KEY,), "kv": (QUERY_KEY, VALUE)}
 _KEYS = ("normalization", "attention_normalization", "mlp_normalization", "final_normalization")
 
 
 def fold(run: Run) -> Run:
-    """A run whose frozen norms are gone, and that computes the same.
+    """A run without norms that computes the same as `run`, whose norms are frozen.
 
-    It is in memory; `nfllm.save_run(folded, path)` writes it.
+    The result is in memory; `nfllm.save_run(folded, path)` writes it.
 
     Args:
-      run: a run with `frozen_layernorm`, all of whose norms are removed: one that a schedule has
-        brought to its end, or of `nfllm.freeze_norms`.
+      run: a run with `frozen_layernorm`, all of whose norms are frozen: by a removal schedule that
+        has ended, or by `nfllm.freeze_norms`.
 
     Raises:
-      ConversionError: the model has no frozen norm, or one that is no affine map.
+      ConversionError: the model has no frozen norm, or one that is not an affine map.
 
     Example:
       >>> import nfllm
@@ -94,9 +94,9 @@ def fold_params(config: ModelConfig, params: Params) -> tuple[ModelConfig, Array
 
 
 def _check_matrices(config: ModelConfig) -> None:
-    """Raises ConversionError where what reads a norm is not one matrix with a place for a bias."""
+    """Raises ConversionError unless every norm is read by a matrix that can have a bias."""
     foldable: dict[Site, dict[str, tuple[object, ...]]] = {
-        "attention": {"output_projection": ("dense",)},
+        "attention": {"output_projection": ("dense",), "mixer": ("softmax",)},
         "mlp": {"mlp_weight_norm": ("none",)},
     }
     for site, keys in foldable.items():
@@ -105,7 +105,7 @@ def _check_matrices(config: ModelConfig) -> None:
         for key, values in {**keys, "weight_reparametrization": ("none",)}.items():
             if (value := getattr(config, key)) not in values:
                 raise ConversionError(
-                    f"the {site} norm cannot be folded with model.{key}={value!r}: that takes "
+                    f"the {site} norm cannot be folded with model.{key}={value!r}: that needs "
                     f"model.{key}={values[0]!r}"
                 )
 
@@ -114,20 +114,20 @@ def affine(norm: Mapping[str, np.ndarray], where: str) -> tuple[np.ndarray, np.n
     """Factor of the centred input, scale / sigma, [P, ..., D], and bias, [..., D].
 
     Raises:
-      ConversionError: the norm is not removed, or its first position has a deviation of its own.
+      ConversionError: the norm is not frozen, or has a separate deviation for the first position.
     """
     gate, sigma = norm[GATE], norm[SIGMA]
     if np.any(gate != 0.0):
         raise ConversionError(
-            f"{where} is not removed (gates {np.unique(gate).tolist()}): let the schedule come to "
-            "its end, or freeze what is left with nfllm.freeze_norms"
+            f"{where} is not removed (gates {np.unique(gate).tolist()}): train to the end of the "
+            "schedule, or freeze the remaining norms with nfllm.freeze_norms"
         )
     sigma = np.where(sigma > 0, sigma, 1.0)
     if sigma.ndim > gate.ndim:
         if np.any(sigma[..., 0] != sigma[..., 1]):
             raise ConversionError(
-                f"{where} has another deviation for the first position, which no matrix can "
-                "express; end removal.order with first_position, or freeze without it"
+                f"{where} has another deviation for the first position, which a matrix cannot "
+                "express; end removal.order with first_position, or freeze without first_position"
             )
         sigma = sigma[..., 1]
     sigma_P = np.moveaxis(sigma, -1, 0)
@@ -166,21 +166,21 @@ def _fold_mlp(config: ModelConfig, block: Arrays, name: str) -> None:
             mlp[f"{prefix}bias"] = shift_LF + mlp.get(f"{prefix}bias", 0.0)
         elif np.any(shift_LF):
             raise ConversionError(
-                f"{name} has a bias, for which model.mlp='fused' has no place behind its matrix; "
-                "train it with a norm without bias, or with model.mlp='two_layer'"
+                f"{name} has a bias, but model.mlp='fused' has no bias that could absorb it; train "
+                "with a norm without bias, or with model.mlp='two_layer'"
             )
     if config.has_hidden_layers:
         mlp.setdefault("out_bias", np.zeros_like(bias_LD))
 
 
 def _full_bias(attention: Arrays, prefix: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Bias of the heads, [L, C, H, K], whichever the model has; `qk_bias` is taken."""
+    """Bias of the heads, [L, C, H, K], zeros where the model has none; removes `qk_bias`."""
     bias = np.zeros(shape)
-    if "qk_bias" in attention:  # beside a `qkv_kernel` alone
+    if "qk_bias" in attention:  # only together with a `qkv_kernel`
         bias[:, :2] = attention.pop("qk_bias")
     return bias + np.reshape(attention.get(f"{prefix}_bias", bias * 0), shape)
 
 
 def _without_mean(matrix: np.ndarray, axis: int) -> np.ndarray:
-    """P times a matrix whose inputs lie on `axis`: what a constant input no longer moves."""
+    """P times a matrix whose input axis is `axis`: a constant input then gives 0."""
     return matrix - matrix.mean(axis=axis, keepdims=True)

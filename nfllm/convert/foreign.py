@@ -1,7 +1,7 @@
 """Reading another library's config and tensors without overlooking anything in them.
 
-Every attribute and tensor of a foreign file is read, required to have one value, or ignored by
-name. Any other is an error where the model might depend on it, since it would be read wrongly.
+Every attribute and tensor of a foreign file is read, required to have a certain value, or ignored
+by name. Any other is an error if the model might depend on it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nfllm.convert import bookkeeping
 
 Tensors = dict[str, np.ndarray]
 
-# Our name of each activation of transformers, and its slope where it has one.
+# Our name of each activation of transformers, and its slope if it has one.
 _ACTIVATIONS: dict[str, tuple[str, float | None]] = {
     "gelu": ("gelu", None),
     "gelu_python": ("gelu", None),
@@ -36,7 +36,7 @@ _ACTIVATIONS: dict[str, tuple[str, float | None]] = {
 }
 
 _SIZES = ("num_layers", "num_heads", "embed_dim", "context_length")
-# How a model starts, trains and is run.
+# Keys of initialization, training and speed.
 _NOT_OF_THE_FUNCTION = (
     "embedding_dropout",
     "attention_dropout",
@@ -69,7 +69,7 @@ class Attributes:
         self._known: set[str] = set()
 
     def take(self, name: str, kind: type, default: Any) -> Any:
-        """The attribute's value, or `default` where it is absent; an int counts as a float.
+        """The attribute's value, or `default` if it is absent; an int is accepted as a float.
 
         Raises:
           ConversionError: its type is neither `kind` nor that of the default.
@@ -86,30 +86,30 @@ class Attributes:
         return value
 
     def take_alias(self, name: str, alias: str) -> None:
-        """Makes the attribute `alias` the attribute `name`.
+        """Renames the attribute `alias` to `name`.
 
         Raises:
-          ConversionError: both are there and differ.
+          ConversionError: both exist and differ.
         """
         value = self._left.pop(alias, None)
         if value is not None and self._left.setdefault(name, value) != value:
             raise ConversionError(
-                f"{self._source}: {name}={self._left[name]!r}, but {alias}={value!r}, which "
-                "transformers takes for the same; keep the true one"
+                f"{self._source}: {name}={self._left[name]!r}, but {alias}={value!r}; transformers "
+                "uses both names for one attribute, so keep only the right one"
             )
 
     def take_dropout(self, name: str, default: float) -> float:
-        """A probability of dropout; the default where the value is not a probability below 1."""
+        """A dropout probability; the default if the value is not in [0, 1)."""
         value: float = self.take(name, float, default)
         return value if 0 <= value < 1 else default
 
     def take_init_std(self) -> float:
-        """Standard deviation of a matrix at the start; 0.02 where the file's is not positive."""
+        """Initial standard deviation of matrices; 0.02 if the file's is not positive."""
         value: float = self.take("initializer_range", float, 0.02)
         return value if value > 0 else 0.02
 
     def require(self, name: str, *values: object) -> None:
-        """Raises ConversionError unless the attribute is absent or one of `values`, all alike."""
+        """Raises ConversionError unless the attribute is absent or one of the synonyms `values`."""
         self._known.add(name)
         found = self._left.pop(name, values[0])
         if found not in values:
@@ -124,7 +124,7 @@ class Attributes:
             self._left.pop(name, None)
 
     def activation(self, name: str, default: str) -> tuple[str, float | None]:
-        """Our name of the activation in attribute `name`, and its slope where it has one."""
+        """Our name of the activation in attribute `name`, and its slope if it has one."""
         value = self.take(name, str, default)
         if value not in _ACTIVATIONS:
             raise ConversionError(
@@ -134,13 +134,14 @@ class Attributes:
         return _ACTIVATIONS[value]
 
     def finish(self, *, notes: bool = True) -> None:
-        """Checks the attributes that were not read, nor are by the model's code in transformers.
+        """Checks the attributes that were not read.
 
-        Bookkeeping is ignored, and `notes` are, with a warning.
+        Bookkeeping attributes are ignored. Other unknown attributes are ignored with a warning, if
+        `notes` allows them and their names have nothing to do with the computation.
 
         Raises:
-          ConversionError: an attribute might change what the model computes: by its name, or since
-            there are to be no notes, or the checkpoint brings code that may read them.
+          ConversionError: an attribute might change what the model computes: by its name, because
+            `notes` is False, or because the checkpoint brings its own code that may read it.
         """
         own_code = [name for name in self._left.get("auto_map") or () if "AutoModel" in name]
         self.ignore(bookkeeping.NAMES)
@@ -149,17 +150,17 @@ class Attributes:
                 raise ConversionError(
                     f"{self._source}: the attribute {name}={value!r} is not understood, and might "
                     f"change what the model computes; {suggest(name, self._known)}; if it does "
-                    "not, take it out"
+                    "not, remove it from the file"
                 )
         if own_code:
             logging.warning(
-                "%s names code of its own (auto_map), which is not run: the model is read as "
-                "transformers' own of that model_type",
+                "%s names its own code (auto_map), which is not run: the model is read as "
+                "transformers' model of that model_type",
                 self._source,
             )
         if self._left:
             logging.warning(
-                "%s: passed over, as by transformers: %s", self._source, ", ".join(self._left)
+                "%s: ignored, as by transformers: %s", self._source, ", ".join(self._left)
             )
 
 
@@ -181,13 +182,13 @@ class TensorReader:
         tensor = self._left.pop(name)
         if tensor.shape != shape:
             raise ConversionError(
-                f"{self._source}: {name!r} has shape {tensor.shape}, but its config.json asks for "
-                f"{shape}"
+                f"{self._source}: {name!r} has shape {tensor.shape}, but by its config.json it "
+                f"should have {shape}"
             )
         if tensor.dtype.name not in ("float64", "float32", "float16", "bfloat16"):
             raise ConversionError(
                 f"{self._source}: {name!r} is of type {tensor.dtype}; only float weights can be "
-                "read, so convert a quantized model back first"
+                "read, so dequantize the model first"
             )
         return tensor.astype(np.float32)
 
@@ -199,13 +200,13 @@ class TensorReader:
         """Raises ConversionError naming the first tensor that was not read."""
         for name, tensor in self._left.items():
             raise ConversionError(
-                f"{self._source}: the tensor {name!r} of shape {tensor.shape} has no place in the "
-                "model that its config.json describes"
+                f"{self._source}: the tensor {name!r} of shape {tensor.shape} does not belong to "
+                "the model that its config.json describes"
             )
 
 
 def split_layers(stacked: Tensors, prefix: str) -> Tensors:
-    """The tensors `[L, ...]` under the name of each layer: `prefix.format(layer)` and their own."""
+    """Splits tensors `[L, ...]` into one for each layer, named `prefix.format(layer) + name`."""
     return {
         prefix.format(layer) + name: values
         for name, layers in stacked.items()
@@ -225,31 +226,31 @@ def activation_name(config: ModelConfig) -> str:
             return name
     if config.activation == "leaky_relu":
         raise ConfigError(
-            f"model.negative_slope={config.slope} has no form in transformers, whose leaky_relu "
-            "has the slope 0.01"
+            f"model.negative_slope={config.slope} cannot be expressed in transformers, whose "
+            "leaky_relu has the slope 0.01"
         )
     possible = sorted({ours for ours, _ in _ACTIVATIONS.values()})
-    raise no_form("activation", config.activation, possible)
+    raise not_expressible("activation", config.activation, possible)
 
 
 LAYERNORM: dict[str, list[Any]] = {
     "normalization": ["layernorm"],
     "final_normalization": ["layernorm"],
 }
-"""What GPT-2 and GPT-NeoX have of the keys that have a place for some values."""
+"""Keys of which GPT-2 and GPT-NeoX can express only some values, with these values."""
 
 
 def check_form(
     config: ModelConfig, *, some: Mapping[str, Sequence[Any]], every: Collection[str] = ()
 ) -> None:
-    """Raises ConfigError where a model of transformers cannot express a key.
+    """Raises ConfigError if a model of transformers cannot express a key.
 
-    What its attributes say of an activation, `activation_name` checks.
+    Activations are checked by `activation_name`.
 
     Args:
       config: the model.
-      some: keys with a place for some values, and those.
-      every: keys with a place for all of their values, beside those of every architecture.
+      some: keys of which only some values can be expressed, with these values.
+      every: keys of which every value can be expressed, beside those of every architecture.
     """
     written = {"mlp_dim", "norm_epsilon", "attention_bias", "mlp_bias", "tie_embeddings"}
     of_activation = {"activation", "negative_slope", "slope_sharing", "helu_margin"}
@@ -271,26 +272,28 @@ def check_expressed(
 ) -> None:
     """Raises ConfigError for the first key of a model that a foreign form cannot express.
 
-    A key that nobody names here has to be at its default, so that none is overlooked. Sizes, and
-    keys that do not change the function of the parameters, are expressed in every form.
+    A key in neither `every` nor `some` must have its default, so that none is overlooked. Sizes,
+    and keys that do not change what the parameters compute, can be expressed in every form.
 
     Args:
       config: the model.
-      form: what cannot express it, for the message.
-      every: keys with a place for all of their values.
-      some: keys with a place for some values, and those.
+      form: name of the foreign form, for the message.
+      every: keys of which every value can be expressed.
+      some: keys of which only some values can be expressed, with these values.
     """
     for field in dataclasses.fields(config):
         if field.name in _SIZES or field.name in _NOT_OF_THE_FUNCTION or field.name in every:
             continue
         possible = some.get(field.name, [field.default])
         if (value := getattr(config, field.name)) not in possible:
-            raise no_form(field.name, value, possible, form)
+            raise not_expressible(field.name, value, possible, form)
 
 
-def no_form(
+def not_expressible(
     key: str, value: object, possible: Iterable[Any], form: str = "transformers"
 ) -> ConfigError:
-    """The error that a model's `key` cannot be expressed in a foreign checkpoint."""
+    """An error about a value of a model's `key` that a foreign checkpoint cannot express."""
     names = " or ".join(map(repr, possible))
-    return ConfigError(f"model.{key}={value!r} has no form in {form}, which has {names} here")
+    return ConfigError(
+        f"model.{key}={value!r} cannot be expressed in {form}, where it must be {names}"
+    )

@@ -1,7 +1,7 @@
 """Hugging Face GPT-2 (`GPT2LMHeadModel`): its config and its tensors, both ways.
 
-Its matrices are stored [in, out]; `c_attn` holds query, key and value side by side, each with its
-heads side by side. Every projection has a bias.
+Its matrices are stored [in, out]; `c_attn` concatenates query, key and value, each of which
+concatenates its heads. Every projection has a bias.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ NAMES = Names(
     layers="transformer.h.{}.",
 )
 
-# Two names of one attribute in transformers; version 1 wrote n_ctx beside n_positions.
+# Attributes with two names in transformers.
 _ALIASES = {
     "n_embd": "hidden_size",
     "n_layer": "num_hidden_layers",
     "n_head": "num_attention_heads",
     "n_positions": "max_position_embeddings",
 }
-# Of version 1's file, and of precision only.
+# In files of version 1 (n_ctx beside n_positions), or only about precision.
 _IGNORED = ("n_ctx", "n_special", "predict_special_tokens", "reorder_and_upcast_attn")
 
 
 def read_config(attributes: Attributes) -> tuple[ModelConfig, int]:
-    """Our config and the vocabulary size; an absent attribute has transformers' default.
+    """Our config and the vocabulary size; absent attributes have transformers' defaults.
 
     Raises:
       ConversionError: an attribute is not understood, or has a value that is not supported.
@@ -88,7 +88,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     """The architecture's attributes.
 
     Raises:
-      ConfigError: the model has no form as a GPT-2 of transformers.
+      ConfigError: the model cannot be expressed as a GPT-2 of transformers.
     """
     check_form(config, some=LAYERNORM)
     return {
@@ -108,7 +108,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def read_tensors(tensors: TensorReader, config: ModelConfig, vocab_size: int) -> Params:
-    """Our parameters, of a config that `read_config` returned."""
+    """Our parameters for a config that `read_config` returned."""
     width, hidden = config.embed_dim, config.mlp_width
     heads = (config.num_heads, config.head_dim)
 

@@ -17,7 +17,7 @@ from nfllm.convert.foreign import (
     Tensors,
     activation_name,
     check_form,
-    no_form,
+    not_expressible,
 )
 from nfllm.convert.rotary import nested_rotary, stated_once
 from nfllm.convert.shared import Names, full_qkv_bias, layer_bias, write_norm
@@ -39,7 +39,7 @@ _IGNORED = ("attention_probs_dropout_prob", "hidden_dropout_prob", "rotary_ndims
 
 
 def read_config(attributes: Attributes) -> tuple[ModelConfig, int]:
-    """Our config and the vocabulary size; an absent attribute has transformers' default.
+    """Our config and the vocabulary size; absent attributes have transformers' defaults.
 
     Raises:
       ConversionError: an attribute is not understood, or has a value that is not supported.
@@ -81,7 +81,7 @@ def read_config(attributes: Attributes) -> tuple[ModelConfig, int]:
 
 
 def _read_rotary(attributes: Attributes) -> tuple[float, float]:
-    """Share of each head that turns, and the base; transformers 4 and 5 name them differently."""
+    """Rotated fraction of each head, and base; transformers 4 and 5 name them differently."""
     nested = nested_rotary(attributes)
     fraction = stated_once(nested, attributes, ("partial_rotary_factor", "rotary_pct"), 0.25)
     base = stated_once(nested, attributes, ("rope_theta", "rotary_emb_base"), 10_000.0)
@@ -93,11 +93,13 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     """The architecture's attributes.
 
     Raises:
-      ConfigError: the model has no form as a GPT-NeoX of transformers.
+      ConfigError: the model cannot be expressed as a GPT-NeoX of transformers.
     """
     check_form(config, some=LAYERNORM)
     if config.residual_dropout != config.embedding_dropout:
-        raise no_form("residual_dropout", config.residual_dropout, [config.embedding_dropout])
+        raise not_expressible(
+            "residual_dropout", config.residual_dropout, [config.embedding_dropout]
+        )
     fraction, base = config.rotary_share, config.rotary_wavelength_base
     return {
         "num_hidden_layers": config.num_layers,
@@ -118,14 +120,14 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
             "partial_rotary_factor": fraction,
             "rope_theta": base,
         },
-        # The same under the names of transformers 4.
+        # The names of transformers 4 for the same.
         "rotary_pct": fraction,
         "rotary_emb_base": base,
     }
 
 
 def read_tensors(tensors: TensorReader, config: ModelConfig, vocab_size: int) -> Params:
-    """Our parameters, of a config that `read_config` returned."""
+    """Our parameters for a config that `read_config` returned."""
     width, hidden = config.embed_dim, config.mlp_width
     num_heads, head_dim = config.num_heads, config.head_dim
 

@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints, `config.json` and safetensors: read and written without torch."""
+"""Reading and writing Hugging Face checkpoints, `config.json` and safetensors, without torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONFIG_FILE = "config.json"
 TENSORS_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
 
-# Heads beside that of the language model, which transformers ignores.
+# Heads other than the language model's, which transformers ignores.
 _OTHER_HEADS = re.compile(r"(multiple_choice_head|v_head)\.")
 
 _FORMATS: dict[str, ModuleType] = {"gpt2": gpt2, "gpt_neox": gpt_neox, "llama": llama}
@@ -34,11 +34,11 @@ _FORMATS: dict[str, ModuleType] = {"gpt2": gpt2, "gpt_neox": gpt_neox, "llama": 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A model read from, or to be written as, a Hugging Face checkpoint.
+    """A model that was read from a Hugging Face checkpoint, or is to be written as one.
 
     Attributes:
       config: the architecture.
-      vocab_size: rows of the embedding table; at least the size of the tokenizer, often padded.
+      vocab_size: rows of the embedding; at least the size of the tokenizer, often padded.
       params: the parameters of `Decoder(config, vocab_size)`, float32.
     """
 
@@ -51,12 +51,12 @@ def load_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
     """Reads a GPT-2, GPT-NeoX or Llama checkpoint that transformers wrote.
 
     Args:
-      directory: holds `config.json` and `model.safetensors`, or the parts that
-        `model.safetensors.index.json` lists. Nothing is fetched.
+      directory: a local directory with `config.json` and `model.safetensors`, or the parts that
+        `model.safetensors.index.json` lists. Nothing is downloaded.
 
     Raises:
-      ConversionError: a file is missing or unreadable, the architecture is another, or an attribute
-        or a tensor is not understood.
+      ConversionError: a file is missing or unreadable, the architecture is not supported, or an
+        attribute or a tensor is not understood.
 
     Returns:
       The model's config, vocabulary and parameters, in float32.
@@ -91,13 +91,13 @@ def save_checkpoint(
 
     Args:
       directory: where to write; it is created.
-      checkpoint: a model with an activation that transformers has, and with LayerNorm, or norms
-        that are all frozen or gone (`nfllm.convert.stock_norms`); or, of the architecture `llama`,
-        with RMSNorm and gated MLPs. Biases that it lacks and the form has are written as zeros.
-      end_of_text_id: written as the first and the last token's id.
+      checkpoint: a model with an activation that transformers has, and with LayerNorm or with norms
+        that are all frozen or removed (`nfllm.convert.stock_norms`); or, of the architecture
+        `llama`, with RMSNorm and gated MLPs. Biases that it lacks are written as zeros.
+      end_of_text_id: written as `bos_token_id` and `eos_token_id`.
 
     Raises:
-      ConfigError: the model has no form in transformers; the message names the key.
+      ConfigError: the model cannot be expressed in transformers; the message names the key.
     """
     config, params = stock_form(checkpoint.config, jax.tree.map(np.asarray, checkpoint.params))
     form = _FORMATS[config.architecture]
@@ -119,7 +119,7 @@ def save_checkpoint(
         metadata={"format": "pt"},
     )
     (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    # safetensors writes for its owner alone, whatever the umask says.
+    # safetensors makes files readable only for their owner, whatever the umask is.
     shutil.copymode(folder / CONFIG_FILE, folder / TENSORS_FILE)
 
 
@@ -127,11 +127,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-      ConversionError: the file is missing, or holds something else.
+      ConversionError: the file is missing, or is not a JSON object.
     """
     if not path.parent.is_dir():
         raise ConversionError(
-            f"{path.parent} is not a directory; nothing is fetched, so name one that holds a "
+            f"{path.parent} is not a directory; nothing is downloaded, so name one that holds a "
             f"checkpoint's {CONFIG_FILE} and {TENSORS_FILE}, or an nfllm run"
         )
     if not path.exists():
@@ -141,12 +141,12 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConversionError(f"{path} is not JSON ({error})") from error
     if not isinstance(values, dict):
-        raise ConversionError(f"{path} holds no JSON object")
+        raise ConversionError(f"{path} is not a JSON object")
     return values
 
 
 def _read_tensors(folder: Path, form: ModuleType, config: ModelConfig) -> Tensors:
-    """Tensors under the names of the whole model, without buffers and the copy of a tied head."""
+    """Tensors under full names, without buffers and without the copy of a tied head."""
     tensors: Tensors = {}
     for path in _tensor_files(folder):
         tensors |= _read_file(path)
@@ -168,9 +168,9 @@ def _read_tensors(folder: Path, form: ModuleType, config: ModelConfig) -> Tensor
 
 
 def _whole_name(name: str, form: ModuleType) -> str:
-    """The name in a checkpoint of the whole model, as transformers 4 writes it.
+    """The tensor's name in a checkpoint of the language model, as transformers 4 writes it.
 
-    Transformers 5 has one name for every output head in memory. Files of the bare model, as the
+    Transformers 5 may write every output head as `lm_head`. Files of the base model, such as the
     hub's gpt2, leave out the prefix.
     """
     if name == "lm_head.weight":
@@ -179,21 +179,21 @@ def _whole_name(name: str, form: ModuleType) -> str:
 
 
 def _read_file(path: Path) -> Tensors:
-    """The tensors of one file, under both names where it stores one for two.
+    """The tensors of one file, including those that are stored under another name.
 
-    Of tensors in the same memory `safetensors.torch.save_model` stores one, and notes in the file's
-    metadata which name the others had: `{other: stored}`.
+    Of tensors that share memory `safetensors.torch.save_model` stores only one, and lists the names
+    of the others in the file's metadata: `{other: stored}`.
     """
     try:
         tensors: Tensors = safetensors.numpy.load_file(path)
         with safetensors.safe_open(path, "numpy") as file:
             notes = file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
-        raise ConversionError(f"{path} is not a whole safetensors file ({error})") from error
-    except AttributeError as error:  # of a type that NumPy does not know
+        raise ConversionError(f"{path} is not a complete safetensors file ({error})") from error
+    except AttributeError as error:  # a type that NumPy does not have
         raise ConversionError(
-            f"{path} has tensors of a type that cannot be read ({error}); convert a quantized "
-            "model back first"
+            f"{path} has tensors of a type that cannot be read ({error}); dequantize the model "
+            "first"
         ) from error
     same = {other: tensors[stored] for other, stored in notes.items() if stored in tensors}
     return same | tensors

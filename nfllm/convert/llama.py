@@ -1,7 +1,7 @@
 """Hugging Face Llama (`LlamaForCausalLM`): its config and its tensors, both ways.
 
-Its matrices are stored [out, in]. Queries, keys and values are apart, each with its heads side by
-side; `gate_proj` is what the activation is taken of, and `up_proj` our `in_kernel`.
+Its matrices are stored [out, in]. Queries, keys and values have separate matrices, each of which
+concatenates its heads; the activation is applied to `gate_proj`, and `up_proj` is our `in_kernel`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nfllm.convert.foreign import (
     Tensors,
     activation_name,
     check_form,
-    no_form,
+    not_expressible,
 )
 from nfllm.convert.rotary import nested_rotary, stated_once
 from nfllm.convert.shared import Names, full_qkv_bias, layer_bias, write_norm
@@ -45,7 +45,7 @@ _MLP = {"gate_proj": "gate", "up_proj": "in", "down_proj": "out"}
 
 
 def read_config(attributes: Attributes) -> tuple[ModelConfig, int]:
-    """Our config and the vocabulary size; an absent attribute has transformers' default.
+    """Our config and the vocabulary size; absent attributes have transformers' defaults.
 
     Raises:
       ConversionError: an attribute is not understood, or has a value that is not supported.
@@ -91,12 +91,12 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     """The architecture's attributes.
 
     Raises:
-      ConfigError: the model has no form as a Llama of transformers.
+      ConfigError: the model cannot be expressed as a Llama of transformers.
     """
     check_form(config, some=_FORM, every=["num_kv_heads"])
     for key in ("embedding_dropout", "residual_dropout"):
         if (value := getattr(config, key)) != 0:
-            raise no_form(key, value, [0.0])
+            raise not_expressible(key, value, [0.0])
     base = config.rotary_wavelength_base
     return {
         "num_hidden_layers": config.num_layers,
@@ -157,7 +157,7 @@ def read_tensors(tensors: TensorReader, config: ModelConfig, vocab_size: int) ->
 
 
 def _joined(kind: str, parts: dict[str, np.ndarray], axis: int) -> dict[str, np.ndarray]:
-    """Our parameters of query, key and value: in one where they have as many heads, else in two."""
+    """Our parameters of query, key and value: one array if all have as many heads, else two."""
     q, k, v = parts["q"], parts["k"], parts["v"]
     if q.shape == k.shape:
         return {f"qkv_{kind}": np.stack([q, k, v], axis)}
@@ -165,7 +165,7 @@ def _joined(kind: str, parts: dict[str, np.ndarray], axis: int) -> dict[str, np.
 
 
 def write_tensors(params: Params, config: ModelConfig) -> Tensors:
-    """The inverse of `read_tensors`; biases of attention that our model lacks become zeros."""
+    """The inverse of `read_tensors`; attention biases that our model lacks are written as zeros."""
     num_layers, width = config.num_layers, config.embed_dim
     blocks = params["blocks"]
     attention, mlp = blocks["attention"], blocks["mlp"]

@@ -1,4 +1,4 @@
-"""Rotary embedding in a foreign config: transformers 4 and 5 say it in different places."""
+"""Rotary embedding in a foreign config, which transformers 4 and 5 store in different places."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from nfllm.convert.foreign import Attributes, ConversionError
 
 
 def nested_rotary(attributes: Attributes) -> Attributes:
-    """The attributes in `rope_parameters` (transformers 5), of the plain kind of rotation.
+    """The attributes in `rope_parameters` (transformers 5), which must be of the default kind.
 
     Raises:
-      ConversionError: the rotation is of another kind, as for contexts that were made longer.
+      ConversionError: the rotation is of another kind, for example scaled to a longer context.
     """
     attributes.require("rope_scaling", None, {}, {"type": "default"}, {"rope_type": "default"})
     nested = Attributes(attributes.take("rope_parameters", dict, None) or {}, "rope_parameters")
@@ -21,9 +21,13 @@ def nested_rotary(attributes: Attributes) -> Attributes:
 def stated_once(
     nested: Attributes, plain: Attributes, names: tuple[str, str], default: float
 ) -> float:
-    """The nested value, else that of the old name; the new name outside must agree or be absent.
+    """The value of an attribute that is stored under several names, which must agree.
 
-    Transformers 4 reads the new name outside, which 5 does not. Old and new name may be the same.
+    It may be nested in `rope_parameters` under its new name (transformers 5), or be at the top
+    level under its old or new name (transformers 4). `names` are (new, old), which may be equal.
+
+    Raises:
+      ConversionError: the values differ.
     """
     new, old = names
     found = {
@@ -37,6 +41,6 @@ def stated_once(
     stated = {name: value for name, value in found.items() if value is not None}
     if len(set(stated.values())) > 1:
         raise ConversionError(
-            f"config.json says two things about rotary embedding: {stated}; keep the true one"
+            f"config.json contradicts itself about rotary embedding: {stated}; keep the right one"
         )
     return next(iter(stated.values()))

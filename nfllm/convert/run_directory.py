@@ -38,7 +38,7 @@ from nfllm.version import nfllm_version
 def convert(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> str:
     """Converts a Hugging Face checkpoint to a run directory, or a run directory to a checkpoint.
 
-    The `config.json` of `source` says which of the two it is. A `tokenizer.json` is copied.
+    The `config.json` of `source` shows which of the two it is. A `tokenizer.json` is copied.
 
     Args:
       source: a local directory.
@@ -48,10 +48,10 @@ def convert(source: str | os.PathLike[str], destination: str | os.PathLike[str])
       A sentence that says what was done.
 
     Raises:
-      ConversionError: the source is neither, is damaged or not understood, or the destination holds
-        something.
+      ConversionError: the source is neither of the two, is damaged or not understood, or the
+        destination is not empty.
       RunError: the source is a run that cannot be read.
-      ConfigError: the run's model has no form in transformers.
+      ConfigError: the run's model cannot be expressed in transformers.
     """
     source, destination = local_path(source, "SRC"), local_path(destination, "DST")
     values = read_json(source / CONFIG_FILE)
@@ -75,7 +75,7 @@ def _import(source: Path, destination: Path) -> str:
     _, note = _read_tokenizer(source, checkpoint.vocab_size)
     _copy_tokenizer(source, destination)
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(checkpoint.params))
-    # Last, since a directory is a run only with this file.
+    # Written last: a directory without this file does not count as a run.
     write_record(
         destination,
         RunRecord(
@@ -126,24 +126,27 @@ def _copy_tokenizer(source: Path, destination: Path) -> None:
 
 
 def _read_tokenizer(source: Path, vocab_size: int) -> tuple[Tokenizer | None, str]:
-    """The tokenizer, if there is one that can be read, and a remark about it."""
+    """The tokenizer, None if it is missing or cannot be read, and a note about it."""
     file = source / TOKENIZER_FILE
     if not file.exists():
-        return None, f"; there was no {TOKENIZER_FILE}: give it token ids"
+        return None, f"; there was no {TOKENIZER_FILE}: use the model with token ids"
     try:
         tokenizer = Tokenizer.load(file)
     except ValueError as error:
-        return None, f"; a tokenizer that cannot be used went along ({error}): give it token ids"
+        return None, (
+            f"; its {TOKENIZER_FILE} was copied but cannot be used ({error}): use the model with "
+            "token ids"
+        )
     if tokenizer.vocab_size <= vocab_size:
         return tokenizer, ""
     return tokenizer, (
         f"; {TOKENIZER_FILE} has ids up to {tokenizer.vocab_size - 1}, beyond the model's table of "
-        f"{vocab_size}: is it this model's? a text that gives such an id will be refused"
+        f"{vocab_size}: is it this model's? Texts with such an id will be an error"
     )
 
 
 def _write_tokenizer_config(folder: Path, tokenizer: Tokenizer, context_length: int) -> None:
-    """The file that transformers reads beside `tokenizer.json`."""
+    """Writes the file that transformers reads beside `tokenizer.json`."""
     end_of_text = tokenizer.decode([tokenizer.end_of_text_id])
     values = {
         "tokenizer_class": "PreTrainedTokenizerFast",

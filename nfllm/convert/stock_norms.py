@@ -1,13 +1,13 @@
-"""Frozen and norm-free models in the form of a stock GPT-2, whose every norm is a LayerNorm.
+"""Frozen and norm-free models as a standard GPT-2, in which every norm is a LayerNorm.
 
-With an epsilon of 1e12, LayerNorm divides by sqrt(var + 1e12) = 1e6 whatever the stream is: it is
-frozen, and its weight carries 1e6 / sigma (arXiv 2507.02559). So are checkpoints read, and frozen
-models written.
+With an epsilon of 1e12, LayerNorm divides by sqrt(var + 1e12) = 1e6 whatever its input is: it is
+frozen, and its weight includes the factor 1e6 / sigma (arXiv 2507.02559). Frozen models are written
+in this form, and checkpoints of this form are read as frozen models.
 
-It subtracts the mean all the same, which a norm-free model does not. That one is written with twice
-the width: its stream is (x, -x), whose mean is 0. What reads it has the matrix (W, -W) / 2, what
-writes to it (W, -W); heads have 2 K features, the later K of which are 0, and queries a factor of
-sqrt 2 for the softmax's sqrt(2 K).
+Such a LayerNorm still subtracts the mean, which a norm-free model does not. So a norm-free model is
+written with twice the width: its stream is (x, -x), whose mean is 0. Matrices that read the stream
+become (W, -W) / 2, matrices that write to it (W, -W). Heads have 2 K features, of which the last K
+are 0, and queries have a factor of sqrt 2 because of the softmax's sqrt(2 K).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ Arrays = dict[str, Any]
 _SITES: tuple[Site, ...] = ("attention", "mlp", "final")
 EPSILON = 1e12
 _LEAST_FROZEN = 1e10
-"""Above it no variance of a stream, at most some ten thousands, changes the deviation."""
+"""Above this epsilon the variance of a stream, at most some 10,000, has no influence."""
 
 
 def read_frozen(config: ModelConfig, params: Arrays) -> tuple[ModelConfig, Arrays]:
-    """A checkpoint's model with frozen norms where its epsilon makes them so, else as it is.
+    """A checkpoint's model with frozen norms if its epsilon freezes them, else unchanged.
 
-    The deviation is sqrt(epsilon): of the true one and the weight, a checkpoint has the ratio.
+    The deviation is sqrt(epsilon): a checkpoint has only the ratio of weight and true deviation.
     """
     if config.norm_epsilon < _LEAST_FROZEN or config.normalization != "layernorm":
         return config, params
@@ -53,16 +53,17 @@ def read_frozen(config: ModelConfig, params: Arrays) -> tuple[ModelConfig, Array
 
 
 def stock_form(config: ModelConfig, params: Arrays) -> tuple[ModelConfig, Arrays]:
-    """A model of LayerNorms that computes what this one does; models with real norms as they are.
+    """An equivalent model in which every norm is a LayerNorm; models with real norms are unchanged.
 
     Raises:
-      ConfigError: some norms are real and some are not, or the model is no gpt2 without norms.
-      ConversionError: a frozen norm is not removed, or treats the first position otherwise.
+      ConfigError: some norms are real and some are not, or the model has no norms and is not a
+        gpt2.
+      ConversionError: a frozen norm is not removed, or treats the first position differently.
     """
     names = {site: config.normalization_at(site) for site in _SITES}
     if config.architecture == "llama" or not set(names.values()) & {"none", FROZEN}:
-        return config, params  # a Llama has no LayerNorm, and is refused as it is
-    # All but the norms, and the bias of the head that comes with a folded one, has to have a form.
+        return config, params  # a Llama has no LayerNorm: an error follows if it has none at all
+    # Everything must be expressible but the norms, and the head's bias that folding one gives.
     all_frozen = set(names.values()) == {FROZEN}
     stock = _stock_config(config, head_bias=all_frozen and config.head_bias)
     check_form(stock, some=LAYERNORM)
@@ -74,13 +75,14 @@ def stock_form(config: ModelConfig, params: Arrays) -> tuple[ModelConfig, Arrays
                 "; freeze it too: python -m nfllm.freeze RUN OUT" if name == "layernorm" else ""
             )
             raise ConfigError(
-                f"the {site} normalization {name!r} has no form beside norms that are gone: in "
-                f"transformers these take layer_norm_epsilon={EPSILON:g}, one for all norms{remedy}"
+                f"the {site} normalization {name!r} cannot be expressed beside norms that are "
+                f"removed: in transformers these need layer_norm_epsilon={EPSILON:g}, which holds "
+                f"for all norms{remedy}"
             )
     if config.architecture != "gpt2":
         raise ConfigError(
-            f"model.architecture={config.architecture!r} without norms has no form in "
-            "transformers; only 'gpt2' has, at twice the width"
+            f"model.architecture={config.architecture!r} without norms cannot be expressed in "
+            "transformers; only 'gpt2' can, at twice the width"
         )
     if FROZEN in names.values():
         config, params = fold_params(config, params)
@@ -92,7 +94,7 @@ def _frozen(norm: Arrays, gates: tuple[int, ...], sigma: np.float32) -> Arrays:
 
 
 def _with_epsilon(config: ModelConfig, params: Arrays) -> tuple[ModelConfig, Arrays]:
-    """Every weight times 1e6 / sigma; values, whose sigma may be another, by their matrix."""
+    """Multiplies every weight by 1e6 / sigma; the sigma of values may differ: it scales W_v."""
     factor, blocks = np.sqrt(EPSILON), dict(params["blocks"])
     attention = dict(blocks["attention"])
     scale_PLD, bias_LD = affine(blocks["attention_norm"], "blocks.attention_norm")
@@ -158,8 +160,8 @@ def _doubled(config: ModelConfig, params: Arrays) -> tuple[ModelConfig, Arrays]:
     if not config.ties_embeddings:
         doubled["head_embedding"] = writes(params["head_embedding"])
     if config.head_bias:
-        # Added to one feature in both halves of the table, it cancels for (x, -x), but not for a
-        # bias of the norm that is 1/2 in both.
+        # Added to one feature in both halves of the embedding, it cancels for (x, -x), but not for
+        # a norm bias of 1/2 in both.
         table = np.array(doubled.get("head_embedding", doubled["token_embedding"]), np.float64)
         table[:, [0, width]] += params["head_bias"][:, None]
         doubled["head_embedding"] = table

@@ -3,7 +3,7 @@
     python -m nfllm.data
     python -m nfllm.data --config.data.dataset=text_files --config.data.sources='corpus/*.jsonl.xz'
 
-The flags are those of `train.py`; a run with the same section `data` finds everything prepared.
+The flags are those of `train.py`; a run with the same `data` section uses what was prepared.
 """
 
 import resource
@@ -22,7 +22,7 @@ _CONFIG = define_config()
 
 
 def describe(dataset: data.Dataset) -> str:
-    """The corpus card, to be read."""
+    """The corpus card as text."""
     card = dataset.card
     documents, windows = card["documents"], card["windows"]
     lines = [
@@ -57,7 +57,7 @@ def describe(dataset: data.Dataset) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Loads the configured dataset once, which prepares it."""
+    """Prepares the configured dataset and prints its description."""
     escape_unprintable()
     check_no_arguments(arguments)
     logging.set_verbosity(logging.WARNING)  # TFDS logs every step

@@ -1,6 +1,6 @@
-"""Batches as pure functions of (seed, step, batch size), and a thread that makes some ahead.
+"""Batches as pure functions of (seed, step, batch size), and a thread that prefetches them.
 
-Nothing here has a state that a checkpoint would have to hold: the batch of any step can be computed
+Nothing here has state that would belong in a checkpoint: the batch of any step can be computed
 directly, on any number of hosts.
 """
 
@@ -29,7 +29,7 @@ U = TypeVar("U")
 
 
 class Batch(NamedTuple):
-    """Token ids `[B, T]` int32, and the same ids with `IGNORED_LABEL` where no loss is wanted.
+    """Token ids `[B, T]` int32, and the same ids with `IGNORED_LABEL` where there is no target.
 
     Labels are not shifted: position t of the logits is compared with label t + 1.
     """
@@ -43,7 +43,7 @@ def train_indices(num_windows: int, seed: int, step: int, batch_size: int) -> np
 
     Epochs follow each other without a gap: position `step * batch_size + i` of the stream is entry
     `position % num_windows` of the permutation of epoch `position // num_windows`. So every window
-    of an epoch occurs exactly once, also where a batch reaches into the next epoch.
+    occurs exactly once in an epoch, even if a batch crosses into the next epoch.
 
     Raises:
       ValueError: there are fewer windows than a batch has rows.
@@ -77,12 +77,12 @@ def train_batch(
 
     Args:
       windows: the training windows.
-      seed: of the order.
+      seed: random seed of the order.
       step: number of the batch, from 0.
       batch_size: rows of the global batch, over all shards.
-      ignored_id: token id that is never a target; None: every id may be one.
-      micro_batches: equal, contiguous parts of the global batch, each divided among all hosts, so
-        that a micro-batch has the same rows whatever the number of hosts.
+      ignored_id: token id that is never a target; None: any id may be a target.
+      micro_batches: number of equal, contiguous parts of the global batch, each divided among all
+        hosts, so that a micro-batch has the same rows for any number of hosts.
       shard: number of this host.
       num_shards: number of hosts; a shard is a contiguous slice of each micro-batch.
 
@@ -107,10 +107,10 @@ def evaluation_batches(
     shard: int = 0,
     num_shards: int = 1,
 ) -> Iterator[Batch]:
-    """All windows in order, the last batch filled up with rows that have no label.
+    """All windows in order; the last batch is padded with rows without labels.
 
-    With `max_windows`, that many windows, evenly spread over the split. Every shard gets the same
-    number of batches, each of shape [batch_size // num_shards, T].
+    With `max_windows`, at most that many windows, evenly spread over the split. Every shard gets
+    the same number of batches, each of shape [batch_size // num_shards, T].
 
     Raises:
       ValueError: `num_shards` does not divide `batch_size`.
@@ -150,9 +150,9 @@ class Prefetcher(Generic[U]):
     """Iterator over items that a thread makes ahead of their consumer.
 
     Attributes:
-      waited_seconds: how long the consumer has been kept waiting so far.
-      on_stall: called with the seconds that the consumer has been kept waiting for one item, once
-        these are `STALL_SECONDS`; the wait goes on.
+      waited_seconds: how long the consumer has waited for items so far.
+      on_stall: called with the seconds that the consumer has waited for one item, when they reach
+        `STALL_SECONDS`; the wait continues.
     """
 
     def __init__(
@@ -212,8 +212,8 @@ def prefetch(
 ) -> Prefetcher[U]:
     """Yields `put(make(step))` for step in range(start, stop), made `depth` ahead in a thread.
 
-    An exception of `make` or `put` is raised in the consumer, at its place in the order. The thread
-    ends when the iterator is exhausted, closed, left as a context manager, or dropped:
+    An exception of `make` or `put` is raised in the consumer in place of that item. The thread ends
+    when the iterator is exhausted, closed, left as a context manager, or garbage-collected:
 
         with prefetch(make, 0, 100, jax.device_put) as batches:
             for batch in batches:

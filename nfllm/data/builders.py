@@ -36,8 +36,8 @@ class FilesConfig(tfds.core.BuilderConfig):
         dataset.
       files: the files, as (name in the corpus, path).
       text_field: field of a record that holds the text; None: `text` or `content`.
-      malformed: what to do with a record that cannot be read.
-      separator: what separates documents within a text; None: nothing.
+      malformed: whether a record that cannot be read is an error or skipped.
+      separator: string that separates documents within a text; None for none.
     """
 
     name: str = ""
@@ -51,8 +51,8 @@ class FilesConfig(tfds.core.BuilderConfig):
         state = hashlib.sha256(repr(options).encode())
         for name, path in self.files:
             status = path.stat()
-            # Another file may have the same size and time of change, as in copies; then its path,
-            # or the time when it was put there, differs.
+            # A copy may have the same size and modification time as the original; then its path
+            # or its ctime differs.
             facts = (name, os.path.realpath(path), status.st_size)
             state.update(repr((*facts, status.st_mtime_ns, status.st_ctime_ns)).encode())
         self.name = f"files_{state.hexdigest()[:16]}"
@@ -76,7 +76,7 @@ class FilesBuilder(tfds.core.GeneratorBasedBuilder):
         super().__init__(config=config, data_dir=data_dir, file_format="array_record")
 
     def _create_builder_config(self, builder_config: FilesConfig, version: Any) -> FilesConfig:
-        """Without TFDS's warning that lists every file of a config unknown to the class."""
+        """Avoids TFDS's warning about a config unknown to the class, which lists every file."""
         return builder_config
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -114,13 +114,13 @@ class FilesBuilder(tfds.core.GeneratorBasedBuilder):
 
 
 class PythonSource(FilesBuilder):
-    """Python files of any directories; one document a file, with the fields `path` and `package`.
+    """Python files of directories; one document a file, with the fields `path` and `package`.
 
     The package is the first name of the path: a directory, or a module without its suffix. Paths
-    are relative to the root, or to its parent where the root itself is a package.
+    are relative to the root, or to its parent if the root itself is a package.
 
     Raises:
-      ConfigError: there is no root, or one is no directory or has no Python file.
+      ConfigError: there is no root, or a root is not a directory or has no Python file.
     """
 
     DESCRIPTION = "Python source files of local directories."
@@ -156,10 +156,10 @@ class PythonStdlib(PythonSource):
 
 
 class TextFiles(FilesBuilder):
-    """jsonl, txt and parquet files, also compressed; one document a record.
+    """jsonl, txt and parquet files, possibly compressed; one document a record.
 
     Raises:
-      ConfigError: there is no source, or one names no file or a format that cannot be read.
+      ConfigError: there is no source, or a source has no file or a format that cannot be read.
     """
 
     DESCRIPTION = "Documents of local jsonl, txt and parquet files."

@@ -1,4 +1,4 @@
-"""A directory with all of its files or none: a manifest, written last, marks it as complete."""
+"""Directories that are complete or absent: a manifest, written last, marks one as complete."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _FULL = os.strerror(errno.ENOSPC)
 
 
 def read_manifest(directory: epath.Path) -> dict[str, Any] | None:
-    """The manifest of a complete, undamaged directory; None where there is none.
+    """The manifest of a complete, undamaged directory; None if there is no such directory.
 
-    A directory that does not match its manifest is reported and counts as absent.
+    For a directory that does not match its manifest there is a warning, and it counts as absent.
     """
     path = directory / MANIFEST
     if not path.exists():
@@ -54,7 +54,7 @@ def read_manifest(directory: epath.Path) -> dict[str, Any] | None:
 def staged(directory: epath.Path) -> Iterator[Path]:
     """A new local directory that becomes `directory` when the block ends without an error.
 
-    If another process was faster, its directory stays and this one's is removed.
+    If another process was faster, its directory is kept and the one of this process is removed.
     """
     remote = "://" in os.fspath(directory)
     if not remote:
@@ -72,7 +72,7 @@ def staged(directory: epath.Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def explain_full_disk(directory: epath.Path) -> Iterator[None]:
-    """Raises an OSError that names the full disk and a remedy, whatever error the writer raised."""
+    """Turns any error of a full disk into an OSError that names the directory and a remedy."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -82,12 +82,12 @@ def explain_full_disk(directory: epath.Path) -> Iterator[None]:
         raise OSError(
             errno.ENOSPC,
             f"{_FULL} under {os.fspath(directory)} to prepare the corpus (text, then tokens); "
-            "what was half-written has been removed; free some space, or set data.data_dir",
+            "incomplete files have been removed; free some space, or set data.data_dir",
         ) from error
 
 
 def write_manifest(staging: Path, manifest: dict[str, Any]) -> None:
-    """Describes all files of `staging` and adds the manifest."""
+    """Adds the manifest to `staging`: `manifest` and the sizes and hashes of all files."""
     files = {path.name: _describe(epath.Path(path)) for path in sorted(staging.iterdir())}
     manifest = {"files": files, **manifest}
     stored = {"manifest": manifest, "sha256": _digest(manifest)}
@@ -108,7 +108,7 @@ def _describe(path: epath.Path) -> dict[str, Any]:
 
 
 def _sibling(directory: Path) -> Path:
-    """A new directory beside `directory`; unlike one of mkdtemp, other users may read it."""
+    """A new directory beside `directory`; other users may read it, unlike those of mkdtemp."""
     sibling = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
     sibling.mkdir()
     return sibling

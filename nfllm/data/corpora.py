@@ -1,7 +1,7 @@
-"""The corpus that a configuration names: its documents, and what is known about them.
+"""The corpus that a configuration names: its documents, and the facts for its card.
 
 - `python_stdlib`, `python_source`, `text_files`: local files, through the builders of this package.
-- `codeparrot`: two repositories of the Hugging Face hub, downloaded because the user names them.
+- `codeparrot`: two repositories of the Hugging Face hub, downloaded only for this name.
 - any other name: a TFDS dataset that is already prepared under `data.data_dir`.
 """
 
@@ -41,7 +41,7 @@ class Part:
       builder: the TFDS builder; prepared before the first record is read.
       split: name of the split, or a slice of one.
       validation: whether all its documents are for validation.
-      origin: for the corpus card, where the builder's text comes from.
+      origin: where the builder's text comes from, for the corpus card.
     """
 
     builder: DatasetBuilder
@@ -58,7 +58,7 @@ class Corpus:
     """Documents of one or two prepared datasets.
 
     Attributes:
-      identity: changes when what is read changes; known before the text is prepared.
+      identity: facts that change if the documents change; known before the text is prepared.
     """
 
     def __init__(self, config: DataConfig, parts: list[Part], identity: list[str]) -> None:
@@ -74,7 +74,7 @@ class Corpus:
         )
 
     def documents(self) -> Iterator[tuple[Record, bool]]:
-        """Every document, with True for those of a separate validation split.
+        """Every document, with True if it comes from a separate validation split.
 
         Raises:
           MalformedRecordError: a document cannot be read and `data.malformed` is "error".
@@ -90,7 +90,7 @@ class Corpus:
         self._malformed = policy.summary()
 
     def card(self) -> dict[str, Any]:
-        """Sources, licences and malformed records, after `documents` was read to its end."""
+        """Sources, licences and malformed records; to be called after `documents` is exhausted."""
         infos = [part.builder.info for part in self._parts]
         stated = {info.redistribution_info.license for info in infos} - {""}
         malformed = [dict(info.metadata or {}) for info in infos]
@@ -117,7 +117,9 @@ class Corpus:
 
 
 def open_corpus(config: DataConfig, data_dir: epath.Path) -> Corpus:
-    """The corpus of `config`, its text under `data_dir` (a remote one: under `default_data_dir()`).
+    """The corpus of `config`, with its text kept under `data_dir`.
+
+    The text of local corpora is kept under `default_data_dir()` if `data_dir` is remote.
 
     Raises:
       ConfigError: there is no such dataset, split or source file.
@@ -150,13 +152,13 @@ def default_data_dir() -> epath.Path:
     """Where prepared corpora and tokens are kept unless the configuration says otherwise.
 
     Raises:
-      ConfigError: there is no home directory; data.data_dir is to be set.
+      ConfigError: there is no home directory, so data.data_dir must be set.
     """
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if caches.startswith("~"):
         raise ConfigError(
-            "data.data_dir=None is below the home directory, which is not known; set data.data_dir "
-            "or HOME"
+            "data.data_dir=None means a folder in the home directory, which is unknown; set "
+            "data.data_dir or HOME"
         )
     return epath.Path(caches) / "nfllm"
 
@@ -198,7 +200,7 @@ _LOCAL: dict[str, Callable[[DataConfig, str, str], DatasetBuilder]] = {
 
 
 def _codeparrot(which: str, data_dir: epath.Path) -> DatasetBuilder:
-    """The builder of one CodeParrot repository; touches the network only if it is not prepared."""
+    """The builder of one CodeParrot repository; uses the network only if it is not prepared."""
     import tensorflow_datasets as tfds
 
     repository = _CODEPARROT.format(which)
@@ -236,7 +238,7 @@ def _prepared(builder: DatasetBuilder, progress: bool) -> DatasetBuilder:
 
 
 def _stored_state(part: Part) -> list[str]:
-    """Name, size and time of every file of a split, which its owner may replace."""
+    """Name, size and time of every file of a split, to notice if files are replaced."""
     state = []
     for instruction in tfds_reader.split_info(part.builder, part.split).file_instructions:
         found = status(epath.Path(instruction.filename))

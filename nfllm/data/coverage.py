@@ -1,4 +1,4 @@
-"""How much of a corpus a tokenizer drops or maps to its unknown token, and remarks about it."""
+"""How much of a corpus a tokenizer drops or maps to its unknown token, and warnings about it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _SHOWN = 10
 
 
 class Coverage:
-    """Counts, text by text, of unknown tokens and of the characters that have no token at all.
+    """Counts unknown tokens, and characters that have no token.
 
-    A tokenizer with neither byte tokens nor an unknown token drops the characters that its model
-    does not have. One with an unknown token may map most of a text to it.
+    A tokenizer with neither byte tokens nor an unknown token drops characters that are not in its
+    vocabulary. One with an unknown token may map most of a text to it.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -24,7 +24,7 @@ class Coverage:
         self._tokens = self._unknown = 0
 
     def add(self, texts: list[str], ids: list[np.ndarray]) -> None:
-        """Counts texts and the token ids that they were encoded to."""
+        """Adds texts and the token ids that they were encoded to."""
         points = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
         counts = np.bincount(points)
         self._characters[: len(counts)] += counts
@@ -48,17 +48,17 @@ class Coverage:
 
 
 def remarks(coverage: dict[str, Any]) -> list[str]:
-    """Remarks on `Coverage.summary` that a reader of the results should know."""
-    said = []
+    """Warnings about a `Coverage.summary`, for readers of the results."""
+    found = []
     if lost := coverage["lost_characters"]:
-        said.append(
+        found.append(
             f"the tokenizer has no token for {lost:,} of {coverage['characters']:,} characters, "
             f"which are lost: {coverage['lost_most']!r}"
         )
     if unknown := coverage["unknown_tokens"]:
         share = unknown / coverage["tokens"]
-        said.append(
+        found.append(
             f"{unknown:,} of {coverage['tokens']:,} tokens ({share:.1%}) are the tokenizer's "
-            "unknown token" + ("; is it one for such a corpus?" if share > 0.1 else "")
+            "unknown token" + ("; was it made for such text?" if share > 0.1 else "")
         )
-    return said
+    return found

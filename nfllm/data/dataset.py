@@ -1,4 +1,4 @@
-"""From a configuration to windows of tokens, prepared once and then opened from the cache."""
+"""From a configuration to windows of tokens, prepared once and opened from the cache afterwards."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Dataset:
     """Training and validation windows of one corpus.
 
     Attributes:
-      tokenizer: of the token ids.
+      tokenizer: the tokenizer of the corpus.
       train: training windows.
       validation: validation windows; no document occurs in both.
       fingerprint: SHA-256 over texts, tokens, tokenizer, split and windows; hosts with equal
@@ -55,13 +55,13 @@ def data_directory(config: DataConfig) -> epath.Path:
     root = user_path(chosen, "data.data_dir") if chosen else corpora.default_data_dir()
     if (name := printable(os.fspath(root))) != os.fspath(root):
         raise ConfigError(
-            f"data.data_dir={name} is not UTF-8, which the writer of datasets needs; set another"
+            f"data.data_dir={name} is not valid UTF-8, which TFDS needs; set another folder"
         )
     return root
 
 
 def load(config: DataConfig, context_length: int, *, progress: bool = False) -> Dataset:
-    """Opens the dataset of `config`; on first use prepares corpus, tokenizer and token files.
+    """Opens the dataset of `config`; the first call prepares corpus, tokenizer and token files.
 
     Args:
       config: the section `data` of a configuration.
@@ -72,10 +72,10 @@ def load(config: DataConfig, context_length: int, *, progress: bool = False) -> 
       The dataset, its tokens memory-mapped.
 
     Raises:
-      ConfigError: there is no such corpus, or the configuration does not fit it, or leaves a split
+      ConfigError: there is no such corpus, the configuration does not fit it, or a split would be
         without a window.
       MalformedRecordError: a record cannot be read and `config.malformed` is "error".
-      OSError: the disk is full; nothing half-written is left behind.
+      OSError: the disk is full; incomplete files are removed.
     """
     root = data_directory(config)
     corpus = corpora.open_corpus(config, root)
@@ -127,5 +127,5 @@ def load(config: DataConfig, context_length: int, *, progress: bool = False) -> 
 
 
 def remarks(card: dict[str, Any]) -> list[str]:
-    """Remarks on a corpus card that a reader of the results should know."""
+    """Warnings about a corpus card, for readers of the results."""
     return [*separators.remarks(card), *coverage.remarks(card["tokenizer"]["coverage"])]

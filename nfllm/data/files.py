@@ -16,12 +16,12 @@ def files_below(
 ) -> list[Path]:
     """All files under `root` whose name is `wanted`, sorted, each once.
 
-    Names that begin with a dot, where editors, notebooks and other systems keep copies, are
-    skipped, and so are those that match a pattern of `exclude`. Links are followed; a directory or
-    file that was reached before is skipped.
+    Names that begin with a dot are skipped, since editors and notebooks keep copies there, and so
+    are names that match a pattern of `exclude`. Links are followed; a directory or file that is
+    reached a second time is skipped.
 
     Raises:
-      ConfigError: a link leads to nothing, as to data that was not downloaded.
+      ConfigError: the target of a link does not exist, for example data that was not downloaded.
       OSError: a directory cannot be read.
     """
     patterns = (".*", *exclude)
@@ -32,7 +32,7 @@ def files_below(
         if path.is_file():
             found.setdefault(os.path.realpath(path), path)
         elif path.is_symlink() and not path.exists():
-            raise ConfigError(f"{path} is a link to {os.readlink(path)!r}, where there is nothing")
+            raise ConfigError(f"{path} is a link to {os.readlink(path)!r}, which does not exist")
     return sorted(found.values())
 
 
@@ -53,10 +53,10 @@ def _walk(directory: Path, exclude: tuple[str, ...], seen: set[str]) -> Iterator
 
 
 def expand(sources: str) -> list[Path]:
-    """Paths of the paths and globs in `sources`; one that matches nothing stays as it is.
+    """Expands the paths and globs in `sources`; one that matches nothing is kept unchanged.
 
-    A name that exists is taken literally, even if it holds commas or characters of a glob, also
-    where it is a directory in the middle of a glob.
+    A name that exists is taken literally, even if it contains commas or glob characters. So is an
+    existing directory at the start of a glob.
     """
     whole = os.path.expanduser(sources.strip())
     if os.path.exists(whole):
@@ -65,14 +65,14 @@ def expand(sources: str) -> list[Path]:
     for source in filter(None, map(str.strip, sources.split(","))):
         name = os.path.expanduser(source)
         found = glob.glob(_pattern(name), recursive=True)
-        # Links in a circle give a file many names: the shortest is kept.
+        # Circular links give a file many names: the shortest is kept.
         unique = {os.path.realpath(path): path for path in sorted(found, key=len, reverse=True)}
         paths += map(Path, sorted(unique.values()) or [name])
     return paths
 
 
 def _pattern(source: str) -> str:
-    """`source` as a glob, with its longest existing beginning taken literally."""
+    """`source` as a glob in which the longest prefix that exists is escaped."""
     parts = Path(source).parts
     for count in range(len(parts), 0, -1):
         beginning = os.path.join(*parts[:count])

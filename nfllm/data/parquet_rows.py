@@ -1,4 +1,4 @@
-"""Rows of a Parquet file, each read so that damage loses no more rows than it must."""
+"""Rows of a Parquet file, read in small batches, so that damage loses few rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BATCH_ROWS = 256
 def parquet_rows(
     table: Any, columns: list[str], path: Path, policy: MalformedPolicy
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows with their numbers. Of a damaged row group, the rows from the damage on are lost."""
+    """Rows with their numbers. In a damaged row group, the rows from the damage on are lost."""
     import pyarrow
 
     row = 0
@@ -57,7 +57,7 @@ def _batch_rows(
 
 
 def is_plain(kind: Any) -> bool:
-    """Whether `plain_fields` keeps values of an Arrow type; Python cannot hold some others."""
+    """Whether `plain_fields` keeps values of this Arrow type; others may not convert to Python."""
     import pyarrow
     from pyarrow import types
 

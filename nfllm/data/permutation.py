@@ -1,12 +1,12 @@
 """Shuffled orders that need no memory: a keyed bijection of `0 .. size - 1`.
 
-An array of the order would take 8 bytes a window in every process, 80 GB for 10 billion windows,
-and would be computed for every epoch and at every resume.
+An array of the order would take 8 bytes for each window in every process, 80 GB for 10 billion
+windows, and would have to be computed for every epoch and at every resume.
 
-A generalized Feistel network permutes `rows * columns` numbers, a rectangle that holds `size` and
-little more; an image outside the range is mapped again until it falls inside (Black & Rogaway,
-"Ciphers with Arbitrary Finite Domains", CT-RSA 2002, methods 2 and 3). The order is made of integer
-arithmetic alone, so it is the same on every machine and with every version of NumPy.
+A generalized Feistel network permutes `rows * columns` numbers, a rectangle slightly larger than
+`size`; an image outside the range is mapped again until it falls inside (Black & Rogaway, "Ciphers
+with Arbitrary Finite Domains", CT-RSA 2002, methods 2 and 3). Only integer arithmetic is used, so
+the order is the same on every machine and with every version of NumPy.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import math
 
 import numpy as np
 
-# With 8, permutations of 5 numbers are visibly unequal in frequency; with 12, none are.
+# With 8 rounds, permutations of 5 numbers clearly differ in frequency; with 12 they do not.
 _ROUNDS = 12
 _WORD = (1 << 64) - 1
-# Of SplitMix64.
+# Constants of SplitMix64.
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIXERS = (
     (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),

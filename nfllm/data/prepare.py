@@ -23,10 +23,10 @@ from nfllm.data.splits import Assignment, Side, Survey, digest, uniform
 from nfllm.data.tokenizer import Tokenizer, UnencodableTextError, bytes_tokenizer, train_bpe
 from nfllm.data.tokens import TokenWriter, token_dtype
 
-# Part of every cache's name: to be raised when the same request gives other files than before.
+# Part of every cache's name; increase it when the same request would give different files.
 _FORMAT = 2
 _SPLITS = {Side.TRAIN: "train", Side.VALIDATION: "validation"}
-# BPE is trained on a sample of the training documents of about this size: more changes few merges.
+# BPE is trained on a sample of about this size; a larger one would change few merges.
 _TOKENIZER_BYTES = 100 << 20
 _BATCH_CHARACTERS = 1 << 20
 
@@ -101,7 +101,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     path = epath.Path(name).expanduser()
     if not path.exists():
         raise ConfigError(
-            f"data.tokenizer={name!r} is neither a file nor one of the built-in ones; "
+            f"data.tokenizer={name!r} is neither a file nor a built-in tokenizer; "
             f"{suggest(name, ('bpe', 'bytes'))}"
         )
     try:

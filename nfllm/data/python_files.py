@@ -8,7 +8,7 @@ from pathlib import Path
 from nfllm.config import ConfigError
 from nfllm.data.files import files_below
 
-# Left out of the standard library: no library source, or different from machine to machine.
+# Left out of the standard library: not library source, or different from machine to machine.
 _NOT_LIBRARY = (
     "site-packages",
     "dist-packages",
@@ -30,13 +30,13 @@ def standard_library() -> Path:
 def python_files(root: Path, *, exclude: tuple[str, ...] = ()) -> list[Path]:
     """All `.py` files under `root`, sorted; names that match `exclude` are left out.
 
-    As `files.files_below`: nothing that begins with a dot, and links are followed.
+    As in `files.files_below`, names that begin with a dot are skipped and links are followed.
 
     Raises:
-      ConfigError: `root` is no directory, or has no Python file.
+      ConfigError: `root` is not a directory, or has no Python file.
     """
     if not root.is_dir():
-        raise ConfigError(f"{root} is no directory; name directories of Python files")
+        raise ConfigError(f"{root} is not a directory; name directories of Python files")
     found = files_below(root, lambda name: name.endswith(".py"), ("__pycache__", *exclude))
     if not found:
         raise ConfigError(f"{root} has no Python file (*.py), so there is nothing to train on")

@@ -1,4 +1,4 @@
-"""Records of a corpus: a document with its fields, and what happens to a malformed one."""
+"""Records of a corpus: documents with their fields, and the policy for malformed ones."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class Record(NamedTuple):
 
 
 class MalformedRecordError(ValueError):
-    """A record that cannot be read as text; the message names the file and the place in it."""
+    """A record that cannot be read as text; the message names the file and the position in it."""
 
 
 class MalformedPolicy:
     """Raises on a malformed record, or skips and counts it.
 
     Attributes:
-      skipped: how many were skipped so far.
-      messages: the first few of their messages.
+      skipped: number of records skipped so far.
+      messages: the messages of the first few.
     """
 
     def __init__(self, policy: Literal["error", "skip"]) -> None:
@@ -49,7 +49,7 @@ class MalformedPolicy:
             logging.warning("left out: %s", message)
 
     def decode(self, raw: bytes, where: str) -> str | None:
-        """Text of UTF-8 bytes; None where they are not UTF-8 and the policy is to skip."""
+        """Text of UTF-8 bytes; None if they are not UTF-8 and the policy is "skip"."""
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -62,15 +62,15 @@ class MalformedPolicy:
 
 
 def printable(text: str) -> str:
-    """`text` with escapes for what UTF-8 cannot hold: lone surrogates.
+    """`text` with escapes for lone surrogates, which UTF-8 cannot encode.
 
-    JSON can spell them, and Python has them for bytes of a file name that are not UTF-8.
+    They come from JSON escapes, and from file names that are not UTF-8.
     """
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def text_name(names: list[str], wanted: str | None) -> str | None:
-    """The field that holds the text: `wanted`, or else `text` or `content`; None: there is none."""
+    """The field that holds the text: `wanted`, by default `text` or `content`; None if missing."""
     choices = (wanted,) if wanted else ("text", "content")
     return next((name for name in choices if name in names), None)
 

@@ -1,4 +1,4 @@
-"""Documents of a text separated by a marker, and usual markers that the config does not name."""
+"""Splitting texts into documents at a separator, and warnings about separators not configured."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# Usual ends of documents in a text. Those of the second group are also HTML tags, or tokens that
-# programs mention, and count only on a line of their own.
+# Common end-of-document markers. Those of the second group also occur in HTML and in programs, and
+# count only if they are alone on a line.
 _ANYWHERE = ("<|endoftext|>", "<|end_of_text|>", "<|eos|>", "<|im_end|>", "<|eot_id|>")
 _ON_A_LINE = ("</s>", "<eos>", "[SEP]")
 
 
 class Markers:
-    """Counts documents that hold a usual end marker, which is then read as ordinary characters."""
+    """Counts documents that contain a common end marker, which is read as ordinary characters."""
 
     def __init__(self) -> None:
         self._counts = dict.fromkeys((*_ANYWHERE, *_ON_A_LINE), 0)
@@ -33,14 +33,14 @@ class Markers:
 
 
 def remarks(card: dict[str, Any]) -> list[str]:
-    """Remarks on `Markers.summary` in a corpus card that a reader of the results should know."""
+    """Warnings about the `Markers.summary` in a corpus card, for readers of the results."""
     total = card["documents"]["read"]
     return [
         f"{count:,} of {total:,} documents hold {marker!r} as ordinary characters; if it separates "
         + (
             f"documents, set data.document_separator={marker!r}"
             if card["dataset"] == "text_files"
-            else "documents, split them there first"
+            else "documents, split the texts there beforehand"
         )
         for marker, count in card["tokenizer"]["markers"].items()
     ]
@@ -49,8 +49,8 @@ def remarks(card: dict[str, Any]) -> list[str]:
 def split(read: Callable[[int], bytes], separator: bytes, longest: int) -> Iterator[bytes | None]:
     """The parts of a stream between separators, without line breaks around them.
 
-    A part longer than `longest` bytes is None. After the last separator there may be only
-    a line break.
+    A part longer than `longest` bytes is yielded as None. If only line breaks follow the last
+    separator, they are not a part.
     """
     buffer, searched, too_long = bytearray(), 0, False
     while block := read(1 << 20):

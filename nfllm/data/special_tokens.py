@@ -1,7 +1,7 @@
-"""Special tokens that occur in a text are read as ordinary characters.
+"""Makes tokenizers read special tokens that are spelled out in a text as ordinary characters.
 
-The library has an option not to look for special tokens in a text. Its models ignore it: WordLevel,
-WordPiece and Unigram find such a token in their vocabulary, and BPE may merge up to it.
+The `tokenizers` library has an option for this, but its models ignore it: WordLevel, WordPiece and
+Unigram find such a token in their vocabulary, and BPE may produce it by merges.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Any
 
 
 def special_names(definition: dict[str, Any], end_of_text: str) -> set[str]:
-    """The tokens of a parsed `tokenizer.json` that stand for no text."""
+    """The tokens of a parsed `tokenizer.json` that do not represent text."""
     names = {token["content"] for token in definition["added_tokens"] if token["special"]}
     return names | {end_of_text, unknown_name(definition) or end_of_text}
 
 
 def unknown_name(definition: dict[str, Any]) -> str | None:
-    """The unknown token of a parsed `tokenizer.json`; None: it has none."""
+    """The unknown token of a parsed `tokenizer.json`; None if it has none."""
     model = definition["model"]
     if model.get("unk_id") is not None:  # Unigram
         name: str = model["vocab"][model["unk_id"]][0]
@@ -25,8 +25,8 @@ def unknown_name(definition: dict[str, Any]) -> str | None:
 
 
 def without_special_tokens(definition: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    """The same tokenizer and ids, with `names` replaced by strings that no text holds."""
-    # Noncharacters of Unicode, which are not for interchange.
+    """The same tokenizer and ids, with `names` replaced by strings that do not occur in texts."""
+    # Unicode noncharacters, which texts do not contain.
     new = {name: f"\U0010fffe{i}\U0010ffff" for i, name in enumerate(sorted(names))}
     model = dict(definition["model"])
     if isinstance(model["vocab"], dict):

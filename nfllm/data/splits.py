@@ -1,7 +1,7 @@
-"""Which document belongs to training, which to validation, and which is left out.
+"""Assigns documents to training or validation, or leaves them out.
 
-Documents are compared by a 128-bit digest of their text, so that a corpus of any size is surveyed
-in some 30 bytes of memory per document.
+Documents are compared by a 128-bit digest of their text, so that about 30 bytes of memory are
+needed for each document.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DIGEST_BYTES = 16
 
 
 class Side(enum.IntEnum):
-    """Where a document goes."""
+    """What a document is used for: training, validation, or (empty or duplicate) nothing."""
 
     TRAIN = 0
     VALIDATION = 1
@@ -35,13 +35,13 @@ def digest(text: bytes) -> bytes:
 
 
 def uniform(key: bytes, purpose: str) -> float:
-    """A number in [0, 1) that `key` fixes; numbers of different purposes are independent."""
+    """A number in [0, 1) determined by `key`; numbers for different purposes are independent."""
     word = hashlib.blake2b(key, digest_size=8, person=purpose.encode()).digest()
     return int.from_bytes(word, "big") / 2**64
 
 
 class Survey:
-    """What the split needs of every document, in the order of reading."""
+    """The facts about every document that splitting needs, in the order of reading."""
 
     def __init__(self, config: DataConfig) -> None:
         self._config = config
@@ -65,10 +65,10 @@ class Survey:
         self._hashed_side.append(validation)
 
     def assign(self) -> Assignment:
-        """Decides on every document.
+        """Assigns every document.
 
-        Of several equal documents the first stays; if one of them is a validation document, the
-        first such one, so that none of its copies is trained on.
+        Of equal documents only the first is kept; if any of them is a validation document, only
+        the first validation document, so that no copy of it is trained on.
 
         Raises:
           ConfigError: a split would be empty, or a held-out value does not occur.
@@ -103,7 +103,7 @@ class Survey:
         for value in named:
             if value not in self._values:
                 raise ConfigError(
-                    f"data.validation_values names {value!r}, which no document has in its field "
+                    f"data.validation_values names {value!r}, but no document has it in the field "
                     f"{config.validation_field!r}; {suggest(value, self._values)}"
                 )
         if named:
@@ -131,7 +131,7 @@ class Assignment:
       sides: [documents] int8, values of `Side`.
       lengths: [documents] bytes of UTF-8.
       digests: 16 bytes per document.
-      held_out: values of the validation field, for that kind of split.
+      held_out: held-out values of the validation field; empty for other kinds of split.
     """
 
     sides: np.ndarray
@@ -148,13 +148,13 @@ class Assignment:
         return int(self.lengths[self.sides == side].sum())
 
     def shared_documents(self) -> int:
-        """How many texts are on both sides; `Survey.assign` makes it 0."""
+        """Number of texts that are on both sides; 0 after `Survey.assign`."""
         order, same = _grouped(self.digests, self.sides)
         sides = self.sides[order]
         return int((same & (sides[:-1] == Side.TRAIN) & (sides[1:] == Side.VALIDATION)).sum())
 
     def counts(self) -> dict[str, int]:
-        """How many documents were read, and how many of them were left out and why."""
+        """Number of documents that were read, and that were left out for each reason."""
         return {
             "read": len(self.sides),
             "empty": int((self.sides == Side.EMPTY).sum()),

@@ -1,4 +1,4 @@
-"""Reads documents from jsonl, txt and parquet files, also compressed with gzip, xz or zstd."""
+"""Reads documents from jsonl, txt and parquet files, possibly compressed with gzip, xz or zstd."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from nfllm.data.records import (
 )
 from nfllm.data.xz import open_xz
 
-# A .txt file is cut into blocks of this size at line ends, so that some can be held out.
+# A .txt file is split into blocks of this size at line ends, so that some can be held out.
 TEXT_BLOCK_BYTES = 16 << 10
-# A longer line of a jsonl file is malformed: a record of TFDS cannot hold 2 GiB.
+# A longer line of a jsonl file counts as malformed: TFDS records must be smaller than 2 GiB.
 _LONGEST_LINE = 1 << 30
 
 
@@ -40,7 +40,7 @@ def find_files(sources: str) -> list[Path]:
     """Expands paths, directories and globs, separated by commas, into a sorted list of files.
 
     Raises:
-      ConfigError: a source names no file, or one of a format that cannot be read.
+      ConfigError: a source has no file, or a file of a format that cannot be read.
     """
     suffixes = tuple(kind + packed for kind in _FORMATS for packed in ("", *_COMPRESSIONS))
     found: dict[str, Path] = {}
@@ -62,11 +62,11 @@ def read_file(
 ) -> Iterator[Record]:
     """Documents of one file, in order; with a separator, each is split at it.
 
-    Fields beside the text are kept. Those of a txt file are `path` and `block`, the number of the
+    Fields besides the text are kept. Those of a txt file are `path` and `block`, the number of the
     block or of the part between separators.
 
     Raises:
-      MalformedRecordError: a record cannot be read (file and line are named) and `policy` raises.
+      MalformedRecordError: a record cannot be read and `policy` raises; it names file and line.
     """
     kind = next(
         kind for kind in _FORMATS if path.name.removesuffix(_compression(path)).endswith(kind)
@@ -191,7 +191,7 @@ def _open_zstd(path: Path) -> BinaryIO:
 
     if zstd.window(path) > zstd.ARROW_WINDOW:
         return zstd.open_long(path)
-    # Unlike the zstandard package, Arrow reports a stream whose last frame is cut off.
+    # Unlike the zstandard package, Arrow raises if the last frame is truncated.
     return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
 
 
@@ -212,13 +212,13 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _read(read: Callable[[int], bytes], size: int) -> bytes:
-    """`read(size)`, with one error in place of the many of decompressors."""
+    """`read(size)`, with the errors of all decompressors as DamagedError."""
     with damage(EOFError, zlib.error, lzma.LZMAError):
         return read(size)
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines; of a line that is too long, the beginning (the rest is skipped)."""
+    """Lines; a line that is too long is truncated, and its rest skipped."""
     while line := _read(file.readline, _LONGEST_LINE + 1):
         yield line
         while len(line) > _LONGEST_LINE and not line.endswith(b"\n"):
@@ -226,7 +226,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _whole_characters(block: bytes) -> tuple[bytes, bytes]:
-    """Cuts off a UTF-8 character that the end of the block has split."""
+    """Splits off an incomplete UTF-8 character at the end of the block."""
     for back in range(1, min(4, len(block)) + 1):
         byte = block[-back]
         if byte & 0xC0 == 0x80:

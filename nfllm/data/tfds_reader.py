@@ -25,10 +25,10 @@ DATASET_INFO = "dataset_info.json"
 
 
 def find_prepared(data_dir: epath.Path, name: str) -> epath.Path | None:
-    """Directory of the prepared dataset `name[/config][:version]`; without version, the newest.
+    """Directory of the prepared dataset `name[/config][:version]`; by default the newest version.
 
     Raises:
-      ConfigError: the name fits several configurations.
+      ConfigError: the name matches several configurations.
     """
     path, _, version = name.partition(":")
     root = data_dir / path
@@ -44,7 +44,7 @@ def find_prepared(data_dir: epath.Path, name: str) -> epath.Path | None:
 
 
 def _infos(directory: epath.Path, depth: int) -> Iterator[epath.Path]:
-    """The descriptions of datasets, `depth` directories down; names may hold [ or *."""
+    """Description files of datasets, `depth` levels down; not by glob, as names may hold [ or *."""
     if depth == 0:
         if (directory / DATASET_INFO).exists():
             yield directory / DATASET_INFO
@@ -58,7 +58,7 @@ def open_prepared(data_dir: epath.Path, name: str) -> DatasetBuilder:
     """A read-only builder of the prepared dataset `name`.
 
     Raises:
-      ConfigError: there is no such dataset under `data_dir`, with the names of those there are.
+      ConfigError: there is no such dataset under `data_dir`; the message lists those that exist.
     """
     import tensorflow_datasets as tfds
 
@@ -77,7 +77,7 @@ def open_prepared(data_dir: epath.Path, name: str) -> DatasetBuilder:
 
 
 def split_info(builder: DatasetBuilder, split: str) -> SplitInfo:
-    """What TFDS knows of a split or a slice of one.
+    """TFDS's description of a split or a slice of one.
 
     Raises:
       ConfigError: the dataset has no such split, or the slice is empty.
@@ -92,7 +92,7 @@ def split_info(builder: DatasetBuilder, split: str) -> SplitInfo:
     if not info.num_examples:
         raise ConfigError(
             f"{builder.info.full_name}: the split {split!r} holds no document; set data.split (or "
-            "data.validation_source, where that names it) to one that does"
+            "data.validation_source, if that names it) to another split"
         )
     return info
 
@@ -113,8 +113,8 @@ def read_split(builder: DatasetBuilder, split: str) -> Iterator[dict[str, Any]]:
     kind = builder.info.file_format.value
     if kind not in readers:
         raise ConfigError(
-            f"{builder.info.full_name} is stored as {kind}; array_record, {', '.join(readers)} "
-            "can be read; convert it with `tfds convert_format`"
+            f"{builder.info.full_name} is stored as {kind}, but only array_record, "
+            f"{' and '.join(readers)} can be read; convert it with `tfds convert_format`"
         )
     for instruction in info.file_instructions:
         with epath.Path(instruction.filename).open("rb") as file:

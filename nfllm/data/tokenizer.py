@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 # Names of the end-of-text token in published tokenizers, in the order in which they are tried.
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]")
-# The library needs 100 bytes and more per token of a text. So a longer text is encoded in pieces,
+# The library needs 100 bytes or more of memory for each token. So long texts are encoded in pieces,
 # where that changes no id, and a limited number of pieces at a time.
 _PIECE_CHARACTERS = 1 << 17
 _GROUP_CHARACTERS = 1 << 20
@@ -39,12 +39,12 @@ class UnencodableTextError(ValueError):
 class Tokenizer:
     """Text to token ids and back.
 
-    Dropout of BPE is off: a text has one encoding.
+    BPE dropout is off, so that encoding is deterministic.
 
     Attributes:
       vocab_size: one more than the largest id.
       end_of_text_id: the token that separates documents.
-      unknown_id: the unknown token; None: there is none.
+      unknown_id: the unknown token; None if there is none.
       fingerprint: SHA-256 of the tokenizer's definition.
     """
 
@@ -68,7 +68,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _encoder(self) -> tokenizers.Tokenizer:
-        """Encodes special tokens that a document spells out as ordinary characters."""
+        """A backend that reads special tokens spelled out in a text as ordinary characters."""
         definition = json.loads(self._backend.to_str())
         names = special_names(definition, self._end_of_text)
         definition = without_special_tokens(definition, names)
@@ -77,11 +77,11 @@ class Tokenizer:
         return encoder
 
     @functools.cached_property
-    def _takes_pieces(self) -> bool:
+    def _can_be_cut(self) -> bool:
         """Whether a text may be cut before a space that follows another character.
 
-        No word of GPT-2's splitting rule reaches across such a place. Other rules, a prefix before
-        a text, and most normalizers do not allow it.
+        With GPT-2's splitting rule no word extends across such a position. With other rules, a
+        prefix before a text, or most normalizers, cutting there could change ids.
         """
         definition = json.loads(self._backend.to_str())
         words = definition["pre_tokenizer"] or {}
@@ -90,17 +90,17 @@ class Tokenizer:
             and words.get("type") == "ByteLevel"
             and words.get("use_regex", True)
             and not words["add_prefix_space"]
-            and not any(map(_reaches_across_spaces, definition["added_tokens"]))
+            and not any(map(_extends_across_spaces, definition["added_tokens"]))
         )
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids of `text`, int32 [n]; no special token is added.
 
-        A warning names the characters that the tokenizer drops or does not know.
+        There is a warning about characters that have no token, and about unknown tokens.
 
         Raises:
-          UnencodableTextError: the model has no token for a part of the text, and none for what is
-            unknown.
+          UnencodableTextError: the vocabulary has no token for a part of the text, and no unknown
+            token.
         """
         ids = self.encode_batch([text])[0]
         if self._is_partial:
@@ -121,7 +121,7 @@ class Tokenizer:
         """Token ids of every text, on all cores."""
         if self._is_bytes:
             return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
-        pieces = [_pieces(text) if self._takes_pieces else [text] for text in texts]
+        pieces = [_pieces(text) if self._can_be_cut else [text] for text in texts]
         encoded = self._encode_pieces([piece for parts in pieces for piece in parts])
         return [np.concatenate([next(encoded) for _ in parts]) for parts in pieces]
 
@@ -135,12 +135,11 @@ class Tokenizer:
             try:
                 encodings = self._encoder.encode_batch_fast(group, add_special_tokens=False)
             except BaseException as error:
-                # The library's errors have no type of their own; its panics are no Exception.
+                # The library raises plain Exceptions; its Rust panics are BaseExceptions.
                 if isinstance(error, KeyboardInterrupt):
                     raise
                 raise UnencodableTextError(
-                    f"the tokenizer cannot encode a text ({error}); give its model a token for "
-                    "what is unknown"
+                    f"the tokenizer cannot encode a text ({error}); give its model an unknown token"
                 ) from error
             for encoding in encodings:
                 yield np.array(encoding.ids, np.int32)
@@ -150,13 +149,13 @@ class Tokenizer:
         """Whether a character becomes no token, or only tokens of spaces."""
         try:
             ids = self.encode_batch([character])[0]
-        except UnencodableTextError:  # of WordLevel, whose tokens are words
+        except UnencodableTextError:  # by WordLevel, whose tokens are words
             return False
         return not any(self.decode([i]).strip() for i in ids)
 
     @functools.cached_property
     def _is_partial(self) -> bool:
-        """Whether some characters have no token: then one of private use has none."""
+        """Whether some characters have no token, as tested on a private-use character."""
         try:
             ids = self.encode_batch(["\U000f0000"])[0]
         except UnencodableTextError:
@@ -177,7 +176,7 @@ class Tokenizer:
 
         Raises:
           FileNotFoundError: there is no such file.
-          ValueError: it is not a tokenizer, or has no token that could end a document.
+          ValueError: it is not a tokenizer, or has no end-of-text token.
         """
         import tokenizers
 
@@ -193,14 +192,14 @@ class Tokenizer:
 
 
 def bytes_tokenizer() -> Tokenizer:
-    """Every byte of UTF-8 is the token of its value; end-of-text is 256."""
+    """The tokenizer whose ids are the bytes of UTF-8; end-of-text is 256."""
     return Tokenizer(_bytes_backend())
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Byte-level BPE with GPT-2's splitting rule, trained on `texts`; end-of-text is 0.
 
-    The vocabulary ends up smaller than `vocab_size` where the texts have no more pairs to merge.
+    The vocabulary is smaller than `vocab_size` if the texts have no more pairs to merge.
     """
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -229,9 +228,9 @@ def _end_of_text(vocabulary: dict[str, int]) -> str:
 
 
 def _byte_characters() -> list[str]:
-    """The printable character that byte-level tokenizers write for each byte (Radford et al. 2019).
+    """The printable character by which byte-level BPE represents each byte (Radford et al. 2019).
 
-    Bytes that Latin-1 prints stand for themselves; the others get the characters from U+0100 on.
+    Bytes that are printable in Latin-1 represent themselves; the others get characters from U+0100.
     """
     shown = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = iter(range(0x100, 0x200))
@@ -254,12 +253,12 @@ def _bytes_definition() -> str:
     return json.dumps(json.loads(_bytes_backend().to_str()), sort_keys=True)
 
 
-def _reaches_across_spaces(token: dict[str, Any]) -> bool:
+def _extends_across_spaces(token: dict[str, Any]) -> bool:
     return token["rstrip"] or re.search(r"\S\s", token["content"]) is not None
 
 
 def _pieces(text: str) -> list[str]:
-    """Cuts a long text into pieces, where that changes no id."""
+    """Cuts a long text into pieces, at positions where that changes no id."""
     pieces, start = [], 0
     while len(text) - start > 2 * _PIECE_CHARACTERS:
         place = _PLACE_TO_CUT.search(text, start + _PIECE_CHARACTERS)

@@ -26,7 +26,7 @@ class TokenFile:
     """Token ids of a split.
 
     Attributes:
-      tokens: [n] uint16 or uint32, memory-mapped where the file is local.
+      tokens: [n] uint16 or uint32, memory-mapped if the file is local.
       offsets: [documents + 1] int64.
     """
 
@@ -35,12 +35,12 @@ class TokenFile:
 
     @property
     def num_documents(self) -> int:
-        """How many documents the file holds."""
+        """Number of documents in the file."""
         return len(self.offsets) - 1
 
     @classmethod
     def open(cls, directory: epath.PathLike, split: str, dtype: str) -> TokenFile:
-        """Opens what a `TokenWriter` wrote; a remote file is read into memory."""
+        """Opens files written by a `TokenWriter`; a remote file is read into memory."""
         directory = epath.Path(directory)
         return cls(
             tokens=_open_array(directory / f"{split}.tokens", np.dtype(dtype)),
@@ -75,7 +75,7 @@ class TokenWriter:
             self._num_bytes += len(text)
 
     def statistics(self) -> dict[str, Any]:
-        """Counts of the split; `content_sha256` depends on the texts and their order alone."""
+        """Counts of the split; `content_sha256` depends only on the texts and their order."""
         documents = len(self._offsets) - 1
         tokens = self._offsets[-1] - documents
         return {

@@ -1,9 +1,9 @@
 """Windows of a fixed number of tokens over one flat token array.
 
 - `documents` (Jha & Reagen, arXiv 2410.09637, and the Hugging Face course): every document is cut
-  from its start, and a tail shorter than a window is dropped.
-- `packed`: documents are joined by the end-of-text token and the whole is cut; only the last tail
-  is dropped.
+  into windows from its start, and a remainder shorter than a window is dropped.
+- `packed`: documents are concatenated, separated by the end-of-text token, and the result is cut;
+  only its remainder is dropped.
 """
 
 from __future__ import annotations

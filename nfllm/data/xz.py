@@ -1,4 +1,4 @@
-"""Reading of .xz files, whole."""
+"""Reading of .xz files with several streams and padding."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _PACKED_BYTES = 64 << 10
 def open_xz(path: Path) -> BinaryIO:
     """All streams of an xz file one after the other, without the padding between them.
 
-    Reading raises EOFError where the last stream is cut off, and lzma.LZMAError where a stream is
-    followed by something else.
+    Reading raises EOFError if the last stream is truncated, and lzma.LZMAError if a stream is
+    followed by other data.
     """
     return io.BufferedReader(_XzStreams(path))
 
 
 class _XzStreams(io.RawIOBase):
-    # lzma.LZMAFile reads padding, and a stream with a damaged header, as the end of the file.
+    # lzma.LZMAFile takes padding, or a stream with a damaged header, for the end of the file.
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")
@@ -47,7 +47,7 @@ class _XzStreams(io.RawIOBase):
         return len(data)
 
     def _skip_padding(self) -> bool:
-        """Goes to the first byte of the next stream; False: there is none."""
+        """Skips to the first byte of the next stream; returns False if there is none."""
         padding = 0
         while packed := self._packed or self._file.read(_PACKED_BYTES):
             self._packed = packed.lstrip(b"\0")
@@ -55,7 +55,7 @@ class _XzStreams(io.RawIOBase):
             if self._packed:
                 break
         if padding % 4:
-            raise lzma.LZMAError(f"{padding} bytes of padding are no multiple of 4")
+            raise lzma.LZMAError(f"{padding} bytes of padding are not a multiple of 4")
         return bool(self._packed)
 
     def close(self) -> None:

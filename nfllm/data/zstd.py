@@ -1,4 +1,4 @@
-"""Reading of .zst files whose frames look further back than Arrow allows: `zstd --long=31`."""
+"""Reading of .zst files with larger windows than Arrow allows, as by `zstd --long=31`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 def window(path: Path) -> int:
-    """Window in bytes of the file's first frame; 0: the file does not begin with a frame.
+    """Window in bytes of the file's first frame; 0 if the file does not begin with a frame.
 
-    Zstandard, RFC 8878, 3.1.1.1: a descriptor, then the window's exponent and mantissa, unless the
-    frame is one segment, which is as large as its content.
+    RFC 8878, section 3.1.1.1: a descriptor, then the window's exponent and mantissa; 0 as well if
+    the frame is a single segment, which has no window.
     """
     with path.open("rb") as file:
         header = file.read(6)
@@ -29,7 +29,7 @@ def window(path: Path) -> int:
 def open_long(path: Path) -> BinaryIO:
     """All frames one after the other, with windows of up to 2 GiB.
 
-    Reading raises EOFError where the last frame is cut off.
+    Reading raises EOFError if the last frame is truncated.
 
     Raises:
       OSError: the package `zstandard` is not installed.
@@ -49,7 +49,7 @@ def open_long(path: Path) -> BinaryIO:
 
 
 class _Frames(io.RawIOBase):
-    # The package's own reader reads a frame that is cut off as the end of the file.
+    # The package's own reader takes a truncated frame for the end of the file.
 
     def __init__(self, path: Path, decompressor: Any) -> None:
         self._file = path.open("rb")

@@ -20,9 +20,12 @@ from nfllm.trainer import lock
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a grid and writes its report; 2 for a bad argument, 1 where a run failed, 130 if ended.
+    """Runs a grid and writes its report.
 
     The same command continues an interrupted experiment, and skips finished runs.
+
+    Returns:
+      The exit status: 0, 1 if a run failed, 2 for a bad argument, or 130 after an interruption.
     """
     parser = argparse.ArgumentParser(
         prog="python -m nfllm.experiment",
@@ -35,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--jobs",
         type=int,
-        help="most runs at the same time; never more than a device each, a core each on a CPU",
+        help="most runs at the same time; at most one for each device, on a CPU for each core",
     )
     add_import_flag(parser)
     options, rest = parser.parse_known_args(arguments)
@@ -47,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         given = [*(f"--import={file}" for file in options.imports), *rest]
         machine = find_machine(options.jobs)
         options.out.mkdir(parents=True, exist_ok=True)
-        # The accelerator is for the runs; this process computes little.
+        # This process computes little and leaves the accelerator to the runs.
         jax.config.update("jax_platforms", "cpu")
         with lock.hold(options.out):
             print(experiment.note)
@@ -57,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, RunError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # a second Ctrl-C; the runs save and end by themselves
+    except KeyboardInterrupt:  # a second Ctrl-C: the runs save and end without this process
         return 130
     text = results.read_text(encoding="utf-8")
     print(text.encode(sys.stdout.encoding, "replace").decode(sys.stdout.encoding))

@@ -1,8 +1,8 @@
 """How linear the MLPs of a run are, as a cause of its entropy: measured once, after training.
 
-The activation of one layer, of each half, or of all layers is replaced by its best linear fit, and
-the loss is measured again on the same windows (`nfllm.measure.linear_replacement`). A layer whose
-loss does not rise has a linear MLP.
+The activations of one layer, of each half, or of all layers are replaced by their best linear fits,
+and the loss is measured again on the same windows (`nfllm.measure.linear_replacement`). If the loss
+does not rise, the MLPs of these layers are linear.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ class Cause:
     """Losses in nats per target over `num_targets` targets, and the fit of each layer.
 
     Attributes:
-      step: of the checkpoint that was measured.
-      loss: of the model as it is.
-      layer_loss: `[L]`, with that layer's activation replaced.
-      early_loss: with the first half of the layers replaced.
-      late_loss: with the others replaced.
-      all_loss: with all replaced.
+      step: step of the checkpoint that was measured.
+      loss: loss of the unchanged model.
+      layer_loss: `[L]`, loss with the activation of that layer replaced.
+      early_loss: loss with the activations of the first half of the layers replaced.
+      late_loss: loss with those of the second half replaced.
+      all_loss: loss with all replaced.
       pre_rms: `[L]`, root mean square of the pre-activation.
-      r_squared: `[L]`, share of the activation that is linear in the pre-activation.
-      slope: `[L]`, of the fit.
-      num_targets: how many predictions the losses are means of.
+      r_squared: `[L]`, share of the activation's variance that the linear fit explains.
+      slope: `[L]`, slope of the fit.
+      num_targets: number of predictions that the losses are means of.
     """
 
     step: int
@@ -80,7 +80,7 @@ def read_cause(path: epath.PathLike) -> Cause | None:
     """What `write_cause` wrote; None where there is no such file.
 
     Raises:
-      RunError: the file is half-written or of another version.
+      RunError: the file is incomplete or of another version.
     """
     file = epath.Path(path) / CAUSE_FILE
     if not file.exists():

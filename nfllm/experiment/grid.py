@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One row: its changes of the group's config, as `{"section.key": value}`, and its seeds."""
+    """One row: changes to the group's config, as `{"section.key": value}`, and the seeds."""
 
     changes: Mapping[str, Value]
     seeds: Sequence[int] = (0,)
@@ -44,14 +44,15 @@ class Group:
 class Experiment:
     """Groups by name; `note` says what the scale is for, its hardware and its time.
 
-    The first group is the main one, whose runs are in the figures. Runs start in the order of the
-    groups, and within one seed by seed, so that an interrupted experiment has whole comparisons.
+    The first group is the main one: the figures show its runs. Runs start in the order of the
+    groups. Within a group, the variants with the most seeds run first, all of them with one seed
+    before the next seed, so that an interrupted experiment has complete comparisons.
 
     Attributes:
       note: the first lines of the page.
       groups: what is trained.
-      sections: makes what the page and RESULTS.md say of the measured groups; None:
-        `nfllm.experiment.sections.comparison_sections`, for any grid.
+      sections: makes the sections of the page and RESULTS.md from the measured groups; by default
+        `nfllm.experiment.sections.comparison_sections`, which works for any grid.
       reference: published numbers for the figures; None for none.
       linear_replacement: whether each run ends with the measurement of `nfllm.experiment.cause`.
     """
@@ -67,8 +68,8 @@ class Experiment:
 class Entry:
     """One run of the grid.
 
-    `same_as` names an earlier entry of equal config, whose run is used for both. `changes` are
-    those of its variant.
+    `same_as` names an earlier entry of equal config, whose run is used for both. `changes` are the
+    changes of its variant.
     """
 
     group: str
@@ -101,7 +102,7 @@ def load_experiment(path: Path, scale: str) -> Experiment:
     get_experiment, scales = names.get("get_experiment"), names.get("SCALES")
     if get_experiment is None or scales is None:
         raise ConfigError(
-            f"{path} has no get_experiment(scale) and SCALES; take configs/paper.py as an example"
+            f"{path} has no get_experiment(scale) and SCALES; see configs/paper.py for an example"
         )
     if scale not in scales:
         raise ConfigError(f"unknown scale {scale!r}; {suggest(scale, scales)}")
@@ -118,8 +119,8 @@ def expand(experiment: Experiment, overrides: Mapping[str, Value] | None = None)
       overrides: `{"section.key": value}` set in every run, such as the paths of a corpus.
 
     Raises:
-      ConfigError: a change names an unknown key, a config cannot be run, an override is of a key
-        that a variant sets, or a name is no directory name.
+      ConfigError: a change names an unknown key, a config is invalid, an override sets a key that a
+        variant sets, or a name cannot be the name of a directory.
     """
     entries: list[Entry] = []
     first_of: dict[Config, str] = {}
@@ -132,29 +133,33 @@ def expand(experiment: Experiment, overrides: Mapping[str, Value] | None = None)
                     f"--config.{clash[0]} is set by the variant {group_name}/{variant_name} of the "
                     "grid; change it in the grid's file"
                 )
-        for seed in sorted({seed for v in group.variants.values() for seed in v.seeds}):
-            for variant_name, variant in group.variants.items():
-                if seed not in variant.seeds:
-                    continue
-                _check_name(group_name, variant_name)
-                where = f"variant {group_name}/{variant_name}"
-                values = _changed(base, {**variant.changes, "training.seed": seed}, where)
-                try:
-                    config = Config.from_dict(values)
-                except ConfigError as error:
-                    raise ConfigError(f"{where}: {error}") from error
-                entry = Entry(
-                    group_name,
-                    variant_name,
-                    seed,
-                    config,
-                    first_of.get(config),
-                    variant.changes,
-                    experiment.linear_replacement and config.model.mlp == "two_layer",
-                )
-                first_of.setdefault(config, entry.name)
-                entries.append(entry)
+        for variant_name, seed in _order(group):
+            variant = group.variants[variant_name]
+            _check_name(group_name, variant_name)
+            where = f"variant {group_name}/{variant_name}"
+            values = _changed(base, {**variant.changes, "training.seed": seed}, where)
+            try:
+                config = Config.from_dict(values)
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from error
+            entry = Entry(
+                group_name,
+                variant_name,
+                seed,
+                config,
+                first_of.get(config),
+                variant.changes,
+                experiment.linear_replacement and config.model.mlp == "two_layer",
+            )
+            first_of.setdefault(config, entry.name)
+            entries.append(entry)
     return entries
+
+
+def _order(group: Group) -> list[tuple[str, int]]:
+    """(variant, seed) in the order to run them: see `Experiment`."""
+    pairs = [(name, seed) for name, variant in group.variants.items() for seed in variant.seeds]
+    return sorted(pairs, key=lambda pair: (-len(group.variants[pair[0]].seeds), pair[1]))
 
 
 def read_overrides(arguments: Iterable[str]) -> dict[str, Value]:
@@ -168,7 +173,7 @@ def read_overrides(arguments: Iterable[str]) -> dict[str, Value]:
         key, separator, text = argument.removeprefix("--config.").partition("=")
         if not argument.startswith("--config.") or not separator:
             raise ConfigError(
-                f"unexpected argument {argument!r}; a key of all runs is set by "
+                f"unexpected argument {argument!r}; set a key in all runs by "
                 "--config.SECTION.KEY=VALUE"
             )
         overrides[key] = override_value(key, text)
@@ -198,7 +203,7 @@ def _check_name(*names: str) -> None:
 def _run(path: Path) -> dict[str, Any]:
     """The names that the file of a grid defines."""
     if not find_file(path).is_file():
-        raise ConfigError(f"{path} does not exist; name the file of a grid, as configs/paper.py")
+        raise ConfigError(f"{path} does not exist; name a grid file, such as configs/paper.py")
     if path.suffix != ".py":
         raise ConfigError(f"{path} is not a Python file")
     try:

@@ -1,4 +1,4 @@
-"""What the runs of one group measured, by variant and seed."""
+"""The measurements of one group's runs, by variant and seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nfllm.rundir import RunError
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One run. `run` and `cause` are None where there is no file to read."""
+    """One run and its measurements. `run` and `cause` are None if there is nothing to read."""
 
     entry: Entry
     outcome: Outcome
@@ -63,7 +63,7 @@ class GroupResults:
         }
 
     def diverged(self, variant: str) -> set[int]:
-        """The seeds whose runs were ended by values that are not finite."""
+        """The seeds whose runs were stopped by values that are not finite."""
         runs = self.variants.get(variant, {})
         return {seed for seed, run in runs.items() if run.outcome.status == "diverged"}
 

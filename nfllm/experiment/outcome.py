@@ -22,8 +22,8 @@ Status = Literal["finished", "diverged", "failed", "not run"]
 class Outcome:
     """The state of a run: one that is `finished` or `diverged` is not started again.
 
-    `message` explains a state other than `finished`. `blocked`: the directory holds another run,
-    so that this one `failed` and cannot be started.
+    `message` explains a state other than `finished`. A run is `blocked`, and counts as `failed`, if
+    its directory holds another run.
     """
 
     status: Status
@@ -32,7 +32,7 @@ class Outcome:
 
     @property
     def is_final(self) -> bool:
-        """Whether running the entry again could not change anything."""
+        """Whether starting the run again would change nothing."""
         return self.blocked or self.status in ("finished", "diverged")
 
 
@@ -40,7 +40,7 @@ def read_outcome(out: epath.PathLike, entry: Entry) -> Outcome:
     """The state of `entry` in the output directory `out`; never raises."""
     run = epath.Path(out) / entry.name
     if not (run / RECORD_FILE).exists():
-        return Outcome("not run", "it has not begun")
+        return Outcome("not run", "it has not started")
     try:
         changed = measured_differently(read_record(run).config, entry.config)
     except RunError as error:
@@ -67,9 +67,9 @@ def read_outcome(out: epath.PathLike, entry: Entry) -> Outcome:
 def refuse_other_data(
     entries: Sequence[Entry], outcomes: Mapping[str, Outcome], out: epath.PathLike
 ) -> dict[str, Outcome]:
-    """The outcomes, with `failed` for runs on data that has changed since.
+    """The outcomes, with `failed` for runs on data that has since changed.
 
-    Runs whose configs name the same data must have the same fingerprint of it: that of the newest.
+    Runs whose configs name the same data must have the data fingerprint of the newest such run.
     """
     checked = dict(outcomes)
     newest: dict[Any, str] = {}
@@ -88,8 +88,8 @@ def refuse_other_data(
         if newest.setdefault(named, fingerprint) != fingerprint:
             checked[entry.name] = Outcome(
                 "failed",
-                f"it was trained on data with fingerprint {fingerprint[:12]}, which has become "
-                f"{newest[named][:12]} since; delete it, and give the same command again",
+                f"it was trained on data with fingerprint {fingerprint[:12]}, which has since "
+                f"changed to {newest[named][:12]}; delete it, and give the same command again",
                 blocked=True,
             )
     return checked

@@ -21,7 +21,7 @@ _TAIL_BYTES = 1 << 16
 
 
 class GridProgress:
-    """Shows how many runs have ended, which ones run, and the time left, by tokens trained on."""
+    """Shows how many runs have ended, which are running, and the time left, by tokens trained."""
 
     def __init__(
         self,

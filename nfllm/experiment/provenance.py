@@ -29,8 +29,8 @@ _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
 class Provenance:
     """One start of an experiment.
 
-    `grid` is the file of the grid as the command named it, with the first digits of its hash; a
-    copy of it stands in the output directory. `commit` is None outside a git checkout.
+    `grid` is the grid file as the command named it, and `grid_sha256` the first digits of its hash;
+    the output directory has a copy of it. `commit` is None outside a git checkout.
     """
 
     command: str
@@ -49,8 +49,8 @@ class Provenance:
     def record(
         cls, out: Path, config: Path, scale: str, machine: Machine, overrides: Sequence[str]
     ) -> Iterator[None]:
-        """Adds an entry to the file in `out` when the block ends, also where it raises."""
-        start, date = time.monotonic(), time.strftime("%Y-%m-%d")
+        """Adds an entry to the file in `out` when the block ends, also when it raises."""
+        began, date = time.monotonic(), time.strftime("%Y-%m-%d")
         grid, source = _as_named(config), find_file(config).read_bytes()
         (out / GRID_FILE).write_bytes(source)
         try:
@@ -70,12 +70,12 @@ class Provenance:
                     "nfllm": nfllm_version(),
                     **{name: importlib.metadata.version(name) for name in _PACKAGES},
                 },
-                seconds=round(time.monotonic() - start, 1),
+                seconds=round(time.monotonic() - began, 1),
                 grid=grid,
                 grid_sha256=hashlib.sha256(source).hexdigest()[:12],
             )
-            records = [*read_provenance(out), new]
-            values: list[dict[str, Any]] = [dataclasses.asdict(record) for record in records]
+            starts = [*read_provenance(out), new]
+            values: list[dict[str, Any]] = [dataclasses.asdict(start) for start in starts]
             (out / PROVENANCE_FILE).write_text(json.dumps(values, indent=1) + "\n")
 
 
@@ -89,7 +89,7 @@ def read_provenance(out: Path) -> list[Provenance]:
 
 
 def _as_named(path: Path) -> str:
-    """The path relative to the current folder if it is below it, else its last two parts."""
+    """A path below the current folder relative to it, else the last two parts of the path."""
     whole, here = path.resolve(), Path.cwd().resolve()
     if whole.is_relative_to(here):
         return whole.relative_to(here).as_posix()
@@ -97,7 +97,7 @@ def _as_named(path: Path) -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this code runs from, marked where files were changed."""
+    """The commit of the checkout that this code runs from, marked "dirty" if files were changed."""
     folder = Path(__file__).parents[2]
     if not (folder / ".git").exists():
         return None

@@ -25,10 +25,10 @@ def results_markdown(
     sections: Sequence[Section],
     entries: Sequence[Entry],
     outcomes: Mapping[str, Outcome],
-    records: Sequence[Provenance],
+    starts: Sequence[Provenance],
 ) -> str:
     """The whole file: where it came from, the tables of the sections, and heatmaps as text."""
-    lines = ["# Results", "", experiment.note, "", *_provenance(entries, outcomes, records)]
+    lines = [_title(starts), "", experiment.note, "", *_provenance(entries, outcomes, starts)]
     lines += [*(line for group in groups for line in _shape(group)), ""]
     for section in sections:
         tables = [b for b in section.blocks if isinstance(b, Rows) and b.shown and b.table.rows]
@@ -43,6 +43,12 @@ def results_markdown(
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _title(starts: Sequence[Provenance]) -> str:
+    if not starts or not starts[-1].grid:
+        return "# Results"
+    return f"# Results of {starts[-1].grid}, scale {starts[-1].scale}"
+
+
 def markdown_table(table: Table) -> Iterator[str]:
     """The lines of a table; numbers are aligned to the right."""
     yield "| " + " | ".join(_escaped(column.title) for column in table.columns) + " |"
@@ -53,7 +59,7 @@ def markdown_table(table: Table) -> Iterator[str]:
 
 
 def _provenance(
-    entries: Sequence[Entry], outcomes: Mapping[str, Outcome], records: Sequence[Provenance]
+    entries: Sequence[Entry], outcomes: Mapping[str, Outcome], starts: Sequence[Provenance]
 ) -> Iterator[str]:
     own = [entry for entry in entries if entry.same_as is None]
     ended = [e for e in own if outcomes[e.name].status in ("finished", "diverged")]
@@ -63,17 +69,17 @@ def _provenance(
         f"{tokens / 1e6:,.1f} M tokens."
     )
     yield ""
-    if records:
-        last = records[-1]
-        seconds = sum(record.seconds for record in records)
-        starts = f", in {len(records)} starts" if len(records) > 1 else ""
+    if starts:
+        last = starts[-1]
+        seconds = sum(start.seconds for start in starts)
+        number = f", in {len(starts)} starts" if len(starts) > 1 else ""
         versions = ", ".join(f"{name} {version}" for name, version in last.versions.items())
-        commits = dict.fromkeys(record.commit or "unknown" for record in records)
+        commits = dict.fromkeys(start.commit or "unknown" for start in starts)
         yield f"- Command: `{last.command} --out DIR`"
         if last.grid_sha256:
             yield f"- Grid: {last.grid}, sha256 {last.grid_sha256}"
         yield f"- Hardware: {last.device}; {last.slots} runs at a time"
-        yield f"- Wall time: {seconds / 60:,.0f} minutes{starts}, until {last.date}"
+        yield f"- Wall time: {seconds / 60:,.0f} minutes{number}, until {last.date}"
         yield f"- Versions: {versions}"
         yield f"- Commit: {', '.join(commits)}"
 

@@ -1,4 +1,4 @@
-"""Runs the entries of a grid, several at once, each in a process of its own."""
+"""Runs the entries of a grid, several at once, each in its own process."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def run_grid(
 ) -> tuple[dict[str, Outcome], bool]:
     """Trains every entry that is not finished, in order, one in each slot at a time.
 
-    A run that fails does not stop the others, and is tried again by the next call. SIGINT and
-    SIGTERM interrupt the runs, which save first; a second Ctrl-C does not wait for them.
+    A run that fails does not stop the others; the next call starts it again. SIGINT and SIGTERM
+    interrupt the runs, which save first; after a second Ctrl-C this process does not wait for them.
 
     Returns:
-      The outcome of each entry by name, and whether all was done (False after an interruption).
+      The outcome of each entry by name, and whether all ended (False after an interruption).
     """
     outcomes = {entry.name: read_outcome(out, entry) for entry in entries if entry.same_as is None}
     waiting = [e for e in entries if e.same_as is None and not outcomes[e.name].is_final]

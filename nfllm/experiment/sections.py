@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from nfllm.config.recipes import recipe_note
 from nfllm.experiment.measured import GroupResults, Measured
 from nfllm.experiment.tables import (
     cause_by_layer_table,
@@ -19,11 +20,13 @@ _OTHER_TARGETS = ("data.", "model.context_length")
 
 
 def comparison_sections(groups: Sequence[GroupResults]) -> Iterator[Section]:
-    """Losses, the best run, head entropies and linear replacements, where they were measured."""
+    """Losses, the best run, head entropies and linear replacements, as far as measured."""
     yield Section(
         "Comparison",
         "Mean evaluation loss over seeds with Student's t interval, and the keys in which the "
-        "variants differ. " + " ".join(_best(group, len(groups) > 1) for group in groups),
+        "variants differ. "
+        + " ".join(_best(group, len(groups) > 1) for group in groups)
+        + "".join(_recipes(groups)),
         [Rows(f"comparison_{g.name}", g.title, comparison_table(g)) for g in groups],
     )
     yield from entropy_sections(groups, [entropy_table(group) for group in groups])
@@ -33,13 +36,21 @@ def comparison_sections(groups: Sequence[GroupResults]) -> Iterator[Section]:
 def entropy_sections(
     groups: Sequence[GroupResults], tables: Sequence[Table], more: str = ""
 ) -> Iterator[Section]:
-    """The section of these tables of head entropies, one for each group; none if all are empty."""
+    """The section with one table of head entropies for each group; none if all are empty.
+
+    `more` is text added to its lead.
+    """
     blocks = [
         Rows(f"heads_{group.name}", f"{group.title}; M = {group.maximum:.3f} nats", table)
         for group, table in zip(groups, tables, strict=True)
         if table.rows
     ]
-    if blocks:
+    entries = [run.entry for group in groups for run in group]
+    without = {e.variant for e in entries if not e.config.model.has_attention_maps}
+    if without:
+        named = ", ".join(sorted(without))
+        more += f" Not defined for {named}: their mixer has no softmax."
+    if blocks or without:
         yield Section(
             "Overloaded heads",
             "Shares of heads at the last probe; M is the largest head entropy of the group." + more,
@@ -48,7 +59,7 @@ def entropy_sections(
 
 
 def cause_sections(groups: Sequence[GroupResults]) -> Iterator[Section]:
-    """How the loss rises with linear activations, where it was measured."""
+    """How the loss rises with linear activations, for groups where it was measured."""
     causes: list[Block] = []
     for group in groups:
         if (table := cause_table(group)).rows:
@@ -64,12 +75,20 @@ def cause_sections(groups: Sequence[GroupResults]) -> Iterator[Section]:
         )
 
 
+def _recipes(groups: Sequence[GroupResults]) -> Iterator[str]:
+    """What each variant with a published recipe has of it, after a space."""
+    entries = [run.entry for group in groups for run in group]
+    notes = {e.variant: note for e in entries if (note := recipe_note(e.config))}
+    for variant, note in notes.items():
+        yield f" {variant}: {note}."
+
+
 def _best(group: GroupResults, many: bool) -> str:
     where = f" of {group.title}" if many else ""
     if other := [key for key in varying_keys(group) if key.startswith(_OTHER_TARGETS)]:
         return (
             f"No best run{where} is named: the runs differ in {', '.join(other)}, so their losses "
-            "are of other targets."
+            "are not comparable."
         )
     finished: list[tuple[float, Measured]] = [
         (run.loss, run) for run in group if run.loss is not None

@@ -1,4 +1,4 @@
-"""Places for runs at the same time: one accelerator each, or one core of a CPU each."""
+"""Slots for simultaneous runs, each of one accelerator or one core of a CPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
-_ASK = """
+_DEVICE_QUERY = """
 import json, jax
 devices = jax.local_devices()
 print(json.dumps([devices[0].platform, len(devices), devices[0].device_kind]))
@@ -21,7 +21,7 @@ _CPU_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "JAX_PLATFORMS":
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """A place for one run: environment variables, and the cores it stays on (None: any)."""
+    """Environment variables for one run, and the CPU cores that it is bound to (None: any)."""
 
     environment: Mapping[str, str]
     cores: tuple[int, ...] | None = None
@@ -29,32 +29,33 @@ class Slot:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """The kind of device in words, and the slots."""
+    """A description of the devices, and the slots."""
 
     device: str
     slots: tuple[Slot, ...]
 
 
 def find_machine(jobs: int | None = None) -> Machine:
-    """The devices of this machine, found in another process, since this one must not hold them.
+    """The devices of this machine, found by another process, so that this one does not hold them.
 
     Args:
       jobs: the most slots to use.
 
     Raises:
-      RuntimeError: JAX finds no device; the message is that of JAX.
+      RuntimeError: JAX finds no device; the message is JAX's.
     """
-    asked = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True)
-    if asked.returncode:
-        raise RuntimeError(f"JAX finds no device: {asked.stderr.strip().splitlines()[-1]}")
-    platform, count, device = json.loads(asked.stdout.strip().splitlines()[-1])
+    command = [sys.executable, "-c", _DEVICE_QUERY]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    if answer.returncode:
+        raise RuntimeError(f"JAX finds no device: {answer.stderr.strip().splitlines()[-1]}")
+    platform, count, device = json.loads(answer.stdout.strip().splitlines()[-1])
     slots: list[Slot]
     if platform == "gpu":
         shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         names = shown.split(",") if shown else [str(i) for i in range(count)]
         slots = [Slot({"CUDA_VISIBLE_DEVICES": name}) for name in names]
     elif platform == "cpu" and hasattr(os, "sched_setaffinity"):
-        # Two small runs on one core each are faster than both cores for one run after the other.
+        # Two small runs at once on a core each are faster than one after the other on both cores.
         environment = {key: os.environ.get(key, value) for key, value in _CPU_ENVIRONMENT.items()}
         cores = sorted(os.sched_getaffinity(0))
         slots = [Slot(environment, (core,)) for core in cores]

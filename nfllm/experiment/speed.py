@@ -1,11 +1,13 @@
-"""What a step of each variant costs, and how saturated its point functions are."""
+"""The cost of a step of each variant, and how saturated its point functions are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import get_args
 
 import numpy as np
 
+from nfllm.config.derived import Site
 from nfllm.experiment.measured import GroupResults
 from nfllm.report.page import Rows, Section
 from nfllm.report.tables import Cell, Column, Table
@@ -19,15 +21,15 @@ def speed_sections(groups: Sequence[GroupResults]) -> Iterator[Section]:
     if blocks:
         yield Section(
             "Cost of a step",
-            "Median over the logged speeds of all seeds, and the time of a step against the "
-            "group's first variant. Runs shared the machine with each other: differences of some "
-            "percent mean nothing; benchmarks/run.py measures in turns.",
+            "Median over the logged speeds of all seeds, and the time of a step relative to the "
+            "group's first variant. Runs shared the machine, so differences of a few percent mean "
+            "nothing; benchmarks/run.py measures variants alternately.",
             blocks,
         )
 
 
 def speed_table(group: GroupResults) -> Table:
-    """One row a variant with a speed."""
+    """One row for each variant with a logged speed."""
     columns = (Column("variant"), Column("tokens/s", ",.0f"), Column("time of a step", ".2f"))
     found: dict[str, float] = {}
     for variant in group.variants:
@@ -40,26 +42,28 @@ def speed_table(group: GroupResults) -> Table:
 
 
 def saturation_sections(groups: Sequence[GroupResults]) -> Iterator[Section]:
-    """The share of entries in the flat parts of point functions, of variants that have any."""
+    """The share of saturated entries, for variants with point functions (DyT, Derf)."""
     tables = [(group, saturation_table(group)) for group in groups]
     blocks = [Rows(f"saturation_{g.name}", g.title, table) for g, table in tables if table.rows]
     if blocks:
         yield Section(
             "Saturation of point functions",
-            "Share of entries with |alpha x| > 2 at the last probe, in percent, a mean over layers "
-            "and seeds. The threshold is a convention.",
+            "Share of entries with |alpha x| > 2 at the last probe, in percent, averaged over "
+            "layers and seeds. The threshold is a convention.",
             blocks,
         )
 
 
 def saturation_table(group: GroupResults) -> Table:
-    """One row a variant with a point function."""
-    sites = ("attention", "mlp", "final")
+    """One row for each variant with a point function."""
+    runs = [run.run for run in group if run.run]
+    others = [s for s in get_args(Site) if any(f"saturation_{s}" in run.series for run in runs)]
+    sites = dict.fromkeys(["attention", "mlp", "final", *others])
     rows: list[tuple[Cell, ...]] = []
-    for variant, runs in group.variants.items():
+    for variant, seeds in group.variants.items():
         cells: list[Cell] = []
         for site in sites:
-            last = [run.run.last(f"saturation_{site}") for run in runs.values() if run.run]
+            last = [run.run.last(f"saturation_{site}") for run in seeds.values() if run.run]
             values = [100 * float(np.mean(value)) for value in last if value is not None]
             cells.append(float(np.mean(values)) if values else None)
         if any(cell is not None for cell in cells):

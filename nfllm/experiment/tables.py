@@ -53,14 +53,14 @@ def comparison_table(group: GroupResults) -> Table:
 
 
 def varying_keys(group: GroupResults) -> list[str]:
-    """The config keys, seed aside, in which the runs of the group differ."""
+    """The config keys, except the seed, in which the runs of the group differ."""
     configs = [run.entry.config for run in group]
     found = {key for config in configs for key in differences(configs[0], config)}
     return sorted(found - {"training.seed"})
 
 
 def loss_cells(losses: Collection[float]) -> tuple[Cell, ...]:
-    """The cells of `LOSS_COLUMNS`: mean and 95% interval of Student's t, where they exist."""
+    """The cells of `LOSS_COLUMNS`: mean and 95% interval of Student's t; None if unknown."""
     if not losses:
         return 0, None, None, None, None
     mean, low, high = map(float, seed_interval(list(losses)))
@@ -168,20 +168,20 @@ def cause_by_layer_table(group: GroupResults) -> Table:
 
 
 def problem_table(entries: Sequence[Entry], outcomes: Mapping[str, Outcome]) -> Table:
-    """Every run without a result of its own, and the reason."""
+    """Every run without its own result, and the reason."""
     rows = []
     for entry in entries:
         outcome = outcomes[entry.name]
         if entry.same_as is not None:
-            said = f"has the same config as {entry.same_as}, whose run stands for both"
-            rows.append((entry.name, "duplicate", said))
+            reason = f"has the same config as {entry.same_as}, whose run is used for both"
+            rows.append((entry.name, "duplicate", reason))
         elif outcome.status != "finished":
             rows.append((entry.name, outcome.status, outcome.message))
     return Table((Column("run"), Column("status"), Column("why")), tuple(rows))
 
 
 def shown_runs(group: GroupResults) -> list[Measured]:
-    """One run of each variant, of its first seed: what the figures show."""
+    """The run of each variant's first seed, which the figures show."""
     first = (next(iter(runs.values())) for runs in group.variants.values())
     return [run for run in first if run.run is not None]
 

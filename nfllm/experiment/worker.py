@@ -1,6 +1,6 @@
-"""One run of a grid, in a process of its own: training, then what is measured once, at the end.
+"""One run of a grid, in its own process: training, then the measurements at its end.
 
-The config is read as JSON from standard input; the exit status says how the run ended (`DIVERGED`).
+The config is read as JSON from standard input; exit status `DIVERGED` says that the run diverged.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ DIVERGED = 3
 
 
 def main() -> None:
-    """Trains the config of standard input in the run directory that the arguments name."""
+    """Trains the config from standard input in the run directory that the arguments name."""
     parser = argparse.ArgumentParser(prog="python -m nfllm.experiment.worker")
     parser.add_argument("run", help="the run directory")
-    parser.add_argument("--parent", type=int, required=True, help="process to end with")
-    parser.add_argument("--cores", help="cores of a CPU to stay on, separated by commas")
+    parser.add_argument(
+        "--parent", type=int, required=True, help="process whose end interrupts this one"
+    )
+    parser.add_argument("--cores", help="CPU cores to bind to, separated by commas")
     parser.add_argument(
         "--linear-replacement", action="store_true", help="measure how linear the MLPs are"
     )
@@ -29,7 +31,7 @@ def main() -> None:
     options = parser.parse_args()
     _end_with(options.parent)
     if options.cores:
-        # Before JAX counts the cores and makes its threads.
+        # This must precede the import of JAX, which counts the cores to make its threads.
         os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
 
     from absl import logging
@@ -59,7 +61,7 @@ def main() -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Interrupts this process, which then saves, when the one that started it is gone."""
+    """Interrupts this process, which then saves, when the process `parent` has ended."""
 
     def watch() -> None:
         while os.getppid() == parent:

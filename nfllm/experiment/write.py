@@ -29,21 +29,21 @@ def write_results(
 ) -> tuple[epath.Path, Path]:
     """Writes the report and the results file in `out` and returns their paths.
 
-    Runs that failed, diverged, are unfinished, or are a duplicate are named, with the reason.
+    Runs that failed, diverged, are unfinished, or are duplicates are listed, with the reason.
     """
     groups = [
         read_group(name, group.title, [e for e in entries if e.group == name], outcomes, out)
         for name, group in experiment.groups.items()
     ]
-    records = read_provenance(out)
+    starts = read_provenance(out)
     sections = [
         *_problem_sections(entries, outcomes),
         *(experiment.sections or comparison_sections)(groups),
     ]
     whole = [*sections, *_figure_sections(experiment, groups[0], out)]
-    page = write_page("Experiment", _lead(experiment, records), whole, out / REPORT_DIR)
+    page = write_page("Experiment", _lead(experiment, starts), whole, out / REPORT_DIR)
     results = out / RESULTS_FILE
-    text = results_markdown(experiment, groups, sections, entries, outcomes, records)
+    text = results_markdown(experiment, groups, sections, entries, outcomes, starts)
     results.write_text(text, encoding="utf-8")
     return page, results
 
@@ -54,14 +54,14 @@ def _problem_sections(
     problems = problem_table(entries, outcomes)
     if problems.rows:
         yield Section(
-            "Runs without a result of their own",
-            "A run that diverged is a result; the others are missing below.",
+            "Runs without their own result",
+            "That a run diverged is a result; the other runs are missing below.",
             [Rows("problems", "", problems)],
         )
 
 
 def _figure_sections(experiment: Experiment, group: GroupResults, out: Path) -> Iterator[Section]:
-    """Figures of one run of each variant, under the variant's name; losses of all its seeds."""
+    """Figures of one run of each variant, labelled by the variant; losses of all its seeds."""
     shown = {run.entry.same_as or run.entry.name: run.entry for run in shown_runs(group)}
     if shown:
         labels = [entry.variant for entry in shown.values()]
@@ -78,10 +78,10 @@ def _finished(group: GroupResults, variant: str) -> list[ReportedRun]:
     return [m.run for m in measured if m.run is not None and m.outcome.status == "finished"]
 
 
-def _lead(experiment: Experiment, records: Sequence[Provenance]) -> str:
-    if not records:
+def _lead(experiment: Experiment, starts: Sequence[Provenance]) -> str:
+    if not starts:
         return experiment.note
-    last = records[-1]
+    last = starts[-1]
     return (
         f"{experiment.note} {last.command}; run on {last.device}; {last.date}; commit "
         f"{last.commit or 'unknown'}."

@@ -1,1 +1,1 @@
-"""A model in use: statistics and loss over text, text from it, and what it does without a part."""
+"""Measurements of a model: statistics and loss over text, generation, and interventions."""

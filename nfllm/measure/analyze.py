@@ -1,8 +1,8 @@
-"""`analyze`: statistics of a model over a whole split, in memory that does not grow with it.
+"""`analyze`: statistics of a model over a whole split, in memory independent of the split's size.
 
 Each batch is captured and reduced to a mergeable state on the device; states are merged on the
-host in double precision. The result equals that of one pass over all sequences at once, on one
-device, on several, and on several hosts.
+host in double precision. The result equals that of one pass over all sequences at once, on any
+number of devices and hosts.
 """
 
 from __future__ import annotations
@@ -10,24 +10,27 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.experimental import multihost_utils
 
 from nfllm.analysis import to_host
-from nfllm.config import IGNORED_LABEL
+from nfllm.config import IGNORED_LABEL, ModelConfig
 from nfllm.data.batches import Batch
 from nfllm.measure.metrics import DEFAULT_METRICS, Metric, Observed, find_metrics
-from nfllm.model.capture import capture
+from nfllm.measure.sites import Sites
+from nfllm.model.capture import Captured, capture
 from nfllm.model.decoder import Decoder
+from nfllm.model.intermediates import ATTENTION_LOGITS, ATTENTION_PROBS
 from nfllm.model.parameters import Params
 from nfllm.model.token_ids import check_token_ids
 
 State = Any
-"""Of a metric: an object with a method `merge`, or a dictionary of such objects."""
+"""The state of a metric: an object with a method `merge`, or a dictionary of such objects."""
 Put = Callable[[np.ndarray], jax.Array]
 
 
@@ -35,7 +38,7 @@ def analyze(
     model: Decoder,
     params: Params,
     batches: Iterable[np.ndarray | Batch],
-    metrics: Sequence[str | Metric] = DEFAULT_METRICS,
+    metrics: Sequence[str | Metric] | None = None,
     *,
     put: Put = jnp.asarray,
 ) -> dict[str, Any]:
@@ -44,18 +47,20 @@ def analyze(
     Args:
       model: the model.
       params: its parameters.
-      batches: token ids `[B, T]`, or batches with labels, whose filler rows (no label at all, as
-        `evaluation_batches` adds them) are left out. With several processes, each passes its share.
-      metrics: names from `nfllm.measure.metrics.METRICS`, or metrics of your own.
-      put: places token ids on devices of this process; `Placement(config).put_probe` spreads them
-        over all.
+      batches: token ids `[B, T]`, or batches with labels, whose padding rows (rows without a label,
+        which `evaluation_batches` adds) are left out. With several processes, each passes its
+        share.
+      metrics: names from `nfllm.measure.metrics.METRICS`, or your own metrics. None:
+        `DEFAULT_METRICS`, without those of entropy if the mixer has no softmax.
+      put: places token ids on devices of this process; `Placement(config).put_probe` distributes
+        them over all its devices.
 
     Returns:
       The result of each metric by name, as NumPy arrays; the same on every process.
 
     Raises:
-      ValueError: an unknown metric, or one that the model does not have, no sequence (on any
-        process), or a token id that is no row of the model's table.
+      ValueError: an unknown metric, or one that needs what the model lacks; no sequence on some
+        process; or a token id outside the model's vocabulary.
 
     Example:
       >>> import nfllm
@@ -64,11 +69,11 @@ def analyze(
       >>> mean_LH = results["head_entropy"].mean  # nats, over sequences
       >>> error_LH = results["head_entropy"].standard_error()
     """
-    chosen = find_metrics(metrics)
+    chosen = find_metrics(_default_metrics(model.config) if metrics is None else metrics)
     if "mlp_ratio" in chosen and model.config.norm_placement == "post":
         raise ValueError(
-            "metric 'mlp_ratio' needs what the MLP's output is added to, which a model with "
-            "model.norm_placement='post' does not keep; leave it out"
+            "metric 'mlp_ratio' needs the skip connection that the MLP's output is added to, which "
+            "is not captured with model.norm_placement='post'; leave the metric out"
         )
     states = merge_across_processes(accumulate(model, params, batches, chosen, put=put))
     return {name: metric.result(states[name]) for name, metric in chosen.items()}
@@ -82,7 +87,7 @@ def accumulate(
     *,
     put: Put = jnp.asarray,
 ) -> dict[str, State] | None:
-    """The states of this process's sequences, on the host; None where it has no sequence."""
+    """The states of this process's sequences, on the host; None if it has no sequence."""
     chosen, params = tuple(metrics.values()), of_this_process(params)
 
     def measure(tokens: np.ndarray) -> dict[str, State]:
@@ -92,13 +97,34 @@ def accumulate(
     return stream(measure, batches, metrics)
 
 
-# Not within `accumulate`: the checkpoints of one run are measured by one compiled program.
+# At module level, so that all checkpoints of a run share one compiled program.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _measure(
     model: Decoder, metrics: tuple[Metric, ...], params: Params, tokens_BT: jax.Array
 ) -> dict[str, State]:
-    observed = Observed(capture(model, params, tokens_BT), tokens_BT)
-    return {metric.name: metric.of(observed) for metric in metrics}
+    captured = capture(model, params, tokens_BT)
+    if model.config.has_attention_maps:
+        observed = Observed(captured, tokens_BT)
+        return {metric.name: metric.of(observed) for metric in metrics}
+    found, why = captured._asdict(), f", as model.mixer={model.config.mixer!r} has no softmax"
+    arrays = {
+        name: x for name, x in found.items() if name not in (ATTENTION_LOGITS, ATTENTION_PROBS)
+    }
+
+    def without_maps(metric: Metric) -> Observed:
+        return Observed(cast(Captured, Sites(arrays, metric.name, why)), tokens_BT)
+
+    return {metric.name: metric.of(without_maps(metric)) for metric in metrics}
+
+
+def _default_metrics(config: ModelConfig) -> Sequence[str]:
+    if config.has_attention_maps:
+        return DEFAULT_METRICS
+    of_maps = [name for name in DEFAULT_METRICS if name.endswith("entropy")]
+    logging.warning(
+        "model.mixer=%r has no attention entropy: %s are left out", config.mixer, ", ".join(of_maps)
+    )
+    return [name for name in DEFAULT_METRICS if name not in of_maps]
 
 
 def stream(
@@ -106,7 +132,7 @@ def stream(
     batches: Iterable[np.ndarray | Batch],
     metrics: Mapping[str, Metric],
 ) -> dict[str, State] | None:
-    """The merged states that `measure` gives of token ids [B, T], by the name of their metric."""
+    """Merges the states that `measure` computes from token ids [B, T], by name of the metric."""
     merge_on_device: Callable[[State, State], State] = jax.jit(merge_states, donate_argnums=0)
     total: dict[str, State] = {}
 
@@ -121,7 +147,7 @@ def stream(
     for batch in batches:
         tokens = _real_rows(batch)
         if len(tokens):
-            # The device computes this batch while the host merges the one before.
+            # The device computes this batch while the host merges the previous one.
             measured = measure(tokens)
             add(pending)
             pending = measured
@@ -133,16 +159,16 @@ def merge_states(a: State, b: State) -> State:
     """Merges two states of a metric: mergeable states, or a dict of them."""
     if isinstance(a, dict):
         return {name: merge_states(value, b[name]) for name, value in a.items()}
-    # A model that diverged has Inf and NaN here; they are the result, not a mistake.
+    # The Inf and NaN of a diverged model are results, not errors.
     with np.errstate(invalid="ignore", over="ignore"):
         return a.merge(b)
 
 
 def merge_across_processes(states: dict[str, State] | None) -> dict[str, State]:
-    """The states of all processes together, in the order of processes, on every one of them.
+    """The states of all processes, merged in the order of processes, on every process.
 
     Raises:
-      ValueError: a process has none.
+      ValueError: a process has no state.
     """
     payload = b""
     if states is not None:
@@ -157,7 +183,7 @@ def merge_across_processes(states: dict[str, State] | None) -> dict[str, State]:
         raise ValueError(f"there is no sequence to analyze{where}: batches is empty")
     if len(sizes) == 1:
         return states
-    # As bytes, since JAX would send double precision as single.
+    # They are sent as bytes, since JAX would send double precision as single.
     padded = np.zeros(sizes.max(), np.uint8)
     padded[: len(payload)] = np.frombuffer(payload, np.uint8)
     merged: dict[str, State] = {}
@@ -176,7 +202,7 @@ def _real_rows(batch: np.ndarray | Batch) -> np.ndarray:
 
 
 def of_this_process(params: Params) -> Params:
-    """Parameters that every process holds, as arrays of this process alone.
+    """Parameters that every process holds, as arrays of this process only.
 
     Raises:
       ValueError: they are sharded over processes.

@@ -32,14 +32,14 @@ class Evaluation:
 
     Attributes:
       loss_nats: mean of -log p(token), over all targets of all documents.
-      interval_nats: 95% interval of it: a bootstrap over documents, with the targets of each; NaN
-        for one document.
+      interval_nats: its 95% interval, a bootstrap over documents weighted by their targets; NaN
+        with fewer than 6 documents.
       perplexity: exp(loss_nats).
-      bits_per_byte: sum of -log2 p(token) over the bytes of the text that its targets stand for;
-        None for batches of tokens, whose text is not known.
-      num_targets: tokens that were predicted.
-      num_bytes: bytes of UTF-8 that they stand for.
-      num_documents: documents with a target; of batches, windows.
+      bits_per_byte: sum of -log2 p(token) over all targets, divided by `num_bytes`; None for
+        batches of tokens, whose text is not known.
+      num_targets: number of predicted tokens.
+      num_bytes: number of UTF-8 bytes that the targets decode to.
+      num_documents: number of documents with a target; for batches, of windows.
     """
 
     loss_nats: float
@@ -70,13 +70,14 @@ def evaluate(
 ) -> Evaluation:
     """The loss of a run's model on texts, on the validation documents of a dataset, or on batches.
 
-    A document is read after an end-of-text token, which lets its first token be a target too; its
-    own end is none. (A run with `data.window=documents` has never seen that token: there the first
-    token of a document is no target, and its bytes do not count.) A document longer than the
-    context is read in windows that overlap: each token is predicted once, given at least `overlap`
-    tokens where there are so many before it.
+    An end-of-text token is put before each document, so that its first token is a target too; the
+    end-of-text token after it is not a target. (A run with `data.window=documents` has never seen
+    that token: there the first token of a document is not a target, and its bytes do not count.) A
+    document longer than the context is read in overlapping windows: each token is predicted once,
+    from at least `overlap` earlier tokens, or from all if there are fewer.
 
-    Batches are scored as they are, so that `run.validation_batches()` gives the loss of training.
+    Batches are scored as they are, so `run.validation_batches()` gives the evaluation loss of
+    training.
 
     Example:
       >>> import nfllm
@@ -87,22 +88,23 @@ def evaluate(
     Args:
       run: the run; texts are encoded by its tokenizer.
       texts: one text or several; a `Dataset`; or token ids [B, T], with or without labels.
-      batch_size: windows computed together.
-      overlap: tokens that two windows of a document share; None: half of the context.
+      batch_size: number of windows computed together.
+      overlap: number of tokens that consecutive windows of a document share; by default half of
+        the context.
 
     Returns:
-      The loss, and numbers that follow from it.
+      The loss, perplexity and bits per byte.
 
     Raises:
       ValueError: there is no target, or `overlap` is not 1 to `context_length - 1`.
-      RunError: the run has no tokenizer to encode texts by.
+      RunError: the run has no tokenizer to encode texts with.
     """
     context_length = run.config.model.context_length
     overlap = context_length // 2 if overlap is None else overlap
     if not 1 <= overlap < context_length:
         raise ValueError(
-            f"overlap={overlap} is outside 1 to {context_length - 1}: a window needs a token to "
-            f"begin with, and one to predict, within model.context_length={context_length}"
+            f"overlap={overlap} is outside 1 to {context_length - 1}: a window of "
+            f"model.context_length={context_length} tokens needs one shared and one new token"
         )
     if isinstance(texts, Dataset):
         texts = validation_texts(texts)
@@ -134,7 +136,7 @@ def validation_texts(dataset: Dataset) -> Iterator[str]:
 
 
 class _Rows(NamedTuple):
-    """Windows, and the number of the document that each belongs to."""
+    """Windows, and the index of the document that each belongs to."""
 
     tokens: np.ndarray
     labels: np.ndarray
@@ -142,21 +144,21 @@ class _Rows(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """By document: nats, targets, and bytes (None where they are not known)."""
+    """Sums by document: nats, targets, and bytes (None if unknown)."""
 
     nats: list[float]
     targets: list[int]
     num_bytes: list[int | None]
 
     def open(self, num_bytes: int | None) -> int:
-        """The number of a new document."""
+        """Adds a document without losses; returns its index."""
         self.nats.append(0.0)
         self.targets.append(0)
         self.num_bytes.append(num_bytes)
         return len(self.nats) - 1
 
     def add(self, documents: np.ndarray, nats_B: np.ndarray, targets_B: np.ndarray) -> None:
-        """Adds the losses of rows of these documents; -1 is no document."""
+        """Adds the losses of rows to their documents; -1 is a padding row."""
         for number, nats, targets in zip(documents, nats_B, targets_B, strict=True):
             if number >= 0:
                 self.nats[number] += float(nats)
@@ -182,7 +184,7 @@ def _losses(
 
 
 def _encode(tokenizer: Tokenizer, starts_with_end: bool, text: str) -> tuple[np.ndarray, int]:
-    """Tokens of a document, the first of which is no target, and the bytes of the others."""
+    """Tokens of a document, of which the first is not a target, and the bytes of the others."""
     tokens, num_bytes = tokenizer.encode(text), len(text.encode())
     if starts_with_end:
         return np.concatenate([[tokenizer.end_of_text_id], tokens]).astype(np.int32), num_bytes
@@ -192,7 +194,7 @@ def _encode(tokenizer: Tokenizer, starts_with_end: bool, text: str) -> tuple[np.
 def _windows(
     documents: Iterable[tuple[np.ndarray, int]], sums: _Sums, context_length: int, overlap: int
 ) -> Iterator[tuple[np.ndarray, int, int]]:
-    """Windows, each with how many of its first tokens are no target, and its document's number."""
+    """Windows, each with its number of leading tokens that are no target, and its document."""
     for tokens, num_bytes in documents:
         if len(tokens) < 2:
             continue

@@ -1,4 +1,4 @@
-"""Norms frozen after training: their deviations measured over a split, and what each is worth."""
+"""Freezing norms after training: their standard deviations over a split, and the loss it costs."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _KEYS = ("normalization", "attention_normalization", "mlp_normalization", "final
 
 @dataclasses.dataclass(frozen=True)
 class FrozenNorms:
-    """A run with all its norms frozen, and what that costs.
+    """A run with all its norms frozen, and the losses with and without them.
 
     Attributes:
-      run: the run, of the same path as the one that was frozen.
-      loss_nats: mean loss of the model as it was.
-      frozen_loss_nats: with all norms frozen; None where losses were not asked for, as are the
-        others then.
-      each: loss with this one norm alone frozen, by site and layer (None of the final norm).
-      num_windows: how many windows the deviations and losses are of.
+      run: the frozen run; its path is that of the original.
+      loss_nats: mean loss of the original model; None without `with_losses`.
+      frozen_loss_nats: mean loss with all norms frozen; None without `with_losses`.
+      each: mean loss with one norm frozen, by its site and layer (None for the final norm); empty
+        without `with_losses`.
+      num_windows: number of windows that deviations and losses were measured on.
     """
 
     run: Run
@@ -54,20 +54,21 @@ def freeze_norms(
     first_position: bool = False,
     with_losses: bool = True,
 ) -> FrozenNorms:
-    """Replaces what each LayerNorm divides by with its mean over a split (arXiv 2507.02559).
+    """Replaces each LayerNorm's standard deviation by its mean over a split (arXiv 2507.02559).
 
-    Norms of a `frozen_layernorm` model that a schedule has removed keep their deviation.
+    Norms of a `frozen_layernorm` model that a removal schedule froze keep their deviation.
 
     Args:
       run: a run with LayerNorm before its branches, or before the head, or both.
       batches: token ids and labels, such as `run.validation_batches()`; windows without a label
-        are passed over.
-      first_position: give the first position, whose stream may be far larger, its own deviation.
-      with_losses: also evaluate the model as it is, frozen, and with each norm alone frozen, which
-        takes 3 L + 3 evaluations.
+        are skipped.
+      first_position: give the first position its own deviation, since its residual stream may be
+        far larger.
+      with_losses: also evaluate the original model, the frozen one, and the model with each single
+        norm frozen, up to 2 L + 3 evaluations.
 
     Raises:
-      ValueError: the model has no LayerNorm, or there is no window.
+      ValueError: the model has no LayerNorm, or no window has a label.
 
     Example:
       >>> import nfllm
@@ -114,10 +115,10 @@ class Gated(NamedTuple):
 
 
 def with_gates(model: Decoder, params: Params, *, first_position: bool = False) -> Gated:
-    """The same model with frozen_layernorm, its gates at 1, in place of LayerNorm.
+    """The same model with frozen_layernorm in place of LayerNorm; its gates are 1 (not frozen).
 
     Raises:
-      ValueError: it has neither.
+      ValueError: the model has neither kind of norm.
     """
     old = model.config
     at = {site: old.normalization_at(site) for site in _SITES}
@@ -145,7 +146,7 @@ def _labelled(batch: Batch) -> Batch:
 
 
 def _at_zero(norm: Params, gate: np.ndarray) -> Params:
-    """The norm with no deviation where its gate is open, so that it takes that of the batch."""
+    """The norm with deviation 0 where its gate is open, which makes it use that of the batch."""
     sigma = np.asarray(norm[SIGMA])
     is_open = gate == 1.0
     is_open = is_open[..., None] if sigma.ndim > gate.ndim else is_open

@@ -1,8 +1,9 @@
-"""Text from a model: tokens are drawn one after the other, each given all before it.
+"""Text generation: tokens are drawn one after the other, each given all tokens before it.
 
-Within the context, keys and values of earlier tokens are kept (`nfllm.model.cache`). Beyond it each
-token is drawn given the last `context_length` tokens, at positions from 0: all of them get other
-keys and values with every step, so that a step is a whole forward pass.
+Within the context length, keys and values of earlier tokens are cached (`nfllm.model.cache`).
+Beyond it each token is drawn given the last `context_length` tokens, at positions from 0. Their
+positions, and so their keys and values, change with every step, which is a full forward pass. A
+model without keys and values to cache (`model.mixer="regla"`) always takes full forward passes.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def generate(
     top_p: float | None = None,
     seed: int = 0,
 ) -> Text:
-    """The text that follows a prompt, until the model ends it or `max_tokens` are written.
+    """The text that follows a prompt, until the model ends it or `max_tokens` are drawn.
 
     Example:
       >>> import nfllm
@@ -49,13 +50,14 @@ def generate(
 
     Args:
       run: the run.
-      prompt: one text, or a list of texts, which are continued together.
-      max_tokens: most tokens to write for each prompt. Beyond the model's context a token is drawn
-        given the last `context_length` tokens; a warning says so.
-      temperature: logits are divided by it; at 0 the most probable token is always taken.
+      prompt: one text, or a list of texts, which are continued as one batch.
+      max_tokens: maximum number of tokens to draw for each prompt. Beyond the model's context a
+        token is drawn given the last `context_length` tokens; a warning says so.
+      temperature: logits are divided by it; 0 always chooses the most probable token.
       top_k: draw only from this number of most probable tokens; None: from all.
-      top_p: draw from the fewest most probable tokens that have this probability together.
-      seed: of the draws; a prompt's text depends on it and on the prompt's place in the list.
+      top_p: draw only from the smallest set of most probable tokens whose probabilities add up to
+        at least this; None: from all.
+      seed: random seed; a prompt's text depends on it and on the prompt's index in the list.
 
     Returns:
       The text without its prompt and without the end-of-text token; a list for a list.
@@ -97,12 +99,12 @@ def generate_ids(
       model: the model.
       params: its parameters.
       prompts: token ids of each prompt.
-      max_tokens: see `generate`, as the next four.
-      temperature: see there.
-      top_k: see there.
-      top_p: see there.
-      seed: see there.
-      end_of_text_id: a token that ends a text and is not part of it; None: none does.
+      max_tokens: as in `generate`.
+      temperature: as in `generate`.
+      top_k: as in `generate`.
+      top_p: as in `generate`.
+      seed: as in `generate`.
+      end_of_text_id: a token that ends a text and is not part of it; None: no token does.
 
     Returns:
       int32 [n] for each prompt, with n at most `max_tokens`.
@@ -126,15 +128,18 @@ def generate_ids(
     longest = max(map(len, texts))
     padded = min(context_length, max(_FEWEST_POSITIONS, _next_power_of_two(longest)))
     length_B = np.array([len(text) for text in texts])
-    written = _within_context(
-        model, params, _rows(texts, padded), length_B, _nothing_written(len(texts), room),
-        request,
-    )  # fmt: skip
+    written = _nothing_written(len(texts), room)
+    has_cache = model.config.has_attention_maps
+    if has_cache:
+        rows = _rows(texts, padded)
+        written = _within_context(model, params, rows, length_B, written, request)
     if int(written.num_tokens) < max_tokens and not np.all(written.ended_B):
-        logging.warning(
-            "the text is longer than the context of %d tokens: from there on each token is drawn "
-            "given the last %d tokens only, by a whole forward pass", context_length, context_length
-        )  # fmt: skip
+        if has_cache:
+            logging.warning(
+                "the text is longer than the context of %d tokens: beyond it each token is drawn "
+                "given only the last %d tokens, by a full forward pass",
+                *(context_length, context_length),
+            )
         texts = [
             np.concatenate([text, np.asarray(row)[: int(written.num_tokens)]])[-context_length:]
             for text, row in zip(texts, written.tokens_BN, strict=True)
@@ -145,8 +150,8 @@ def generate_ids(
         )
     if not written.is_finite:
         raise ValueError(
-            "the model's logits are not finite: its training diverged, or the checkpoint is not "
-            "its own; load an earlier step"
+            "the model's logits are not finite: its training diverged, or the checkpoint belongs "
+            "to another model; load an earlier step"
         )
     rows = np.asarray(written.tokens_BN)[:, : int(written.num_tokens)]
     return [_before(row, end_of_text_id) for row in rows]
@@ -221,7 +226,7 @@ def _within_context(
         cache = move(cache, length_B)
         none_B = jnp.zeros_like(drawn_B)
         cache, drawn_B, new = read(cache, drawn_B[:, None], none_B, written)
-        # A text that has ended takes no more room.
+        # A text that has ended does not grow.
         return cache, drawn_B, length_B + ~written.ended_B, new
 
     def goes_on(state: State) -> jax.Array:
@@ -263,7 +268,7 @@ def _beyond_context(
 
 
 def _logits_at(model: Decoder, tokens_BT: jax.Array, place_B: jax.Array) -> jax.Array:
-    """Logits [B, V] of one position of each sequence; the head is not applied to the others."""
+    """Logits [B, V] of one position of each sequence; the head is applied only there."""
     x_BTD = model.features(tokens_BT)
     return model.head(jnp.take_along_axis(x_BTD, place_B[:, None, None], axis=1)[:, 0])
 
@@ -271,7 +276,7 @@ def _logits_at(model: Decoder, tokens_BT: jax.Array, place_B: jax.Array) -> jax.
 def _check_prompt(prompt: np.ndarray, name: str, model: Decoder) -> None:
     context_length = model.config.context_length
     if not prompt.size:
-        raise ValueError(f"{name} has no token; begin the text, be it with a line break")
+        raise ValueError(f"{name} has no token; give at least one, such as a line break")
     if len(prompt) > context_length:
         raise ValueError(
             f"{name} has {len(prompt)} tokens, more than the model's context_length="
@@ -281,7 +286,7 @@ def _check_prompt(prompt: np.ndarray, name: str, model: Decoder) -> None:
 
 
 def _rows(texts: Sequence[np.ndarray], length: int) -> np.ndarray:
-    """Texts as rows of one array, filled up with zeros on the right."""
+    """Texts as rows of one array, padded with zeros on the right."""
     return np.stack([np.pad(text, (0, length - len(text))) for text in texts]).astype(np.int32)
 
 
@@ -293,7 +298,7 @@ def _before(tokens: np.ndarray, end_of_text_id: int | None) -> np.ndarray:
 def _following(
     decode: Callable[[Sequence[int] | np.ndarray], str], prompt: np.ndarray, written: np.ndarray
 ) -> str:
-    """The text of the drawn tokens, decoded with the prompt, since some tokenizers join words."""
+    """Text of the drawn tokens, decoded with the prompt, since decoding may depend on it."""
     before, whole = decode(prompt), decode([*prompt, *written])
     return whole[len(before) :] if whole.startswith(before) else decode(written)
 

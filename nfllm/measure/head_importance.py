@@ -35,10 +35,11 @@ class HeadImportance(NamedTuple):
     """How much the loss of a model depends on each head."""
 
     rise_LH: Interval
-    """Loss with the head replaced minus loss as it is, nats per target, with its 95% interval:
-    a paired bootstrap over sequences. Below 0 the model is better without it."""
+    """Loss with the head replaced minus the original loss, in nats per target, with its 95%
+    interval from a paired bootstrap over sequences. Below 0 the model is better without the head.
+    """
     loss_nats: float
-    """Of the model as it is."""
+    """Loss of the original model, per target."""
     num_targets: int
 
 
@@ -47,7 +48,7 @@ def head_importance(
     batches: Iterable[Batch | np.ndarray],
     replacement: Replacement = "mean",
 ) -> HeadImportance:
-    """The rise of the loss when one head after the other is replaced, [L, H].
+    """The rise of the loss when a single head is replaced, for each head, [L, H].
 
     Example:
       >>> import nfllm
@@ -57,24 +58,29 @@ def head_importance(
 
     Args:
       run: the run.
-      batches: token ids [B, T], with or without labels; they are read twice, so no
-        generator.
-      replacement: what takes the place of a head's output: "zero", or its "mean" over all
-        positions of `batches`; or of its attention: "uniform", or its "mean_pattern" over all
-        sequences, which must be of one length.
+      batches: token ids [B, T], with or without labels; a sequence rather than a generator, since
+        it is iterated over twice.
+      replacement: "zero" or "mean" replaces a head's output, by 0 or by its mean over all positions
+        of `batches`; "uniform" or "mean_pattern" replaces its attention, by a uniform pattern or by
+        its mean over all sequences, which must have one length.
 
     Returns:
-      Rise and interval of each head.
+      The rise for each head and its interval.
 
     Raises:
-      ValueError: an unknown replacement, fewer than two sequences with a target, or a token id that
-        is no row of the model's table.
+      ValueError: an unknown replacement, a replacement of attention in a model without attention,
+        fewer than two sequences with a target, or a token id outside the model's vocabulary.
     """
     if replacement not in get_args(Replacement):
         raise ValueError(
             f"unknown replacement {replacement!r}; {suggest(replacement, get_args(Replacement))}"
         )
     model, params = run.model, run.params
+    if replacement in ("uniform", "mean_pattern") and not model.config.has_attention_maps:
+        raise ValueError(
+            f"replacement={replacement!r} takes the place of a head's attention, which "
+            f"model.mixer={model.config.mixer!r} does not have; use 'zero' or 'mean'"
+        )
     replace = replace_heads if replacement in ("zero", "mean") else freeze_heads
     value: Any = 0.0
     if replacement in ("mean", "mean_pattern"):
@@ -90,7 +96,7 @@ def head_importance(
     rows = np.concatenate(targets) > 0 if targets else np.zeros(0, bool)
     if rows.sum() < 2:
         raise ValueError(
-            f"an interval over sequences needs two with a target, but batches has {rows.sum()}"
+            f"an interval needs two sequences with a target, but batches has {rows.sum()}"
         )
     nats_BN, targets_B = np.concatenate(nats)[rows], np.concatenate(targets)[rows]
     rises_BN = nats_BN[:, 1:] - nats_BN[:, :1]
@@ -119,7 +125,7 @@ def _losses(
     tokens_BT: jax.Array,
     labels_BT: jax.Array,
 ) -> jax.Array:
-    """Summed loss of each sequence, [B, 1 + L H]: as the model is, then without each head."""
+    """Summed loss of each sequence, [B, 1 + L H]: of the original model, then without each head."""
     shapes = site_shapes(model, tokens_BT)
 
     def losses(is_head_LH: jax.Array) -> jax.Array:

@@ -7,8 +7,8 @@ Each function makes the `Patch` of one experiment, for `nfllm.capture(..., patch
     off = nfllm.interventions.replace_head(model.config, 4, 3)             # zero ablation
     loss_without = loss(nfllm.capture(model, params, tokens_BT, patches=[off]).logits)
 
-What takes the place is 0 (zero ablation), `mean_over_positions` of a captured site (mean ablation),
-or the site captured on other text (resample ablation, or activation patching).
+The replacement is 0 (zero ablation), `mean_over_positions` of a captured site (mean ablation), or
+the site captured on other text (resample ablation, or activation patching).
 """
 
 from __future__ import annotations
@@ -29,8 +29,24 @@ def replace_head(
 ) -> Patch:
     """Replaces the output of one head before the output matrix, `captured.head_out`.
 
+    Args:
+      config: of the model.
+      layer: the layer, from 0.
+      head: the head in it, from 0.
+      replacement: 0, or an array that broadcasts to [L, B, T, H, W].
+
+    Returns:
+      A patch for `nfllm.capture`.
+
     Raises:
       ValueError: there is no such layer or head.
+
+    Example:
+      >>> import nfllm
+      >>> run = nfllm.load_run("runs/default")
+      >>> off = replace_head(run.model.config, layer=0, head=1)
+      >>> tokens_BT = run.tokenizer.encode("def f(x):")[None]
+      >>> captured = nfllm.capture(run.model, run.params, tokens_BT, patches=[off])
     """
     return replace_heads(_head(config, layer, head), replacement)
 
@@ -50,7 +66,7 @@ def replace_mlp(config: ModelConfig, layer: int, replacement: Replacement = 0.0)
 
 
 def replace_attention(config: ModelConfig, layer: int, replacement: Replacement = 0.0) -> Patch:
-    """Replaces what the attention of one layer adds to the stream, `captured.attention_out`.
+    """Replaces what attention adds to the residual stream in one layer, `captured.attention_out`.
 
     Raises:
       ValueError: there is no such layer.
@@ -59,7 +75,7 @@ def replace_attention(config: ModelConfig, layer: int, replacement: Replacement 
 
 
 def remove_layer(config: ModelConfig, layer: int) -> list[Patch]:
-    """Takes away what one layer adds to the stream: its attention's and its MLP's output are 0.
+    """Removes what one layer adds to the residual stream: its attention and MLP outputs are 0.
 
     The layer is then the identity, unless it also scales or normalizes the stream itself.
 
@@ -90,7 +106,7 @@ def freeze_heads(is_head_LH: jax.Array, probs_LBHTS: jax.Array) -> Patch:
 
 
 def uniform_attention(length: int) -> jax.Array:
-    """The pattern of most entropy, 1 / (t + 1) on each key that query t sees, [1, 1, 1, T, S]."""
+    """The pattern of maximum entropy, 1 / (t + 1) on each key of query t, [1, 1, 1, T, S]."""
     mask_TT = causal_mask(length)
     return (mask_TT / jnp.sum(mask_TT, axis=1, keepdims=True))[None, None, None]
 

@@ -1,6 +1,6 @@
-"""The causal test of linearity: the loss when an activation is replaced by its best linear fit.
+"""A causal test of linearity: the loss when activations are replaced by their best linear fits.
 
-R² tells how linear an activation is on average; this tells whether the model needs the rest.
+R² measures how linear an activation is on average; this measures whether the model needs the rest.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class LinearReplacement(NamedTuple):
     """Mean losses in nats per target."""
 
     loss: float
-    """Of the model as it is."""
+    """Of the original model."""
     layer_loss: np.ndarray
-    """`[L]`, with the activation of that layer alone replaced."""
+    """`[L]`, with only the activation of that layer replaced."""
     early_loss: float
     """With the activations of the first L // 2 layers replaced."""
     late_loss: float
@@ -58,8 +58,7 @@ def replace_by_linear(
     Args:
       model: the model.
       params: its parameters.
-      batches: token ids and labels, each [B, T]; they are read twice, so no generator. With
-        several processes, each passes its share.
+      batches: token ids and labels, each [B, T]. With several processes, each passes its share.
       fit: slope and intercept of each layer, [L]: `analyze(...)["linear_fit"]`.
       put: places arrays on devices.
 
@@ -67,8 +66,8 @@ def replace_by_linear(
       The losses, the same on every process.
 
     Raises:
-      ValueError: the MLPs have no activation, or a gate; the fit has not one line for each layer
-        with an MLP; there is no target, or a token id or label is no row of the model's table.
+      ValueError: the MLPs have no activation, or a gate; the fit does not have one line for each
+        layer with an MLP; there is no target; or a token id or label is outside the vocabulary.
 
     Example:
       >>> import nfllm
@@ -83,13 +82,13 @@ def replace_by_linear(
         raise ValueError(f"model.mlp={model.config.mlp!r} has no activation to replace")
     if model.config.mlp == "gated":
         raise ValueError(
-            "model.mlp='gated' records the product with its gate as mlp_post, so the fit is not "
-            "one of its activation; only model.mlp='two_layer' can be replaced by a line"
+            "with model.mlp='gated', mlp_post is the product of activation and gate, so the fit is "
+            "not of the activation alone; use model.mlp='two_layer'"
         )
     slope_L, intercept_L = (np.asarray(x, np.float32) for x in (fit.slope, fit.intercept))
     if slope_L.shape != (num_layers,) or intercept_L.shape != (num_layers,):
         raise ValueError(
-            f"fit: expected slope and intercept of shape ({num_layers},), one line a layer, got "
+            f"fit: expected slope and intercept of shape ({num_layers},), one for each layer, got "
             f"{slope_L.shape} and {intercept_L.shape}"
         )
     early_L = np.arange(num_layers) < num_layers // 2
@@ -117,7 +116,7 @@ def replace_by_linear(
         sums = sums.merge(_Sums(loss, np.int64(count_targets(labels))))
     sums = merge_across_processes({"sums": sums})["sums"]
     if sums.num_targets == 0:
-        raise ValueError("there is no target to score: batches is empty, or has no label")
+        raise ValueError("there is no target: batches is empty, or has no label")
     mean = sums.loss / sums.num_targets
     early, late, every = map(float, mean[-3:])
     return LinearReplacement(float(mean[0]), mean[1:-3], early, late, every, int(sums.num_targets))
@@ -136,8 +135,8 @@ def _apply_replaced(
 ) -> jax.Array:
     """Logits, with the line in place of the activation where `replaced` is true.
 
-    The line travels as one more leaf of the MLPs' parameters, so that the scan over layers hands
-    each its own.
+    The line is passed as an additional leaf of the MLPs' parameters, so that the scan over layers
+    gives each layer its own.
     """
 
     def swap(

@@ -1,4 +1,4 @@
-"""Direct logit attribution: what each layer and each head writes into the logit of a token."""
+"""Direct logit attribution: what each layer and each head adds to the logit of a token."""
 
 from __future__ import annotations
 
@@ -48,29 +48,29 @@ def logit_attribution(
     r"""What the embedding, each branch of each layer and each head add to the logit of a token.
 
     The residual stream is a sum, :math:`x = c_0 + \sum_l (a_l + m_l)`. With u the target's row of
-    the output table (less that of the token `against`), a part c adds :math:`u^T N c`, where N is
-    the final normalization with its statistics at what they are for x: the identity,
+    the output embedding (minus that of the token `against`), a part c adds :math:`u^T N c`, where N
+    is the final normalization with its statistics fixed at those of x: the identity,
     :math:`\mathrm{diag}(\gamma) / \mathrm{rms}(x)`, or :math:`\mathrm{diag}(\gamma) (I - 1 1^T / D)
-    / \sigma(x)`. Without a final normalization nothing is held fixed. The parts add up to the logit
-    to float32's precision; what a later layer makes of a part is not in them (Elhage et al., "A
-    Mathematical Framework for Transformer Circuits", 2021).
+    / \sigma(x)`. The parts add up to the logit in float32 precision. Indirect effects of a part
+    through later layers are not included (Elhage et al., "A Mathematical Framework for Transformer
+    Circuits", 2021).
 
     Args:
       model: the decoder.
       params: its parameters.
-      captured: what `nfllm.capture` gave, with or without patches; a patch of `residual` is part of
-        the logit, but of no component.
+      captured: from `nfllm.capture`, with or without patches. With a patch of `residual`, the parts
+        do not add up to the logit.
       targets: token ids of a shape that broadcasts to [B, T]: at each position, the token whose
-        logit is taken apart.
-      against: likewise, tokens whose logit is subtracted.
+        logit is decomposed.
+      against: token ids of such a shape, whose logit is subtracted.
 
     Returns:
       The parts, at every position.
 
     Raises:
-      ValueError: the stream of the model is no plain sum; the final normalization is elementwise
-        (dyt, derf), of which parts do not add up; a token id that is no row of the table, or a
-        shape that does not fit.
+      ValueError: the residual stream of the model is not a plain sum; the final normalization is
+        elementwise (dyt, derf), so that parts do not add up; a token id outside the vocabulary; or
+        a shape that does not broadcast.
 
     Example:
       >>> import nfllm
@@ -113,8 +113,8 @@ def logit_attribution(
     )
 
 
-# Keys that scale or normalize the stream between layers, and those without which what a head adds
-# is its output times its rows of the output matrix.
+# Keys that scale or normalize the stream between layers, and keys by which what a head adds is not
+# its output times its rows of the output matrix.
 _OF_THE_STREAM = ("attention_skip", "mlp_skip", "mlp_skip_gains", "mlp_scaling", "norm_placement")
 _OF_HEADS = (
     "attention_output_normalization",
@@ -126,19 +126,23 @@ _OF_HEADS = (
 
 
 def _check_sums(config: ModelConfig) -> None:
-    """Raises ValueError where the stream is no plain sum, or a head's part of it is not known."""
+    """Raises ValueError if the stream is not a plain sum, or heads do not add linearly to it."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for key in (*_OF_THE_STREAM, *_OF_HEADS):
         if (value := getattr(config, key)) != defaults[key]:
-            what = "the stream is no plain sum" if key in _OF_THE_STREAM else "heads add otherwise"
+            what = (
+                "the residual stream is not a plain sum"
+                if key in _OF_THE_STREAM
+                else "heads do not add to the residual stream by their output matrix alone"
+            )
             raise ValueError(
                 f"model.{key}={value!r}: {what}, so the parts of a logit would not add up; use a "
-                f"model with {defaults[key]!r} there, or patch parts with nfllm.interventions"
+                f"model with {defaults[key]!r}, or patch parts with nfllm.interventions"
             )
 
 
 def _rows(model: Decoder, params: Params, tokens: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
-    """Rows of the output table, [B, T, D]."""
+    """Rows of the output embedding, [B, T, D]."""
     check_token_ids(tokens, model.vocab_size)
     tokens = jnp.asarray(tokens)
     try:
@@ -163,8 +167,8 @@ def _through_final_norm(
         return u_BTD, jnp.zeros(u_BTD.shape[:-1], u_BTD.dtype)
     if kind not in ("layernorm", "rmsnorm", FROZEN):
         raise ValueError(
-            f"model.final_normalization={kind!r} acts on each entry, not by a statistic that could "
-            "be held: the parts of a sum do not pass through it one by one"
+            f"model.final_normalization={kind!r} is an elementwise function, not linear for fixed "
+            "statistics: the parts of a logit would not add up"
         )
     norm, x_BTD = params["final_norm"], x_BTD.astype(jnp.float32)
     v_BTD = u_BTD * norm["scale"][None, None]

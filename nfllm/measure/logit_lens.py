@@ -1,4 +1,4 @@
-"""What each depth of a model would predict, if its residual stream were the last."""
+"""What a model predicts from the residual stream at each depth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The metrics of `analyze`, by name: each a mergeable state of a batch, and a result read from it.
+"""The metrics of `analyze`, by name: each maps a batch to a mergeable state, and that to a result.
 
 Statistics per sequence become `Moments` over sequences: `mean`, `std()`, `standard_error()`,
 `minimum`, `maximum`. Axes: N sequences, and those of `model/decoder.py`.
@@ -32,14 +32,14 @@ LAST_KEYS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Observed:
-    """What a metric sees of one batch. What no metric reads is not computed."""
+    """The input of metrics for one batch. Under `jit`, what no metric reads is not computed."""
 
     captured: Captured
     tokens_BT: jax.Array
 
     @functools.cached_property
     def entropy_LBHT(self) -> jax.Array:  # noqa: N802 (its axes)
-        """Entropy of each query, in nats; from probabilities, where a model gives no logits."""
+        """Entropy of each query, in nats; from probabilities if a model gives no logits."""
         if "attention_logits" in self.captured._fields:
             logits_LBHTS = self.captured.attention_logits
             return analysis.attention_entropy_from_logits(logits_LBHTS, causal=True)
@@ -50,8 +50,9 @@ class Metric(NamedTuple):
     """A statistic of a data set.
 
     `of` maps a batch to a state with a method `merge`, or to a dict of such states, under `jit`;
-    `result` reads the merged state on the host. A large state `stays_on_device`, where it is merged
-    in single precision. `source` is where it was registered; None of nfllm's own.
+    `result` maps the merged state to the result, on the host. Large states should be merged on the
+    device, in single precision (`stays_on_device`). `source` is where the metric was registered;
+    None for nfllm's own.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Metric(NamedTuple):
 
 @shown_in_a_line
 class Rows(NamedTuple):
-    """One row a sequence, to bootstrap over. Merging puts them one after the other."""
+    """One row for each sequence, to bootstrap over. Merging concatenates rows."""
 
     values: jax.Array
 
@@ -112,20 +113,20 @@ def class_responses(classes_V: np.ndarray, num_classes: int) -> Metric:
     """A metric that groups the responses of MLP units by a class of their token.
 
     Args:
-      classes_V: class of each token id, 0 to `num_classes` - 1; any other leaves the token out.
+      classes_V: class of each token id, 0 to `num_classes` - 1; tokens of any other are left out.
       num_classes: C.
 
     Returns:
       The metric `class_responses`; its result is an `analysis.ClassResponses`. Measuring raises
-      ValueError where the model's table has more ids than there are classes.
+      ValueError if the model's vocabulary is larger than `classes_V`.
     """
 
     def of(x: Observed) -> analysis.ClassResponses:
         vocab_size = x.captured.logits.shape[-1]
         if len(classes_V) < vocab_size:
             raise ValueError(
-                f"classes_V has {len(classes_V)} entries, but the model's table has {vocab_size} "
-                "ids; give each a class, -1 where it has none"
+                f"classes_V has {len(classes_V)} entries, but the model's vocabulary has "
+                f"{vocab_size}; give each token id a class, or -1 for none"
             )
         classes_BT = jnp.asarray(classes_V)[x.tokens_BT]
         return analysis.ClassResponses.of(x.captured.mlp_post, classes_BT, num_classes)

@@ -1,4 +1,4 @@
-"""Metrics of one's own, under names of their own, as if they were nfllm's."""
+"""Registration of the user's own metrics."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def register_analysis(
     """Makes `name` a metric of `nfllm.analyze`.
 
     Args:
-      name: its own among metrics.
-      of: of a batch, to a state with a method `merge`, such as `nfllm.analysis.Moments`, or to a
-        dict of such; it runs under `jit`.
-      result: what to read from the merged state, on the host.
-      stays_on_device: whether states are merged there, in single precision, as large ones should
-        be.
+      name: a name that no other metric has.
+      of: maps a batch to a state with a method `merge`, such as `nfllm.analysis.Moments`, or to a
+        dict of such states; it runs under `jit`.
+      result: computes the result from the merged state, on the host.
+      stays_on_device: whether states are merged on the device, in single precision; for large
+        states.
 
     Raises:
-      ConfigError: the name is taken, or `of` cannot be traced, or gives what cannot be merged.
+      ConfigError: the name is taken, `of` cannot be traced, or its states have no `merge`.
 
     Example:
       >>> import jax.numpy as jnp, nfllm
@@ -56,14 +56,14 @@ def register_analysis(
     for part in state.values() if isinstance(state, dict) else [state]:
         if not callable(getattr(part, "merge", None)):
             raise ConfigError(
-                f"{what} gives a {type(part).__name__}, which has no method merge; give one of "
+                f"{what} gives a {type(part).__name__}, which has no method merge; give a state of "
                 "nfllm.analysis, such as Moments.of(values, axis=1), or a dict of them"
             )
     METRICS[name] = Metric(name, of, result, stays_on_device, source)
 
 
 def _batch() -> Observed:
-    """A batch of three sequences, to be traced."""
+    """A batch of three sequences, for tracing."""
     tokens_BT = jnp.zeros((3, _TINY.context_length), jnp.int32)
     shapes = site_shapes(Decoder(_TINY, 5), tokens_BT)
     sites: dict[str, Any] = {site: jnp.zeros(shape) for site, shape in shapes.items()}

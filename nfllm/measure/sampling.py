@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 
 class Sampling(NamedTuple):
-    """How tokens are drawn; None leaves a rule out. See `make_sampling`."""
+    """How tokens are drawn; a rule that is None is not applied. See `make_sampling`."""
 
     temperature: jax.Array | None
     top_k: jax.Array | None
@@ -21,10 +21,10 @@ def make_sampling(temperature: float, top_k: int | None, top_p: float | None) ->
     """The rules of `sample`.
 
     Args:
-      temperature: logits are divided by it; at 0 the most probable token is always taken.
-      top_k: draw only from this number of most probable tokens; None: all.
-      top_p: only the fewest most probable tokens that have this probability together are drawn from
-        (arXiv 1904.09751, section 3.1); None: all.
+      temperature: logits are divided by it; 0 always chooses the most probable token.
+      top_k: draw only from this number of most probable tokens; None: from all.
+      top_p: draw only from the smallest set of most probable tokens whose probabilities add up to
+        at least this (arXiv 1904.09751, section 3.1); None: from all.
 
     Raises:
       ValueError: a value outside its limits.
@@ -47,17 +47,17 @@ def make_sampling(temperature: float, top_k: int | None, top_p: float | None) ->
 def sample(logits_V: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
     """A token drawn from softmax(kept(logits / temperature)), or the most probable one.
 
-    `top_k` is applied first and `top_p` to what it leaves, as in transformers.
+    `top_k` is applied first and `top_p` to the remaining tokens, as in transformers.
     """
     if sampling.temperature is None:
         return jnp.argmax(logits_V).astype(jnp.int32)
-    # Of the distance to the largest, since a small temperature would make many logits infinite.
+    # The maximum is subtracted first, since a small temperature would make many logits infinite.
     scaled_V = (logits_V - jnp.max(logits_V)) / sampling.temperature
     return jax.random.categorical(key, kept(scaled_V, sampling)).astype(jnp.int32)
 
 
 def kept(logits_V: jax.Array, sampling: Sampling) -> jax.Array:
-    """The logits, but -Inf for tokens that `top_k` or `top_p` leaves out."""
+    """The logits, with -Inf for tokens that `top_k` or `top_p` excludes."""
     if sampling.top_k is not None:
         lowest = jnp.sort(logits_V, descending=True)[jnp.minimum(sampling.top_k, len(logits_V)) - 1]
         logits_V = jnp.where(logits_V < lowest, -jnp.inf, logits_V)

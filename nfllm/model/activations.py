@@ -1,7 +1,7 @@
 """The registry of activations: each a function of the pre-activation and one coefficient.
 
-Each is computed in float32, whatever the type of its input and output: in 16 bits, terms overflow
-or cancel whose sum does not, and the gradient of a learned coefficient is a sum over B T F entries.
+Each is computed in float32, whatever the type of its input and output: in 16 bits, intermediate
+terms may overflow or cancel, and the gradient of a learned coefficient is a sum over B T F entries.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Coefficient = jax.Array | float
 
 
 def _keeping_only_inputs(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`function`, whose derivative keeps only its inputs where `Tuning` says so."""
+    """`function`, whose derivative keeps only its inputs if `Tuning` chooses so."""
     recomputed = jax.checkpoint(function, prevent_cse=False)
 
     def chosen(*arguments: Coefficient) -> jax.Array:
@@ -34,7 +34,7 @@ def gelu(x: jax.Array, _: Coefficient) -> jax.Array:
     return _gelu(x)
 
 
-# Not `jax.nn.gelu`, whose erfc is closer where x is large but twice as slow on a CPU.
+# `jax.nn.gelu` uses erfc, which is more accurate for large x but twice as slow on a CPU.
 @_keeping_only_inputs
 def _gelu(x: jax.Array) -> jax.Array:
     x32 = x.astype(jnp.float32)
@@ -49,18 +49,18 @@ def gelu_tanh(x: jax.Array, _: Coefficient) -> jax.Array:
 @_keeping_only_inputs
 def _gelu_tanh(x: jax.Array) -> jax.Array:
     x32 = x.astype(jnp.float32)
-    # (1 + tanh(u)) / 2 is the logistic function of 2u, in which nothing cancels. Beyond 12 it is 0
-    # or 1 to every digit, while the cube of x would overflow.
+    # (1 + tanh(u)) / 2 is the logistic function of 2u, in which nothing cancels. Beyond |x| = 12 it
+    # is 0 or 1 in float32, while the cube of x could overflow.
     bounded = jnp.clip(x32, -12.0, 12.0)
     inner = (2 / jnp.pi) ** 0.5 * (bounded + 0.044715 * bounded**3)
     return (x32 * jax.nn.sigmoid(2 * inner)).astype(x.dtype)
 
 
 def gelu_puma(x: jax.Array, _: Coefficient) -> jax.Array:
-    """What the protocol PUMA computes in place of GELU (arXiv 2307.12533, equations 2 and 3).
+    """PUMA's approximation of GELU (arXiv 2307.12533, equations 2 and 3).
 
-    0 below -4, a cubic below -1.95, a polynomial of degree 6 up to 3, and x beyond. It is off by
-    0.0199 at 3, where it jumps.
+    0 below -4, a cubic below -1.95, a polynomial of degree 6 up to 3, and x beyond. Its largest
+    error, 0.0199, is at 3, where it is discontinuous.
     """
     return _gelu_puma(x)
 
@@ -69,7 +69,7 @@ def gelu_puma(x: jax.Array, _: Coefficient) -> jax.Array:
 def _gelu_puma(x: jax.Array) -> jax.Array:
     x32 = x.astype(jnp.float32)
     is_low, is_middle = (x32 >= -4) & (x32 < -1.95), (x32 >= -1.95) & (x32 <= 3)
-    # Elsewhere a polynomial could overflow, whose derivative would then be NaN though not taken.
+    # Outside its range a polynomial could overflow, which would make the derivative of `where` NaN.
     cubic = jnp.polyval(jnp.float32(_PUMA_CUBIC), jnp.where(is_low, x32, -2.0))
     sextic = jnp.polyval(jnp.float32(_PUMA_SEXTIC), jnp.where(is_middle, x32, 0.0))
     outer = jnp.where(x32 < -4, 0.0, x32)
@@ -126,7 +126,7 @@ def relu_squared(x: jax.Array, _: Coefficient) -> jax.Array:
 
 @jax.custom_jvp
 def helu(x: jax.Array, margin: Coefficient) -> jax.Array:
-    """max(x, 0), whose derivative is 1 already where x > -margin (HeLU, arXiv 2411.10573)."""
+    """max(x, 0), with derivative 1 for all x > -margin (HeLU, arXiv 2411.10573)."""
     del margin
     return jnp.maximum(x, 0)
 
@@ -145,7 +145,7 @@ def identity(x: jax.Array, _: Coefficient) -> jax.Array:
 
 
 def half_identity(x: jax.Array, _: Coefficient) -> jax.Array:
-    """x/2: what GELU tends to as its inputs get small, and so the control for a linear GELU MLP."""
+    """x/2: the limit of GELU for small inputs, and so the control for a linear GELU MLP."""
     return x / 2
 
 
@@ -164,4 +164,4 @@ ACTIVATIONS: dict[Activation, Callable[[jax.Array, Any], jax.Array]] = {
 }
 
 STARTS: dict[str, dict[str, float]] = {}
-"""Of registered activations with parameters: where these start. They take them all at once."""
+"""Initial values of the parameters of registered activations, which get all of them in a dict."""

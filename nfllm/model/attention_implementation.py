@@ -12,15 +12,15 @@ Implementation = Literal["explicit", "blocks", "xla", "cudnn"]
 
 _FEWEST_QUERIES = 128
 _MOST_BLOCKS = 8
-_WIDEST_CUDNN_HEAD = 128  # wider ones have no derivative on most GPUs
+_WIDEST_CUDNN_HEAD = 128  # cuDNN has no derivative for wider ones on most GPUs
 
 
 def choose_implementation(config: ModelConfig, dtype: jnp.dtype) -> Implementation:
-    """The implementation for a program that needs nothing of the attention maps but by-products.
+    """The implementation for a program that needs only by-products of attention probabilities.
 
-    `auto` is what `tuning` says for this backend, where it can run, and `explicit` elsewhere. In
-    float16 it is always `explicit`: a query may see nothing but scores of -Inf there, and
-    `explicit` then attends to all later keys, as the code of arXiv 2410.09637 does.
+    `auto` is the choice of `tuning` for this backend if it can run, and `explicit` otherwise. In
+    float16 it is always `explicit`: there all visible scores of a query may be -Inf, and `explicit`
+    then attends to all later keys, as the code of arXiv 2410.09637 does.
     """
     chosen = config.attention_implementation
     if chosen != "auto":
@@ -38,22 +38,22 @@ def choose_implementation(config: ModelConfig, dtype: jnp.dtype) -> Implementati
 def implementation_of_step(
     config: ModelConfig, dtype: jnp.dtype, *, with_entropy: bool
 ) -> Implementation:
-    """The implementation in a training step, which needs logits where it also gives entropies."""
+    """The implementation in a training step, which must form logits if it computes entropies."""
     chosen = choose_implementation(config, dtype)
     return "explicit" if with_entropy and chosen in ("xla", "cudnn") else chosen
 
 
 def queries_per_block(length: int) -> int:
-    """How many of `length` queries `blocks` takes at a time.
+    """The number of queries in a block of the implementation `blocks`, out of `length`.
 
-    128 were the fastest on a CPU, or as fast as any, at 256, 512 and 1024. More than eight blocks
-    would save little and take long to compile.
+    On a CPU, 128 was the fastest size, or as fast as any, for 256, 512 and 1024 queries. More than
+    eight blocks would save little and take long to compile.
     """
     return max(_FEWEST_QUERIES, -(-length // _MOST_BLOCKS))
 
 
 def check_implementation(config: ModelConfig, dtype: jnp.dtype) -> None:
-    """Raises ConfigError where this machine or this type cannot run the configured attention."""
+    """Raises ConfigError if this machine or this dtype cannot run the configured attention."""
     if config.attention_implementation != "cudnn":
         return
     on_nvidia = _on_nvidia()
@@ -67,5 +67,5 @@ def check_implementation(config: ModelConfig, dtype: jnp.dtype) -> None:
 
 
 def _on_nvidia() -> bool:
-    """Whether there is cuDNN: JAX calls ROCm devices gpu too, and they have none."""
+    """Whether there is cuDNN: JAX calls ROCm devices gpu as well, but they do not have it."""
     return "cuda" in jax.devices()[0].client.platform_version

@@ -1,4 +1,4 @@
-"""Causal attention as a probe runs it: what telemetry asks of the maps, without keeping them."""
+"""Causal attention of a probe, which computes the statistics of telemetry block by block."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ from nfllm.model.softmax import entropy_by_product
 _FEWEST_QUERIES = 32
 
 Scores = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-"""Scaled scores of queries, keys and what is visible, and the same with the rest left out."""
+"""From queries, keys and the mask of visible keys to scaled scores, without and with the mask."""
 
 
 def mix_for_statistics(
@@ -28,10 +28,10 @@ def mix_for_statistics(
     k_BSHK: jax.Array,
     v_BSHK: jax.Array,
 ) -> jax.Array:
-    """Mixes the values without dropout, and records what telemetry asks of the maps.
+    """Mixes the values without dropout, and records the statistics of attention for telemetry.
 
-    The maps of all sequences would be the largest tensors of a run: they are formed for some
-    queries after the other, together no more than a half of one sequence's.
+    The attention probabilities of all sequences would be the largest tensors of a run. So they are
+    computed for one block of queries after the other, each at most half the size of one sequence's.
     """
     batch, length = q_BTHK.shape[:2]
     block = min(length, max(_FEWEST_QUERIES, -(-length // (2 * batch))))

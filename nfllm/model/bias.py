@@ -7,7 +7,7 @@ import jax.numpy as jnp
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
     """x + bias, in the type of x; `bias`, float32, broadcasts against x.
 
-    It is broadcast before the cast, not after it. The sum is the same, but the gradient of a
-    broadcast is a sum over all tokens, which 16 bits lose: this way it is taken in float32.
+    It is broadcast before the cast, not after it. The result is the same, but the gradient of a
+    broadcast is a sum over all tokens, which is inaccurate in 16 bits: this way it is in float32.
     """
     return x + jnp.broadcast_to(bias, x.shape).astype(x.dtype)

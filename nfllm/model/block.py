@@ -19,7 +19,7 @@ class Block(nn.Module):
     """x + Attention(N1(x)), then + MLP(N2(.)) of the sum (gpt2, llama) or of x (gpt_neox).
 
     `nfllm.model.residual` has the gains of these sums, and their other normalizations. A block
-    without an MLP, as those of `model.mlp_pruned_layers`, ends with the first sum.
+    without an MLP (`model.mlp_pruned_layers`) ends with the first sum.
     """
 
     config: ModelConfig
@@ -30,7 +30,7 @@ class Block(nn.Module):
     def __call__(
         self, x_BTD: jax.Array, dropout_rows_B: jax.Array | None, model_slope: jax.Array | None
     ) -> tuple[jax.Array, None]:
-        """Maps the residual stream [B, T, D] to the next; the None is what `nn.scan` asks for."""
+        """Maps the residual stream [B, T, D] to the next; `nn.scan` requires the None."""
         config = self.config
         attention_norm = normalization(config, "attention", self.dtype, name="attention_norm")
         attention = Attention(config, self.dtype, name="attention")

@@ -1,16 +1,16 @@
-"""The key-value cache: what attention keeps of earlier tokens while text is generated.
+"""The key-value cache: keys and values of earlier tokens, kept while text is generated.
 
     y_t = sum over s <= t of softmax_s(q_t · k_s / sqrt(K)) v_s
 
-Keys and values of positions before t do not depend on what follows. So they are kept in the
-variable collection `CACHE`, and a call gets only the new tokens:
+Keys and values of earlier positions do not depend on later tokens. So they are kept in the variable
+collection `CACHE`, and a call gets only the new tokens:
 
     cache = empty_cache(config, batch_size)
     logits_BTV, new = model.apply({"params": params, CACHE: cache}, tokens_BT, mutable=[CACHE])
     cache = move(new[CACHE], start_B + T)
 
-A slot of the cache is a position. Each sequence has its own `start`, the position of its first new
-token; later slots are not seen, and are overwritten when their positions are computed.
+The cache has one slot for each position. Each sequence has its own `start`, the position of its
+first new token; later slots are masked, and are overwritten when their positions are computed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from nfllm.analysis import causal_mask
-from nfllm.config import ModelConfig
+from nfllm.config import ConfigError, ModelConfig
 from nfllm.model.layers import split_layers
 from nfllm.model.parameters import Variables
 
@@ -28,11 +28,20 @@ CACHE = "cache"
 
 
 def empty_cache(config: ModelConfig, batch_size: int, dtype: jnp.dtype = jnp.float32) -> Variables:
-    """A cache of `config.context_length` positions for every sequence; all start at 0."""
+    """A cache of `config.context_length` positions for every sequence; all start at 0.
+
+    Raises:
+      ConfigError: the model keeps no keys and values.
+    """
+    if not config.has_attention_maps:
+        raise ConfigError(
+            f"model.mixer={config.mixer!r} keeps no keys and values; run the whole text instead, "
+            "as nfllm.generate does"
+        )
     shape = (batch_size, config.context_length, config.kv_heads, config.head_dim)
     keys = jnp.zeros((config.num_layers, *shape), dtype)
     cache = split_layers(config, {"attention": {"keys": keys, "values": keys}})
-    if config.frozen_first_position:  # norms ask where the first position is
+    if config.frozen_first_position:  # norms need to know which token is at position 0
         for stack in cache:
             cache[stack] |= {"attention_norm": {}, "mlp_norm": {}}
         cache["final_norm"] = {}
@@ -52,7 +61,7 @@ def move(cache: Variables, start_B: jax.Array) -> Variables:
 
 
 def start_of(module: nn.Module) -> jax.Array | None:
-    """Position of the first token of each sequence in this call, [B]; None: all are at 0."""
+    """Position of the first token of each sequence in this call, [B]; None if all are at 0."""
     return module.get_variable(CACHE, "start", None)
 
 
@@ -78,9 +87,9 @@ def with_earlier(
 
 
 def visible_keys(queries: int, keys: int, start_B: jax.Array | None) -> jax.Array:
-    """Which keys a query may see, [1, 1, T, S], or [B, 1, T, S] with a cache.
+    """The keys that each query may see, [1, 1, T, S], or [B, 1, T, S] with a cache.
 
-    Without one the queries are the last T of the S positions.
+    Without a cache the queries are the last T of the S positions.
     """
     if start_B is None:
         return causal_mask(queries, keys)[None, None]

@@ -1,4 +1,4 @@
-"""Runs a model once and returns what it computed inside, stacked over layers."""
+"""Runs a model once and returns its intermediates, stacked over layers."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ class Captured(NamedTuple):
     `residual[l]` is the input of block l; `residual[L]` the output of the last block, before the
     final normalization. `query` and `key` are after rotation and normalization, `query` also after
     division by a learned temperature. With shaped attention, logits and probabilities are those of
-    its softmax, and `head_out` is what the shaped map mixed. The MLP's fields have an entry for
-    each layer that has one: fewer than L with `model.mlp_pruned_layers`, and none of `mlp_pre` and
-    `mlp_post` where the MLP is fused.
+    its softmax, while `head_out` is mixed by the shaped weights. The MLP's fields have an entry for
+    each layer with an MLP: fewer than L with `model.mlp_pruned_layers`, and none in `mlp_pre` and
+    `mlp_post` if the MLP is fused. A mixer without softmax (`model.mixer="regla"`) has no attention
+    logits and probabilities: these fields have no layer. Its `head_out` is taken after its norm.
     """
 
     residual: jax.Array  # [L+1, B, T, D]
@@ -54,21 +55,21 @@ def capture(
 ) -> Captured:
     """The intermediates of `model` on `tokens_BT`, in the model's own types.
 
-    Memory is that of the result: 2 * L B H T² numbers for the attention maps alone. To stream
-    statistics over a dataset instead, see `nfllm.analyze`.
+    The result takes memory: 2 * L B H T² numbers only for attention logits and probabilities. To
+    compute statistics over a dataset, use `nfllm.analyze`.
 
     Args:
       model: the decoder.
       params: its parameters.
       tokens_BT: `[B, T]` token ids, T at most the context length.
-      patches: values that take the place of some that the model computes; see
+      patches: values that replace some of those that the model computes; see
         `nfllm.interventions`.
 
     Returns:
       The arrays named in `Captured`, with their shapes.
 
     Raises:
-      ValueError: a token id is no row of the model's table, or a patch does not fit its site.
+      ValueError: a token id is outside the model's vocabulary, or a patch does not fit its site.
 
     Example:
       >>> import nfllm
@@ -84,7 +85,7 @@ def capture(
 
 
 def site_shapes(model: Decoder, tokens_BT: jax.Array) -> dict[str, tuple[int, ...]]:
-    """The shape of each site that can be patched, on such tokens, as in `Captured`."""
+    """The shape of each site that can be patched, for these tokens, as in `Captured`."""
     config, (B, T) = model.config, tokens_BT.shape
     sizes = {
         "L": config.num_layers,
@@ -100,6 +101,9 @@ def site_shapes(model: Decoder, tokens_BT: jax.Array) -> dict[str, tuple[int, ..
     shapes = {name: tuple(sizes[axis] for axis in site.axes) for name, site in names.SITES.items()}
     num_layers, *stream = shapes[names.RESIDUAL]
     shapes[names.RESIDUAL] = (num_layers + 1, *stream)
+    if not config.has_attention_maps:
+        for name in (names.ATTENTION_LOGITS, names.ATTENTION_PROBS):
+            shapes[name] = (0, *shapes[name][1:])
     for name in names.MLP_SITES:
         is_hidden = name in (names.MLP_PRE, names.MLP_POST)
         depth = 0 if is_hidden and not config.has_hidden_layers else config.num_mlp_layers

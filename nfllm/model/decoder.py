@@ -78,8 +78,8 @@ class Decoder(nn.Module):
 
         Args:
           tokens_BT: token ids, int32, T at most `config.context_length`.
-          dropout_rows_B: place of each sequence in the global batch. With it dropout is on, and the
-            caller passes `rngs={"dropout": key}`; without it there is none.
+          dropout_rows_B: index of each sequence in the global batch. With it dropout is on, and the
+            caller must pass `rngs={"dropout": key}`; without it there is no dropout.
 
         Raises:
           ConfigError: there is no token, or T exceeds `config.context_length`.

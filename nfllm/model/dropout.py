@@ -1,4 +1,4 @@
-"""Dropout whose mask depends on the sequence's place in the global batch, not on the device."""
+"""Dropout whose mask depends on the sequence's index in the global batch, not on the device."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""EvoNorm-S0 of each token: a normalization that is an activation too."""
+"""EvoNorm-S0 of each token: a normalization and activation in one."""
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +9,16 @@ class EvoNorm(nn.Module):
     """x sigmoid(v x) / sqrt(Var + epsilon) * scale + bias (arXiv 2004.02967, EvoNorm-S0).
 
     `Var` is the biased variance of a group of a token's features about their mean, while the
-    numerator is not centred; the paper's groups hold positions too, which would look ahead. `gate`,
-    the v of the paper, `scale` and `bias` are per feature, and start at 1, 1 and 0. It computes in
-    float32, and is right for entries up to 1e18 in size.
+    numerator is not centred. In the paper groups also extend over positions, which would break
+    causality here. `gate`, the v of the paper, `scale` and `bias` are per feature, and start at 1,
+    1 and 0. It computes in float32, and is right for entries up to 1e18 in absolute value. As the
+    activation of an MLP it replaces normalization and nonlinearity between its matrices, which is
+    what the paper made it for.
 
     Attributes:
       epsilon: added to the variance.
-      dtype: of what it returns.
-      groups: of equal size, which must divide the features.
+      dtype: type of the result.
+      groups: number of groups of equal size; it must divide the number of features.
     """
 
     epsilon: float

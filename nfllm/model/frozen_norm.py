@@ -1,11 +1,11 @@
-"""LayerNorm whose deviation can be a measured constant: the norm that a model can be rid of.
+"""LayerNorm whose standard deviation can be a measured constant, so that it can be removed.
 
     y = (x - mean(x)) (g / sqrt(var(x) + epsilon) + (1 - g) / sigma) scale + bias
 
-With gate g = 1 it is LayerNorm, with g = 0 the FakeLN of arXiv 2507.02559, which is affine in x, so
-that `nfllm.fold` can take it into the matrices; between the two lies the taper of 2602.10408 (there
-of RMSNorm). Gate and sigma are statistics, no gradient changes them: while g is 1, training takes
-into sigma, as a moving average, the mean deviation of the stream; g follows the section `removal`
+With gate g = 1 it is LayerNorm. With g = 0 it is the FakeLN of arXiv 2507.02559, which is affine in
+x, so that `nfllm.fold` can fold it into the matrices. Values between are the taper of 2602.10408
+(there of RMSNorm). Gate and sigma are statistics, which no gradient changes: while g is 1, sigma is
+a moving average of the stream's mean deviation; g follows the config section `removal`
 (`nfllm.training.removal`).
 """
 
@@ -29,17 +29,19 @@ QUERY_KEY, VALUE = 0, 1
 """Paths of the norm before attention, which are frozen at different steps."""
 
 DEVIATION = "deviation"
-"""What the norm records for a loss: deviation of every position, [B, T]."""
+"""Name under which the norm records the deviation of every position, [B, T], for a loss."""
 
 
 class FrozenLayerNorm(nn.Module):
     """See the module. `scale` and `bias` are [D], `norm_gate` is [P], with one entry for each path.
 
     Attributes:
+      epsilon: added to the variance.
+      dtype: type of the result.
       paths: P, 2 before attention (`QUERY_KEY`, `VALUE`), 1 elsewhere.
-      first_position: whether position 0 has a sigma of its own: `sigma` is [P, 2], of position 0
-        and of the others; else it is [P]. 0 stands for one not measured yet, and counts as 1.
-      momentum: share of the old sigma in the moving average.
+      first_position: whether position 0 has its own sigma: `sigma` is then [P, 2], for position 0
+        and the others; otherwise [P]. A sigma of 0 has not been measured yet, and counts as 1.
+      momentum: weight of the old sigma in the moving average.
     """
 
     epsilon: float
@@ -50,7 +52,7 @@ class FrozenLayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, path: int = 0) -> jax.Array:
-        """Maps [..., D] to [..., D], in `dtype`, as that path has it."""
+        """Maps [..., D] to [..., D], in `dtype`, with gate and sigma of the path."""
         scale = constant_param(self, "scale", 1.0, x.shape[-1:])
         bias = constant_param(self, "bias", 0.0, x.shape[-1:])
         gate_P = constant_param(self, GATE, 0.0, (self.paths,))
@@ -70,7 +72,7 @@ class FrozenLayerNorm(nn.Module):
         return (centred * factor * scale[leading] + bias[leading]).astype(self.dtype)
 
     def _at_positions(self, sigma: jax.Array, x_BTD: jax.Array) -> jax.Array:
-        """The sigma of every position of x, such that it broadcasts against x."""
+        """The sigma of every position of x, in a shape that broadcasts against x."""
         if not self.first_position:
             return sigma
         is_first = positions(x_BTD.shape[1], start_of(self)) == 0
@@ -87,7 +89,7 @@ class FrozenLayerNorm(nn.Module):
 
 
 def held_factor(norm: dict[str, jax.Array], x_BTD: jax.Array, epsilon: float) -> jax.Array:
-    """g / sqrt(var(x) + epsilon) + (1 - g) / sigma of a final norm's parameters, [B, T, 1]."""
+    """g / sqrt(var(x) + epsilon) + (1 - g) / sigma, with a final norm's parameters, [B, T, 1]."""
     deviation = jnp.sqrt(jnp.var(x_BTD, axis=-1, keepdims=True) + epsilon)
     gate, sigma = norm[GATE][0], measured(norm[SIGMA])[0]
     if sigma.ndim:  # of the first position, and of the others
@@ -97,12 +99,12 @@ def held_factor(norm: dict[str, jax.Array], x_BTD: jax.Array, epsilon: float) ->
 
 
 def measured(sigma: jax.Array) -> jax.Array:
-    """The deviations by which a frozen norm divides: 1 where none has been measured."""
+    """The deviations by which a frozen norm divides: 1 if not measured yet."""
     return jnp.where(sigma > 0, sigma, 1.0)
 
 
 def frozen_options(config: ModelConfig, site: Site) -> dict[str, object]:
-    """The fields of the module at a site, beside those that all normalizations have."""
+    """The fields of the module at a site, besides those of all normalizations."""
     return {
         "paths": 2 if site == "attention" else 1,
         "first_position": config.frozen_first_position,
@@ -111,5 +113,5 @@ def frozen_options(config: ModelConfig, site: Site) -> dict[str, object]:
 
 
 def value_input(config: ModelConfig, norm: nn.Module, x_BTD: jax.Array) -> jax.Array | None:
-    """What values are made of where that differs from what queries and keys are made of."""
+    """The input of values, if it differs from that of queries and keys; otherwise None."""
     return norm(x_BTD, VALUE) if config.normalization_at("attention") == FROZEN else None

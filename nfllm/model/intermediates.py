@@ -1,14 +1,14 @@
-"""Names of what the model can record, tensors and statistics, and the functions that record it.
+"""Names of the tensors and statistics that the model can record, and functions that record them.
 
-All are `sow`: nothing is computed, or even traced, unless the caller makes the collection mutable.
-`INTERMEDIATES` holds whole tensors, for analysis. `STATISTICS` holds what is left of them after a
-reduction on the device, for telemetry while training; `COUNTS` what is not finite of every tensor,
-for the diagnosis of a step. `BY_PRODUCTS` holds the few reductions that are cheap enough for the
-training step itself; telemetry reads them too. `LOSSES` holds what a loss beside cross-entropy is
-made of, through which gradients flow.
+All use Flax's `sow`: nothing is computed, or even traced, unless the caller makes the collection
+mutable. `INTERMEDIATES` holds whole tensors, for analysis. `STATISTICS` holds reductions of them,
+for telemetry during training; `COUNTS` holds the number of non-finite values of every tensor, for
+the diagnosis of a step. `BY_PRODUCTS` holds the few reductions that are cheap enough for the
+training step itself; telemetry reads them too. `LOSSES` holds the inputs of auxiliary losses,
+through which gradients flow.
 
-`UPDATES` is for parameters that are measured and not learned (`Kind.STATISTIC`): their next values,
-which only a training step asks for.
+`UPDATES` holds the next values of parameters that are measured rather than learned
+(`Kind.STATISTIC`); only a training step requests it.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ LOSSES = "losses"
 UPDATES = "updates"
 COLLECTIONS = (INTERMEDIATES, STATISTICS, COUNTS, BY_PRODUCTS, LOSSES)
 PATCHES = "patches"
-"""What `nfllm.model.patch` puts in place of recorded tensors: an input, not a record."""
+"""Values of `nfllm.model.patch` that replace recorded tensors: an input of the model."""
 
 RESIDUAL = "residual"
 ATTENTION_IN = "attention_in"
@@ -57,13 +57,14 @@ RMS = "rms"
 SATURATION = "saturation"
 
 WATCHED = (RESIDUAL, ATTENTION_LOGITS, ATTENTION_OUT, MLP_PRE, MLP_OUT)
-"""The sites where telemetry counts. What is not finite elsewhere reaches the next of these."""
+"""The sites where telemetry counts. Non-finite values at other sites spread to the next of these.
+"""
 
 
 class Site(NamedTuple):
-    """Where a tensor of a block is recorded, and the axes of what `nfllm.capture` returns of it."""
+    """Where a tensor of a block is recorded, and its axes in the result of `nfllm.capture`."""
 
-    module: str | None  # of the block; None: the block itself
+    module: str | None  # a submodule of the block; None: the block itself
     axes: str
 
 
@@ -85,7 +86,7 @@ SITES = {
 """Every site of a block, in the order of execution."""
 
 MLP_SITES = (MLP_IN, MLP_PRE, MLP_POST, MLP_OUT)
-"""What a block without an MLP does not record; a fused one has no `MLP_PRE` and `MLP_POST`."""
+"""Sites that a block without an MLP does not have; a fused MLP lacks `MLP_PRE` and `MLP_POST`."""
 
 
 def record(
@@ -95,9 +96,9 @@ def record(
 
     Returns `value`, or the caller's patch of it (`nfllm.model.patch`), which is then recorded.
 
-    When the caller collects counts, those entries that `where` selects are counted by kind; when it
-    collects statistics, the entries of `WATCHED` sites that are not finite. The entries that
-    `where` leaves out must be finite.
+    If the caller collects `COUNTS`, the entries selected by `where` are counted by kind (NaN, +Inf,
+    -Inf); if it collects `STATISTICS`, non-finite entries at `WATCHED` sites are counted. Entries
+    that `where` does not select must be finite.
     """
     patch: dict[str, jax.Array] | None = module.get_variable(PATCHES, name, None)
     if patch is not None:
@@ -114,13 +115,13 @@ def record(
 def record_statistic(
     module: nn.Module, name: str, compute: Callable[[], object], collection: str = STATISTICS
 ) -> None:
-    """Records `compute()` under `name` when the caller collects statistics, or by-products."""
+    """Records `compute()` under `name` if the caller requests the collection."""
     if module.is_mutable_collection(collection):
         _sow(module, collection, name, compute())
 
 
 def asked_for(module: nn.Module) -> frozenset[str]:
-    """The `COLLECTIONS` that the caller asks for, and `PATCHES` where it gives any."""
+    """The `COLLECTIONS` that the caller requests, and `PATCHES` if it passes any."""
     patches = {PATCHES} & module.variables.keys()
     return frozenset(filter(module.is_mutable_collection, COLLECTIONS)) | patches
 
@@ -136,10 +137,10 @@ def record_size(module: nn.Module, site: str, x: jax.Array) -> None:
 
 
 def nonfinite_by_site(collected: Variables, sites: Sequence[str]) -> Variables:
-    """The counts of `record` in a decoder at each of `sites`, `[L]`: numbers, or counts by kind.
+    """The counts that `record` made at each of `sites`, `[L]`: numbers, or counts by kind.
 
-    `residual` has L + 1: the last is the output of the last layer. A site that the decoder does not
-    have, as of a fused MLP, is left out.
+    `residual` has L + 1 entries: the last is for the output of the last layer. Sites that the
+    decoder does not have are left out.
     """
     found = join_layers(collected)
     counts = {site: found[key] for site in sites if (key := f"{NONFINITE}_{site}") in found}
@@ -148,7 +149,7 @@ def nonfinite_by_site(collected: Variables, sites: Sequence[str]) -> Variables:
 
 
 def record_update(module: nn.Module, name: str, compute: Callable[[], jax.Array]) -> None:
-    """Records the next value of the statistic `name` of `module`, when a training step asks."""
+    """Records the next value of the statistic `name` of `module`, if a training step wants it."""
     record_statistic(module, name, compute, UPDATES)
 
 

@@ -1,7 +1,8 @@
-"""The layers of a decoder as stacks of equal blocks, and what they record as one list of layers.
+"""The layers of a decoder as stacks of equal blocks, and variables of stacks joined over layers.
 
-`blocks` are all layers, or, with `model.mlp_pruned_layers`, the first ones; the deepest, which have
-no MLP, are then `attention_blocks`. So parameters, caches and patches [L, ...] come in two parts.
+`blocks` are all layers. With `model.mlp_pruned_layers` they are the first layers, and the deepest
+ones, which have no MLP, are `attention_blocks`: parameters, caches and patches [L, ...] are then in
+two parts.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ ATTENTION_BLOCKS = "attention_blocks"
 
 
 def stacks(config: ModelConfig) -> dict[str, int]:
-    """How many layers each stack has, in the order in which they follow."""
+    """The number of layers of each stack, in order of depth."""
     if not config.mlp_pruned_layers:
         return {BLOCKS: config.num_layers}
     return {BLOCKS: config.num_mlp_layers, ATTENTION_BLOCKS: config.mlp_pruned_layers}
@@ -37,9 +38,9 @@ def split_layers(config: ModelConfig, blocks: Tree) -> dict[str, Tree]:
 
 
 def join_layers(variables: Variables) -> Variables:
-    """What the blocks hold themselves and in attention and MLP, by name, stacked over layers.
+    """Variables of the blocks, their attention and their MLP, by name, joined over all layers.
 
-    Attention has L of each; the MLP as many as there are layers with one.
+    Those of attention are [L, ...]; those of the MLP have as many entries as layers have an MLP.
     """
     found = [_flat(variables[name]) for name in (BLOCKS, ATTENTION_BLOCKS) if name in variables]
     first, *others = found

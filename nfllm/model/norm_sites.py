@@ -1,4 +1,4 @@
-"""The norms of a decoder that can be frozen, one by one, and where they are in its parameters."""
+"""The norms of a decoder that can be frozen, and where they are in its parameters."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _NORMS = {
     "query_key": ("attention_norm", QUERY_KEY),
     "value": ("attention_norm", VALUE),
 }
-"""The norm of a block at each site, and the site's path through it."""
+"""For each site, the norm in a block and the index of the site's path through it."""
 
 
 def frozen_places(config: ModelConfig) -> list[Place]:
-    """Every norm of a model that is, or can be, frozen; in the order of `removal.order`."""
+    """Every norm of a model that is or can be frozen, in the order of `removal.order`."""
     found: list[Place] = []
     if config.normalization_at("mlp") == FROZEN:
         found += [("mlp", layer) for layer in range(config.num_mlp_layers)]
@@ -41,9 +41,9 @@ def frozen_places(config: ModelConfig) -> list[Place]:
 def at_places(
     config: ModelConfig, values: Mapping[Place, ArrayLike], default: ArrayLike
 ) -> Variables:
-    """A value for every norm, in the tree of the parameters: [L, P] for a stack, [P] for the last.
+    """A value for every norm, as a tree like the parameters: [L, P] for a stack, [P] for the last.
 
-    P are the paths of a norm; `default` is for places without a value.
+    P is the number of paths of a norm; `default` is for places without a value.
     """
     blocks = {
         "attention_norm": np.full((config.num_layers, 2), default),
@@ -65,7 +65,7 @@ def at_places(
 
 
 def of_norms(config: ModelConfig, params: Params, name: str) -> Variables:
-    """The parameter `name` of every norm, in the tree of `at_places`."""
+    """The parameter `name` of every norm, as a tree like that of `at_places`."""
 
     def pick(params: Any, tree: Any) -> Any:
         if not isinstance(tree, Mapping):
@@ -77,7 +77,7 @@ def of_norms(config: ModelConfig, params: Params, name: str) -> Variables:
 
 
 def map_norms(change: Callable[..., Params], params: Params, *trees: Variables) -> Params:
-    """The parameters with `change(norm, *values)` in place of every norm of the trees."""
+    """The parameters, with every norm of the trees replaced by `change(norm, *values)`."""
     if not isinstance(trees[0], Mapping):
         return change(params, *trees)
     changed = {

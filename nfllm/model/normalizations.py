@@ -1,7 +1,7 @@
 """The registry of normalizations: Flax modules over the last axis of their input.
 
-All compute in float32, and cast what they return. Layer and RMS norms add up squares: they are
-right for entries up to 1e18 in size, whose squares float32 can hold.
+All compute in float32, and cast their result. LayerNorm and RMSNorm add up squares: they are right
+for entries up to 1e18 in absolute value, whose squares float32 can hold.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from nfllm.config import ModelConfig
 from nfllm.config.derived import Site
+from nfllm.config.names import EVONORM
 from nfllm.model.evonorm import EvoNorm
 from nfllm.model.frozen_norm import FROZEN, FrozenLayerNorm, frozen_options
 from nfllm.model.parameters import Variables
@@ -38,7 +39,7 @@ _RECOMPUTED: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def _statistical(norm: type[nn.Module], **options: Any) -> nn.Module:
-    """A LayerNorm or RMSNorm whose derivative keeps its statistics, or computes them again."""
+    """A LayerNorm or RMSNorm whose derivative keeps or recomputes its statistics, by `Tuning`."""
     return (_RECOMPUTED[norm] if tuning().recompute_norms else norm)(**options)
 
 
@@ -50,7 +51,7 @@ NORMALIZATIONS: dict[str, Callable[..., nn.Module]] = {
     "layernorm": LayerNorm,
     "none": NoNorm,
     "rmsnorm": RMSNorm,
-    "evonorm_s0": EvoNorm,
+    EVONORM: EvoNorm,
     FROZEN: FrozenLayerNorm,
     **{
         name: partial(Pointwise, function=function, has_shift=name != "dyt")
@@ -63,8 +64,8 @@ def normalization(config: ModelConfig, site: Site, dtype: jnp.dtype, **options: 
     """The normalization that a config has at a site; `options` are those of a Flax module."""
     name = config.normalization_at(site)
     own: Mapping[str, Any] = options_at(config, site) if name in FUNCTIONS else {}
-    if name == "evonorm_s0" and config.normalization_groups is not None:
-        own = {"groups": config.normalization_groups}
+    if name == EVONORM:
+        own = {"groups": config.normalization_groups or 1}
     if name == FROZEN:
         own = frozen_options(config, site)
     return NORMALIZATIONS[name](epsilon=config.norm_epsilon, dtype=dtype, **own, **options)
@@ -73,13 +74,13 @@ def normalization(config: ModelConfig, site: Site, dtype: jnp.dtype, **options: 
 def by_site(
     config: ModelConfig, layers: Variables, top: Variables, name: str
 ) -> dict[str, jax.Array]:
-    """What the normalizations hold under a name: [L, ...] by site, and that of the final one.
+    """A variable of the normalizations by site: [L, ...], without layer axis for the final one.
 
     Args:
-      config: of the decoder.
-      layers: what its blocks hold, as `join_layers` gives it.
-      top: what the decoder itself holds.
-      name: of a parameter, or of what is recorded. Sites without it are left out.
+      config: config of the decoder.
+      layers: the variables of its blocks, from `join_layers`.
+      top: the variables of the decoder itself.
+      name: name of a parameter or recorded value. Sites without it are left out.
     """
     found: dict[str, jax.Array] = {}
     for site in config.sites:

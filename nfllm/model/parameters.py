@@ -1,4 +1,4 @@
-"""The parameters of a decoder: what each is, by its name, and those that start at a constant."""
+"""The parameters of a decoder: the kind of each, by name, and those that start at a constant."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Path: TypeAlias = tuple[jax.tree_util.DictKey, ...]
 Mask: TypeAlias = Callable[[Params], Params]
 """From parameters to the tree of booleans that says which of them are meant."""
 Start: TypeAlias = Callable[[jax.Array], jax.Array]
-"""From a random key to what a parameter is at the start."""
+"""From a random key to a parameter's initial value."""
 
 
 class Kind(enum.Enum):
-    """What becomes of a parameter in an update."""
+    """How a parameter is updated."""
 
     DECAYED = "decayed"
     UNDECAYED = "undecayed"
@@ -34,7 +34,7 @@ class Kind(enum.Enum):
     STATISTIC = "statistic"  # measured, not learned: see `nfllm.training.updates`
 
 
-_OF_MATRICES = ("qkv_", "qk_", "q_", "kv_", "out_", "in_", "gate_", "")
+_OF_MATRICES = ("qkv_", "qk_", "q_", "kv_", "out_", "in_", "gate_", "forget_", "refine_", "")
 _MATRICES = tuple(f"{matrix}kernel" for matrix in _OF_MATRICES)
 _EMBEDDINGS = ("token_embedding", "position_embedding", "head_embedding")
 _BIASES = (*(f"{matrix}bias" for matrix in _OF_MATRICES), "head_bias")
@@ -77,7 +77,7 @@ def kind_of(path: Path) -> Kind:
     """The declared kind of the parameter at a path of the tree.
 
     Raises:
-      ConfigError: nobody has declared it.
+      ConfigError: its name is not declared.
     """
     name = path[-1].key
     if name not in KINDS:
@@ -92,24 +92,24 @@ def kind_of(path: Path) -> Kind:
 def constant_param(
     module: nn.Module, name: str, value: float, shape: tuple[int, ...] = ()
 ) -> jax.Array:
-    """A float32 parameter of `module` that starts at `value`, and takes no random key."""
+    """A float32 parameter of `module` that starts at `value`, without using a random key."""
     return start_param(module, name, lambda: jnp.full(shape, value, jnp.float32))
 
 
 def start_param(module: nn.Module, name: str, start: Callable[[], jax.Array]) -> jax.Array:
-    """A parameter of `module` that starts at `start()`, and takes no random key.
+    """A parameter of `module` that starts at `start()`, without using a random key.
 
-    `module.param` counts the keys of a module, one for each parameter, and so a bias or a learned
-    slope would change the start of the matrices beside it. This way models of equal seed start
-    equal in all that they have in common.
+    `module.param` derives one key for each parameter of a module by counting, so that a bias or a
+    learned slope would change the initial values of the matrices after it. This way, models with
+    the same seed have the same initial values in all parameters that they share.
     """
     return module.variable("params", name, start).value
 
 
 def params_of_one_key(module: nn.Module, starts: Mapping[str, Start]) -> dict[str, jax.Array]:
-    """Parameters of `module` that together take the one random key of a `module.param`.
+    """Several parameters of `module` that together use the random key of one `module.param`.
 
-    So those that stand where others have one parameter leave the start of all others as it is.
+    So they can replace a single parameter without changing the initial values of all others.
     """
     keys = [module.make_rng("params")] if module.is_initializing() else []
     return {
@@ -121,7 +121,7 @@ def params_of_one_key(module: nn.Module, starts: Mapping[str, Start]) -> dict[st
 def constant_params(
     module: nn.Module, group: str, starts: Mapping[str, float]
 ) -> dict[str, jax.Array]:
-    """Float32 scalars of `module`, together under the name `group`, that start at these values."""
+    """Float32 scalars of `module`, under the name `group`, that start at the given values."""
 
     def start() -> dict[str, jax.Array]:
         return {name: jnp.float32(value) for name, value in starts.items()}

@@ -1,7 +1,7 @@
-"""What a registered part must keep to, tried on a small input.
+"""Checks of a registered part on a small input.
 
-It keeps the shape and type of its input, its parameters are declared, and it keeps tokens apart.
-The last needs numbers, and so a device; the others need shapes alone.
+It must keep the shape and type of its input, declare its parameters, and not mix tokens. The last
+check needs numbers, and so a device; the others need only shapes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FACTORY = "a function of epsilon and dtype, and of a Flax module's own options,
 
 
 def check_form(what: str, function: Function, unit: Unit = "token") -> None:
-    """Raises ConfigError unless `function` keeps shape and type, whatever its input's type is."""
+    """Raises ConfigError unless `function` keeps the shape and type of inputs of every type."""
     shape = _UNITS[unit][0]
     for dtype in _TYPES:
         given = jax.ShapeDtypeStruct(shape, dtype)
@@ -48,7 +48,7 @@ def check_form(what: str, function: Function, unit: Unit = "token") -> None:
 def check_module(
     what: str, factory: Callable[..., nn.Module], kinds: Mapping[str, Kind]
 ) -> Callable[[ArrayLike], jax.Array]:
-    """The checks of a module: shape, its `dtype`, and that each parameter's kind is declared.
+    """Checks a module's output shape and `dtype`, and that each parameter's kind is declared.
 
     Returns:
       The module as a function of its input, with parameters drawn at random.
@@ -86,10 +86,10 @@ def check_module(
 def check_apart(
     what: str, function: Callable[[jax.Array], jax.Array], unit: Unit = "token"
 ) -> None:
-    """Raises ConfigError where a token's output depends on another token, or on its place.
+    """Raises ConfigError if a token's output depends on another token, or on its position.
 
-    A part that mixes positions would see the tokens that it helps to predict. Where the `unit` is
-    an entry, the same of each entry of [B, H, T, S].
+    A part that mixes positions would see the tokens that it helps to predict. With the `unit`
+    "entry", the same is checked for each entry of [B, H, T, S].
     """
     rng = np.random.default_rng(1)
     shape, place, remedy = _UNITS[unit]
@@ -102,7 +102,7 @@ def check_apart(
     order = rng.permutation(shape[axis])
     permuted = np.take(x, order, axis)
     with jax.ensure_compile_time_eval():
-        # One program for all three, to the bit; that of a derivative may round otherwise.
+        # One program for all three, so that rounding is the same; a derivative's may differ.
         at_rest, moved, mixed = (
             np.asarray(function(jnp.asarray(z))) for z in (x, changed, permuted)
         )
@@ -121,7 +121,7 @@ def check_apart(
 
 
 def now_or_later(check: Callable[[], None]) -> None:
-    """Runs a check that needs a device, or lets it wait where there is none yet."""
+    """Runs a check that needs a device, now or, if devices are not configured yet, later."""
     if is_before_devices():
         _waiting.append(check)
     else:
@@ -129,7 +129,7 @@ def now_or_later(check: Callable[[], None]) -> None:
 
 
 def check_waiting() -> None:
-    """Runs the checks that wait.
+    """Runs the checks that are waiting for a device.
 
     Raises:
       ConfigError: a part does not pass.

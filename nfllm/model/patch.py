@@ -1,8 +1,8 @@
-"""Other values in place of those that a model computes: what causal experiments are made of.
+"""Patches replace values that a model computes, for causal experiments.
 
-At a recorded site x the model continues with `where(patch.where, patch.value, x)`. Patches
-travel in a variable collection, so that the loop over layers hands each layer its own, scanned or
-unrolled; gradients pass through what is not replaced.
+At a recorded site x the model continues with `where(patch.where, patch.value, x)`. Patches are
+passed in a variable collection, so that the loop over layers, scanned or unrolled, gives each layer
+its own. Gradients flow through entries that are not replaced.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from nfllm.model.parameters import Variables
 )
 @dataclasses.dataclass(frozen=True)
 class Patch:
-    """What takes the place of a recorded site; a tree of arrays, to be passed through `jax.jit`.
+    """Values that replace those of a recorded site; a pytree, which can be passed to `jax.jit`.
 
     Attributes:
-      site: a field of `nfllm.Captured` but `logits`, such as "mlp_post".
-      value: of as many axes as the site's field, each of its length or of 1; or a number.
-      where: which entries are replaced, of the same axes; or one bool for all.
+      site: a field of `nfllm.Captured` except `logits`, such as "mlp_post".
+      value: an array with the axes of the site's field, each of its length or of 1; or a number.
+      where: booleans of such a shape, True for entries to replace; or one bool for all.
 
     Example:
       >>> import nfllm
@@ -49,12 +49,12 @@ class Patch:
 def patch_variables(
     patches: Sequence[Patch], shapes: Mapping[str, tuple[int, ...]], config: ModelConfig
 ) -> Variables:
-    """The variables that make a decoder take these patches; of two at one place the later counts.
+    """The variables that apply patches to a decoder; where patches overlap, the last one counts.
 
     Args:
       patches: the patches.
-      config: of the decoder.
       shapes: shape of each site, as in `Captured`.
+      config: config of the decoder.
 
     Returns:
       `{"patches": ...}`, to be passed to `Decoder.apply` beside `params`; empty without a patch.
@@ -70,7 +70,10 @@ def patch_variables(
         if site not in shapes:
             raise ValueError(f"unknown site {site!r}; {suggest(site, shapes)}")
         if not shapes[site][0]:
-            raise ValueError(f"no layer has a site {site!r}: model.mlp is {config.mlp!r}")
+            key = "mlp" if site in names.MLP_SITES else "mixer"
+            raise ValueError(
+                f"no layer has a site {site!r}: model.{key} is {getattr(config, key)!r}"
+            )
         new = {kind: _fitted(x, shapes[site], f"{kind} of {site}") for kind, x in new.items()}
         if (old := by_site.get(site)) is not None:
             new["value"] = jnp.where(new["where"], new["value"], old["value"])
@@ -103,6 +106,6 @@ def _fitted(x: jax.Array, shape: tuple[int, ...], what: str) -> jax.Array:
     if not fits:
         raise ValueError(
             f"the {what} has shape {x.shape}, which does not fit {shape}: give it as many axes, "
-            "each of that length or of 1"
+            "each of the same length or of 1"
         )
     return jnp.broadcast_to(x, (shape[0], *x.shape[1:]))

@@ -1,4 +1,4 @@
-"""Point functions in place of a normalization, without statistics: DyT, Derf and their kin."""
+"""Point functions in place of a normalization, without statistics: DyT, Derf and similar ones."""
 
 from collections.abc import Callable
 
@@ -14,17 +14,17 @@ from nfllm.model.intermediates import INTERMEDIATES, SATURATION, record_statisti
 
 def isru(x: jax.Array) -> jax.Array:
     """x / sqrt(1 + x²)."""
-    bounded = jnp.clip(x, -1e18, 1e18)  # beyond, it is 1 to every digit, and float32 has no square
+    bounded = jnp.clip(x, -1e18, 1e18)  # beyond, the square overflows, and the result is ±1
     return bounded / jnp.sqrt(1 + bounded * bounded)
 
 
 def arctan(x: jax.Array) -> jax.Array:
-    """Its arctangent, times 2/π: from -1 to 1."""
+    """2/π times the arctangent of x: from -1 to 1."""
     return 2 / jnp.pi * jnp.arctan(x)
 
 
 def hardtanh(x: jax.Array) -> jax.Array:
-    """`x` cut off at -1 and 1."""
+    """x clipped to [-1, 1]."""
     return jnp.where(jnp.abs(x) <= 1, x, jnp.sign(x))
 
 
@@ -35,7 +35,7 @@ def expsign(x: jax.Array) -> jax.Array:
 
 FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "dyt": jnp.tanh,  # arXiv 2503.10622
-    "derf": jax.lax.erf,  # and its kin: the code of Derf
+    "derf": jax.lax.erf,  # this and the following: the code of Derf
     "isru": isru,
     "arctan": arctan,
     "hardtanh": hardtanh,
@@ -74,6 +74,6 @@ class Pointwise(nn.Module):
 
 
 def options_at(config: ModelConfig, site: Site) -> dict[str, float | bool]:
-    """What a config says of the point function at a site."""
+    """The options of the point function that a config has at a site."""
     found: dict[str, float | bool] = {"alpha_start": config.alpha_at(site)}
     return found if config.dyt_shift is None else {**found, "has_shift": config.dyt_shift}

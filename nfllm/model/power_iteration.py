@@ -1,15 +1,19 @@
-"""The largest singular value of a matrix, by power iteration from a vector that is kept."""
+"""The largest singular value of a matrix, by power iteration from a stored vector."""
 
 import jax
 import jax.numpy as jnp
 
-SMALLEST_NORM = 1e-12  # as torch.nn.functional.normalize
+SMALLEST_NORM = 1e-12  # as in torch.nn.functional.normalize
 
 
 def power_iteration(kernel: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """An estimate of the largest singular value from below, [...], and a better u, [..., O].
+    """A lower estimate of the largest singular value, [...], and an improved u, [..., O].
 
-    v = K u / |K u|;  u' = Kᵀ v / |Kᵀ v|;  σ = vᵀ K u', differentiable through K alone.
+    v = K u / |K u|;  u' = Kᵀ v / |Kᵀ v|;  σ = vᵀ K u', differentiable only through K.
+
+    Args:
+      kernel: K, [..., I, O].
+      u: the stored vector, [..., O].
     """
     fixed = jax.lax.stop_gradient(kernel)
     v = _unit(jnp.einsum("...IO,...O->...I", fixed, u))

@@ -1,4 +1,4 @@
-"""Matrix products of 16-bit operands whose result, but nothing else, is float32."""
+"""Matrix products of 16-bit operands with a float32 result."""
 
 import functools
 
@@ -9,9 +9,9 @@ import jax.numpy as jnp
 def einsum_to_float32(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """The einsum of two operands of one type, accumulated and returned in float32.
 
-    In a 16-bit type the cotangent is cast to that type before the two backward products, as torch
-    autocast does: JAX would otherwise compute them from float32 operands, at a fraction of the
-    16-bit rate. For the output head those two are a fifth of the training FLOPs at GPT-2's size.
+    With 16-bit operands, the cotangent is cast to their type before the two backward products, as
+    torch autocast does: JAX would otherwise compute these from float32 operands, at a fraction of
+    the 16-bit speed. For the output head they are a fifth of the training FLOPs at GPT-2's size.
 
     Example:
       >>> x_BTD, table_VD = jnp.ones((2, 3, 4), jnp.bfloat16), jnp.ones((5, 4), jnp.bfloat16)

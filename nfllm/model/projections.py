@@ -28,7 +28,7 @@ def project(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries [B, T, H, K], and keys and values [B, T, G, K]; `attention` gets the parameters.
 
-    Values are made of `value_in_BTD` where it is given, queries and keys always of `x_BTD`.
+    Values are projected from `value_in_BTD` if it is given, queries and keys always from `x_BTD`.
     """
     if config.groups_heads:
         return _project_groups(attention, config, x_BTD, value_in_BTD, dtype)
@@ -75,7 +75,7 @@ def _project_groups(
         "kv_kernel": lambda key: _first_projections(config, key)[:, 1:, ::every],
     }
     kernels = params_of_one_key(attention, starts)
-    # As one of several matrices side by side, which is what `attention_kernel` takes.
+    # `attention_kernel` expects an axis of several matrices.
     q_kernel = attention_kernel(attention, config, "q_kernel", kernels["q_kernel"][:, None])
     kv_kernel = attention_kernel(attention, config, "kv_kernel", kernels["kv_kernel"])
     q = jnp.einsum("BTD,DHK->BTHK", x_BTD, q_kernel[:, 0].astype(dtype))
@@ -93,7 +93,7 @@ def _project_groups(
 
 
 def _first_projections(config: ModelConfig, key: jax.Array) -> jax.Array:
-    """Query, key and value matrices at the start, [D, 3, H, K], whatever there is of them."""
+    """Initial query, key and value matrices, [D, 3, H, K], also if the model has only some."""
     shape = (config.embed_dim, 3, config.num_heads, config.head_dim)
     kernel = nn.initializers.normal(config.block_init_std)(key, shape)
     if (ratio := config.first_query_std / config.block_init_std) != 1:
@@ -141,7 +141,7 @@ def scores(
 
 
 def mix_values(map_BHTS: jax.Array, v_BSGK: jax.Array) -> jax.Array:
-    """The values of each query head, mixed by its map, [B, T, H, K]."""
+    """The values of each query head, mixed by its weights `map_BHTS`, [B, T, H, K]."""
     num_groups = v_BSGK.shape[2]
     if map_BHTS.shape[1] == num_groups:
         return jnp.einsum("BHTS,BSHK->BTHK", map_BHTS, v_BSGK)

@@ -1,4 +1,4 @@
-"""Parts of one's own, under names of their own, as if they were nfllm's."""
+"""Registration of the user's own activations, normalizations and attention transforms."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def register_activation(
     """Makes `name` a value of `model.activation`.
 
     Args:
-      name: its own among activations.
-      function: of the pre-activation, [B, T, F] of any float type, and of each parameter by
-        keyword, a float32 scalar; what it gives has the shape and the type of its input.
-      parameters: learned scalars, one each per layer, and their kind: `decayed` or `undecayed`.
-      start: where each parameter starts.
-      statistics: `norm-free`, or `normalised` where it divides by statistics of the token.
+      name: a name that no other activation has.
+      function: maps the pre-activation, [B, T, F] of any float type, and each parameter by keyword,
+        a float32 scalar, to an array of the shape and type of the pre-activation.
+      parameters: learned scalars, one for each layer, and their kind: `decayed` or `undecayed`.
+      start: initial value of each parameter.
+      statistics: `norm-free`, or `normalised` if it divides by statistics of the token.
 
     Raises:
       ConfigError: the name is taken, a kind or a start is not declared, or the function changes
@@ -85,14 +85,13 @@ def register_normalization(
     """Makes `name` a value of `model.normalization`, and of the normalizations by site.
 
     Args:
-      name: its own among normalizations.
+      name: a name that no other normalization has.
       factory: `factory(epsilon=..., dtype=..., **options)` gives a Flax module that maps [..., D]
-        to [..., D] of type `dtype`; a class with the fields `epsilon` and `dtype` is one. `options`
-        are those of every Flax module, `name` and `parent`.
+        to [..., D] of type `dtype`; a module class with the fields `epsilon` and `dtype` will do.
+        `options` are those of every Flax module, `name` and `parent`.
       parameters: all of the module's parameters, and their kind: `decayed`, `undecayed`, or
-        `statistic` where `record_update` gives the next value of what is measured.
-      statistics: `norm-free`, `frozen`, or `normalised` where it divides by statistics of the
-        token.
+        `statistic` if it is measured and `record_update` gives its next value.
+      statistics: `norm-free`, `frozen`, or `normalised` if it divides by statistics of the token.
 
     Raises:
       ConfigError: the name is taken, a parameter's kind is not declared, or the module changes
@@ -114,9 +113,9 @@ def register_attention_transform(name: str, function: Callable[[jax.Array], jax.
     """Makes `name` a value of `model.attention_transform`.
 
     Args:
-      name: its own among attention transforms.
-      function: of the attention logits q · k / sqrt(K), float32 [B, H, T, S], entry by entry,
-        before the causal mask and the softmax; it keeps their shape and type.
+      name: a name that no other attention transform has.
+      function: an elementwise function of the attention logits q · k / sqrt(K), float32
+        [B, H, T, S], before the causal mask and the softmax; it must keep their shape and type.
 
     Raises:
       ConfigError: the name is taken, or the function changes shape or type, or mixes entries.
@@ -136,7 +135,7 @@ def register_attention_transform(name: str, function: Callable[[jax.Array], jax.
 
 
 def caller() -> Source:
-    """The line that calls what calls this, and the hash of its file."""
+    """The line that called the function that calls this one, and the hash of its file."""
     frame = sys._getframe(2)
     file = frame.f_code.co_filename
     text = "".join(linecache.getlines(file))
@@ -145,10 +144,10 @@ def caller() -> Source:
 
 
 def is_known(kind: str, sources: Mapping[str, Source | None], name: str, source: Source) -> bool:
-    """Whether this very line of this very file has registered the name, as when it runs again.
+    """Whether the same line of the same file has registered the name before.
 
     Raises:
-      ConfigError: the name is another's, or no name.
+      ConfigError: the name is invalid, or was registered elsewhere.
     """
     if not isinstance(name, str) or not name.isidentifier():
         raise ConfigError(f"{kind} {name!r}: a name consists of letters, digits and '_'")
@@ -161,8 +160,8 @@ def is_known(kind: str, sources: Mapping[str, Source | None], name: str, source:
         return True
     raise ConfigError(
         f"{kind} {name!r} was registered by {known.file}, line {known.line}; choose another "
-        "name, or start Python anew where that file has changed, since compiled programs hold what "
-        "it was"
+        "name, or restart Python if that file has changed, since compiled programs contain its "
+        "earlier content"
     )
 
 
@@ -173,7 +172,7 @@ def _declare(names: Names, name: str, part: Part, kinds: Mapping[str, Kind]) -> 
 
 
 def _kinds(what: str, parameters: Mapping[str, str]) -> dict[str, Kind]:
-    """The declared kinds, which may not differ from those of the same names elsewhere."""
+    """The declared kinds, which must agree with other declarations of the same names."""
     possible = {kind.value: kind for kind in Kind if kind is not Kind.SLOPE}
     kinds: dict[str, Kind] = {}
     for parameter, value in parameters.items():

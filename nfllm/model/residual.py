@@ -1,9 +1,9 @@
-"""How what a branch computes joins the residual stream.
+"""How the output of a branch is added to the residual stream.
 
     x <- N_sum(skip x + gain N_out(f(N(x)))),   f attention or the MLP
 
-`model.norm_placement` says which of the three N are there. Without one, and with skip and gain of
-1, it is x + f(x).
+`model.norm_placement` chooses which of the three N are normalizations; the others are the identity.
+Without any, and with skip and gain of 1, it is x + f(x).
 """
 
 import jax
@@ -28,8 +28,9 @@ def branch_output(
     """What a branch adds to the stream: gain N_out(y), [B, T, D].
 
     The gain is `model.attention_branch_scale` or `model.mlp_branch_scale`; with
-    `model.branch_scaling="learned"` a parameter of the block that starts there; and 1 / `mlp_alpha`
-    with `model.mlp_scaling="learned"` (scaled FFN, arXiv 2501.03489).
+    `model.branch_scaling="learned"` it is a parameter of the block that starts at this value. With
+    `model.mlp_scaling="learned"` the MLP's gain is also divided by the parameter `mlp_alpha`
+    (scaled FFN, arXiv 2501.03489).
     """
     site = _OUTPUT[branch]
     y_BTD = normalization(config, site, y_BTD.dtype, name=f"{site}_norm")(y_BTD)
@@ -49,9 +50,9 @@ def join(
 ) -> jax.Array:
     """The next stream, N_sum(skip x + added), float32 [B, T, D].
 
-    The skip is `model.attention_skip` or `model.mlp_skip`. Parameters of the block that start at 1
-    go with the MLP's: `skip_gain` [D] with `model.mlp_skip_gains` (NormFormer, arXiv 2110.09456),
-    and `residual_gain` with `model.mlp_scaling="learned"`.
+    The skip is `model.attention_skip` or `model.mlp_skip`. The skip of the MLP is also multiplied
+    by parameters that start at 1: `skip_gain` [D] with `model.mlp_skip_gains` (NormFormer, arXiv
+    2110.09456), and `residual_gain` with `model.mlp_scaling="learned"`.
     """
     if config.skip(branch) != 1:
         x_BTD = config.skip(branch) * x_BTD

@@ -11,9 +11,9 @@ def rotate(
 ) -> jax.Array:
     """Rotates features i and i + R/2 of position t by the angle t * base^(-2i/R), R = rotary_dim.
 
-    Only the first `rotary_dim` features of each head turn; the others pass (arXiv 2104.09864,
-    equation 34, in the half-split layout of GPT-NeoX, arXiv 2204.06745, section 2.1, which is also
-    that of Llama in transformers).
+    Only the first `rotary_dim` features of each head are rotated; the others are unchanged (arXiv
+    2104.09864, equation 34, in the half-split layout of GPT-NeoX, arXiv 2204.06745, section 2.1,
+    which is also that of Llama in transformers).
 
     Args:
       x_BTHK: queries or keys.

@@ -1,12 +1,12 @@
-"""Shaped attention, and value and output matrices that are the identity or not there.
+"""Shaped attention, and mixtures of value or output matrices with the identity.
 
-With P the probabilities of the softmax, U the uniform map over the keys that a query sees, and a
-gain of each kind for every head (arXiv 2311.01906, equation 5):
+With P the probabilities of the softmax, U the uniform distribution over the keys that a query sees,
+and three gains for every head (arXiv 2311.01906, equation 5):
 
     A' = softmax_gain P + identity_gain I - uniform_gain U
 
-All start at 1. Queries start at 0, hence P = U and A' = I exactly: a block then starts by passing
-every token on. A' has entries below 0, so that entropies are those of P.
+All gains start at 1. Query matrices start at 0, hence P = U and A' = I exactly: at the start every
+token attends only to itself. A' can have negative entries, so entropies are computed from P.
 """
 
 import jax
@@ -28,13 +28,13 @@ def declare_gains(attention: nn.Module, config: ModelConfig) -> None:
 def shaped_map(
     attention: nn.Module, config: ModelConfig, probs_BHTS: jax.Array, visible: jax.Array
 ) -> jax.Array:
-    """The map that mixes values: A' with `model.attention_shaping="shaped"`, else P.
+    """The weights that mix values: A' with `model.attention_shaping="shaped"`, else P.
 
     Args:
       attention: the module that has the gains.
-      config: of the model.
-      probs_BHTS: P, float32; the last key that a query sees is that of its own token.
-      visible: which keys a query sees, bool, [1 or B, 1, T, S].
+      config: config of the model.
+      probs_BHTS: P, float32; the last key that a query sees must be that of its own token.
+      visible: the keys that a query sees, bool, [1 or B, 1, T, S].
     """
     if config.attention_shaping == "none":
         return probs_BHTS
@@ -43,7 +43,7 @@ def shaped_map(
     gains: list[jax.Array] = [attention.get_variable("params", name) for name in _GAINS]
     of_softmax, of_identity, of_uniform = (gain[None, :, None, None] for gain in gains)
     uniform = jnp.where(visible, 1.0 / num_seen, 0.0)
-    # First what cancels at the start.
+    # The first two terms cancel exactly at the start.
     return (of_softmax * probs_BHTS - of_uniform * uniform) + of_identity * own
 
 
@@ -53,7 +53,7 @@ def beside_identity(
     """skip_gain x + residual_gain W x, scalars that start at 1 and 0, in the type of W x.
 
     Args:
-      attention: the module that gets the two parameters, `<name>_skip_gain` and so on.
+      attention: the module that gets the parameters `<name>_skip_gain` and `<name>_residual_gain`.
       name: `value` or `output`.
       same: x.
       projected: W x.

@@ -1,4 +1,4 @@
-"""Softmax, the entropy of its rows, and the temperature in front of it."""
+"""Softmax, the entropy of its rows, and its temperature."""
 
 from collections.abc import Callable
 
@@ -11,15 +11,16 @@ from nfllm.model.cache import positions
 from nfllm.model.parameters import constant_param
 
 ATTENTION_TRANSFORMS: dict[str, Callable[[jax.Array], jax.Array]] = {}
-"""Of each logit before the mask and the softmax, by `model.attention_transform`; all registered."""
+"""Functions of each logit before mask and softmax, by `model.attention_transform`; all registered.
+"""
 
 
 def entropy_by_product(logits_BHTS: jax.Array, probs_BHTS: jax.Array) -> jax.Array:
-    """Entropy [B, H, T] of a softmax whose logits, sums and probabilities are there anyway.
+    """Entropy [B, H, T] of a softmax, from logits and probabilities that exist anyway.
 
     H = log sum e^(s - m) - E_p[s - m] with the row's maximum m. The sum is that of the softmax,
-    which the compiler computes once; what is added is a pass over the two tensors, without a third.
-    No gradient flows.
+    which the compiler computes once; the additional cost is a pass over the two tensors, without a
+    third. No gradient flows.
     """
     return _entropy(*jax.lax.stop_gradient((logits_BHTS, probs_BHTS)))
 
@@ -28,12 +29,12 @@ def entropy_by_product(logits_BHTS: jax.Array, probs_BHTS: jax.Array) -> jax.Arr
 def softmax_and_entropy(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Probabilities p of logits [..., S], and their entropy H [...] in nats, both differentiable.
 
-    dH/dz_j = -p_j (ln p_j + H), and 0 where p_j is. The derivative of -sum p ln p that JAX would
-    take is NaN wherever a probability is 0, as at every masked key; and it would keep the logits
-    beside the probabilities for it, while this one needs the probabilities alone.
+    dH/dz_j = -p_j (ln p_j + H), and 0 where p_j is 0. JAX's own derivative of -sum p ln p would be
+    NaN wherever a probability is 0, as at every masked key, and would keep both logits and
+    probabilities; this one keeps only the probabilities.
 
     Args:
-      logits: with masked keys at -Inf or at a finite number as low.
+      logits: with masked keys at -Inf or at a very low finite number.
     """
     probs = jax.nn.softmax(logits)
     return probs, _entropy(logits, probs)
@@ -63,7 +64,7 @@ softmax_and_entropy.defvjp(_forward, _backward)
 def _entropy(logits: jax.Array, probs: jax.Array) -> jax.Array:
     distance = logits - jnp.max(logits, axis=-1, keepdims=True)
     log_sum = jnp.log(jnp.sum(jnp.exp(distance), axis=-1))
-    # A logit of -Inf, as float16 can give, has probability 0 and an infinite distance.
+    # A logit of -Inf, which float16 can give, has probability 0 and an infinite distance.
     weighted = jnp.where(probs == 0, 0.0, probs * distance)
     return log_sum - jnp.sum(weighted, axis=-1)
 
@@ -73,8 +74,9 @@ def divide_by_temperature(
 ) -> jax.Array:
     """q_i / t_i: the softmax then sees q_i · k_j / (t_i sqrt(K)) (arXiv 2501.03489, equation 9).
 
-    The parameter `temperature`, one a head, [H], or one a head and query position, [H, T], belongs
-    to `attention`. Since it goes into the queries, every formulation of attention works with it.
+    The parameter `temperature` of `attention` has one entry for each head, [H], or for each head
+    and query position, [H, T]. Since it changes the queries, every implementation of attention
+    works with it.
     """
     by_position = config.softmax_temperature == "head_position"
     shape = (config.num_heads, *((config.context_length,) if by_position else ()))

@@ -1,4 +1,4 @@
-"""Whether token ids are rows of a model's embedding table, which a device does not tell."""
+"""Checks that token ids are rows of a model's embedding table, which devices do not."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 def check_token_ids(tokens: Any, vocab_size: int, *, ignored: int | None = None) -> None:
     """Raises ValueError unless every entry of `tokens` is a row of the table.
 
-    On a device, indexing beyond an array gives its last row and no error. Traced ids are not
-    known yet and pass: whoever traces checks before.
+    On a device, indexing beyond an array gives its last row and no error. Traced ids have no values
+    yet and pass: check them before tracing.
 
     Args:
       tokens: integers of any shape, of NumPy, JAX or torch, or nested lists.
       vocab_size: rows of the table; ids run from 0 to `vocab_size - 1`.
-      ignored: one more value that is allowed, as `IGNORED_LABEL` among labels.
+      ignored: one more value that is allowed, such as `IGNORED_LABEL` for labels.
     """
     if isinstance(tokens, jax.core.Tracer):
         return

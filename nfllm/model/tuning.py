@@ -1,6 +1,6 @@
-"""What is chosen only because it is fast, by backend: a new measurement changes this file alone.
+"""Choices that depend only on speed, by backend: a new measurement changes only this file.
 
-`benchmarks/NOTES.md` has the measurements. Nothing here changes a result in more than rounding.
+`benchmarks/NOTES.md` has the measurements. These choices change results only by rounding.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ class Tuning:
     """The choices for one backend.
 
     Attributes:
-      attention: what `model.attention_implementation=auto` is, where it can run.
+      attention: the meaning of `model.attention_implementation=auto`, if that can run.
       attention_from: shortest `model.context_length` for it; below, attention is explicit.
-      scan_layers: what `model.scan_layers=None` is.
-      recompute_norms: LayerNorm and RMSNorm compute their statistics again for the derivative,
-        instead of keeping what the forward pass had.
-      recompute_activations: smooth activations keep their input alone for the derivative; else the
-        compiler chooses.
-      plain_loss_bytes: float32 logits up to this size take JAX's own derivative of the loss.
-      tile_logits: `training.loss_tile_rows=None` has at most so many logits at once; None: all.
-      tile_logits_16_bit: the same where products are in 16 bits.
-      micro_batch_tokens: `training.gradient_accumulation=None` splits a step into micro-batches of
-        at most so many tokens a device; None: no split.
+      scan_layers: the meaning of `model.scan_layers=None`.
+      recompute_norms: whether LayerNorm and RMSNorm recompute their statistics for the derivative
+        instead of keeping those of the forward pass.
+      recompute_activations: whether smooth activations keep only their input for the derivative;
+        otherwise the compiler chooses.
+      plain_loss_bytes: float32 logits up to this size use JAX's own derivative of the loss.
+      tile_logits: maximum number of logits at once with `training.loss_tile_rows=None`; None: all.
+      tile_logits_16_bit: the same for 16-bit products.
+      micro_batch_tokens: with `training.gradient_accumulation=None`, maximum number of tokens per
+        device in a micro-batch; None: no micro-batches.
     """
 
     attention: Literal["explicit", "blocks", "xla", "cudnn"]
@@ -41,9 +41,9 @@ class Tuning:
     micro_batch_tokens: int | None
 
 
-# The logits of a small micro-batch stay in a CPU's cache. A derivative that computes norms and GELU
-# again reads less memory than one that reads what was kept. In 16 bits the gradient of the logits
-# is half a copy beside the whole one in float32, which only tiles avoid.
+# The logits of a small micro-batch stay in a CPU's cache. Recomputing norms and GELU for the
+# derivative reads less memory than keeping them. With 16-bit products the gradient of the logits
+# exists in float32 and in 16 bits, which only tiles avoid.
 _CPU = Tuning(
     attention="blocks",
     attention_from=0,
@@ -57,7 +57,7 @@ _CPU = Tuning(
 )
 
 # With more than 2^31 logits at once, a loss or gradient of GPT-2 124M was not finite within its
-# first steps on an H100. That their number was the cause is not known.
+# first steps on an H100. Whether their number was the cause is unknown.
 _GPU = Tuning(
     attention="cudnn",
     attention_from=512,
@@ -70,7 +70,7 @@ _GPU = Tuning(
     micro_batch_tokens=None,
 )
 
-# Not measured: what the field uses.
+# Not measured: the usual choices.
 _OTHER = dataclasses.replace(_GPU, attention="explicit", attention_from=0)
 
 TUNINGS = {"cpu": _CPU, "gpu": _GPU}

@@ -1,7 +1,8 @@
-"""Matrices that are used normalized: by rows, by columns, or by their largest singular value.
+"""Normalized matrices: by rows, by columns, or by their largest singular value.
 
-A raw kernel W, [..., I, O] from I inputs to O outputs, is what is stored and decays. What the
-activations meet is, by `model.mlp_weight_norm` or `model.weight_reparametrization`,
+The parameter is a raw kernel W, [..., I, O] from I inputs to O outputs, on which weight decay acts.
+The matrix that multiplies activations is, by `model.mlp_weight_norm` or
+`model.weight_reparametrization`,
 
   weight_input   g_i W_ij / |W_i.|  with a gain for each input (the code of NerVE)
   weight_output  g_j W_ij / |W_.j|  with a gain for each output (torch's weight_norm of a Linear)
@@ -9,8 +10,9 @@ activations meet is, by `model.mlp_weight_norm` or `model.weight_reparametrizati
   spectral       W / σ              (arXiv 1802.05957)
   sigma          γ W / σ            with one gain (σReparam, arXiv 2303.06296)
 
-Gains of weight norm start where nothing changes, γ at 1. σ is estimated by a step of power
-iteration from a vector, which is a measured parameter: a training step stores where it came to.
+Gains of weight norm start at the norms, so that the matrix is unchanged; γ starts at 1. σ is
+estimated by one step of power iteration from a vector, which is a measured parameter: a training
+step stores the improved vector.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ def reparametrized(module: nn.Module, name: str, kernel: jax.Array, method: str)
         size = norm(kernel, axis)
         gain = start_param(module, f"{prefix}gain", lambda: size.squeeze(axis))
         return jnp.expand_dims(gain, axis) / size * kernel
-    # Of spectral norm the vector is one of inputs, as in torch; of sigmaReparam one of outputs.
+    # The stored vector has a length of I for spectral norm, as in torch, and of O for sigmaReparam.
     outward = kernel if method == "sigma" else jnp.swapaxes(kernel, -1, -2)
     u = start_param(module, f"{prefix}direction", lambda: leading_direction(outward))
     sigma, next_u = power_iteration(outward, jax.lax.stop_gradient(u))
@@ -55,7 +57,7 @@ def reparametrized(module: nn.Module, name: str, kernel: jax.Array, method: str)
 def mlp_kernel(
     module: nn.Module, config: ModelConfig, name: str, kernel_IO: jax.Array
 ) -> jax.Array:
-    """The matrix that an MLP uses instead of its raw one."""
+    """The normalized matrix of an MLP."""
     every = config.weight_reparametrization
     method = config.mlp_weight_norm if every == "none" else every
     return reparametrized(module, name, kernel_IO, method)
@@ -64,7 +66,7 @@ def mlp_kernel(
 def attention_kernel(
     module: nn.Module, config: ModelConfig, name: str, kernel: jax.Array
 ) -> jax.Array:
-    """The same of attention: `out_kernel` [H, K, D], else [D, C, H, K], each of C by itself."""
+    """The normalized matrices of attention: `out_kernel` [H, K, D], or C matrices [D, C, H, K]."""
     if config.weight_reparametrization == "none":
         return kernel
     if name == "out_kernel":

@@ -1,4 +1,4 @@
-"""What arXiv 2410.13060 and 2501.03489 published of softmax-only networks, and its claims."""
+"""Claims and published numbers of arXiv 2410.13060 and 2501.03489 on softmax-only networks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from nfllm.experiment.sections import comparison_sections
 from nfllm.papers.entropy_claims import overload_claim
 from nfllm.papers.evidence import has_all
 from nfllm.papers.loss_claims import loss_claim
-from nfllm.papers.sections import INCONCLUSIVE
-from nfllm.papers.tables import verdict_table
-from nfllm.papers.verdicts import Claim, judge_together, summary
+from nfllm.papers.sections import judge_groups, verdict_section
+from nfllm.papers.verdicts import Claim
 from nfllm.report.cost_sections import cost_sections
-from nfllm.report.page import Rows, Section
+from nfllm.report.page import Section
 from nfllm.report.reference import Published, Reference
 from nfllm.report.runs import ReportedRun
 
@@ -41,7 +40,7 @@ AERO_REFERENCE = Reference(
     baseline=BASELINE,
     source=(
         "Published numbers are of GPT-2 of width 768 on CodeParrot or Languini (arXiv 2501.03489); "
-        "for another size, corpus or tokenizer only the changes compare."
+        "with another size, corpus or tokenizer only the changes are comparable."
     ),
     histogram_note="",
 )
@@ -51,29 +50,21 @@ def aero_sections(groups: Sequence[GroupResults], *, conclusive: bool = True) ->
     """Verdicts on the claims, the comparison of all variants, and perplexity against cost.
 
     Args:
-      groups: those of the grid; their claims are corrected for as one family.
+      groups: the groups of the grid; p-values are corrected over the claims of all of them.
       conclusive: whether the runs are long enough for verdicts to mean anything.
     """
-    claims = [list(aero_claims(group)) for group in groups]
-    judged = judge_together([claim for of_group in claims for claim in of_group])
-    rest = iter(judged)
-    yield Section(
-        "Verdicts",
-        "What these runs say, at their scale, of the claims of arXiv 2410.13060 and 2501.03489. "
-        + summary(judged)
-        + ("" if conclusive else f" {INCONCLUSIVE}"),
-        [
-            Rows(f"verdicts_{g.name}", g.title, verdict_table([next(rest) for _ in of_group]))
-            for g, of_group in zip(groups, claims, strict=True)
-            if of_group
-        ],
+    yield verdict_section(
+        groups,
+        judge_groups([list(aero_claims(group)) for group in groups]),
+        "What these runs say, at their scale, about the claims of arXiv 2410.13060 and 2501.03489.",
+        conclusive=conclusive,
     )
     yield from comparison_sections(groups)
     yield from cost_sections(_first_seeds(groups))
 
 
 def _first_seeds(groups: Sequence[GroupResults]) -> list[ReportedRun]:
-    """One run of each variant, under the variant's name."""
+    """The run of each variant's first seed, labelled by the variant."""
     firsts = [
         (variant, next(iter(runs.values())))
         for group in groups
@@ -87,7 +78,7 @@ def _first_seeds(groups: Sequence[GroupResults]) -> list[ReportedRun]:
 
 
 def aero_claims(group: GroupResults) -> Iterator[Claim]:
-    """The regularizer's claims on losses and on heads, and what the linear networks cost."""
+    """Claims about the regularizer's effect on losses and heads, and the cost of linear MLPs."""
     for text, worse, better in _LOSS_CLAIMS:
         if has_all(group, worse, better):
             yield loss_claim(group, text, worse, better, _published_effect(worse, better))
@@ -116,7 +107,7 @@ _NOTATIONS = {
 
 
 def _published_effect(worse: str, better: str) -> float | None:
-    """Of GPT-2 with 12 layers at T 128, in nats."""
+    """The published effect, in nats, for GPT-2 with 12 layers at T = 128."""
     row = _published()["perplexity"]["gpt2_L12_T128"]
     there, here = (row.get(_NOTATIONS.get(name, "")) for name in (worse, better))
     return math.log(there / here) if there and here else None

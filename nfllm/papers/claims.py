@@ -1,8 +1,8 @@
 """The claims of the paper that a group of runs can test.
 
-The tolerance of losses is the difference of the authors' reruns of one model, 1.8% of perplexity
-(arXiv 2603.06922 against 2410.09637); that of shares of heads is 10 points, that of slopes 10% of
-their start. Losses are compared over pairs of equal seed.
+The tolerance for losses is the difference between the authors' two runs of one model, 1.8% of
+perplexity (arXiv 2603.06922 against 2410.09637); for shares of heads it is 10 points, for slopes
+10% of their start value. Losses are compared over pairs of equal seed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from nfllm.analysis.comparisons import ratio_interval
 from nfllm.analysis.intervals import Interval, seed_interval
 from nfllm.experiment.measured import GroupResults
+from nfllm.papers.cause_claims import cause_claims
 from nfllm.papers.entropy_claims import SHARE_TOLERANCE, entropy_claims
 from nfllm.papers.evidence import (
     divergence_of,
@@ -39,6 +40,7 @@ def claims_of(group: GroupResults) -> list[Claim]:
         divergence_claims,
         _linearity_claims,
         _handicap_claims,
+        cause_claims,
     )
     return [claim for make in makers for claim in make(group)]
 
@@ -96,7 +98,7 @@ def _linearity_claims(group: GroupResults) -> Iterator[Claim]:
 
 
 def _handicap_claims(group: GroupResults) -> Iterator[Claim]:
-    """How far norm-free GELU is on the way from ReLU to a linear MLP."""
+    """How far the loss of norm-free GELU lies between that of ReLU and that of a linear MLP."""
     names = ("half_linear", "sm+g", "sm+r")
     if not has_all(group, *names):
         return

@@ -1,4 +1,4 @@
-"""Claims about overloaded heads: shares over seeds, with the heads of a layer as one cluster."""
+"""Claims about overloaded heads: shares of heads, with the heads of a layer as one cluster."""
 
 from __future__ import annotations
 
@@ -97,10 +97,10 @@ def overload_claim(
     """That more heads of the variant `more` than of `less` have 3/4 M or more.
 
     Args:
-      group: whose M it is.
+      group: the group of both variants, whose M is used.
       text: the claim.
-      more: a variant.
-      less: another.
+      more: the variant with more such heads.
+      less: the variant with fewer.
       early: whether only heads of the first half of the layers count.
       published: what was published, in words.
       published_effect: the same as a difference of shares.

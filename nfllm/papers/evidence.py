@@ -40,7 +40,7 @@ def common_steps(series: Mapping[str, Mapping[int, Mapping[int, np.ndarray]]]) -
 def divergence_of(
     group: GroupResults, *, supports: tuple[str, ...], opposes: tuple[str, ...]
 ) -> Divergence:
-    """Seeds of these variants that diverged; one that diverged in all counts for neither side."""
+    """Seeds of these variants that diverged; a seed that diverged in all counts for no side."""
     found = {name: group.diverged(name) for name in dict.fromkeys((*supports, *opposes))}
     everywhere = set.intersection(*found.values()) if supports != opposes else set()
     text = ", ".join(
@@ -56,7 +56,7 @@ def divergence_of(
 
 
 def run_cost(group: GroupResults, *variants: str) -> tuple[int, float | None]:
-    """Tokens, and hours where the speed is known, of another seed of each variant."""
+    """Tokens, and hours if the speed is known, that one more seed of each variant takes."""
     tokens, seconds = 0, 0.0
     for variant in variants:
         runs = list(group.variants[variant].values())
@@ -72,7 +72,7 @@ def has_all(group: GroupResults, *variants: str) -> bool:
 
 
 def published_of(group: GroupResults, variant: str) -> Published | None:
-    """The published counterpart of a variant's model; None where there is none."""
+    """What was published for a variant's model; None if nothing was."""
     runs = group.variants.get(variant, {})
     config = next((run.entry.config for run in runs.values()), None)
     return None if config is None else find_published(config.model, notation(config))

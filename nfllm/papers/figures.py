@@ -15,9 +15,9 @@ _TITLE_WIDTH = 48
 
 
 def effects_through_training(verdicts: Sequence[Verdict]) -> Figure:
-    """One panel a claim: its effect over steps with the 95% interval over seeds as a band.
+    """One panel for each claim: its effect over steps, with the 95% interval over seeds as a band.
 
-    The dashed line is zero, above which the claim says that the effect lies.
+    The dashed line is zero; the claim is that the effect lies above it.
     """
     figure, all_axes = panel_grid(PANEL[0], [PANEL[1]] * len(verdicts))
     for axes, verdict in zip(all_axes, verdicts, strict=True):

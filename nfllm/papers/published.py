@@ -17,7 +17,7 @@ from nfllm.report.reference import Published, Reference
 
 BASELINE = "SM+LN+G"
 
-_MAXIMUM = 3.866  # nats; of the published models it gives their published histograms
+_MAXIMUM = 3.866  # nats; the M that gives the published histograms from the published entropies
 _ROWS = {
     ("gpt2", 128): "gpt2_T128",
     ("gpt_neox", 128): "pythia70m_T128",
@@ -27,11 +27,11 @@ _MODELS = {"gpt2": "GPT-2 with 12 layers", "gpt_neox": "Pythia-70M"}
 
 
 def find_published(model: ModelConfig, notation: str) -> Published | None:
-    """The published counterpart of `model`, whatever the size of either.
+    """What was published for a model like `model`, of any size; None if nothing was.
 
     Args:
-      model: must agree in architecture, context length, and in the LayerNorm before the head that
-        the authors' code always keeps.
+      model: must have the architecture and context length of a published model, and the LayerNorm
+        before the head that the authors' code always keeps.
       notation: the paper's name of its normalization and activation, such as `SM+R`.
     """
     row = _ROWS.get((model.architecture, model.context_length))
@@ -59,11 +59,11 @@ REFERENCE = Reference(
     baseline=BASELINE,
     source=(
         f"Published numbers are of {' and '.join(_MODELS.values())}, trained on 2.1 B tokens of "
-        "CodeParrot (arXiv 2410.09637); for another size, corpus or tokenizer only the changes "
-        "compare."
+        "CodeParrot (arXiv 2410.09637); with another size, corpus or tokenizer only the changes "
+        "are comparable."
     ),
     histogram_note=(
-        "The paper takes the same reference. Published rows refer to their own M of 3.87 nats."
+        "The paper defines M in the same way. Published rows refer to their own M of 3.87 nats."
     ),
 )
 

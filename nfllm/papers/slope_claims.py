@@ -19,7 +19,7 @@ _DTYPES = {"auto": "default type"}
 
 
 def slope_claims(group: GroupResults) -> Iterator[Claim]:
-    """Learned slopes against those that weight decay alone, which shrinks them too, leaves."""
+    """That learned slopes are nearer to zero than weight decay alone would leave them."""
     for variant, runs in group.variants.items():
         config = next(iter(runs.values())).entry.config
         if config.model.activation != "learnable_leaky_relu":
@@ -47,8 +47,8 @@ def slope_claims(group: GroupResults) -> Iterator[Claim]:
             _, low, high = map(float, seed_interval(effects))
             measured = (
                 f"{variant}: from {start:g} to {signed.min():+.3f} … {signed.max():+.3f}, mean of "
-                f"the absolute values {np.mean(found):.4f}, where no gradient at all would leave "
-                f"{alone[step]:.4f}; further down by {100 * np.mean(effects):.0f}% of the start "
+                f"the absolute values {np.mean(found):.4f}, where weight decay alone would leave "
+                f"{alone[step]:.4f}; lower by {100 * np.mean(effects):.0f}% of the start "
                 f"({interval_text(f'{100 * low:.0f}%', f'{100 * high:.0f}%', len(effects))}), "
                 "tolerance 10%"
             )

@@ -18,7 +18,7 @@ _BASELINE_VARIANT = "sm+ln+g"
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> Table:
-    """One row a claim."""
+    """One row for each claim."""
     columns = (
         Column("claim"),
         Column("published"),
@@ -62,7 +62,7 @@ def perplexity_table(group: GroupResults) -> Table:
     rows = []
     for variant, runs in group.variants.items():
         losses = group.losses(variant)
-        # Against the baseline of the same seeds, which has the same order of data.
+        # Equal seeds have the same order of data.
         shared = sorted(losses.keys() & baseline.keys())
         change = None
         if shared and variant != _BASELINE_VARIANT:

@@ -1,7 +1,7 @@
 """The models that the paper compares, by the paper's names.
 
-SM softmax attention, LN LayerNorm before attention and MLP, G GELU, R ReLU; a missing letter means
-that the part is taken out. The final LayerNorm stays in all of them, as in the released code.
+SM softmax attention, LN LayerNorm before attention and MLP, G GELU, R ReLU; a part that is not in
+the name is not in the model. All keep the final LayerNorm, as the released code does.
 """
 
 from typing import Any
@@ -21,8 +21,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "negative_slope": 0.01,
         "slope_sharing": "layer",
     },
-    # What the released code calls global is one slope a layer all the same; the one slope that this
-    # name suggests is model.slope_sharing=model.
+    # What the released code calls global is also one slope for each layer; a single slope, as the
+    # name suggests, is model.slope_sharing=model.
     "learnable_global": {
         "normalization": "none",
         "activation": "learnable_leaky_relu",

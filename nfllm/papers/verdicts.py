@@ -3,13 +3,13 @@
 Each claim is that some effect is positive. With the effect's 95% interval over seeds it is
 
 - reproduced: the interval lies above zero, and the effect above a tolerance;
-- smaller than published: the interval lies above zero, but the effect is within the tolerance (of
-  a claim that has no published size: below the tolerance);
+- smaller than published: the interval lies above zero, but the effect is within the tolerance
+  (called "below the tolerance" if no size of the effect was published);
 - not reproduced: the whole interval lies below the tolerance;
 - undecided: anything else, and always with one seed, whose spread is unknown.
 
-A seed that diverged has no finite effect. It is counted, and a verdict that it contradicts is
-undecided.
+A seed that diverged has no finite effect. It counts as support or contradiction of the claim, and a
+verdict that it contradicts becomes undecided.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Evidence(NamedTuple):
 
     @property
     def interval(self) -> Interval:
-        """With 95% confidence; NaN bounds where there is no spread to judge by."""
+        """The 95% interval; its bounds are NaN with one seed, whose spread is unknown."""
         return self.interval_at(0.95)
 
 
@@ -75,13 +75,13 @@ class Claim:
     Attributes:
       text: the claim.
       tolerance: effects up to it are too small to count, in the effect's unit.
-      final: the evidence at the end of training; None where nothing was measured.
-      history: the evidence at steps of training, oldest first; empty where it was measured once.
-      divergence: of the runs that the claim is about.
+      final: the evidence at the end of training; None if nothing was measured.
+      history: the evidence at steps of training, oldest first; empty if measured only at the end.
+      divergence: seeds that diverged among the runs that the claim is about.
       published: what was published, in words.
-      published_effect: the same as an effect; None where no size was published.
-      unit: of the effect.
-      run_cost: tokens, and hours if known, of another seed of the runs that the claim is about.
+      published_effect: the published size of the effect; None if none was published.
+      unit: unit of the effect.
+      run_cost: tokens, and hours if known, of one more seed of the runs that the claim is about.
     """
 
     text: str
@@ -97,12 +97,12 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """A claim as it was judged.
+    """The judgement on a claim.
 
-    `p_value` is two-sided, of what the verdict rejects: the tolerance for "not reproduced", zero
-    for all others; `adjusted_p` is after Holm's correction over all claims judged together.
-    `history` says in which steps the claim was judged how, `trajectory` with what intervals, and
-    `cost` what would decide a claim that is undecided.
+    `p_value` is the two-sided p-value of the null that the verdict rejects: an effect equal to the
+    tolerance for "not reproduced", of zero for all others; `adjusted_p` is after Holm's correction
+    over all claims judged together. `history` gives the judgement through training in words,
+    `trajectory` the intervals by step, and `cost` how many seeds would decide an undecided claim.
     """
 
     claim: str
@@ -119,7 +119,7 @@ class Verdict:
 
     @property
     def stands(self) -> bool:
-        """Whether it is decided, and stays so among all claims that were judged."""
+        """Whether the claim is decided, and significant after the correction for all claims."""
         return self.adjusted_p is not None and (
             self.judgement not in ("undecided at this scale", "not measured")
             and self.adjusted_p <= SIGNIFICANCE
@@ -133,20 +133,27 @@ def judge(
     *,
     has_size: bool = True,
 ) -> Judgement:
-    """The judgement on "this effect is positive" by its interval; `has_size`: one was published."""
+    """Judges the claim that an effect is positive.
+
+    Args:
+      interval: of the effect.
+      tolerance: effects up to it are too small to count, in the effect's unit.
+      divergence: seeds without a finite effect.
+      has_size: whether a size of the effect was published.
+    """
     estimate, low, high = map(float, interval)
     judgement: Judgement = "undecided at this scale"
     if low > 0:
         judgement = "smaller than published" if has_size else "below the tolerance"
         if estimate > tolerance:
             judgement = "reproduced"
-        spoken_against = divergence.opposes
+        contradictions = divergence.opposes
     elif high < tolerance:
         judgement = "not reproduced"
-        spoken_against = divergence.supports
+        contradictions = divergence.supports
     else:
         return judgement
-    return "undecided at this scale" if spoken_against else judgement
+    return "undecided at this scale" if contradictions else judgement
 
 
 def verdict(claim: Claim) -> Verdict:
@@ -190,14 +197,14 @@ def judge_together(claims: Sequence[Claim]) -> list[Verdict]:
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:
-    """How many claims are judged, decided, and stand after the correction."""
+    """How many claims are judged, how many decided, and how many significant when corrected."""
     tested = [found for found in verdicts if found.p_value is not None]
     decided = [found for found in tested if found.judgement != "undecided at this scale"]
     standing = [found for found in decided if found.stands]
     return (
         f"{len(verdicts)} claims, of which {len(tested)} have two seeds or more and are judged: "
-        f"{len(decided)} are decided, and {len(standing)} of these stand at 5% after Holm's "
-        f"correction for {len(tested)} claims."
+        f"{len(decided)} are decided, and {len(standing)} of these are significant at 5% after "
+        f"Holm's correction for {len(tested)} claims."
     )
 
 
@@ -211,7 +218,7 @@ def _inside(interval: Interval, published: float | None) -> str:
 
 
 def _spans(judged: Sequence[tuple[int, Judgement]]) -> str:
-    """From which step to which each judgement held: "undecided 500 to 4,000, reproduced ..."."""
+    """The judgements with their steps: "undecided 500 to 4,000, reproduced 5,000 to 9,000"."""
     spans = []
     for judgement, members in itertools.groupby(judged, key=lambda pair: pair[1]):
         steps = [step for step, _ in members]
@@ -235,7 +242,7 @@ def _cost(claim: Claim) -> str:
         if claim.final.is_student:
             factors *= student_t.ppf(0.975, numbers - 1)
         halves = half * factors / factors[0]
-        # Either zero must leave the interval, or the tolerance.
+        # The claim is decided once the interval excludes either zero or the tolerance.
         distance = (
             estimate if estimate > claim.tolerance else max(estimate, claim.tolerance - estimate)
         )

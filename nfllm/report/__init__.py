@@ -2,7 +2,7 @@
 
     python -m nfllm.report RUN [RUN ...] --out DIR
 
-Only the run directory is read; its data too for what is asked for (`--importance`, `--steps`).
+Only the run directory is read; `--importance` and `--steps` read the run's data as well.
 matplotlib is imported when the first figure is drawn.
 """
 
@@ -46,7 +46,7 @@ def write_report(
 ) -> epath.Path:
     """Writes the report of one run, or of several side by side.
 
-    What is missing or damaged in a run directory is left out, and named on the page.
+    What is missing or damaged in a run directory is left out; the page lists it.
 
     Args:
       runs: run directories.
@@ -55,17 +55,17 @@ def write_report(
       reference: published numbers to show beside the runs, such as
         `nfllm.papers.published.REFERENCE`; None for none.
       importance: also load each run's newest checkpoint, and measure on its validation split how
-        much the loss owes to each head, beside the head's entropy.
-      steps: also load the checkpoints that each run has kept, and draw the entropy of every head
-        at each; of more than twelve, twelve.
-      private_cost: also perplexity against what private inference of each model costs.
+        much the loss rises without each head, beside the head's entropy.
+      steps: also load the checkpoints that each run has kept, at most twelve spread over training,
+        and draw the entropy of every head at each.
+      private_cost: also plot perplexity against what private inference of each model costs.
 
     Returns:
-      The path of `index.html`, which loads nothing, neither from the network nor from beside it.
+      The path of `index.html`, which loads no other file, from the network or the disk.
 
     Raises:
       nfllm.rundir.RunError: a path is not a directory, or is named twice; with `importance` or
-        `steps`: a run has no checkpoint that can be read, or its data is not there.
+        `steps`: a run has no checkpoint that can be read, or its data is missing.
 
     Example:
       >>> str(write_report(["runs/relu", "runs/gelu"], "comparison"))
@@ -73,8 +73,8 @@ def write_report(
     """
     from nfllm.report.write import write
 
-    asked = {"importance": importance, "steps": steps, "private_cost": private_cost}
-    return write(runs, out, reference, **asked)
+    requested = {"importance": importance, "steps": steps, "private_cost": private_cost}
+    return write(runs, out, reference, **requested)
 
 
 def __getattr__(name: str) -> Any:

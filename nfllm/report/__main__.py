@@ -14,7 +14,7 @@ from nfllm.rundir import REPORT_DIR, RunError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes a report and prints the path of its page; 2 where the arguments are at fault."""
+    """Writes a report and prints the path of its page; returns 2 for faulty arguments."""
     escape_unprintable()
     parser = argparse.ArgumentParser(
         prog="python -m nfllm.report",
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--importance",
         action="store_true",
-        help="also measure how much the loss owes to each head, beside its entropy",
+        help="also measure how much the loss rises without each head, beside its entropy",
     )
     parser.add_argument(
         "--steps", action="store_true", help="also the head entropies of each kept checkpoint"
@@ -41,13 +41,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.out is None and len(options.runs) > 1:
         parser.error("several runs need --out DIR")
-    # A program may look up the list of packages, for the numbers of the paper; the report may not.
+    # The report package must not import upward from the paper's package; this program may.
     from nfllm.papers.published import REFERENCE
 
     out = options.out or epath.Path(options.runs[0]) / REPORT_DIR
     try:
-        asked = {name: getattr(options, name) for name in ("importance", "steps", "private_cost")}
-        print(write_report(options.runs, out, REFERENCE, **asked))
+        names = ("importance", "steps", "private_cost")
+        requested = {name: getattr(options, name) for name in names}
+        print(write_report(options.runs, out, REFERENCE, **requested))
     except (RunError, ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -55,6 +56,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # Training may hold the accelerator; a report does without.
+    # A training run may be using the accelerator, and a report does not need it.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     sys.exit(main())

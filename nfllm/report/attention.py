@@ -1,6 +1,6 @@
-"""What the heads look at: arrays of one sequence in, a matplotlib Figure out.
+"""What the heads attend to: arrays of one sequence in, a matplotlib Figure out.
 
-Any model's arrays will do. Axes as in `nfllm.model.decoder`: T query position, S key position,
+Arrays of any model work. Axes as in `nfllm.model.decoder`: T query position, S key position,
 H heads, L layers, B sequences.
 """
 
@@ -52,11 +52,11 @@ def token_labels(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
 
 
 def attention_figure(probs: Any, tokens: Sequence[str], *, title: str = "") -> Figure:
-    """Attention of a text, the keys of each query in its row: of one head, or of all of a layer.
+    """Attention probabilities of a text for one head, or all heads of a layer, one query a row.
 
-    The colour grows with the square root of the probability, so that uniform attention is seen
-    beside attention to one key. Over each head stands its entropy, the mean over queries. What is
-    exactly 0, as all that a causal mask hides, is left blank.
+    The colour scales with the square root of the probability, so that uniform attention is visible
+    beside attention to one key. Above each head is its entropy, the mean over queries. Entries that
+    are exactly 0, such as those that a causal mask hides, are left blank.
 
     Args:
       probs: probabilities of one sequence, `[T, S]` for one head or `[H, T, S]` for a grid:
@@ -65,11 +65,11 @@ def attention_figure(probs: Any, tokens: Sequence[str], *, title: str = "") -> F
       title: written over the figure.
 
     Returns:
-      The figure, which a notebook shows; `figure.savefig(path, dpi=300)` keeps it.
+      The figure, which a notebook shows; `figure.savefig(path, dpi=300)` saves it.
 
     Raises:
-      ValueError: `probs` has other axes, there is not one label a position, or rows of `probs` are
-        no probabilities.
+      ValueError: `probs` has other axes, the number of labels is not that of positions, or a row of
+        `probs` is not a probability distribution.
 
     Example:
       >>> figure = attention_figure([[1.0, 0.0], [0.3, 0.7]], ["def", "·f"])
@@ -84,7 +84,7 @@ def attention_figure(probs: Any, tokens: Sequence[str], *, title: str = "") -> F
         )
     if len(tokens) != probs.shape[-1]:
         raise ValueError(
-            f"tokens: {len(tokens)} labels for {probs.shape[-1]} positions; there must be one each"
+            f"tokens: {len(tokens)} labels for {probs.shape[-1]} positions; give one for each"
         )
     many = probs.ndim == 3
     probs_HTT = probs if many else probs[None]
@@ -92,7 +92,7 @@ def attention_figure(probs: Any, tokens: Sequence[str], *, title: str = "") -> F
     columns = min(len(probs_HTT), 4)
     rows = math.ceil(len(probs_HTT) / columns)
     length = len(tokens)
-    cell = 0.15 if many else 0.19  # inches, of a token; a panel has room for its labels besides
+    cell = 0.15 if many else 0.19  # inches for a token, beside the room for labels
     side = min(2.6 if many else 8.0, max(1.5, cell * length))
     figure = Figure(
         figsize=((side + 0.2) * columns + 1.9, (side + 0.35) * rows + 1.0), layout="compressed"
@@ -119,10 +119,10 @@ def attention_figure(probs: Any, tokens: Sequence[str], *, title: str = "") -> F
 
 
 def entropy_by_position_figure(entropy: Any, *, title: str = "") -> Figure:
-    """Entropy of each layer's heads over the position of the query, beside the most it can be.
+    """Mean entropy of each layer's heads by query position, with the maximum as a dashed line.
 
-    A query at position t sees t + 1 keys, so its entropy is at most log(t + 1) nats, which is drawn
-    dashed: a layer on that line attends uniformly at every length.
+    A query at position t sees t + 1 keys, so its entropy is at most log(t + 1) nats: a layer on
+    that line attends uniformly at every position.
 
     Args:
       entropy: in nats, `[L, H, T]` as `nfllm.analyze` gives it for "query_entropy", or
@@ -169,7 +169,7 @@ def entropy_by_position_figure(entropy: Any, *, title: str = "") -> Figure:
 
 
 def _label(axis: Axis, tokens: Sequence[str], most: int, **style: Any) -> None:
-    """Token texts where there is room for all, else positions."""
+    """Labels ticks with the tokens' texts if there is room for all, else with positions."""
     if len(tokens) > most:
         axis.set_tick_params(labelsize=SMALL)
         return

@@ -1,4 +1,4 @@
-"""Curves as numbers: for the page's script, which makes them zoomable, and as CSV."""
+"""The numbers of curves: for the page's script, which draws zoomable charts, and as CSV."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FEWEST_POINTS = 160  # of a line, however many there are
 
 
 class Line(NamedTuple):
-    """One line of a chart: `y` `[N]` over steps `x` `[N]`, from `low` to `high` over seeds."""
+    """One line of a chart: `y` `[N]` over steps `x` `[N]`; `low` and `high` bound its seeds."""
 
     label: str
     color: str
@@ -33,8 +33,8 @@ class Line(NamedTuple):
 class Chart(NamedTuple):
     """What the page's script draws in place of a static figure of curves over steps.
 
-    `title` is the run's where there is a panel for each; `limits` is the vertical range that the
-    figure begins with; `is_by_layer` a chart whose colours are layers.
+    `title` is the run's label where each run has a panel; `limits` is the initial vertical range;
+    `is_by_layer` is whether the lines are layers, coloured by depth.
     """
 
     title: str
@@ -45,7 +45,7 @@ class Chart(NamedTuple):
     is_by_layer: bool = False
 
     def json(self) -> str:
-        """The chart as JSON that may stand in a `<script>`: null is a value that is not finite."""
+        """The chart as JSON that is safe inside a `<script>`; values not finite become null."""
         most = max(_FEWEST_POINTS, _MOST_POINTS // max(1, len(self.lines)))
         content = {
             "title": self.title,
@@ -59,7 +59,7 @@ class Chart(NamedTuple):
 
 
 def curves_chart(series: Sequence[Curve], axes: Axes) -> Chart:
-    """The chart of `figures.curves(series, ...)`, which has drawn them into `axes`."""
+    """The chart of `figures.curves(series, ...)`, which drew the series into `axes`."""
     lines = []
     for label, x_N, y_N, place, low_N, high_N in series:
         style = run_style(place)
@@ -68,7 +68,7 @@ def curves_chart(series: Sequence[Curve], axes: Axes) -> Chart:
 
 
 def layers_chart(panel: LayerCurves, axes: Axes) -> Chart:
-    """The chart of one panel of `figures.layer_curves`, which has drawn it into `axes`."""
+    """The chart of one panel of `figures.layer_curves`, which drew it into `axes`."""
     layers = panel.y.shape[1]
     shades = [to_hex(c) for c in depth_colormap()(np.arange(layers) / max(1, layers - 1))]
     lines = [

@@ -1,4 +1,4 @@
-"""The section that sets perplexity against what private inference of each model costs."""
+"""The section that plots perplexity against what private inference of each model costs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Point(NamedTuple):
 
 
 def cost_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
-    """A picture and a table of the runs that were evaluated, each over its whole context."""
+    """A figure and a table of all evaluated runs, each at its full context length."""
     points = []
     for run in runs:
         perplexity = run.last("eval_perplexity")
@@ -45,10 +45,10 @@ def cost_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
         figure = _scatter(points)
         yield Section(
             "Perplexity against the cost of private inference",
-            "Of one forward pass over a whole context. A run on the line has no other that is both "
-            "cheaper and better. Comparisons on secret values are counted by the protocols of "
-            "arXiv 2307.12533 and hold for any network; bytes are a formula fitted to arXiv "
-            "2501.03489, for shapes like theirs only.",
+            "Costs are of one forward pass over a whole context. No run is both cheaper and better "
+            "than a run on the line. Comparisons on secret values are counted by the protocols of "
+            "arXiv 2307.12533, for any network; bytes come from a formula fitted to arXiv "
+            "2501.03489, and are given only for networks of similar shape.",
             [
                 Pictures("private_cost", "", figure, [figure]),
                 Rows("private_cost", "", Table(_COLUMNS, tuple(map(_row, points)))),
@@ -83,7 +83,7 @@ def _row(point: _Point) -> tuple[str | int | float | None, ...]:
 
 
 def pareto(cost_N: np.ndarray, perplexity_N: np.ndarray) -> np.ndarray:
-    """Indices of the points that no other beats in one and equals or beats in both, by cost."""
+    """Indices of the Pareto front, by cost: no other point is as good in both and better in one."""
     order = np.lexsort((perplexity_N, cost_N))
     best_so_far = np.minimum.accumulate(perplexity_N[order])
     first = np.concatenate([[True], best_so_far[1:] < best_so_far[:-1]])

@@ -1,7 +1,7 @@
 """The sections about attention entropy: heatmap, histogram, and layers through training.
 
-Runs of one context length share a colour scale and a reference maximum; another context length has
-another causal ceiling, so its runs stand apart.
+Runs of one context length share a colour scale and a reference maximum. Runs of another context
+length have another causal ceiling, so they are shown separately.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from nfllm.report.training_sections import through_training
 
 
 class _Group(NamedTuple):
-    """Runs of one context length, None where it is unknown."""
+    """Runs of one context length; `context_length` is None if it is unknown."""
 
     context_length: int | None
     runs: list[ReportedRun]
@@ -41,15 +41,15 @@ class _Group(NamedTuple):
 
     @property
     def observed(self) -> float | None:
-        """M: the largest head entropy of all these runs, as in the paper; None without any."""
+        """M: the largest head entropy of all these runs, as in the paper; None if there is none."""
         entropies = {run.label: run.last("entropy_nats") for run in self.runs}
-        length = self.context_length or 0  # they agree, and only that matters here
+        length = self.context_length or 0  # its value does not matter, only that runs share it
         maximum = max(reference_maximum("shared_observed", entropies, length).values())
         return maximum if maximum > 0 else None
 
     @property
     def scale_end(self) -> float:
-        """End of the colour scale: the ceiling, or what was observed where that is not known."""
+        """Upper end of the colour scale: the ceiling, or the largest entropy if that is unknown."""
         return self.ceiling or self.observed or 1.0
 
     @property
@@ -76,6 +76,8 @@ def entropy_sections(
     recorded = [run for run in runs if "entropy_nats" in run.series]
     if not recorded:
         text = "None of these runs recorded telemetry, so there is no attention entropy to show."
+        if any(_without_softmax(run) for run in runs):
+            text = f"There is no attention entropy to show.{_left_out(runs)}"
         yield Section("Attention entropy", text, [])
         return
     contexts = sorted({_context(run) or 0 for run in recorded})
@@ -83,26 +85,39 @@ def entropy_sections(
         _Group(context or None, [run for run in recorded if (_context(run) or 0) == context])
         for context in contexts
     ]
-    left_out = [run.label for run in runs if run not in recorded]
     yield Section(
         "Attention entropy of each head",
         "Mean entropy over queries and probe sequences, at the last probe. Layers run downward, "
         "heads to the right; bright heads attend nearly uniformly, dark ones to the fewest keys."
-        + (f" No telemetry was recorded by {', '.join(left_out)}." if left_out else ""),
+        + _left_out(runs),
         [block for group in groups for block in _heatmap_blocks(group, alone=len(groups) == 1)],
     )
     yield Section(
         "Head entropy by quarters",
         "Share of heads in each quarter of M, the largest head entropy observed in the runs of one "
-        "context length. Heads in the top quarter are overloaded, as all are before they have "
-        "learned anything, since attention starts out uniform; heads in the bottom one are "
-        "collapsed." + ("" if reference is None else f" {reference.histogram_note}"),
+        "context length. Heads in the top quarter are overloaded; before training all heads are, "
+        "since attention starts out uniform. Heads in the bottom quarter are collapsed."
+        + ("" if reference is None else f" {reference.histogram_note}"),
         [block for group in groups for block in _histogram_blocks(group, reference)],
     )
     yield Section(
         "Layer entropy through training",
         "Mean over the heads of each layer; the dashed line is the causal ceiling.",
         [_training_block(group) for group in groups],
+    )
+
+
+def _without_softmax(run: ReportedRun) -> bool:
+    return run.model is not None and not run.model.has_attention_maps
+
+
+def _left_out(runs: Sequence[ReportedRun]) -> str:
+    """Which runs have no entropies, and why, after a space; empty where all have some."""
+    missing = [run for run in runs if "entropy_nats" not in run.series]
+    silent = ", ".join(run.label for run in missing if not _without_softmax(run))
+    other = ", ".join(run.label for run in missing if _without_softmax(run))
+    return (f" No telemetry was recorded by {silent}." if silent else "") + (
+        f" Not defined for {other}, which mixes tokens without a softmax." if other else ""
     )
 
 
@@ -131,13 +146,13 @@ def heatmaps_block(
     lead: str,
     observed: float | None = None,
 ) -> Markup:
-    """Heatmaps of one context length on one colour scale, under `lead`, which is HTML.
+    """Heatmaps of one context length on one colour scale.
 
     Args:
       heatmaps: one or more.
-      figure: the name of their figure.
-      table: the name of their table.
-      lead: what they are.
+      figure: name of the figure's files.
+      table: name of the table's file.
+      lead: HTML of a paragraph above them.
       observed: an entropy in nats to mark on the scale.
     """
     entropies = [heatmap.entropy for heatmap in heatmaps]

@@ -51,8 +51,8 @@ _MAX_POINTS = 160
 class Curve(NamedTuple):
     """A quantity `y` `[N]` over `x` `[N]`: steps, or layers.
 
-    `place` is the run's place in the report, which gives it one colour in all figures. `low` and
-    `high` `[N]` are the ends of a band around it, as over seeds.
+    `place` is the run's index in the report, which gives it the same colour in all figures. `low`
+    and `high` `[N]` bound a band around the curve, for example over seeds.
     """
 
     label: str
@@ -96,23 +96,15 @@ def entropy_heatmaps(heatmaps: Sequence[Heatmap], maximum: float) -> Figure:
       maximum: entropy in nats at the end of the colour scale, which begins at the smallest one.
     """
     most = max(max(heatmap.entropy.shape) for heatmap in heatmaps)
-    cell = min(0.34, max(0.2, 4.2 / most))  # inches; smaller, and tick labels would touch
+    cell = min(0.34, max(0.2, 4.2 / most))  # inches; in smaller cells tick labels would touch
     width = max(2.4, cell * max(heatmap.entropy.shape[1] for heatmap in heatmaps) + 0.5)
     figure, panels = panel_grid(width, [max(1.6, cell * len(h.entropy) + 0.7) for h in heatmaps])
     figure.set_figwidth(figure.get_figwidth() + 0.8)  # for the colour bar
     low, high = entropy_limits([heatmap.entropy for heatmap in heatmaps], maximum)
     norm = Normalize(low, high)
     scale = ScalarMappable(norm, entropy_colormap())
-    for axes, (label, entropy_LH, ceiling) in zip(panels, heatmaps, strict=True):
-        axes.imshow(entropy_LH, norm=norm, cmap=scale.cmap, interpolation="nearest")
-        axes.set_anchor("NW")
-        xlabel = "head" if ceiling is None else f"head   (ceiling {ceiling:.2f} nats)"
-        style_axes(axes, label, xlabel, "layer")
-        axes.spines[:].set_visible(False)
-        set_index_ticks(axes.xaxis, entropy_LH.shape[1], most=48)
-        set_index_ticks(axes.yaxis, entropy_LH.shape[0], most=48)
-        if cell >= 0.3:
-            _write_values(axes, entropy_LH, scale, entropy_digits((low, high)))
+    for axes, heatmap in zip(panels, heatmaps, strict=True):
+        draw_heatmap(axes, heatmap, scale, with_values=cell >= 0.3)
     ticks = np.linspace(low, high, 5).tolist()
     names = [f"{tick:.2f}" for tick in ticks]
     if all(heatmap.ceiling == maximum for heatmap in heatmaps):
@@ -121,12 +113,30 @@ def entropy_heatmaps(heatmaps: Sequence[Heatmap], maximum: float) -> Figure:
     return figure
 
 
+def draw_heatmap(
+    axes: Axes, heatmap: Heatmap, scale: ScalarMappable, *, with_values: bool = True
+) -> None:
+    """One heatmap on axes that are there, in the colours of `scale`."""
+    label, entropy_LH, ceiling = heatmap
+    low, high = scale.get_clim()
+    colors: Any = {"vmin": low, "vmax": high, "cmap": scale.cmap}
+    axes.imshow(entropy_LH, **colors, interpolation="nearest")
+    axes.set_anchor("NW")
+    xlabel = "head" if ceiling is None else f"head   (ceiling {ceiling:.2f} nats)"
+    style_axes(axes, label, xlabel, "layer")
+    axes.spines[:].set_visible(False)
+    set_index_ticks(axes.xaxis, entropy_LH.shape[1], most=48)
+    set_index_ticks(axes.yaxis, entropy_LH.shape[0], most=48)
+    if with_values:
+        _write_values(axes, entropy_LH, scale, entropy_digits((low, high)))
+
+
 def head_histograms(labels: Sequence[str], shares_R4: np.ndarray, maximum: float) -> Figure:
     """Share of heads in each quarter of the entropy range, one bar a row.
 
     Args:
       labels: one per row.
-      shares_R4: fractions of all heads; a row that adds to less than 1 has heads without entropy.
+      shares_R4: fractions of all heads; a row adds up to less than 1 if heads have no entropy.
       maximum: the reference maximum M in nats.
     """
     rows = np.arange(len(labels))
@@ -161,8 +171,8 @@ def head_histograms(labels: Sequence[str], shares_R4: np.ndarray, maximum: float
 def curves(series: Sequence[Curve], ylabel: str, log: bool = False) -> Figure:
     """One line per run over optimizer steps; long series are shown as means of equal bins.
 
-    A value that is not finite leaves a gap, and a run's first one a cross on the lower edge. On a
-    linear axis a brief blow-up is cut off where it would flatten all the rest.
+    Values that are not finite leave a gap; the first one of a run is marked by a cross on the lower
+    edge. On a linear axis a short spike is cut off if it would flatten everything else.
     """
     figure, (axes,) = panel_grid(PANEL[0], [PANEL[1]])
     style_axes(axes, "", "step", ylabel)
@@ -221,8 +231,8 @@ def layer_curves(
     Args:
       panels: what to draw.
       ylabel: quantity and unit.
-      ylim: the range of every panel; None: the `common_range`.
-      log: on a logarithmic axis.
+      ylim: the range of every panel; `common_range` by default.
+      log: whether the axis is logarithmic.
     """
     figure, all_axes = panel_grid(PANEL[0], [PANEL[1]] * len(panels))
     low, high = ylim or common_range(panels, log=log)
@@ -284,7 +294,7 @@ def _write_values(axes: Axes, entropy_LH: np.ndarray, scale: ScalarMappable, dig
 
 
 def _write(axes: Axes, x: float, y: float, text: str, size: float, ground: Any) -> None:
-    """Centres `text` on a ground of that colour; it lies inside the axes, so layout ignores it."""
+    """Centres `text` on a background of colour `ground`; layout ignores it, as it is inside."""
     style: Any = {"ha": "center", "va": "center", "in_layout": False}
     axes.text(float(x), float(y), text, fontsize=size, color=contrast(ground), **style)
 
@@ -309,7 +319,7 @@ def _label_end(axes: Axes, curve: Curve) -> None:
 def binned(
     x_N: np.ndarray, y_N: np.ndarray, most: int = _MAX_POINTS
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Means over equal bins when there are more points than a panel can show."""
+    """Means over equal bins if there are more than `most` points; `x_N` and `y_N` otherwise."""
     y_N = np.where(np.isfinite(y_N), y_N, np.nan)
     size = math.ceil(len(x_N) / most)
     if size <= 1:

@@ -1,4 +1,4 @@
-"""The entropy heatmap as an HTML table, whose cells tell their value under the pointer."""
+"""The entropy heatmap as an HTML table whose cells show their value under the pointer."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _MOST_HEADS_WITH_DIGITS = 8  # two behind the point
 def heatmap_html(heatmap: Heatmap, limits: tuple[float, float]) -> str:
     """One run's entropies, layers as rows and heads as columns.
 
-    A cell's value in nats stands in its title, and in a line under the table when the cell has the
-    pointer or, by the arrow keys, the focus. Where cells are large enough it is also written in.
+    A cell's value in nats is its title, and is shown under the table while the cell is under the
+    pointer or selected by the arrow keys. Cells that are large enough also contain it as text.
 
     Args:
       heatmap: entropies `[L, H]` and their label.
@@ -57,7 +57,7 @@ def scale_html(
 ) -> str:
     """The colour scale between `limits`, in nats, with a mark at the largest entropy observed.
 
-    An end that is the causal `ceiling` is called so.
+    If the upper end is the causal `ceiling`, its label says so.
     """
     low, high = limits
     colormap = entropy_colormap()

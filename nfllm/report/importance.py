@@ -36,17 +36,17 @@ _LEAST_FOR_LABEL = 0.15  # of the largest rise
 def importance_figure(
     rise_LH: Interval, entropy_LH: Any, *, ceiling: float | None = None, title: str = ""
 ) -> Figure:
-    """Entropy of each head, the rise of the loss without it, and the one over the other.
+    """Maps of each head's entropy and of the rise of the loss without it, and a scatter plot.
 
     Args:
       rise_LH: nats per target, with its interval: `nfllm.head_importance(...).rise_LH`.
       entropy_LH: mean entropy of each head in nats, `[L, H]`, on the same text.
-      ceiling: the most that an entropy can be, such as `nfllm.analysis.causal_entropy_ceiling(T)`;
-        marked where it is given.
+      ceiling: the maximum entropy, such as `nfllm.analysis.causal_entropy_ceiling(T)`; a dashed
+        line if given.
       title: written over the figure.
 
     Raises:
-      ValueError: the shapes are not one `[L, H]`.
+      ValueError: the arrays do not all have one shape `[L, H]`.
 
     Example:
       >>> rise_LH = Interval(np.array([[0.0, 0.2]]), np.array([[0.0, 0.1]]), np.array([[0.1, 0.3]]))
@@ -154,7 +154,7 @@ def _map(
     if values_LH.size > _MOST_WRITTEN:
         return
     for (layer, head), value in np.ndenumerate(values_LH):
-        # Adding 0 makes a 0 of a -0, which is a value that rounds to nothing.
+        # Adding 0 turns the -0 of a small negative value into 0.
         text = f"{round(value, digits) + 0.0:.{digits}f}" if np.isfinite(value) else "×"
         style: Any = {"ha": "center", "va": "center", "in_layout": False, "fontsize": 7}
         axes.text(head, layer, text, color=contrast(colors(float(norm(value)))), **style)

@@ -1,4 +1,4 @@
-"""The section about values that are not finite: where the first stood, and what led up to it."""
+"""The section about values that are not finite: where they began, and what led up to them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STEPS_BEFORE = 5
 
 
 def nonfinite_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
-    """Where NaN and infinities were first seen, how many, and how large values were before."""
+    """Where NaN and infinities first appeared, how many, and how large values were before."""
     found = {run.label: _found(run) for run in runs}
     if all(item is None for item in found.values()):
         return
@@ -52,18 +52,18 @@ def nonfinite_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
 
 
 def _found(run: ReportedRun) -> NonFinite | None:
-    """The onset of a run; None where nothing was recorded that could tell of it."""
+    """The onset of a run; None if nothing was recorded that could show one."""
     probes, steps = _probes(run), _training_steps(run)
     if not probes and not steps:
         return None
-    # The training step comes first: the probe after it sees what it left.
+    # At equal steps the training step comes first: the probe runs after it.
     onset = find_onset(sorted([*steps, *probes], key=lambda item: item[0]))
     in_training = onset is not None and onset.step in [step for step, _ in steps]
     return NonFinite(onset, in_training, len(probes))
 
 
 def _probes(run: ReportedRun) -> list[tuple[int, Ledger]]:
-    """The ledger of each probe. Which values were NaN was not recorded: all stand as NaN."""
+    """The ledger of each probe; all values count as NaN, since their kind was not recorded."""
     if run.nonfinite is None:
         return []
     logits = _largest(run, "logit_max_abs")

@@ -14,16 +14,15 @@ from nfllm.report.charts import Chart
 from nfllm.report.heatmap import color_rules
 from nfllm.report.tables import Table, format_cell
 
-# Scripts and styles stand in the page; the policy keeps anything from being fetched, whatever
-# a run is called.
+# Scripts and styles are inline. The policy blocks any request, even if a run's name holds markup.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
 class Pictures(NamedTuple):
-    """A figure, as `name`.png and `name`.pdf, and the smaller ones that the page shows of it.
+    """A figure, saved as `name`.png and `name`.pdf; the page shows its smaller `panels` instead.
 
-    Names are words joined by underscores. Where there are `charts`, one for each of `panels`, the
-    page's script draws them in place of the panels; `table` is what is drawn, as `name`.csv.
+    Names are words joined by underscores. If there are `charts`, one for each panel, the page's
+    script draws them in place of the panels; `table` has their numbers, saved as `name`.csv.
     """
 
     name: str
@@ -35,7 +34,7 @@ class Pictures(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """A table, as `name`.csv; `shown` is False for one that is only there to be downloaded."""
+    """A table, saved as `name`.csv; `shown` is False if the page only links to it."""
 
     name: str
     caption: str
@@ -44,7 +43,7 @@ class Rows(NamedTuple):
 
 
 class Markup(NamedTuple):
-    """Finished HTML, with its `Pictures` and `Rows` to download."""
+    """HTML, and the `Pictures` and `Rows` that it links to."""
 
     content: str
     downloads: Sequence[Pictures | Rows] = ()
@@ -54,7 +53,7 @@ Block = Pictures | Rows | Markup
 
 
 class Section(NamedTuple):
-    """A heading, what the section shows in a sentence or two, and the blocks."""
+    """A heading, a sentence or two on what the section shows, and its blocks."""
 
     title: str
     lead: str
@@ -91,7 +90,7 @@ def render_page(title: str, lead: str, sections: Sequence[Section]) -> str:
 
 
 def table_html(table: Table) -> str:
-    """A table whose first column is its rows' heading; numbers stand to the right."""
+    """A table whose first column holds the row headings; numbers are aligned to the right."""
     numeric = [bool(column.form) for column in table.columns]
     head = "".join(
         f"<th scope=col{_right(number)}>{html.escape(column.title)}</th>"
@@ -113,7 +112,7 @@ def table_html(table: Table) -> str:
 
 
 def details_html(summary: str, content: str) -> str:
-    """`content`, which is HTML, folded away under the plain text `summary`."""
+    """`content`, which is HTML, collapsed under the plain text `summary`."""
     return f"<details><summary>{html.escape(summary)}</summary>\n{content}\n</details>"
 
 
@@ -145,7 +144,7 @@ def _block(block: Block) -> str:
 
 
 def _panel(pictures: Pictures, index: int) -> str:
-    """One figure, and the numbers from which the page's script makes it zoomable."""
+    """One panel as SVG, and its chart's numbers for the page's script."""
     svg = render.svg(pictures.panels[index], f"{pictures.name}-{index}")
     label = pictures.name.replace("_", " ")
     image = f'<div role=img aria-label="{label}">{svg}</div>'

@@ -1,4 +1,4 @@
-"""Numbers published elsewhere, to stand beside those of runs."""
+"""Published numbers, to show beside those of runs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Published(NamedTuple):
     """What was published for one model.
 
     `head_shares` are the fractions of heads in the four quarters of the published M, `[4]`; the
-    overload shares are percent of heads with 3/4 M or more, in the first half of the layers and in
-    all. Numbers are None where none was published, or the run diverged.
+    overload shares are percentages of heads with 3/4 M or more, in the first half of the layers and
+    in all layers. Numbers are None if not published, or if the published run diverged.
     """
 
     model: str
@@ -31,10 +31,10 @@ class Reference:
     """The numbers of one source, such as a paper.
 
     Attributes:
-      find: the published counterpart of a model of that config and notation
-        (`nfllm.report.runs.notation`); None where there is none.
+      find: returns what was published for a model of a given config and notation
+        (`nfllm.report.runs.notation`), or None.
       baseline: notation of the model that published changes refer to.
-      source: what was published, in a sentence.
+      source: where the numbers come from, in a sentence.
       histogram_note: what the published quarters of head entropies refer to.
     """
 

@@ -34,10 +34,10 @@ def regularizer_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
     if blocks:
         yield Section(
             "Entropy regularizer and temperatures",
-            "A head pays where its mean entropy is further than the margin from its threshold. A "
-            "learned threshold moves toward its head at about the learning rate per step: a head "
-            "may be free because its threshold came to it. A temperature of 0 or less turns a "
-            "softmax around, and should not occur.",
+            "A head is penalized if its mean entropy is further than the margin from its "
+            "threshold. A learned threshold moves toward its head's entropy by about the learning "
+            "rate a step, so a head may escape the penalty because its threshold came to it. A "
+            "temperature below 0 reverses the order of the keys; 0 or less should not occur.",
             blocks,
         )
 
@@ -48,7 +48,7 @@ _THRESHOLDS = (
     Column("mean entropy (nats)", ".3f"),
     Column("mean threshold (nats)", ".3f"),
     Column("thresholds as shares of ln T"),
-    Column("heads that pay", "d"),
+    Column("penalized heads", "d"),
 )
 _TEMPERATURES = (
     Column("run"),
@@ -71,7 +71,8 @@ def _threshold_rows(run: ReportedRun) -> Iterator[tuple[str | int | float, ...]]
     start_LH = np.full(entropy_LH.shape, objective.entropy_threshold)
     learned_LH = run.last("entropy_threshold")
     threshold_LH = start_LH if learned_LH is None else learned_LH
-    pays_LH = np.abs(entropy_LH - threshold_LH * maximum) > objective.entropy_margin * maximum
+    distance_LH = np.abs(entropy_LH - threshold_LH * maximum)
+    is_penalized_LH = distance_LH > objective.entropy_margin * maximum
     for layer, (entropy_H, threshold_H) in enumerate(zip(entropy_LH, threshold_LH, strict=True)):
         low, high = float(threshold_H.min()), float(threshold_H.max())
         yield (
@@ -80,7 +81,7 @@ def _threshold_rows(run: ReportedRun) -> Iterator[tuple[str | int | float, ...]]
             float(entropy_H.mean()),
             float(threshold_H.mean() * maximum),
             f"{low:.3f} to {high:.3f}",
-            int(pays_LH[layer].sum()),
+            int(is_penalized_LH[layer].sum()),
         )
 
 

@@ -1,4 +1,4 @@
-"""What runs tell of norms that were removed or frozen: a section, and marks in every curve."""
+"""Norms that were removed or frozen: a section on them, and marks in every curve over steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nfllm.report.tables import Column, Table
 
 
 def removal_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
-    """When each norm went, with the mean entropy before and after."""
+    """When each norm was removed, with the mean entropy before and after."""
     rows = [
         (
             run.label,
@@ -42,13 +42,13 @@ def removal_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
     yield Section(
         "Norms that were removed",
         "Mean attention entropy over all heads on the probe batch, of the same weights with the "
-        "norm and without it. In curves over steps a dotted line is where a norm is removed.",
+        "norm and without it. In curves over steps a dotted line marks the removal of a norm.",
         [Rows("removals", "", Table(columns, tuple(rows)))],
     )
 
 
 def frozen_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
-    """What each norm is worth: how the loss rises when it alone is frozen."""
+    """How much the loss rises when a single norm is frozen, for each norm."""
     blocks: list[Block] = []
     rows: list[tuple[Any, ...]] = []
     curves: list[figures.Curve] = []
@@ -75,14 +75,14 @@ def frozen_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
         Column("run"),
         Column("norm"),
         Column("layer", ".0f"),
-        Column("loss, it alone frozen (nats)", ".4f"),
+        Column("loss with this norm frozen (nats)", ".4f"),
         Column("rise", "+.4f"),
     )
     blocks.append(Rows("frozen_norms_table", "", Table(columns, tuple(rows))))
     yield Section(
         "What each norm is worth",
-        "Loss when one norm alone divides by its mean deviation instead of that of its input. The "
-        "figure shows the rises above 0.",
+        "Loss when one norm divides by its mean standard deviation instead of that of its input. "
+        "The figure shows only rises above 0.",
         blocks,
     )
 
@@ -90,7 +90,7 @@ def frozen_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
 def mark_removals(sections: Sequence[Section], runs: Sequence[ReportedRun]) -> None:
     """Draws a dotted line in every curve over steps where a norm of its run is removed.
 
-    A panel that shows one run has its name as its title; one without a title shows all.
+    A panel of one run has the run's label as title; a panel without a title shows all runs.
     """
     steps = {run.label: [row["step"] for row in _events(run, "removed")] for run in runs}
     if not any(steps.values()):

@@ -1,4 +1,4 @@
-"""A matplotlib Figure as bytes of PNG and PDF, and as SVG that stands inside an HTML page."""
+"""A matplotlib Figure as bytes of PNG and PDF, and as SVG to embed in an HTML page."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def pdf(figure: Figure) -> bytes:
 def svg(figure: Figure, prefix: str) -> str:
     """The figure as an `<svg>` element for the inside of a page.
 
-    Texts stay texts, in the page's font. Ink becomes `currentColor`, so that it follows a dark
-    scheme; the ground is transparent. Every id starts with `prefix`, which must differ between the
-    figures of one page.
+    Text stays text, in the page's font. The text colour becomes `currentColor`, which follows a
+    dark colour scheme; the background is transparent. Every id starts with `prefix`, which must
+    differ between the figures of one page.
     """
     content = _save(figure, "svg", metadata={"Date": None}, transparent=True)
     root = ET.fromstring(content)
@@ -72,7 +72,7 @@ def _inline(name: str, value: str, prefix: str) -> str:
 def _save(figure: Figure, form: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.rc_context(_SAVING), warnings.catch_warnings():
-        # A run may be named in a script that the font lacks; a box stands for the letter then.
+        # A run's name may have letters that the font lacks; a box is drawn in their place.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
         _settle(figure)
         figure.savefig(buffer, format=form, **options)
@@ -80,7 +80,7 @@ def _save(figure: Figure, form: str, **options: Any) -> bytes:
 
 
 def _settle(figure: Figure) -> None:
-    """Lays the figure out for good: once for all formats, and with a second pass that it needs."""
+    """Fixes the layout for all formats, in the two passes that constrained layout needs."""
     engine = figure.get_layout_engine()
     if isinstance(engine, ConstrainedLayoutEngine):
         engine.execute(figure)

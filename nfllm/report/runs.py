@@ -1,4 +1,4 @@
-"""Run directories as the report reads them: whatever is whole, and what was left out."""
+"""Run directories as the report reads them: all that is readable, and warnings about the rest."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 from etils import epath
 
 from nfllm.analysis.numerics import LAYER_SITES
 from nfllm.config import Config, ModelConfig
+from nfllm.config.derived import Site
 from nfllm.rundir import CORPUS_FILE, RunError, RunRecord, read_record, resolve, run_directory
 from nfllm.rundir.metrics import Metrics, read_metrics
 
@@ -40,10 +41,11 @@ _RANKS = {
     ("telemetry", "temperature_max"): 2,
     ("telemetry", "temperature_not_positive"): 2,
     ("telemetry", "residual_gain"): 1,
-    ("telemetry", "saturation_attention"): 1,
-    ("telemetry", "saturation_mlp"): 1,
-    ("telemetry", "saturation_final"): 0,
     ("telemetry", "mlp_alpha"): 1,
+    **{
+        ("telemetry", f"saturation_{site}"): 0 if site in ("embedding", "final") else 1
+        for site in get_args(Site)
+    },
 }
 _ENDINGS = {
     "started": "unfinished",
@@ -60,9 +62,10 @@ _NORMALIZATION_LETTERS = {"layernorm": "+LN", "none": ""}
 class ReportedRun:
     """What could be read of one run directory.
 
-    `label` is short and its own among the runs of one report. `series` has, for each quantity that
-    was recorded, its steps `[N]` and values `[N, ...]`; `nonfinite` has counts `[N, L]` by site, in
-    order of execution. `corpus` is the corpus card, its nested keys joined by dots.
+    `label` is short and unique among the runs of one report. `series` has, for each quantity that
+    was recorded, its steps `[N]` and values `[N, ...]`; `nonfinite` has steps `[N]` and counts
+    `[N, L]` by site, in order of execution. `corpus` is the corpus card, nested keys joined by
+    dots.
     """
 
     name: str
@@ -76,29 +79,29 @@ class ReportedRun:
 
     @property
     def model(self) -> ModelConfig | None:
-        """The model's configuration; None where the record could not be read."""
+        """The model's configuration; None if `config.json` could not be read."""
         return None if self.record is None else self.record.config.model
 
     @property
     def notation(self) -> str:
-        """The papers' name of its model; empty where the record could not be read."""
+        """The papers' name of its model; empty if `config.json` could not be read."""
         return "" if self.record is None else notation(self.record.config)
 
     @property
     def step(self) -> int:
-        """The last step that any line tells of."""
+        """The last step that any line of the metrics names."""
         return max((rows[-1]["step"] for rows in self.metrics.rows.values() if rows), default=0)
 
     @property
     def status(self) -> str:
-        """How the run ended, in words, by the last event that tells."""
+        """How the run ended, in words, by its last event that starts or ends training."""
         if self.record is not None and self.record.is_imported:
             return "imported"
         events = [row.get("event") for row in self.metrics.rows["event"]]
         return _ENDINGS[next((e for e in reversed(events) if e in _ENDINGS), "started")]
 
     def last(self, field: str) -> Any:
-        """The newest value of a quantity; None where it was never recorded."""
+        """The newest value of a quantity; None if it was never recorded."""
         if field not in self.series:
             return None
         value = self.series[field][1][-1]
@@ -106,20 +109,22 @@ class ReportedRun:
 
 
 def notation(config: Config) -> str:
-    """The papers' name of a model: SM softmax, LN LayerNorm, G GELU, R ReLU; none for what is gone.
+    """The papers' name of a model: SM softmax, LN LayerNorm, G GELU, R ReLU.
 
-    Other normalizations and activations are written out: `SM+rmsnorm+silu`, with ` (gated)` where
-    the MLP has a gate; of two, `|` stands between that before attention and that before the MLP. Of
-    arXiv 2501.03489: (t) learned temperatures, Sc scaled, Fu fused, FFN a linear MLP, i6 six pruned
-    layers, EReg the entropy regularizer.
+    Parts that the model lacks are left out. Other mixers, normalizations and activations are
+    spelled out: `SM+rmsnorm+silu`, with ` (gated)` if the MLP has a gate; if attention and MLP
+    differ in their normalization, both are named, with `|` between. From arXiv 2501.03489: (t)
+    learned temperatures, Sc scaled, Fu fused, FFN a linear MLP, i6 six pruned layers, EReg the
+    entropy regularizer.
     """
     model = config.model
     softmax = "SM" if model.softmax_temperature == "none" else "SM(t)"
+    mixer = softmax if model.has_attention_maps else model.mixer
     sites = [model.normalization_at(site) for site in ("attention", "mlp")]
     letters = [_NORMALIZATION_LETTERS.get(name, f"+{name}") for name in sites]
     normalization = letters[0] if sites[0] == sites[1] else f"+{sites[0]}|{sites[1]}"
     pruned = f" i{model.mlp_pruned_layers}" if model.mlp_pruned_layers else ""
-    name = f"{softmax}{normalization}{_mlp_notation(model)}{pruned}"
+    name = f"{mixer}{normalization}{_mlp_notation(model)}{pruned}"
     return f"EReg({name})" if config.objective.entropy_weight else name
 
 
@@ -148,8 +153,8 @@ def read_runs(
 
     Args:
       paths: run directories.
-      labels: one for each run; None for the notation of its model, with its name where that is not
-        its own.
+      labels: one for each run; by default the notation of its model, with the run's name added if
+        several runs share the notation.
 
     Raises:
       RunError: a path is not a directory, or is named twice.
@@ -188,7 +193,7 @@ def read_runs(
 def _tried(
     read: Callable[[epath.Path], Result], directory: epath.Path
 ) -> tuple[Result | None, list[str]]:
-    """What `read` returns, or None and what is wrong with the directory."""
+    """What `read` returns and no faults, or None and what is wrong with the directory."""
     try:
         return read(directory), []
     except RunError as error:
@@ -202,7 +207,7 @@ def _read_corpus(directory: epath.Path) -> dict[str, str]:
     try:
         return dict(_flat(json.loads(path.read_bytes())))
     except ValueError as error:
-        raise RunError(f"{path} is half-written or not JSON ({error})") from error
+        raise RunError(f"{path} is incomplete or not JSON ({error})") from error
 
 
 def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -243,10 +248,10 @@ def _nonfinite(
             site: np.asarray([row["nonfinite"][site] for row in rows], np.int64) for site in sites
         }
     except (KeyError, TypeError, ValueError) as error:
-        faults.append(f"nonfinite is not one list of counts a site ({error!r}); left out")
+        faults.append(f"nonfinite is not a list of counts for each site ({error!r}); left out")
         return None
     if any(values.ndim != 2 for values in counts.values()):
-        faults.append("nonfinite is not one list of counts a site; left out")
+        faults.append("nonfinite is not a list of counts for each site; left out")
         return None
     return np.asarray([row["step"] for row in rows]), counts
 
@@ -256,7 +261,7 @@ def _execution_order(site: str) -> int:
 
 
 def _names(directories: Sequence[epath.Path]) -> list[str]:
-    """The fewest last parts of each path that tell all paths apart, without control characters."""
+    """The last parts of each path, as few as distinguish all paths, without control characters."""
     parts = [directory.parts for directory in directories]
     length = 1
     while len({part[-length:] for part in parts}) < len(parts):

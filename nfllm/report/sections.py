@@ -1,10 +1,11 @@
-"""What a report shows of some runs, section by section."""
+"""The sections of a report."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Sequence
 
+from nfllm.config.recipes import recipe_note
 from nfllm.report.entropy_sections import entropy_sections
 from nfllm.report.nonfinite_sections import nonfinite_sections
 from nfllm.report.page import Block, Markup, Rows, Section, details_html, list_html, table_html
@@ -24,6 +25,7 @@ from nfllm.report.tables import (
 )
 from nfllm.report.training_sections import (
     loss_sections,
+    saturation_sections,
     signal_sections,
     slope_sections,
     spectrum_sections,
@@ -34,16 +36,19 @@ _MOST_WARNINGS = 12
 
 
 def build_sections(
-    runs: Sequence[ReportedRun], reference: Reference | None = None, asked: Sequence[Section] = ()
+    runs: Sequence[ReportedRun],
+    reference: Reference | None = None,
+    requested: Sequence[Section] = (),
 ) -> list[Section]:
-    """Every section that the runs have data for, in the order of the page; `asked` are further ones
-    that were asked for.
+    """Every section that the runs have data for, in the order of the page.
+
+    `requested` are sections made on request, which come after the differences of the runs.
     """
     sections = [
         *_warning_sections(runs),
         *_result_sections(runs, reference),
         *_difference_sections(runs),
-        *asked,
+        *requested,
         *figure_sections(runs, reference),
         *_record_sections(runs),
     ]
@@ -56,9 +61,9 @@ def figure_sections(
     reference: Reference | None = None,
     groups: Sequence[SeedGroup] | None = None,
 ) -> Iterator[Section]:
-    """Entropy, losses, signal, spectra, slopes and non-finite values, as far as recorded.
+    """Entropy, losses, signal, spectra, what is learned, and non-finite values, as far as recorded.
 
-    Losses are those of `groups`, by default of `runs` by variant.
+    Losses are drawn for `groups`, by default the seed groups of `runs`.
     """
     yield from entropy_sections(runs, reference)
     yield from loss_sections(seed_groups(runs) if groups is None else groups)
@@ -66,6 +71,7 @@ def figure_sections(
         signal_sections,
         spectrum_sections,
         slope_sections,
+        saturation_sections,
         regularizer_sections,
         removal_sections,
         frozen_sections,
@@ -80,7 +86,7 @@ def _warning_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
         shown, rest = run.warnings[:_MOST_WARNINGS], run.warnings[_MOST_WARNINGS:]
         items += [f"<b>{html.escape(run.label)}</b>: {html.escape(text)}" for text in shown]
         if rest:
-            items.append(f"<b>{html.escape(run.label)}</b>: and {len(rest)} more like these")
+            items.append(f"<b>{html.escape(run.label)}</b>: {len(rest)} more warnings")
     if items:
         content = "".join(f"<li>{item}</li>" for item in items)
         yield Section("What could not be read", "", [Markup(f"<ul class=warnings>{content}</ul>")])
@@ -96,17 +102,20 @@ def _result_sections(runs: Sequence[ReportedRun], reference: Reference | None) -
     results = [_result(run, published_baseline, reference) for run in runs]
     lead = (
         "Perplexity is exp(mean loss) over the validation split. SM is softmax attention, LN "
-        "LayerNorm in every block, G GELU, R ReLU; what a name lacks, the model lacks. What "
-        "its parts declare: norm-free; frozen, by statistics measured before; or normalised, by "
-        "those of each token."
+        "LayerNorm in every block, G GELU, R ReLU; a part that is not in the name is not in the "
+        "model. A model is normalised if it divides by statistics of each token, frozen if by "
+        "statistics measured earlier, and norm-free if by neither."
     )
     if len(runs) == 1:
         baseline = None
     else:
         lead += (
-            " Runs on other data, or more or less of it, with another tokenizer or context length "
-            "than the baseline have no change against it, since perplexities do not compare there."
+            " A run has no change against the baseline if it differs from it in its data, number "
+            "of tokens, tokenizer or context length, since such perplexities are not comparable."
         )
+    for run in runs:
+        if run.record is not None and (note := recipe_note(run.record.config)):
+            lead += f" {run.label}: {note}."
     if reference is not None and any(_published(run, reference) for run in runs):
         lead += f" {reference.source}"
     blocks = [
@@ -141,7 +150,7 @@ def _result(run: ReportedRun, published_baseline: str, reference: Reference | No
 
 
 def _seed_blocks(runs: Sequence[ReportedRun]) -> Iterator[Rows]:
-    """The mean over seeds, where finished runs differ in nothing but their seed."""
+    """The mean over seeds, if finished runs differ only in their seed."""
     losses = {
         group.label: [run.last("eval_loss_nats") for run in group.runs]
         for group in seed_groups(runs)
@@ -186,7 +195,7 @@ def _record_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
             )
             parts.append(_folded("Configuration", rows))
         if run.record is not None and run.record.origin is not None:
-            parts.append(f"<p>{html.escape(f'Began with {run.record.origin}.')}</p>")
+            parts.append(f"<p>{html.escape(f'Started from {run.record.origin}.')}</p>")
         if run.corpus:
             parts.append(_folded("Corpus", tuple(run.corpus.items())))
         if run.record is not None:

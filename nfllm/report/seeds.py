@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but their seed, and their curves together."""
+"""Groups of runs that differ only in their seed, and the curves of such groups."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from nfllm.report.runs import ReportedRun
 
 
 class SeedGroup(NamedTuple):
-    """Runs of one variant; `place` is that of its first in the report, which gives it its colour.
+    """Runs of one variant; a run that has not finished is a group of its own.
 
-    A run that has not finished stands alone.
+    `place` is the index of the first run in the report, which gives the group its colour.
     """
 
     label: str
@@ -25,10 +25,10 @@ class SeedGroup(NamedTuple):
 
 
 def seed_groups(runs: Sequence[ReportedRun]) -> list[SeedGroup]:
-    """The runs by variant, in the order of their first.
+    """The runs by variant, in the order of each variant's first run.
 
-    A group of several bears the notation of its model, or the label of its first run where that
-    is not its own.
+    A group of several runs is named by the notation of its model, or by the label of its first run
+    if another group has that notation.
     """
     found: dict[tuple[Any, ...], list[int]] = {}
     for index, run in enumerate(runs):
@@ -44,7 +44,7 @@ def seed_groups(runs: Sequence[ReportedRun]) -> list[SeedGroup]:
 
 
 def data_of(run: ReportedRun) -> tuple[Any, ...]:
-    """What two runs must share for their perplexities to be comparable; empty where unknown."""
+    """What two runs must share for their perplexities to be comparable; empty if unknown."""
     if run.record is None:
         return ()
     record = run.record
@@ -52,9 +52,9 @@ def data_of(run: ReportedRun) -> tuple[Any, ...]:
 
 
 def seed_curve(group: SeedGroup, field: str) -> Curve | None:
-    """A recorded number over the steps that all runs of the group have; None without any.
+    """A recorded number over the steps that all runs of the group have; None if none has it.
 
-    Of several runs it is the mean, from the lowest to the highest.
+    For several runs it is their mean, with a band from the lowest to the highest.
     """
     series = [run.series[field] for run in group.runs if field in run.series]
     if not series:

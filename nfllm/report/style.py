@@ -14,7 +14,7 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, Formatter, LogLocator, MaxNLocator, NullLocator
 
-# Lines and marks are of middle lightness, to be read on a light and on a dark ground alike.
+# Lines and marks have a middle lightness, to be readable on light and dark backgrounds.
 INK = "#0b0b0c"
 FAINT = "#8c8c92"
 RUN_COLORS = (
@@ -37,28 +37,28 @@ _COLUMNS = 3
 
 
 def entropy_colormap() -> Colormap:
-    """Colours of entropies: dark is attention to fewest keys, bright uniform, grey no number."""
+    """Colours of entropies: dark for attention to few keys, bright for uniform, grey for NaN."""
     return matplotlib.colormaps["viridis"].with_extremes(bad=FAINT)
 
 
 def entropy_limits(entropies: Sequence[np.ndarray], maximum: float) -> tuple[float, float]:
     """Both ends of the colour scale of entropies, in nats: the smallest of all, and `maximum`.
 
-    A scale is at least a tenth of `maximum` wide, so that noise does not look like a difference.
+    The scale is at least a tenth of `maximum` wide, so that noise does not look like a difference.
     """
     values = [float(np.min(e[np.isfinite(e)], initial=maximum)) for e in entropies]
     return max(0.0, min([0.9 * maximum, *values])), maximum
 
 
 def entropy_digits(limits: tuple[float, float]) -> int:
-    """Digits behind the point by which entropies of such a colour scale are told apart."""
+    """Decimal places needed to distinguish entropies on a colour scale of these limits."""
     return 1 if limits[1] - limits[0] >= 1 else 2
 
 
 def attention_colormap() -> Colormap:
-    """Colours of attention probabilities, from nearly the ground to dark; none for what is hidden.
+    """Colours of attention probabilities, from almost white to dark blue.
 
-    The ground of a light page and of a dark one lies behind the cells without a value.
+    Masked cells are transparent, so that they show a light or a dark page's background.
     """
     colors = ("#e6eef8", "#7fabdf", "#2f6bbd", "#12325f")
     return LinearSegmentedColormap.from_list("attention", colors).with_extremes(bad="#00000000")
@@ -70,7 +70,7 @@ def depth_colormap() -> Colormap:
 
 
 def run_style(place: int) -> dict[str, Any]:
-    """Colour and dashes of a run by its place; colours used up come back with other dashes."""
+    """Colour and dashes of a run by its index; after eight runs, colours repeat with new dashes."""
     cycle, color = divmod(place, len(RUN_COLORS))
     return {
         "color": RUN_COLORS[color],
@@ -82,7 +82,7 @@ def run_style(place: int) -> dict[str, Any]:
 def contrast(rgba: Sequence[float]) -> str:
     """Near black or white, whichever reads better on `rgba` (relative luminance of WCAG 2).
 
-    It is not black itself: SVG leaves that out as its default, where the page's ink should not be.
+    Pure black is avoided: SVG omits it as the default, and the page's text colour would apply.
     """
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgba[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
@@ -102,7 +102,7 @@ def panel_grid(width: float, heights: Sequence[float]) -> tuple[Figure, list[Axe
 
 
 def style_axes(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
-    """Thin axes on two sides, small ticks, texts taken literally."""
+    """Thin axes on two sides, small ticks, and a literal title."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set(color=FAINT, linewidth=0.6)
     axes.tick_params(labelsize=SMALL, color=FAINT, labelcolor=INK, width=0.6, length=3)
@@ -120,7 +120,7 @@ def set_index_ticks(axis: Any, count: int, most: int) -> None:
 
 
 def set_step_axis(axes: Axes) -> None:
-    """A horizontal axis of optimizer steps, from the first that was recorded to the last."""
+    """A horizontal axis of optimizer steps, from the first recorded step to the last."""
     axes.margins(x=0.02)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 2.5, 5, 10]))
 
@@ -153,7 +153,7 @@ def add_color_bar(
 
 
 def add_depth_bar(figure: Figure, axes: Axes, layers: int) -> None:
-    """Explains the colours of `depth_colormap` for so many layers."""
+    """A bar that explains the colours of `depth_colormap` for this number of layers."""
     scale = ScalarMappable(Normalize(-0.5, layers - 0.5), depth_colormap())
     ticks = sorted({0, (layers - 1) // 2, layers - 1})
     add_color_bar(figure, axes, scale, ticks, "layer", "{x:.0f}")
@@ -162,9 +162,9 @@ def add_depth_bar(figure: Figure, axes: Axes, layers: int) -> None:
 def add_legend(
     figure: Figure, handles: Sequence[Any], labels: Sequence[str], columns: int, title: str = ""
 ) -> None:
-    """A legend under the panels; the figure grows by it, so that the panels keep their size.
+    """A legend under the panels; the figure becomes taller, so that the panels keep their size.
 
-    `columns` is for short labels; long ones stand in one column.
+    `columns` holds for short labels; with long ones there is one column.
     """
     columns = columns if max(map(len, labels)) <= 24 else 1
     rows = math.ceil(len(labels) / columns) + bool(title)

@@ -1,4 +1,4 @@
-"""Numbers in, rows out."""
+"""The tables of a report: numbers in, rows out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Column(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows of cells; None is a number that there is not."""
+    """Rows of cells; None is a missing value."""
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
@@ -40,9 +40,11 @@ class Table(NamedTuple):
 
 
 class Result(NamedTuple):
-    """How one run ended. Losses are in nats; `comparable` names its data: the hash of the corpus,
-    the tokenizer and the split, the context length, and how many tokens it trained on. `statistics`
-    is whether the model is norm-free, frozen or normalised.
+    """How one run ended. Losses are in nats.
+
+    Perplexities compare only between runs of equal `comparable`: the hash of corpus, tokenizer and
+    split, the context length, and the number of tokens trained on. `statistics` is whether the
+    model is norm-free, frozen or normalised.
     """
 
     label: str
@@ -76,8 +78,8 @@ class HeadSummary(NamedTuple):
 class NonFinite(NamedTuple):
     """What one run recorded of values that are not finite.
 
-    `onset` is None where all were finite; `in_training` is whether a training step showed it, and
-    not a probe.
+    `onset` is None if all were finite; `in_training` is whether a training step showed it rather
+    than a probe.
     """
 
     onset: Onset | None
@@ -86,7 +88,7 @@ class NonFinite(NamedTuple):
 
 
 def format_cell(value: Cell, form: str) -> str:
-    """`value` as the page shows it: a dash for None, words for what is not finite."""
+    """`value` as the page shows it: a dash for None, NaN and ∞ for values that are not finite."""
     if value is None:
         return "–"
     if isinstance(value, float) and not math.isfinite(value):
@@ -97,7 +99,7 @@ def format_cell(value: Cell, form: str) -> str:
 
 
 def percent_change(value: float | None, baseline: float | None) -> float | None:
-    """100 (value / baseline - 1); None where either is missing or the baseline is not positive."""
+    """100 (value / baseline - 1); None if either is missing or the baseline is not positive."""
     if value is None or baseline is None or not baseline > 0:
         return None
     return 100 * (value / baseline - 1)
@@ -109,9 +111,9 @@ def perplexity_table(
     """Perplexity of each run and its change in percent, beside the published ones.
 
     Args:
-      results: one per run. The published columns appear where one has a published counterpart.
-      baseline: label of the run that changes refer to; None for no changes. Only runs on its data,
-        context length and number of tokens have one: other perplexities are not comparable with it.
+      results: one per run. The published columns appear if any has a published counterpart.
+      baseline: label of the run that changes refer to; None for no changes. A run has a change only
+        if it shares the baseline's `comparable`.
       published_baseline: the paper's name of the model that published changes refer to.
     """
     reference = next((result for result in results if result.label == baseline), None)

@@ -21,9 +21,9 @@ def entropy_text(
 ) -> str:
     """Draws the entropy of every head, layers as rows and heads as columns.
 
-    Each cell is a shade, one for each quarter of `maximum`, with the value beside it where that
-    fits into the width. Heads that do not fit at all continue in a further block. A head without a
-    finite entropy is drawn as `!`.
+    Each cell is a shade, one for each quarter of `maximum`, with the value beside it if there is
+    room. Heads that do not fit into the width continue in a further block. A head without a finite
+    entropy is drawn as `!`.
 
     Args:
       entropy_LH: `[L, H]` in nats.
@@ -32,7 +32,7 @@ def entropy_text(
       width: columns of the terminal.
 
     Returns:
-      Lines joined by line breaks, without one at the end.
+      The lines, without a line break at the end.
 
     Raises:
       ValueError: `entropy_LH` is not two-dimensional or is empty, or `maximum` is not positive.

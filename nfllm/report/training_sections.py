@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import get_args
 
 import jax.numpy as jnp
 import numpy as np
 
 from nfllm.analysis.neurons import weight_decay_curve
+from nfllm.config.derived import Site
 from nfllm.report import figures
 from nfllm.report.charts import curves_chart, curves_table, layers_chart, layers_table
 from nfllm.report.figures import Curve, LayerCurves
@@ -21,7 +23,7 @@ _PARTICIPATION = ("mlp_pre_participation", "mlp_post_participation")
 
 
 def loss_sections(groups: Sequence[SeedGroup]) -> Iterator[Section]:
-    """Training and evaluation loss, and the gradient norm, over steps; seeds together."""
+    """Training and evaluation loss, and the gradient norm, over steps; one curve for all seeds."""
     wanted = (
         ("loss_nats", "train_loss", "training loss (nats)", False),
         ("eval_loss_nats", "eval_loss", "evaluation loss (nats)", False),
@@ -41,7 +43,8 @@ def loss_sections(groups: Sequence[SeedGroup]) -> Iterator[Section]:
             "marks a run's first value that is not finite."
         )
         if any(len(group.runs) > 1 for group in groups):
-            lead += " Of several seeds, the line is their mean, the band from lowest to highest."
+            lead += " For several seeds, the line is the mean and the band goes from the lowest "
+            lead += "to the highest."
         yield Section("Loss", lead, blocks)
 
 
@@ -84,14 +87,14 @@ def spectrum_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
         yield Section(
             "Spectra of the MLP",
             "Participation ratio of the covariance of the MLP's units over all probe tokens, "
-            "before and after the activation: over about how many directions the tokens spread, "
-            "from 1 to the width of the MLP.",
+            "before and after the activation: about how many directions the tokens vary in, from "
+            "1 to the width of the MLP.",
             blocks,
         )
 
 
 def slope_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
-    """Learned slopes through training, beside what weight decay alone would make of them."""
+    """Learned slopes through training, beside what weight decay alone would leave of them."""
     panels = [
         LayerCurves(run.label, *run.series["negative_slopes"], slopes_without_gradient(run))
         for run in runs
@@ -103,6 +106,25 @@ def slope_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
             "The dashed line is what weight decay alone would leave of a slope, without any "
             "gradient.",
             [through_training("negative_slopes", "", panels, "slope for x < 0")],
+        )
+
+
+def saturation_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
+    """The share of entries in the flat parts of point functions, by site and through training."""
+    panels = []
+    for run in runs:
+        for site in get_args(Site):
+            if (name := f"saturation_{site}") not in run.series:
+                continue
+            steps, values = run.series[name]
+            shares_NL = 100 * values.reshape(len(steps), -1)  # of one that no layer has, N x 1
+            panels.append(LayerCurves(f"{run.label} · {site}", steps, shares_NL, None))
+    if panels:
+        yield Section(
+            "Saturation of point functions through training",
+            "Share of entries with |alpha x + shift| > 2 in the probe batch, by site and layer. "
+            "The threshold is a convention.",
+            [through_training("saturation", "", panels, "entries in the flat parts (%)")],
         )
 
 
@@ -123,7 +145,7 @@ def slopes_without_gradient(run: ReportedRun) -> Curve | None:
 def _profile(
     runs: Sequence[ReportedRun], field: str, xlabel: str, ylabel: str
 ) -> Iterator[Pictures]:
-    """A quantity by layer at the last probe of the runs that have it, its largest over heads."""
+    """A quantity by layer at the last probe, the maximum over heads, of the runs that have it."""
     series = []
     for index, run in enumerate(runs):
         value = run.last(field)
@@ -138,7 +160,7 @@ def _profile(
 def through_training(
     name: str, caption: str, panels: Sequence[LayerCurves], ylabel: str, *, log: bool = False
 ) -> Pictures:
-    """One panel per run, all of one range."""
+    """One panel per run, all with the same vertical range."""
     limits = figures.common_range(panels, log=log)
     each = [figures.layer_curves([panel], ylabel, limits, log=log) for panel in panels]
     whole = figures.layer_curves(panels, ylabel, limits, log=log)

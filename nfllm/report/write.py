@@ -26,8 +26,9 @@ def write(
 ) -> epath.Path:
     """See `nfllm.report.write_report`."""
     read = read_runs(runs)
-    asked = [*_asked(runs, read, importance, steps), *(cost_sections(read) if private_cost else ())]
-    sections = build_sections(read, reference, asked)
+    requested = list(_checkpoint_sections(runs, read, importance, steps))
+    requested += cost_sections(read) if private_cost else ()
+    sections = build_sections(read, reference, requested)
     return write_page(_title(read), _lead(read), sections, out)
 
 
@@ -49,7 +50,7 @@ def write_page(
     return index
 
 
-def _asked(
+def _checkpoint_sections(
     paths: Sequence[epath.PathLike], runs: Sequence[ReportedRun], importance: bool, steps: bool
 ) -> Iterator[Section]:
     if not importance and not steps:
@@ -64,7 +65,7 @@ def _asked(
 
 
 def _utf8(text: str) -> bytes:
-    """With escapes for what UTF-8 cannot hold, as a file name in a path may have it."""
+    """UTF-8, with escapes for surrogates, which a path of undecodable bytes has."""
     return text.encode("utf-8", "backslashreplace")
 
 

@@ -1,4 +1,4 @@
-"""What a run directory holds: names, the record of what was run, metrics, and how runs compare."""
+"""The contents of a run directory: file names, the record of a run's config, and metrics."""
 
 from nfllm.rundir.record import (
     CHECKPOINTS_DIR,

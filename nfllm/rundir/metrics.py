@@ -1,4 +1,4 @@
-"""`metrics.jsonl` of a run directory: what happened, one JSON object a line."""
+"""`metrics.jsonl` of a run directory: measurements and events, one JSON object a line."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ _REMOTE_INTERVAL_SECONDS = 30.0
 class MetricsWriter:
     """Adds lines to `metrics.jsonl` of the run directory `run`.
 
-    A line that a kill left half-written is dropped on opening. On a local file system every
-    line is handed to the operating system at once. Elsewhere (`gs://`) nothing can be appended, so
-    the whole object is written again, at most every 30 seconds and by `flush` and `close`.
+    On opening, an incomplete last line, as left by a killed process, is dropped. On a local file
+    system every line is passed to the operating system immediately. Objects in remote storage
+    (`gs://`) cannot be appended to, so the whole object is written again, at most every 30 seconds
+    and by `flush` and `close`.
 
     Example:
       >>> with MetricsWriter("runs/relu") as metrics:
@@ -59,12 +60,12 @@ class MetricsWriter:
         Args:
           step: optimizer steps completed.
           kind: one of `KINDS`.
-          values: by field: numbers, strings, lists, dicts, and arrays of numpy or JAX, also
-            nested. What is not finite is kept, as `NaN`, `Infinity` and `-Infinity`.
+          values: from field to number, string, list, dict, or NumPy or JAX array, possibly nested.
+            Values that are not finite are written as `NaN`, `Infinity` and `-Infinity`.
 
         Raises:
           ValueError: an unknown kind, or a closed writer.
-          TypeError: a field that JSON cannot hold.
+          TypeError: a value that cannot be written as JSON.
         """
         if kind not in KINDS:
             raise ValueError(f"unknown kind of metrics line {kind!r}; {suggest(kind, KINDS)}")
@@ -80,7 +81,7 @@ class MetricsWriter:
             raise ValueError(f"{self._path} is closed; open it again with MetricsWriter(run)")
 
     def flush(self) -> None:
-        """Returns when every line is on storage, not only in the operating system's memory."""
+        """Waits until every line is on storage, not only in the operating system's memory."""
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -106,8 +107,8 @@ class MetricsWriter:
 class Metrics:
     """The lines of `metrics.jsonl`.
 
-    `rows` has every one of `KINDS` as a key, and lists of lines in order of their step; events
-    in the order in which they happened. `warnings` names what could not be read.
+    `rows` maps each of `KINDS` to its lines in order of their steps; events are in the order in
+    which they happened. `warnings` lists what could not be read.
     """
 
     rows: dict[str, list[dict[str, Any]]]
@@ -116,10 +117,11 @@ class Metrics:
     def series(self, kind: str, field: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps `[N]` and values `[N, ...]` of `field` over the lines of `kind` that have it.
 
-        Both are empty where nothing of that kind was written yet.
+        Both are empty if there is no line of that kind.
 
         Raises:
-          ValueError: an unknown kind, or no line of this kind has the field; with the nearest name.
+          ValueError: an unknown kind, or a field that no line of this kind has; the message
+            suggests the nearest name.
         """
         fields = self.fields(kind)
         if fields and field not in fields:
@@ -129,16 +131,16 @@ class Metrics:
         return steps, np.asarray([row[field] for row in lines], np.float64)
 
     def frame(self, kind: str | None = None) -> pandas.DataFrame:
-        """The lines as a table of pandas, one row a line: `step`, `kind` and the fields.
+        """The lines as a pandas table, one row for each line: `step`, `kind` and the fields.
 
-        An array has a column for each entry, named by its indices: `entropy_nats.0.3` is that of
-        layer 0, head 3.
+        An array has a column for each entry, named by its indices: `entropy_nats.0.3` is the
+        entropy of layer 0, head 3.
 
         Args:
-          kind: of the lines; None: all but events, in order of their steps.
+          kind: kind of the lines; by default all kinds except events, in order of their steps.
 
         Raises:
-          ValueError: an unknown kind; with the nearest name.
+          ValueError: an unknown kind; the message suggests the nearest name.
           ImportError: pandas is not installed.
         """
         try:
@@ -157,7 +159,7 @@ class Metrics:
         """The fields that lines of `kind` have, in alphabetical order.
 
         Raises:
-          ValueError: an unknown kind; with the nearest name.
+          ValueError: an unknown kind; the message suggests the nearest name.
         """
         if kind not in self.rows:
             raise ValueError(f"unknown kind of metrics line {kind!r}; {suggest(kind, self.rows)}")
@@ -165,13 +167,13 @@ class Metrics:
 
 
 def read_metrics(run: epath.PathLike) -> Metrics:
-    """Reads what is whole in `metrics.jsonl` of the run directory `run`.
+    """Reads the valid lines of `metrics.jsonl` of the run directory `run`.
 
-    A resumed run repeats steps. Its `resumed` event discards what was measured after the checkpoint
-    that it resumes from, a `started` event all that was measured before it, and of several lines of
-    one kind and step the last one counts. Events are all kept. A torn last line and lines without a
-    step and a kind are left out, and `Metrics.warnings` names them. A missing file is read as an
-    empty one, with a warning.
+    A resumed run repeats steps. So its `resumed` event discards measurements from after the
+    checkpoint that it resumes from, a `started` event discards all earlier measurements, and of
+    several lines of one kind and step only the last counts. All events are kept. An incomplete last
+    line and lines without a step or kind are left out and listed in `Metrics.warnings`. A missing
+    file counts as empty, with a warning.
     """
     path = run_directory(run) / METRICS_FILE
     measured: dict[str, dict[int, dict[str, Any]]] = {kind: {} for kind in KINDS}
@@ -207,13 +209,13 @@ def _columns(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _lines(whole: bytes, warnings: list[str]) -> Iterator[dict[str, Any]]:
-    """The lines of `whole` that can be read; the others are named in `warnings`."""
+    """The lines of `whole` that can be read; the others are listed in `warnings`."""
     *lines, last = whole.split(b"\n")
     for number, line in enumerate([*lines, last] if last else lines, start=1):
         row = _parse(line)
         if row is None:
-            is_torn = number > len(lines)
-            fault = "is torn" if is_torn else "is not a JSON object with a step and a kind"
+            is_last = number > len(lines)
+            fault = "is incomplete" if is_last else "is not a JSON object with a step and a kind"
             warnings.append(f"{METRICS_FILE} line {number} {fault}; left out")
         else:
             yield row
@@ -222,14 +224,14 @@ def _lines(whole: bytes, warnings: list[str]) -> Iterator[dict[str, Any]]:
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:  # also what UnicodeDecodeError is
+    except ValueError:  # includes UnicodeDecodeError
         return None
     whole = isinstance(row, dict) and type(row.get("step")) is int and type(row.get("kind")) is str
     return row if whole else None
 
 
 def _without_torn_line(whole: bytes) -> bytes:
-    """Ends `whole` with a line break: completes the last line if it can be read, else drops it."""
+    """Makes `whole` end in a line break: completes the last line if it is valid, else drops it."""
     start = whole.rfind(b"\n") + 1
     if start == len(whole):
         return whole

@@ -1,8 +1,8 @@
-"""The run directory: the names in it, and the record of what was run.
+"""The run directory: the names in it, and the record of a run, `config.json`.
 
-    config.json      what was run: the whole config and what follows from it (`RunRecord`)
+    config.json      the whole config and what follows from it (`RunRecord`)
     corpus.json      the corpus card
-    metrics.jsonl    what happened: one JSON object a line (`nfllm.rundir.metrics`)
+    metrics.jsonl    measurements and events, one JSON object a line (`nfllm.rundir.metrics`)
     tokenizer.json   Hugging Face tokenizers file
     checkpoints/     Orbax
     report/          written by `nfllm.report`
@@ -42,10 +42,10 @@ class RunError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where the first parameters of a run come from.
+    """The source of a run's first parameters.
 
     `fingerprint` is the SHA-256 of the checksums of the source's parameters; `notes` say in words
-    what differs, and what became of parameters that did not fit.
+    how the configs differ, and how parameters were changed to fit.
     """
 
     path: str
@@ -60,15 +60,16 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What a run is: enough to build its model again and to judge whether two runs compare.
+    """The content of `config.json`: enough to rebuild a run's model and to compare runs.
 
     `decayed_parameters` and `undecayed_parameters` name every parameter array once, by whether
-    weight decay acts on it. The file says too whether the model is norm-free, frozen or normalised
-    (`statistics`), and which files registered parts that it has (`imports`). `data_fingerprint` is
-    the hash of corpus, tokenizer and split. `origin` is None where parameters started at random.
+    weight decay acts on it. `data_fingerprint` is the hash of corpus, tokenizer and split. `origin`
+    is None if parameters were initialized at random. The file also says whether the model is
+    norm-free, frozen or normalised (`statistics`), and which files registered its parts
+    (`imports`).
 
-    Of an imported model, `config.model` is all that is known, and all that is written: the other
-    sections hold defaults, and neither list names a parameter.
+    For an imported model only `config.model` is known and written: the other sections hold
+    defaults, and both lists of parameters are empty.
     """
 
     config: Config
@@ -92,7 +93,7 @@ def imported_config(model: ModelConfig) -> Config:
 
 
 def write_record(run: epath.PathLike, record: RunRecord) -> None:
-    """Writes `config.json` of the run directory `run`, whole or not at all."""
+    """Writes `config.json` of the run directory `run`, atomically."""
     config = record.config.to_dict()
     values = {
         "format_version": FORMAT_VERSION,
@@ -120,7 +121,7 @@ def read_record(run: epath.PathLike) -> RunRecord:
     """Reads `config.json` of the run directory `run`.
 
     Raises:
-      RunError: the directory or the file is missing, the file is half-written, its format is newer
+      RunError: the directory or the file is missing, the file is incomplete, its format is newer
         than this nfllm reads, or its config has keys or values that this nfllm does not know.
     """
     directory = run_directory(run)
@@ -130,13 +131,13 @@ def read_record(run: epath.PathLike) -> RunRecord:
     if not path.exists():
         raise RunError(
             f"{directory} has no {RECORD_FILE}: it is not a run directory, or its run stopped "
-            "before it began"
+            "before training began"
         )
     try:
         values = json.loads(path.read_bytes())
     except ValueError as error:
         raise RunError(
-            f"{path} is half-written or not JSON ({error}); restore it, or run again into an empty "
+            f"{path} is incomplete or not JSON ({error}); restore it, or run again into an empty "
             "directory"
         ) from error
     return _record(path, values)
@@ -150,7 +151,7 @@ def _record(path: epath.Path, values: Any) -> RunRecord:
     if version > FORMAT_VERSION:
         raise RunError(
             f"{path} has format_version {version}, {writer}; this nfllm reads up to "
-            f"{FORMAT_VERSION}, so read it with a newer one"
+            f"{FORMAT_VERSION}, so use a newer version"
         )
     types: dict[str, type] = {
         "nfllm_version": str,
@@ -202,14 +203,14 @@ def _origin(path: epath.Path, values: Any) -> Origin | None:
     try:
         return Origin(**{**values, "notes": tuple(values["notes"])})
     except (TypeError, KeyError) as error:
-        raise RunError(f"{path}: origin={values!r} is not that of a run ({error!r})") from error
+        raise RunError(f"{path}: origin={values!r} is not valid ({error!r})") from error
 
 
 def _check_imported(path: epath.Path, values: dict[str, Any]) -> None:
-    """Names the file of each part that was registered, where it is another now.
+    """Warns about each registered part of the model whose file has changed.
 
     Raises:
-      RunError: it has not been imported.
+      RunError: the file of a part has not been imported.
     """
     for key, source in values.get("imports", {}).items():
         section, _, name = key.partition(".")
@@ -218,19 +219,20 @@ def _check_imported(path: epath.Path, values: dict[str, Any]) -> None:
         if names is None or chosen not in names:
             raise RunError(
                 f"{path}: {key}={chosen!r} was registered by {source['file']}, which this program "
-                "has not run; import it before the run is read, or give the command "
-                f"--import {source['file']}"
+                "has not imported; import it before the run is read, or add "
+                f"--import {source['file']} to the command"
             )
         found = names[chosen].source
         if found is not None and found.sha256 != source["sha256"]:
             logging.warning(
-                "%s: %s=%r was registered by %s, and is by %s, which does not read the same",
+                "%s: %s=%r was registered by %s, but this program has it from %s, whose content "
+                "differs",
                 *(path, key, chosen, source["file"], found.file),
             )
 
 
 def _write_whole(path: epath.Path, content: bytes) -> None:
-    """Replaces `path`; a reader sees the old content or the new, never a part."""
+    """Replaces `path` atomically: a reader sees the old or the new content, never a part of it."""
     if not is_local(path):  # an object store shows an object only when it is complete
         path.write_bytes(content)
         return
@@ -243,10 +245,10 @@ def _write_whole(path: epath.Path, content: bytes) -> None:
 
 
 def run_directory(path: epath.PathLike) -> epath.Path:
-    """The directory of a run as a person named it; a leading ~ is the home directory.
+    """The directory of a run from a path given by a user; a leading ~ is the home directory.
 
     Raises:
-      RunError: it is no path, or needs packages that are not installed.
+      RunError: it is not a path, or needs packages that are not installed.
     """
     try:
         return user_path(path, "run directory")
@@ -255,8 +257,8 @@ def run_directory(path: epath.PathLike) -> epath.Path:
 
 
 def resolve(path: epath.Path) -> epath.Path:
-    """`path` from the root, without links; an address such as `gs://bucket/run` stays as it is.
+    """The absolute path, without links; an address such as `gs://bucket/run` is unchanged.
 
-    `epath.Path.resolve` takes an address for a name in the current directory.
+    `epath.Path.resolve` would take an address for a name in the current directory.
     """
     return path.resolve() if is_local(path) else path

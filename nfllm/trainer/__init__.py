@@ -1,1 +1,1 @@
-"""What a host does around a step: loop, placement, checkpoints, journal, signals, hosts, lock."""
+"""The work of a host around steps: loop, placement, checkpoints, journal, signals, hosts, lock."""

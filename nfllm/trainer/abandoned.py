@@ -1,7 +1,7 @@
 """Hides the errors of reads and writes that Orbax abandons when one of them has failed.
 
-These errors only follow from the first one, which is raised. They come from Orbax's threads: as
-lines of the log, and as tracebacks where a thread reports to an event loop that is closed already.
+They only follow from the first error, which is raised. They come from Orbax's threads: as log
+messages, and as tracebacks of threads whose event loop is already closed.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ class _Before:
 
 
 def hush() -> None:
-    """Hides them until `unhush`, which is not called after a failure: the threads may still run."""
+    """Hides them until `unhush`. After a failure do not call it, since threads may still run."""
     if sys.unraisablehook is not _report:
         _Before.hook, sys.unraisablehook = sys.unraisablehook, _report
     logging.get_absl_logger().addFilter(_is_not_from_orbax)
 
 
 def unhush() -> None:
-    """Shows them again; a hook that other code has set since then stays."""
+    """Shows them again; a hook that other code has set in the meantime is kept."""
     if sys.unraisablehook is _report:
         sys.unraisablehook = _Before.hook
     logging.get_absl_logger().removeFilter(_is_not_from_orbax)

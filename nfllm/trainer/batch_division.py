@@ -1,4 +1,4 @@
-"""How a batch divides over devices and micro-batches, and a CPU into devices."""
+"""The division of a batch among devices and micro-batches, and of a CPU into devices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nfllm.model.tuning import tuning
 
 
 def micro_batches(config: Config, devices: int) -> int:
-    """`training.gradient_accumulation`, or what is fastest where any number gives the same mean."""
+    """`training.gradient_accumulation`; by default the fastest number that gives the same mean."""
     training = config.training
     if training.gradient_accumulation is not None:
         return training.gradient_accumulation
@@ -39,13 +39,14 @@ def check_batch_size(key: str, sequences: int, devices: int, micro_batches: int 
 
 
 def configure_devices(config: Config) -> None:
-    """Splits a CPU into `parallel.cpu_devices` devices; must run before the first array is made.
+    """Splits a CPU into `parallel.cpu_devices` devices; call it before the first array is made.
 
-    Left unset, it is the largest number of devices, at most one per core, over which both batches
-    divide; but what the process has set or made already stays, and one of several gets one.
+    The default is the largest number, at most one per core, over which the training and the
+    evaluation batch divide; 1 if there are several processes; and unchanged if the process has
+    already set the number or made devices.
 
     Raises:
-      ConfigError: the devices already exist, in another number.
+      ConfigError: the process already has another number of devices.
     """
     wanted = config.parallel.cpu_devices
     if wanted is None and _cpu_devices_are_set():
@@ -64,7 +65,7 @@ def configure_devices(config: Config) -> None:
         found = jax.device_count("cpu")
         if wanted not in (None, found):
             raise ConfigError(
-                f"parallel.cpu_devices={wanted}, but this process has already made "
+                f"parallel.cpu_devices={wanted}, but this process already has "
                 f"{found}; set the key before anything runs on JAX, or leave it unset"
             ) from error
 

@@ -1,4 +1,4 @@
-"""What a run does between steps: it probes, evaluates and saves, each when it is due."""
+"""The work of a run between steps: probes, evaluations and checkpoints, each when it is due."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nfllm.training.state import TrainState
 
 @dataclasses.dataclass
 class BetweenSteps:
-    """What is not training, and where each of it is written."""
+    """Probes, evaluates and saves a state, and writes the results."""
 
     program: Program
     checkpoints: Checkpoints
@@ -27,7 +27,7 @@ class BetweenSteps:
     removals: Removals
 
     def due(self, step: int) -> set[str]:
-        """What is to be done after `step` steps."""
+        """The names of what is due after `step` steps."""
         config = self.program.config
         intervals = {
             "telemetry": config.telemetry.every,
@@ -41,11 +41,11 @@ class BetweenSteps:
         self, state: TrainState, step: int, due: set[str], signal: Signals | None
     ) -> Signals | None:
         """Does what is due after `step`; returns the signal that ends the run, if there is one."""
-        if signal is not None:  # the sender of the signal may not wait for an evaluation
+        if signal is not None:  # first of all, since the process may be killed soon
             self.save(state)
             self.checkpoints.wait()
         if "removal" in due:
-            self.removals.tell(state, step)
+            self.removals.report(state, step)
         if "telemetry" in due:
             self.probe(state, step)
         if "evaluation" in due:
@@ -56,12 +56,12 @@ class BetweenSteps:
         return signal
 
     def probe(self, state: TrainState, step: int) -> np.ndarray | None:
-        """Writes a line of telemetry; returns the entropies, None where there is no telemetry."""
+        """Writes a line of telemetry; returns the entropies, or None without telemetry."""
         if not self.program.config.telemetry.every:
             return None
         fields = self.program.probe(state)
         self.journal.write("telemetry", step, **fields)
-        return fields["entropy_nats"]
+        return fields.get("entropy_nats")
 
     def evaluate(self, state: TrainState, step: int) -> Evaluation:
         """Writes and prints the loss over the validation split."""
@@ -81,7 +81,7 @@ class BetweenSteps:
         return found
 
     def save(self, state: TrainState) -> None:
-        """Begins to write a checkpoint."""
+        """Starts to write a checkpoint."""
         self.journal.flush()  # so that a step with a checkpoint has its metrics
         whole = self.program.placement.to_checkpoint(state)
         self.checkpoints.save(whole, self.program.dataset.fingerprint)

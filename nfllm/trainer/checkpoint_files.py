@@ -1,9 +1,9 @@
 """The files of a checkpoint: how they are written, read and checked for damage.
 
-A checkpoint holds the state, and beside it a small JSON file, the notes: the data's fingerprint and
-a checksum of every array. The state's folder also lists its files with their sizes and
-checksums. They are checked before Orbax reads any: when one of its reads fails, it abandons the
-others and may wait for ever.
+A checkpoint has two parts: the state, and a small JSON file, the notes, with the data's fingerprint
+and a checksum of every array. The state's folder also lists its files with their sizes and
+checksums. These are checked before Orbax reads any file: when one of its reads fails, it abandons
+the others and may wait forever.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _CHUNK = 1 << 24
 
 
 class _ListedState(ocp.StandardCheckpointHandler):
-    """Writes the list of files last, before the checkpoint gets its name."""
+    """Writes the list of files last, before the checkpoint is renamed to its final name."""
 
     def finalize(self, directory: epath.Path) -> None:
-        """Called by Orbax, in one process, when all have written their files."""
+        """Called by Orbax in one process, after all processes have written their files."""
         with _without_glob_characters(directory) as plain:
             super().finalize(plain)
         found = {name: _describe(directory / name) for name in sorted(_names(directory))}
@@ -48,15 +48,15 @@ class _ListedState(ocp.StandardCheckpointHandler):
 
     @classmethod
     def typestr(cls) -> str:
-        """The handler by which Orbax alone can read it."""
+        """Names Orbax's own handler, so that plain Orbax can read the checkpoint."""
         return ocp.StandardCheckpointHandler.typestr()
 
 
 @contextlib.contextmanager
 def _without_glob_characters(directory: epath.Path) -> Iterator[epath.Path]:
-    """The directory, or a link to it where its name holds [, * or ?.
+    """The directory, or a link to it if its name contains [, * or ?.
 
-    Orbax reads these as a pattern, finds no file to merge, and only warns.
+    Orbax takes such a name for a glob pattern, finds no file to merge, and only warns.
     """
     name = os.fspath(directory)
     if glob.escape(name) == name or not is_local(directory):
@@ -79,8 +79,9 @@ def writers() -> ocp.handlers.CheckpointHandlerRegistry:
 def check_files(checkpoints: epath.Path, step: int, share: int = 0, shares: int = 1) -> None:
     """Raises ValueError unless the files of the state are those that were saved.
 
-    The sizes of all files are compared, and the contents of one file in `shares`. A checkpoint that
-    lists no files, as the first versions wrote it, passes.
+    The sizes of all files are compared. The contents are divided among `shares` processes: only
+    every file number `share` modulo `shares` is compared. A checkpoint of an early version, without
+    a list of files, passes.
     """
     directory = checkpoints / f"{STEP_PREFIX}_{step}" / STATE
     path = directory / _FILE_LIST
@@ -106,7 +107,7 @@ def _names(directory: epath.Path, prefix: str = "") -> Iterator[str]:
 
 
 def _describe(file: epath.Path) -> dict[str, int]:
-    """Size and, on a file system, checksum; object storage checks itself, and is slow to read."""
+    """Size, and on a file system the checksum; object storage has its own and is slow to read."""
     sums = {"crc32": _crc32(file)} if is_local(file) else {}
     return {"bytes": status(file).length, **sums}
 
@@ -122,7 +123,7 @@ def _crc32(file: epath.Path) -> int:
 def open_reader(
     directory: epath.Path, handler: Callable[..., ocp.CheckpointHandler]
 ) -> ocp.CheckpointManager:
-    """A manager that reads for this process alone: if it fails, no other process waits for it."""
+    """A manager that reads without synchronizing: no process waits for one that failed."""
     this = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"reader_{this}"
@@ -140,7 +141,7 @@ def open_reader(
 
 
 def read_notes(manager: ocp.CheckpointManager, step: int) -> Mapping[str, Any]:
-    """The notes of a checkpoint; ValueError, or any error of Orbax, where they are damaged."""
+    """The notes of a checkpoint; raises ValueError, or an error of Orbax, if they are damaged."""
     arguments = ocp.args.Composite(**{NOTES: ocp.args.JsonRestore()})
     notes = manager.restore(step, args=arguments)[NOTES]
     if not isinstance(notes, dict) or "format_version" not in notes:
@@ -149,7 +150,7 @@ def read_notes(manager: ocp.CheckpointManager, step: int) -> Mapping[str, Any]:
 
 
 def read_params(manager: ocp.CheckpointManager, step: int) -> Params:
-    """The parameters alone, as NumPy arrays, whatever devices they were saved from."""
+    """Only the parameters, as NumPy arrays, whatever devices they were saved from."""
     saved = manager.item_metadata(step)[STATE].tree["params"]
     target = {"params": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)}
     arguments = ocp.args.PyTreeRestore(
@@ -165,7 +166,7 @@ Tree = TypeVar("Tree")
 
 @jax.jit
 def _checksums(tree: Tree) -> Tree:
-    """A 32-bit sum over each array's bits, mixed with their position: exact in any order."""
+    """A 32-bit checksum of each array's bits and their positions, which any sharding computes."""
 
     def checksum(x: jax.Array) -> jax.Array:
         words = jax.lax.bitcast_convert_type(x, jnp.uint32).reshape(-1)
@@ -177,7 +178,7 @@ def _checksums(tree: Tree) -> Tree:
 
 
 def named_checksums(tree: object, prefix: str = "") -> dict[str, int]:
-    """The checksum of each array by its name: `prefix`, then the path in the tree."""
+    """The checksum of each array by name: `prefix` followed by the path in the tree."""
     leaves = jax.tree_util.tree_leaves_with_path(_checksums(tree))
     return {prefix + jax.tree_util.keystr(path): int(value) for path, value in leaves}
 
@@ -195,7 +196,7 @@ def check_format(directory: epath.Path, step: int, notes: Mapping[str, Any]) -> 
         raise RunError(
             f"the checkpoint of step {step} in {directory} has format_version "
             f"{notes['format_version']}; this nfllm reads up to {FORMAT_VERSION}, so use the newer "
-            "one that wrote it"
+            "version that wrote it"
         )
 
 
@@ -205,7 +206,7 @@ def describe_damage(step: int, why: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The first cause of an error as one line; a long one keeps its begin and its end."""
+    """The original cause of an error in one line; long texts are shortened in the middle."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split()) or type(error).__name__

@@ -53,8 +53,7 @@ class Checkpoints:
         self.fallbacks: list[str] = []
         self._broken: set[int] = set()
         self._directory = epath.Path(run) / CHECKPOINTS_DIR
-        # On a CPU the state's memory is the host's: a save in the background would read buffers
-        # that the next step has been given to reuse.
+        # On a CPU, a save in the background would read buffers that were donated to the next step.
         background = jax.default_backend() != "cpu"
         self._manager = ocp.CheckpointManager(
             resolve(self._directory),
@@ -63,7 +62,7 @@ class Checkpoints:
                 keep_period=config.keep_every,
                 enable_async_checkpointing=background,
                 step_prefix=STEP_PREFIX,
-                cleanup_tmp_directories=True,  # left by saves that were interrupted
+                cleanup_tmp_directories=True,  # left behind by interrupted saves
             ),
             handler_registry=writers(),
         )
@@ -94,13 +93,13 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, state: SavedState, data_fingerprint: str) -> None:
-        """Writes the state; the checkpoint appears under its name only when it is whole.
+        """Writes the state; the checkpoint gets its final name only when it is complete.
 
         On an accelerator it is written in the background: `wait` or the next save raises errors.
 
         Raises:
-          RunError: this checkpoint or the one before cannot be written, as on a full disk; earlier
-            ones are untouched.
+          RunError: this checkpoint or the previous one cannot be written, for example because the
+            disk is full; earlier ones are kept.
         """
         step = int(state.step)
         peers.progress(f"saving step {step}")
@@ -121,7 +120,7 @@ class Checkpoints:
             self._manager.save(step, args=arguments, force=True)
 
     def wait(self) -> None:
-        """Returns when the last save is whole on storage.
+        """Waits until the last save is completely on storage.
 
         Raises:
           RunError: it cannot be written.
@@ -136,22 +135,21 @@ class Checkpoints:
         except Exception as error:  # storage raises errors of many types
             raise RunError(
                 f"{what} could not be written into {self._directory} ({reason(error)}); earlier "
-                "ones are kept. Make room, and give the same command again"
+                "ones are kept. Free some space, and give the same command again"
             ) from error
 
     def restore(self, abstract_state: SavedState, data_fingerprint: str) -> SavedState | None:
-        """The newest checkpoint that is not damaged, or None where there is no checkpoint.
+        """The newest checkpoint that is not damaged, or None if there is no checkpoint.
 
-        A damaged one is skipped, stays on disk until its step is saved again, and is named in
-        `fallbacks`.
+        A damaged one is skipped and named in `fallbacks`; it is kept until its step is saved again.
 
         Args:
           abstract_state: shapes, types and shardings of the state, as `jax.ShapeDtypeStruct`.
-          data_fingerprint: of the data that the run is resumed with.
+          data_fingerprint: fingerprint of the data that the run is resumed with.
 
         Raises:
-          RunError: every checkpoint is damaged, one is newer than this nfllm reads, or the data has
-            changed.
+          RunError: every checkpoint is damaged, the format of one is newer than this nfllm reads,
+            or the data has changed.
         """
         found = peers.exchange("to look for checkpoints", self.steps())
         steps = sorted(set().union(*found))
@@ -173,7 +171,7 @@ class Checkpoints:
         abstract_state: SavedState,
         data_fingerprint: str,
     ) -> SavedState | None:
-        """The state of a checkpoint, or None where it is damaged for any process."""
+        """The state of a checkpoint, or None if any process finds it damaged."""
         try:
             with _in_all_processes(step, "look at"):
                 notes = read_notes(reader, step)
@@ -185,7 +183,7 @@ class Checkpoints:
             with _in_all_processes(step, "read"):
                 arguments = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(abstract_state)})
                 state = reader.restore(step, args=arguments)[STATE]
-            sums = named_checksums(state)  # which needs the devices of all processes
+            sums = named_checksums(state)  # a computation on the devices of all processes
             with _in_all_processes(step, "compare"):
                 check_sums(sums, notes)
         except _DamagedError as error:
@@ -201,13 +199,13 @@ class _DamagedError(Exception):
 
 @contextlib.contextmanager
 def _in_all_processes(step: int, doing: str) -> Iterator[None]:
-    """Raises _DamagedError in every process if the block raises any error in one."""
+    """Raises _DamagedError in every process if the block raises an error in any of them."""
     fault: str | None = None
     try:
         yield
     except RunError:
         raise
-    except Exception as error:  # a damaged file makes the libraries raise many types
+    except Exception as error:  # for damaged files the libraries raise many types
         fault = reason(error)
     faults = peers.exchange(f"to {doing} the checkpoint of step {step}", fault)
     for process, other in enumerate(faults):
@@ -219,15 +217,16 @@ def _in_all_processes(step: int, doing: str) -> Iterator[None]:
 def restore_params(run: epath.PathLike, step: int | None = None) -> tuple[int, Params]:
     """Step and parameters of a checkpoint of a run, as NumPy arrays.
 
-    It needs none of the devices that trained the run.
+    It does not need the devices that trained the run.
 
     Args:
       run: the run directory.
-      step: of the checkpoint; None: the newest undamaged one, with a warning for each other.
+      step: step of the checkpoint; by default the newest undamaged one, with a warning for each
+        damaged one.
 
     Raises:
-      RunError: the run has no such checkpoint, or none that can be read, or it is newer than this
-        nfllm reads.
+      RunError: the run has no such checkpoint, or none that can be read, or its format is newer
+        than this nfllm reads.
     """
     directory = run_directory(run) / CHECKPOINTS_DIR
     if not directory.exists():
@@ -239,7 +238,7 @@ def restore_params(run: epath.PathLike, step: int | None = None) -> tuple[int, P
         if step is not None and step not in kept:
             raise RunError(
                 f"{directory.parent} has no checkpoint of step {step}; it holds {listed} "
-                "(checkpoint.every, keep and keep_every say which are written and kept)"
+                "(checkpoint.every, keep and keep_every determine which are written and kept)"
             )
         for candidate in kept[::-1] if step is None else [step]:
             try:
@@ -265,7 +264,7 @@ def _check_optimizer(directory: epath.Path, step: int, notes: Mapping[str, Any])
     if not any(name.startswith(".opt_state") for name in notes["checksums"]):
         raise RunError(
             f"the checkpoint of step {step} in {directory} has no optimizer: it was imported, or "
-            "made of another run's. To train on from it, name it in another --workdir: "
+            "derived from another run. To train from its weights, choose another --workdir and "
             f"--config.training.init_from={directory.parent}"
         )
 

@@ -1,4 +1,4 @@
-"""Tokens per second of training alone."""
+"""Tokens per second of training, without pauses."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Iterator
 
 
 class Clock:
-    """Times training steps, without the first, which compiles, and without pauses.
+    """Times training steps, without pauses and without the first step, which compiles.
 
     Attributes:
       tokens_per_step: tokens of one step.
-      trained_seconds: of all steps timed so far.
+      trained_seconds: total time of all steps timed so far.
 
     Example:
       >>> clock = Clock(tokens_per_step=2048)
       >>> for step in range(3):
       ...     clock.tick()  # after a step
       ...     with clock.paused():
-      ...         pass  # what is no training, as an evaluation
+      ...         pass  # something else than training, such as an evaluation
       >>> clock.tokens_per_second > 0
       True
     """
@@ -51,14 +51,14 @@ class Clock:
         self._last = now
 
     def lap(self) -> float:
-        """Tokens per second since the last lap; NaN where no step was timed."""
+        """Tokens per second since the last lap; NaN if no step was timed."""
         steps, seconds = self._steps - self._lap_steps, self.trained_seconds - self._lap_seconds
         self._lap_steps, self._lap_seconds = self._steps, self.trained_seconds
         return self._speed(steps, seconds)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves out the time inside the block."""
+        """Excludes the time inside the block."""
         begin = time.perf_counter()
         yield
         if self._last is not None:

@@ -1,4 +1,4 @@
-"""A run directory for parameters that were made of another run's, without a step of training."""
+"""Run directories for parameters that were derived from another run's without training."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from nfllm.training.state import SavedState
 
 
 def new_directory(path: epath.PathLike) -> epath.Path:
-    """The directory, which is not there yet or is empty.
+    """The directory `path`, which must not exist or be empty.
 
     Raises:
-      RunError: it holds something.
+      RunError: it is not empty.
     """
     directory = run_directory(path)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -48,19 +48,19 @@ def write_derived(
 ) -> epath.Path:
     """Writes a run whose parameters come from the run `source`, and returns its directory.
 
-    It has no optimizer: it is loaded, measured and exported, and training starts from it with
-    `training.init_from`.
+    It has no optimizer state: it can be loaded, measured and exported, and its weights can be
+    trained with `training.init_from`.
 
     Args:
       path: a new directory.
-      source: the run that the parameters were made of, whose tokenizer and corpus card go along.
-      config: that of the source, with the model of `params`.
+      source: the run that the parameters come from; its tokenizer and corpus card are copied.
+      config: the config of the source, with the model section of `params`.
       params: the parameters.
       origin: where they come from.
-      event: fields of the one event in its metrics; `event` and `message` among them.
+      event: fields of the only event in its metrics, including `event` and `message`.
 
     Raises:
-      RunError: the directory holds something, or cannot be written.
+      RunError: the directory is not empty, or cannot be written.
     """
     directory, record = new_directory(path), read_record(source)
     directory.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def write_derived(
                 shutil.copyfileobj(old, new)
     with MetricsWriter(directory) as metrics:
         metrics.write("event", origin.step, **event)
-    # Last: a directory without a record is no run.
+    # Written last: a directory without config.json does not count as a run.
     vocab_size, fingerprint = record.vocab_size, record.data_fingerprint
     write_record(directory, new_record(config, vocab_size, fingerprint, params, origin))
     return directory

@@ -48,7 +48,7 @@ def evaluate(
 
 
 def perplexity(loss_nats: float) -> float:
-    """exp(loss), and infinity where that overflows."""
+    """exp(loss), or infinity if that overflows."""
     try:
         return math.exp(loss_nats)
     except OverflowError:

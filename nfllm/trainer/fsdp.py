@@ -1,4 +1,4 @@
-"""How parameters, optimizer state and activations are split with `parallel.strategy="fsdp"`."""
+"""The sharding of parameters, optimizer state and activations by `parallel.strategy="fsdp"`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nfllm.training.state import TrainState
 T = TypeVar("T")
 
 AXIS = "data"
-"""The one axis of devices: data is split over it, and with `fsdp` the state too."""
+"""The only device axis: data is sharded over it, and with `fsdp` the state as well."""
 
 
 def shardings(state: TrainState, mesh: Mesh) -> TrainState:
@@ -35,11 +35,11 @@ def shardings(state: TrainState, mesh: Mesh) -> TrainState:
 def split_by_sequence(
     sharding: NamedSharding, rows: int
 ) -> contextlib.AbstractContextManager[None]:
-    """Within the block, inputs and outputs of every module stay split by sequence.
+    """Within the block, inputs and outputs of every module are sharded by sequence.
 
-    Otherwise the compiler follows the parameters: it splits the residual stream along D, as the
-    embeddings are, lets every device attend in all `rows` sequences, and communicates
-    activations instead of parameters.
+    Otherwise the compiler would follow the sharding of the parameters: it would split the residual
+    stream along D, as the embeddings, compute attention of all `rows` sequences on every device,
+    and communicate activations instead of parameters.
     """
 
     def keep(x: T) -> T:

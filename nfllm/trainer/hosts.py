@@ -24,16 +24,16 @@ _PREPARE_SECONDS = 24 * 3600.0
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Connects this process with the others of its run; must come before any use of a device.
+    """Connects this process with the others of its run; call it before any device is used.
 
     With the three values (or NFLLM_COORDINATOR, NFLLM_NUM_PROCESSES and NFLLM_PROCESS_ID in the
-    environment) it meets the others at `coordinator`. Without, on a TPU or under `srun` with
-    several tasks, JAX finds them itself. Otherwise the process is alone.
+    environment), it connects to `coordinator`. Without them, on a TPU or under `srun` with several
+    tasks, JAX finds the other processes itself. Otherwise the run has a single process.
 
     Args:
       coordinator: HOST:PORT of process 0, the same for all.
-      num_processes: how many there are.
-      process_id: which one this is, from 0.
+      num_processes: the number of processes.
+      process_id: the index of this process, from 0.
 
     Raises:
       ConfigError: some of the three are missing, or `process_id` is out of range.
@@ -44,7 +44,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         return
     if values is not None and values["process_id"] > 0:
         _wait_for(values["coordinator_address"])
-    # All processes end when the heartbeat of one is missed, rather than wait for ever.
+    # If the heartbeat of one process is missed, all end instead of waiting forever.
     jax.distributed.initialize(
         **(values or {}),
         initialization_timeout=_START_SECONDS,
@@ -54,7 +54,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes metrics, records and reports."""
+    """Whether this is the process that writes the run directory and prints progress."""
     return jax.process_index() == 0
 
 
@@ -63,7 +63,7 @@ def check_agreement(config: Config, data_fingerprint: str) -> None:
     own: dict[str, Value] = {"data fingerprint": data_fingerprint}
     for section, keys in config.to_dict().items():
         own |= {f"{section}.{key}": value for key, value in keys.items()}
-    del own["data.data_dir"]  # every host may keep its data elsewhere
+    del own["data.data_dir"]  # hosts may keep their data in different places
     everyone = peers.exchange("to prepare its data", own, _PREPARE_SECONDS)
     peers.progress("start")
     for key in own:
@@ -77,7 +77,7 @@ def check_agreement(config: Config, data_fingerprint: str) -> None:
 
 
 def stop_agreed(step: int) -> bool:
-    """Whether all processes stop after `step`, because one got SIGTERM; to be called every step."""
+    """Whether all processes stop after `step` because one got SIGTERM; call it after every step."""
     peers.progress(f"step {step}")
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
 
@@ -113,7 +113,7 @@ def _whole_number(name: str) -> int | None:
 
 
 def _wait_for(address: str) -> None:
-    """Returns when something listens at `address`; where nothing does, JAX would abort."""
+    """Waits until something listens at `address`; otherwise JAX would abort the process."""
     host, _, port = address.rpartition(":")
     deadline = time.monotonic() + _START_SECONDS
     while True:
@@ -134,7 +134,7 @@ def _in_a_cluster() -> bool:
     """Whether JAX can find the other processes by itself."""
     wants_cpu = os.environ.get("JAX_PLATFORMS", "").startswith("cpu")
     tpu = importlib.util.find_spec("libtpu") is not None and not wants_cpu
-    # A batch script has the other variables too; only what `srun` starts is one of several.
+    # A batch script has the other variables too; only processes started by `srun` have this one.
     started_by_srun = "SLURM_STEP_NODELIST" in os.environ
     slurm = started_by_srun and int(os.environ.get("SLURM_NTASKS", "1")) > 1
     return tpu or slurm

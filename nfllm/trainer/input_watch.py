@@ -12,10 +12,9 @@ _SLOW_SHARE = 0.1
 
 
 class InputWatch:
-    """Events about a slow or stalled input, one for each time that it begins.
+    """Writes an event each time that the input becomes slow or stalls.
 
-    The journal is the first process's; another process, whose data may be the slow one, prints a
-    warning instead.
+    Only the first process has a journal; the others, whose data may be slow too, print a warning.
 
     Example:
       >>> from etils import epath
@@ -34,8 +33,8 @@ class InputWatch:
     def lap(self, step: int, waited: float, trained: float) -> None:
         """Reports a slow input after `step`.
 
-        A lap is slow where it waited for data more than 1 s and a tenth of its time; the next slow
-        lap is reported only after one that is not.
+        A lap is slow if more than 1 s and more than a tenth of its time was spent waiting for data.
+        Of consecutive slow laps only the first is reported.
 
         Args:
           step: the number of steps so far.
@@ -55,7 +54,7 @@ class InputWatch:
         self._step, self._waited, self._trained, self._slow = step, waited, trained, slow
 
     def stalled(self, seconds: float) -> None:
-        """Reports that the next batch has not come after so many seconds."""
+        """Reports that the next batch has not arrived after this many seconds."""
         self._say(
             "stalled_input",
             self._step,

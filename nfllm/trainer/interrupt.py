@@ -15,7 +15,7 @@ from nfllm import startup
 
 
 class Interrupt:
-    """Which signal asked the run to stop; None while none has."""
+    """The signal that asked the run to stop; None if there was none."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -37,9 +37,9 @@ def _to_sigterm(number: int, frame: FrameType | None) -> None:
 def watch() -> Iterator[Interrupt]:
     """Catches SIGINT and SIGTERM within the block; a second Ctrl-C stops at once.
 
-    Outside the main thread, where Python cannot handle signals, nothing is caught. Several
-    processes must stop after the same step: there JAX handles SIGTERM (`hosts.stop_agreed`), and a
-    Ctrl-C is turned into a SIGTERM.
+    Outside the main thread, where Python cannot handle signals, nothing is caught. With several
+    processes, which must stop after the same step, JAX handles SIGTERM (`hosts.stop_agreed`), and
+    Ctrl-C is turned into SIGTERM.
     """
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
@@ -52,7 +52,7 @@ def watch() -> Iterator[Interrupt]:
         handlers = {signal.SIGINT: _to_sigterm}
     previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        startup.check_ctrl_c()  # pressed before the handlers were set, and swallowed
+        startup.check_ctrl_c()  # raises for a Ctrl-C before the handlers were set
         yield interrupt
     finally:
         for number, handler in previous.items():

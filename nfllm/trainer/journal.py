@@ -1,4 +1,4 @@
-"""What a run reports: metrics to its file, and messages to the person who watches."""
+"""The reporting of a run: metrics to its file and other loggers, and messages to the terminal."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Journal:
 
     Args:
       run: the run directory.
-      total_steps: of the run.
-      done: steps that it goes on from.
-      loggers: those beside the writer of `metrics.jsonl`; the journal closes them.
+      total_steps: number of steps of the run.
+      done: number of steps before this start, 0 for a new run.
+      loggers: loggers beside the writer of `metrics.jsonl`; the journal closes them.
 
     Example:
       >>> with Journal(epath.Path("runs/relu"), total_steps=1000, done=0) as journal:
@@ -54,7 +54,7 @@ class Journal:
         self._stack.close()
 
     def write(self, kind: str, step: int, **fields: Any) -> None:
-        """Adds a line to metrics.jsonl, and tells the other loggers."""
+        """Adds a line to metrics.jsonl, and passes it to the other loggers."""
         for logger in self._loggers:
             logger.on_metrics(step, kind, fields)
 
@@ -69,7 +69,7 @@ class Journal:
             self._progress.say(line)
 
     def flush(self) -> None:
-        """Returns when every line is on storage."""
+        """Waits until every line is on storage."""
         for logger in self._loggers:
             logger.flush()
 

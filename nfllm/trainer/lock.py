@@ -1,4 +1,4 @@
-"""One run at a time in a run directory."""
+"""A lock that allows one process at a time in a run directory."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ except ImportError:  # Windows
 
 @contextlib.contextmanager
 def hold(run: epath.Path) -> Iterator[None]:
-    """Holds the run directory for this process; the kernel lets go of it when the process ends.
+    """Locks the run directory for this process; the kernel releases it when the process ends.
 
-    A remote directory (`gs://`) cannot be locked. Nor can one on a file system without locks, as
-    some network ones are, which a warning says.
+    Remote directories (`gs://`) are not locked. If the file system does not support locks, there is
+    a warning.
 
     Raises:
-      RunError: another process holds it.
+      RunError: another process has locked it.
     """
     if fcntl is None or "://" in str(run):
         yield
@@ -40,7 +40,7 @@ def hold(run: epath.Path) -> Iterator[None]:
                 "another --workdir"
             ) from error
         except OSError as error:
-            logging.warning("%s cannot be locked (%s): start no second run in it", run, error)
+            logging.warning("%s cannot be locked (%s): do not start a second run in it", run, error)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

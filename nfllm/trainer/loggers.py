@@ -1,4 +1,4 @@
-"""Who is told of a run's metrics beside `metrics.jsonl`, while it trains."""
+"""Loggers of a run's metrics beside `metrics.jsonl`: TensorBoard, Weights & Biases, your own."""
 
 from __future__ import annotations
 
@@ -21,32 +21,36 @@ from nfllm.trainer.hosts import is_first
 
 
 class Logger(Protocol):
-    """What is told of each line of `metrics.jsonl` as it is written; its writer is the first.
+    """Receives each line of `metrics.jsonl` as it is written; the file's writer is one itself.
 
-    Give others of your own to `fit(config, workdir, loggers=[...])`; what they raise ends the run.
+    Pass your own to `fit(config, workdir, loggers=[...])`; an error that they raise ends the run.
     """
 
     def on_metrics(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
-        """Takes the fields of a line of `kind` ("train", "eval", "telemetry", "event").
+        """Receives the fields of a line.
 
         Args:
-          step: optimizer steps completed.
-          kind: of the line.
+          step: number of optimizer steps completed.
+          kind: kind of the line: "train", "eval", "telemetry" or "event".
           values: numbers, strings, arrays such as `entropy_nats` [L, H], and dicts of them.
         """
 
     def flush(self) -> None:
-        """Returns when all that was given is on storage."""
+        """Waits until all lines received so far are on storage."""
 
     def close(self) -> None:
-        """Flushes, and takes no more."""
+        """Flushes; no lines follow."""
 
 
 def scalars(kind: str, values: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a line by name: `kind/field`, and of an array one for each layer.
+    """The numbers of a line by name: `kind/field`, and for arrays one for each layer.
 
-    `[L]` becomes `kind/field/layer_00`; of `[L, H]` the mean over heads is taken, and the name says
-    so: `kind/field/layer_00_mean`. Text is left out.
+    `[L]` becomes `kind/field/layer_00` and so on; `[L, H]` is averaged over heads, as the name
+    says: `kind/field/layer_00_mean`. Text is left out.
+
+    Example:
+      >>> scalars("telemetry", {"entropy_nats": [[1.0, 2.0]]})
+      {'telemetry/entropy_nats/layer_00_mean': 1.5}
     """
     found: dict[str, float] = {}
     for field, value in values.items():
@@ -67,7 +71,7 @@ def scalars(kind: str, values: Mapping[str, Any]) -> dict[str, float]:
 
 
 class _Scalars(abc.ABC):
-    """A logger of numbers, each line once; one that fails is left behind, and the run goes on."""
+    """A logger of numbers, each line once; if it fails, the run continues without it."""
 
     name: str
 
@@ -76,18 +80,18 @@ class _Scalars(abc.ABC):
         self._failed = False
 
     def on_metrics(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
-        """Hands the numbers of a line on; a line of one kind and step a second time is dropped."""
+        """Logs the numbers of a line; a second line of the same kind and step is dropped."""
         numbers = scalars(kind, values) if kind != "event" else {}
         if numbers and (kind, step) not in self._seen:
             self._seen.add((kind, step))
             self._guarded(lambda: self._log(step, numbers))
 
     def flush(self) -> None:
-        """Returns when what was given is on storage, or with a logger that keeps its own time."""
+        """Writes pending lines, if the package lets us."""
         self._guarded(self._flush)
 
     def close(self) -> None:
-        """Flushes and ends."""
+        """Flushes and closes."""
         self._guarded(self._close)
 
     def _guarded(self, call: Callable[[], None]) -> None:
@@ -95,32 +99,32 @@ class _Scalars(abc.ABC):
             return
         try:
             call()
-        except Exception as error:  # of whatever kind a disk or a network makes the package raise
+        except Exception as error:  # packages raise many types about disks and networks
             self._failed = True
             logging.warning(
-                "telemetry.loggers=%s failed (%s); it gets no more, and the run goes on with "
-                "metrics.jsonl, from which the same command fills it up when it resumes",
+                "telemetry.loggers=%s failed (%s); the run continues without it. Its lines are in "
+                "metrics.jsonl, and are logged when the same command resumes the run",
                 self.name,
                 error,
             )
 
     @abc.abstractmethod
     def _log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Hands the numbers of a step to the package."""
+        """Passes the numbers of a step to the package."""
 
-    def _flush(self) -> None:  # noqa: B027 (most need none)
-        """Most write by themselves."""
+    def _flush(self) -> None:  # noqa: B027 (optional)
+        """Makes the package write pending numbers; by default it does so by itself."""
 
     @abc.abstractmethod
     def _close(self) -> None:
-        """Ends what the package has open."""
+        """Closes what the package has open."""
 
 
 class TensorBoard(_Scalars):
     """Event files in `tensorboard/` of the run directory: `tensorboard --logdir RUN`.
 
-    They are written anew when a run resumes, from what `metrics.jsonl` holds, so that nothing is in
-    them twice, nor what was measured after the checkpoint that it goes on from.
+    When a run resumes, they are written again from `metrics.jsonl`, so that they have neither
+    duplicates nor lines from after the checkpoint that the run resumes from.
     """
 
     name = "tensorboard"
@@ -132,7 +136,7 @@ class TensorBoard(_Scalars):
         directory = run / "tensorboard"
         for old in directory.glob("events.out.tfevents.*") if directory.exists() else ():
             old.unlink()
-        # purge_step: a TensorBoard that is looking forgets what it has read of the old files.
+        # purge_step makes a running TensorBoard discard what it has read from the old files.
         self._writer = SummaryWriter(os.fspath(directory), purge_step=0)
         _replay(self, lines)
 
@@ -150,10 +154,9 @@ class TensorBoard(_Scalars):
 class WeightsAndBiases(_Scalars):
     """A run of Weights & Biases, whose files are in `wandb/` of the run directory.
 
-    Where to and as whom, the variables of the package say: WANDB_MODE=offline, WANDB_PROJECT,
-    WANDB_ENTITY. A run that resumes goes on under the same id, and gives nothing again that it
-    measured before its checkpoint; steps between that and a kill it gives again, as it takes them
-    again.
+    The package's environment variables choose project and account: WANDB_MODE=offline,
+    WANDB_PROJECT, WANDB_ENTITY. A resumed run continues under the same id. Lines from before its
+    checkpoint are not logged again; steps after it, which are trained again, are.
     """
 
     name = "wandb"
@@ -164,8 +167,8 @@ class WeightsAndBiases(_Scalars):
         super().__init__()
         lines = list(lines)
         note = run / "wandb_id.txt"
-        goes_on = bool(lines) and note.exists()
-        if not goes_on:
+        is_resumed = bool(lines) and note.exists()
+        if not is_resumed:
             note.write_text(uuid.uuid4().hex[:8])
         try:
             self._run = wandb.init(
@@ -181,7 +184,7 @@ class WeightsAndBiases(_Scalars):
             raise ConfigError(
                 f"telemetry.loggers=wandb: {error}; `wandb login`, or set WANDB_MODE=offline"
             ) from error
-        if goes_on:
+        if is_resumed:
             self._seen = {(line["kind"], line["step"]) for line in lines}
         else:
             _replay(self, lines)
@@ -201,7 +204,7 @@ _LOGGERS: dict[str, Callable[..., Logger]] = {
 
 
 def check_loggers(config: Config, run: epath.Path) -> None:
-    """Raises ConfigError where a logger of `telemetry.loggers` could not write beside `run`."""
+    """Raises ConfigError if a logger of `telemetry.loggers` cannot be used for `run`."""
     for name in logger_names(config.telemetry.loggers):
         if importlib.util.find_spec(_PACKAGES[name]) is None:
             raise ConfigError(
@@ -216,17 +219,17 @@ def check_loggers(config: Config, run: epath.Path) -> None:
 
 
 def open_loggers(config: Config, run: epath.Path, done: int) -> list[Logger]:
-    """The loggers of `telemetry.loggers`, told of all that a run that goes on has measured.
+    """The loggers of `telemetry.loggers`, with the lines that a resumed run wrote earlier.
 
-    Only the first process has any.
+    Only the first process has loggers.
 
     Args:
-      config: of the run.
+      config: the config of the run.
       run: its directory.
-      done: steps of the checkpoint that it goes on from; 0 for one that starts.
+      done: the step of the checkpoint that it resumes from; 0 for a new run.
 
     Raises:
-      ConfigError: one cannot start, as Weights & Biases where nobody has logged in.
+      ConfigError: a logger cannot start, such as Weights & Biases without a login.
     """
     names = logger_names(config.telemetry.loggers)
     if not names or not is_first():

@@ -1,4 +1,4 @@
-"""The training loop: all that measures time or writes files around a step is called from here."""
+"""The training loop: calls the step, and all that measures time or writes files around it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from etils import epath
 
 from nfllm.config import Config
 from nfllm.config.paths import user_path
+from nfllm.config.recipes import recipe_note
 from nfllm.rundir import read_record
 from nfllm.trainer import hosts, interrupt, lock, peers, warm_start
 from nfllm.trainer.between import BetweenSteps
@@ -34,7 +35,7 @@ from nfllm.training.step import StepMetrics
 class FitResult(NamedTuple):
     """How a run ended.
 
-    `evaluation` and `entropy_LH` (nats) are None where the run was interrupted by `interrupted`.
+    `evaluation` and `entropy_LH` (nats) are None if the signal `interrupted` stopped the run.
     """
 
     step: int
@@ -47,24 +48,24 @@ class FitResult(NamedTuple):
 def fit(config: Config, workdir: epath.PathLike, *, loggers: Sequence[Logger] = ()) -> FitResult:
     """Trains `config` in the run directory `workdir`, or resumes from its newest checkpoint.
 
-    Steps, order of data and losses are those of a run that was never interrupted, bit for bit on a
+    A resumed run has the steps, order of data and losses of an uninterrupted one, bit for bit on a
     CPU. On SIGINT and SIGTERM it saves and returns.
 
     Args:
-      config: what to run.
-      workdir: the run directory; created where it does not exist.
-      loggers: what gets each line of metrics.jsonl, beside those of `telemetry.loggers`.
+      config: the config to train.
+      workdir: the run directory; created if it does not exist.
+      loggers: further loggers that get each line of metrics.jsonl, beside `telemetry.loggers`.
 
     Raises:
       ConfigError: the config cannot be run on these devices or this data.
       RunError: `workdir` cannot be written, or holds a run of another config or of other data.
-      NonFiniteError: the loss or a gradient is not finite and `training.non_finite` says to stop.
+      NonFiniteError: the loss or a gradient is not finite and `training.non_finite` is "stop".
     """
     run = user_path(workdir, "--workdir")
     check_writable(run)
     check_loggers(config, run)
     earlier = check_resumable(run, config)
-    # Making the devices waits for all processes, and would name none of them.
+    # Making the devices also waits for all processes, but would not name a missing one.
     peers.exchange(f"to look at {run}", None)
     program = Program(config)
     fingerprint = program.dataset.fingerprint
@@ -86,13 +87,14 @@ def fit(config: Config, workdir: epath.PathLike, *, loggers: Sequence[Logger] = 
         others = [*open_loggers(config, run, step), *loggers]
         with Journal(run, config.training.steps, step, others) as journal:
             for line in checkpoints.fallbacks:
-                journal.event("fell_back", step, f"{line}; going on from step {step}")
+                journal.event("fell_back", step, f"{line}; continuing from step {step}")
             if resumed:
                 note = describe_changes(earlier, config, step) if earlier else ""
                 journal.event("resumed", step, f"resumed at step {step}{note}")
             else:
-                source = "" if origin is None else f"; {origin}"
-                journal.event("started", step, f"started: {program.describe()}{source}")
+                parts = [program.describe(), origin, recipe_note(config)]
+                text = "; ".join(str(part) for part in parts if part)
+                journal.event("started", step, f"started: {text}")
             clock = Clock(config.training.batch_size * config.model.context_length)
             faults = NonFiniteSteps(program, checkpoints, journal)
             watch = InputWatch(journal, step)
@@ -105,7 +107,7 @@ def fit(config: Config, workdir: epath.PathLike, *, loggers: Sequence[Logger] = 
 
 @dataclasses.dataclass
 class _Loop:
-    """What the loop keeps beside the training state."""
+    """The loop, with everything that it keeps beside the training state."""
 
     program: Program
     checkpoints: Checkpoints
@@ -122,7 +124,7 @@ class _Loop:
         if int(state.step) == 0:
             self.between.probe(state, 0)
         while (step := int(state.step)) < total:
-            # Again after a step that tripped the guard: batches are a function of the step.
+            # Called again after a step that tripped the guard: batches depend only on the step.
             state, signal = self._train(state, step)
             if signal is not None:
                 return self._interrupted(signal, state)

@@ -1,4 +1,4 @@
-"""What follows a training step whose loss or gradient is not finite (`training.non_finite`)."""
+"""The handling of a training step whose loss or gradient is not finite (`training.non_finite`)."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from nfllm.training.step import StepMetrics
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or a gradient became NaN or infinite, and the policy says to stop."""
+    """The loss or a gradient became NaN or infinite, and the policy is to stop."""
 
 
 @dataclasses.dataclass
 class NonFiniteSteps:
     """Reports such steps, and decides from which state training continues.
 
-    A step that tripped the guard changed nothing, nor did those after it: the state is the one that
-    the step was given, so its first fault can be found (`nfllm.training.diagnosis`).
+    A step that tripped the guard changed nothing, nor did the steps after it. So the state is still
+    the step's input, from which the first bad value can be found (`nfllm.training.diagnosis`).
 
     Attributes:
-      in_a_row: how many of the last steps were not finite.
+      in_a_row: number of consecutive non-finite steps so far.
     """
 
     program: Program
@@ -36,17 +36,17 @@ class NonFiniteSteps:
     in_a_row: int = 0
 
     def count(self, values: StepMetrics, step: int) -> None:
-        """Counts the steps in a row that were not finite; called for every step, in order."""
+        """Updates `in_a_row`; to be called for every step, in order."""
         self.in_a_row = 0 if values.finite else self.in_a_row + 1
 
     def resolve(self, state: TrainState, values: StepMetrics, step: int) -> TrainState:
         """The state from which training continues after step number `step` tripped the guard.
 
-        `skip`: after the step, without its update. `continue`: before the step, which will be
-        applied as it is. The event names the first site that is not finite.
+        `skip`: the state after the step, without its update. `continue`: the state before the step,
+        which will be applied although it is not finite. An event names the first bad site.
 
         Raises:
-          NonFiniteError: the policy is `stop`, or too many steps in a row were skipped.
+          NonFiniteError: the policy is `stop`, or too many consecutive steps were skipped.
         """
         config = self.program.config.training
         ledger = self.program.diagnose(state, step - 1, float(values.loss_scale))
@@ -56,7 +56,7 @@ class NonFiniteSteps:
             f"{step}: {describe(ledger)}"
         )
         if (removal := last_removal(self.program.config, step)) is not None:
-            message += f"; the last norm to go was that of {removal}, at step {removal.step}"
+            message += f"; the last norm that was removed is {removal}, at step {removal.step}"
         self.journal.event("non_finite", step, message, **(site._asdict() if site else {}))
         limit = config.max_skipped_steps
         if config.non_finite == "stop":

@@ -1,4 +1,4 @@
-"""A batch as it is diagnosed: in parts that leave room for what the diagnosis keeps."""
+"""Splits a batch into parts for the diagnosis of a step, which needs more memory than training."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _PART_TOKENS = 4096
 def put_parts(placement: Placement, batch: Batch) -> Batch:
     """Places a global batch [B, T] as [P, B / P, T] for a program that `jit` partitions.
 
-    Every process holds all of it. P is a multiple of the micro-batches: the program keeps more
-    than a training step does, so a device takes at most `_PART_TOKENS` at a time, or one
-    sequence. With `pmap` a process works on its own devices alone.
+    Every process must pass the whole batch. P is a multiple of the number of micro-batches: the
+    program needs more memory than a training step, so a device computes at most `_PART_TOKENS`
+    tokens, or one sequence, at a time. With `pmap` a process uses only its own devices.
     """
     parts = placement.micro_batches * (placement.num_devices // placement.own_mesh.size)
     sequences, length = batch.tokens.shape

@@ -1,9 +1,9 @@
-"""Messages between the processes of a run, beside their devices: answers, progress, failures.
+"""Messages between the processes of a run, without their devices: answers, progress, failures.
 
-A collective of devices waits for ever for a process that is busy, hung or in error. So what must be
-agreed on goes through JAX's key-value store, whose waits have a limit, and a thread in each process
-watches all other waits: it ends its process soon after another has failed, and when no process has
-made progress for half an hour.
+A collective operation waits forever for a process that is busy, hangs or has failed. So processes
+agree through JAX's key-value store, whose waits have a timeout. For all other waits, a thread in
+each process watches the others: it ends its process soon after another has failed, or when no
+process has made progress for half an hour.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from absl import logging
 from nfllm.rundir import RunError
 
 _ANSWER_SECONDS = 1800.0
-_PATIENCE_SECONDS = 60.0  # of waiting, after which a warning names the process that is waited for
+_PATIENCE_SECONDS = 60.0  # after waiting this long, a warning names the missing process
 _POLL_SECONDS = 1.0
-# Many errors, such as a wrong config, occur in every process: each has time to print its own.
+# Many errors, such as a wrong config, occur in every process: each gets time to print its own.
 _GRACE_SECONDS = 5.0
 _STALL_SECONDS = 1800.0
 
@@ -35,30 +35,30 @@ _PROGRESS = "nfllm/progress/"
 
 
 class _Own:
-    """How many questions this process has asked, and its progress (None: it is not watched)."""
+    """The number of exchanges of this process so far, and its progress (None: not watched)."""
 
-    questions = itertools.count()
+    exchanges = itertools.count()
     progress: str | None = None
 
 
 def exchange(what: str, own: Any, limit_seconds: float | None = None) -> list[Any]:
-    """The answers of all processes to a question, in their order; [own] where there is one process.
+    """Gathers a value from every process, in the order of processes; [own] for a single process.
 
-    All processes must ask the same questions in the same order.
+    All processes must make the same exchanges in the same order.
 
     Args:
-      what: the question, in words that end "process 1 waits for process 0: ...".
-      own: the answer of this process, as JSON can hold it.
-      limit_seconds: how long to wait for the others; None: half an hour.
+      what: what the processes wait for, to complete messages: "process 0: to finish".
+      own: the value of this process, which must be JSON-able.
+      limit_seconds: how long to wait for the others; by default half an hour.
 
     Raises:
-      RunError: a process has not answered in time; it is named.
+      RunError: a process, which the message names, has not answered in time.
     """
     distributed = _distributed()
     if distributed is None:
         return [own]
     client = distributed.client
-    folder = f"nfllm/{next(_Own.questions)} {what}/"
+    folder = f"nfllm/{next(_Own.exchanges)} {what}/"
     client.key_value_set(f"{folder}{distributed.process_id}", json.dumps(own))
     deadline = time.monotonic() + (limit_seconds or _ANSWER_SECONDS)
     answers = []
@@ -69,16 +69,16 @@ def exchange(what: str, own: Any, limit_seconds: float | None = None) -> list[An
 
 
 def progress(what: str | None) -> None:
-    """Sets the progress of this process, such as "step 7"; None where it may take any time."""
+    """Sets the progress of this process, such as "step 7"; None while it may take any time."""
     _Own.progress = what
 
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
-    """Ends this process soon after another has failed in its block; if this one fails, the others.
+    """Ends all processes soon after one has failed in this block.
 
     Processes leave the block together: JAX would abort those that are still busy half a minute
-    after the first has left. Where there is one process, nothing is done.
+    after the first has left. With a single process this does nothing.
     """
     distributed = _distributed()
     if distributed is None:
@@ -96,12 +96,12 @@ def watched() -> Iterator[None]:
     finally:
         progress(None)
         watch.stopped.set()
-        if watch.ending:  # this thread's error only follows from what it reports
+        if watch.ending:  # this thread's error only follows from the one that the watch reports
             watch.join()
 
 
 class _Watch(threading.Thread):
-    """Reads every second what the other processes have written."""
+    """A thread that reads the failures and progress of the other processes every second."""
 
     def __init__(self, distributed: Any) -> None:
         super().__init__(name="nfllm-watch", daemon=True)
@@ -112,20 +112,20 @@ class _Watch(threading.Thread):
         self._written: str | None = None
 
     def write_failure(self, error: BaseException) -> None:
-        """Writes for the other processes why this one ends."""
+        """Tells the other processes why this one ends."""
         text = str(error) or type(error).__name__
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # the coordinator may be gone
             self._client.key_value_set(f"{_FAILED}{self._own}", text)
 
     def run(self) -> None:
-        """Returns when stopped, or when the coordinator is gone: then JAX ends the process."""
+        """Returns when stopped, or when the coordinator has ended: then JAX ends the process."""
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             reason = self._wait_for_a_reason()
             if reason is not None and not self.stopped.wait(_GRACE_SECONDS):
                 self._end(reason)
 
     def _wait_for_a_reason(self) -> str | None:
-        """Why this process must end; None when it has ended by itself."""
+        """The reason why this process must end; None if the watch was stopped."""
         known: dict[str, str] = {}
         since = time.monotonic()
         while not self.stopped.wait(_POLL_SECONDS):
@@ -139,7 +139,7 @@ class _Watch(threading.Thread):
             elif time.monotonic() - since > _STALL_SECONDS:
                 listed = ", ".join(f"process {name} at {at}" for name, at in sorted(found.items()))
                 return (
-                    f"no process has got further for {_STALL_SECONDS:g} s ({listed}); look for "
+                    f"no process has made progress for {_STALL_SECONDS:g} s ({listed}); find out "
                     "what one of them waits for, such as its disk, and give the same command again"
                 )
         return None
@@ -150,26 +150,26 @@ class _Watch(threading.Thread):
             self._written = own
 
     def _read(self, folder: str) -> dict[str, str]:
-        """What each process has written under `folder`, by its number."""
+        """The value of each process under `folder`, by its index."""
         return {
             key.rpartition("/")[2]: value for key, value in self._client.key_value_dir_get(folder)
         }
 
     def _end(self, reason: str) -> None:
-        """Ends the process from this thread, since the main one may wait in a collective."""
+        """Ends the process from this thread, since the main thread may wait in a collective."""
         self.ending = True
         sys.stdout.flush()
         print(f"error: {reason}", file=sys.stderr, flush=True)
         with contextlib.suppress(Exception):
-            jax.distributed.shutdown()  # else the last to leave would be aborted
+            jax.distributed.shutdown()  # otherwise the last process to leave would be aborted
         os._exit(1)
 
 
 def _distributed() -> Any:
-    """JAX's key-value store (`client`), with `process_id` and `num_processes`; None for one alone.
+    """JAX's key-value store (`client`), `process_id` and `num_processes`; None for one process.
 
-    JAX has no public name for its store: `jax.distributed` hides it, and the functions of
-    `multihost_utils` are collectives of devices, which wait for ever.
+    JAX has no public API for this store: `jax.distributed` hides it, and the functions of
+    `multihost_utils` are collective operations of devices, which wait forever.
     """
     if not jax.distributed.is_initialized():
         return None
@@ -177,14 +177,15 @@ def _distributed() -> Any:
         from jax._src.distributed import global_state
     except ImportError as error:
         raise RunError(
-            f"several processes need the key-value store of JAX, which jax {jax.__version__} keeps "
-            f"elsewhere ({error}); install a version that pyproject.toml allows, or run one process"
+            f"several processes need JAX's key-value store, which is not where jax "
+            f"{jax.__version__} was expected to have it ({error}); install a version that "
+            "pyproject.toml allows, or run one process"
         ) from error
     return global_state
 
 
 def _wait(client: Any, key: str, deadline: float, whom: str) -> str:
-    """The value of `key` once it is there."""
+    """Waits for the value of `key`."""
     begin = time.monotonic()
     has_warned = False
     while True:
@@ -197,8 +198,8 @@ def _wait(client: Any, key: str, deadline: float, whom: str) -> str:
         waited = time.monotonic() - begin
         if time.monotonic() >= deadline:
             raise RunError(
-                f"no answer for {waited:.0f} s from {whom}; see what it waits for, such as its "
-                "disk, and give the same command again"
+                f"no answer for {waited:.0f} s from {whom}; find out what it waits for, such as "
+                "its disk, and give the same command again"
             )
         if waited > _PATIENCE_SECONDS and not has_warned:
             logging.warning("waiting for %s", whom)

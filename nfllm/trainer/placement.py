@@ -1,8 +1,8 @@
-"""Runs the pure steps on devices: the only file that knows how many there are.
+"""Runs the pure steps on devices: the only file that depends on their number.
 
 `pmap` (data parallel) keeps a copy of the state on each device; `fsdp` shards parameters, gradients
-and optimizer state over the same devices. Both run the same `train_step`. The state is never
-stacked by device: a checkpoint does not depend on the strategy or on the number of devices.
+and optimizer state over the devices. Both run the same `train_step`. The state never has a device
+axis: a checkpoint does not depend on the strategy or on the number of devices.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Placement:
     """Compiles steps for all devices, and places states and batches on them.
 
     Attributes:
-      num_devices: how many devices there are, of all processes.
-      micro_batches: into how many a step splits the batch.
-      replicated: the sharding of what every device holds a copy of.
-      own_mesh: the devices of a program: with `pmap` those of this process, else all.
+      num_devices: number of devices of all processes.
+      micro_batches: number of micro-batches of a step.
+      replicated: the sharding that puts a copy on every device.
+      own_mesh: the devices of a program: with `pmap` those of this process, otherwise all.
 
     Example:
       >>> import nfllm
@@ -50,7 +50,7 @@ class Placement:
     """
 
     def __init__(self, config: Config, devices: Sequence[jax.Device] | None = None) -> None:
-        """Uses `devices`, by default all there are.
+        """Uses `devices`, by default all devices.
 
         Raises:
           ConfigError: a batch does not divide over them.
@@ -58,7 +58,7 @@ class Placement:
         self._strategy = config.parallel.strategy
         self._devices = list(jax.devices() if devices is None else devices)
         self._mesh = Mesh(np.asarray(self._devices), (AXIS,))
-        # pmap works on what this process holds, jit on global arrays.
+        # pmap works on arrays of this process, jit on global arrays.
         own = [device for device in self._devices if device.process_index == jax.process_index()]
         self.own_mesh = (
             Mesh(np.asarray(own), (AXIS,)) if config.parallel.strategy == "pmap" else self._mesh
@@ -86,14 +86,14 @@ class Placement:
         )
 
     def to_checkpoint(self, state: TrainState) -> SavedState:
-        """What is saved of the state, as global arrays, which all processes write together."""
+        """The part of the state to save, as global arrays that all processes write together."""
         saved = state.without_guard()
         if self._mesh is self.own_mesh or jax.process_count() == 1:
             return saved
         return host_local_array_to_global_array(saved, self._mesh, PartitionSpec())
 
     def from_checkpoint(self, state: SavedState) -> TrainState:
-        """The restored state, placed as the step takes it."""
+        """The restored state, placed as the train step needs it."""
         if self._mesh is not self.own_mesh and jax.process_count() > 1:
             state = global_array_to_host_local_array(state, self._mesh, PartitionSpec())
         guard = np.int32(Guard.WATCHING)
@@ -150,21 +150,21 @@ class Placement:
         return sharded
 
     def replace(self, state: TrainState, change: Callable[[TrainState], TrainState]) -> TrainState:
-        """`change(state)`, placed as the train step takes it."""
+        """`change(state)`, placed as the train step needs it."""
         return jax.jit(change, out_shardings=jax.tree.map(lambda x: x.sharding, state))(state)
 
     def split_by_sequence(self, rows: int) -> contextlib.AbstractContextManager[None]:
-        """Within it, modules work on whole sequences (`fsdp`); with `pmap` they do anyway."""
+        """Within the block, modules work on whole sequences; with `pmap` they do so anyway."""
         if self._strategy == "pmap":
             return contextlib.nullcontext()
         return fsdp.split_by_sequence(NamedSharding(self._mesh, PartitionSpec(AXIS)), rows)
 
     def put_train(self, batch: Batch) -> Batch:
-        """Splits this process's share [B, T] into micro-batches and places it on the devices."""
+        """Splits this process's rows [B, T] into micro-batches and places them on its devices."""
         return self._put(batch, (self.micro_batches,))
 
     def put_eval(self, batch: Batch) -> Batch:
-        """Places this process's share [B, T] on the devices."""
+        """Places this process's rows [B, T] on its devices."""
         return self._put(batch, ())
 
     def put_probe(self, tokens_BT: np.ndarray) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What a run needs before its first step, built from a config and checked."""
+"""Model, data and compiled steps of a run, built from a config and checked."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from nfllm.training.telemetry import make_probe
 class Program:
     """The model, its data, and its compiled steps.
 
-    It first checks all that can be checked without data, then prepares the data. A step is compiled
-    when it is first called.
+    It checks everything that does not depend on the data, then prepares the data. A step is
+    compiled when it is first called.
 
     Raises:
-      ConfigError: a batch does not divide over the devices, or exceeds the windows there are; or
+      ConfigError: a batch does not divide over the devices or exceeds the number of windows, or
         JAX_ENABLE_X64 is set.
     """
 
@@ -78,9 +78,11 @@ class Program:
     def describe(self) -> str:
         """What runs where, in a line."""
         model = self.model
-        attention = implementation_of_step(
-            model.config, model.dtype, with_entropy=self.config.telemetry.entropy_every_step
-        )
+        attention: str = model.config.mixer
+        if model.config.has_attention_maps:
+            attention = implementation_of_step(
+                model.config, model.dtype, with_entropy=self.config.telemetry.entropy_every_step
+            )
         return (
             f"{model.config.architecture}, {jax.device_count()} {jax.default_backend()} device(s), "
             f"{model.dtype} products, {attention} attention"
@@ -95,7 +97,7 @@ class Program:
         return self.placement.abstract(self._init)
 
     def train_batch(self, step: int) -> batches.Batch:
-        """Share of this process in global batch number `step`, on the host."""
+        """The rows of global batch number `step` that belong to this process, on the host."""
         training = self.config.training
         return batches.train_batch(
             self.dataset.train,
@@ -130,7 +132,7 @@ class Program:
         return self._probe(state.params, self._probe_tokens)
 
     def diagnose(self, state: TrainState, step: int, loss_scale: float) -> Ledger:
-        """Counts of what is not finite when these parameters are trained on batch number `step`."""
+        """Counts of non-finite values when the state is trained on batch number `step`."""
         training = self.config.training
         whole = batches.train_batch(
             self.dataset.train,
@@ -148,13 +150,13 @@ class Program:
     def _probe_tokens(self) -> jax.Array:
         windows = self.dataset.validation
         count = min(self.config.telemetry.probe_windows, len(windows))
-        # Spread over the split, whose first windows may all come from one document.
+        # Spread over the split, since its first windows may all come from one document.
         indices = np.linspace(0, len(windows) - 1, count).astype(np.int64)
         return self.placement.put_probe(windows.gather(indices))
 
 
 def _check_precision() -> None:
-    """Raises ConfigError where JAX would turn some of the float32 state into float64."""
+    """Raises ConfigError if JAX would turn some of the float32 state into float64."""
     if jax.config.read("jax_enable_x64"):
         raise ConfigError(
             "JAX_ENABLE_X64 is set, but training is in float32 (or training.dtype): unset it. "
@@ -168,7 +170,7 @@ def _use_compilation_cache(directory: str | None) -> None:
     if directory is None:
         try:
             path = default_data_dir() / "compiled"
-        except ConfigError:  # JAX has no folder for them unless it is given one
+        except ConfigError:  # without a folder JAX does not cache
             return
     else:
         path = user_path(directory, "training.compilation_cache")

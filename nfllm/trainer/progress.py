@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, plain lines elsewhere."""
+"""Progress of training: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Progress:
     def update(self, step: int, loss_nats: float, tokens_per_second: float) -> None:
         """Shows the state after `step` steps; without a terminal, at most every 15 seconds.
 
-        The speed is left out while it is NaN, as before the second step.
+        The speed is left out if it is NaN, as before the second step.
         """
         text = f"loss {loss_nats:.4f}"
         if math.isfinite(tokens_per_second):
@@ -66,7 +66,7 @@ class Progress:
         self.say(f"step {step}/{self._total}  {text}  {self._time_left(step, now)} left")
 
     def say(self, line: str) -> None:
-        """Prints a line, above the bar where there is one."""
+        """Prints a line, above the bar if there is one."""
         if self._bar is not None:
             self._bar.write(line, file=self._stream)
         else:

@@ -1,4 +1,4 @@
-"""What a new run writes about itself, and whether a run may be resumed with a config."""
+"""The files that describe a new run, and the check whether a run can be resumed with a config."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from nfllm.training.optimizer import split_by_decay
 from nfllm.training.schedules import make_schedule
 from nfllm.version import nfllm_version
 
-# These change the speed of a run, and its results by rounding alone.
+# These change the speed of a run, and its results only by rounding.
 _SPEED_KEYS = (
     "data.data_dir",
     "model.attention_implementation",
@@ -37,8 +37,8 @@ _SPEED_KEYS = (
     "training.loss_tile_rows",
     "training.compilation_cache",
 )
-# These may differ when a run is resumed: they change what is measured and kept, and how long it
-# trains (`training.steps` stretches the rest of the learning-rate schedule). The event `resumed`
+# These may differ when a run is resumed: they change what is measured and kept, and the length of
+# training (`training.steps` stretches the rest of the learning-rate schedule). The event `resumed`
 # names each change.
 _FREE_SECTIONS = ("evaluation", "telemetry", "checkpoint", "parallel")
 _FREE_KEYS = (
@@ -47,14 +47,15 @@ _FREE_KEYS = (
     "training.log_every",
     "training.non_finite",
     "training.max_skipped_steps",
+    "training.recipe",
 )
 
 
 def check_writable(run: epath.Path) -> None:
-    """Raises RunError unless the run directory can be created and written, by Orbax too."""
+    """Raises RunError unless the run directory can be created and written, also by Orbax."""
     if (name := printable(os.fspath(run))) != os.fspath(run):
         raise RunError(
-            f"--workdir {name} is not UTF-8, which the writer of checkpoints needs; choose another"
+            f"--workdir {name} is not valid UTF-8, which Orbax needs; choose another directory"
         )
     probe = run / f".writable-{uuid.uuid4().hex}"  # several hosts try at the same time
     try:
@@ -69,10 +70,10 @@ def check_writable(run: epath.Path) -> None:
 
 
 def check_resumable(run: epath.Path, config: Config) -> Config | None:
-    """The config of the run in `run`, which `config` may go on with; None for a new run.
+    """The config of an earlier run in `run` that `config` may resume; None for a new run.
 
     Raises:
-      RunError: a key differs that decides what is trained.
+      RunError: the configs differ in a key that changes what is trained.
     """
     if not (run / RECORD_FILE).exists():
         return None
@@ -89,16 +90,16 @@ def check_resumable(run: epath.Path, config: Config) -> Config | None:
         )
         raise RunError(
             f"{run} holds a run of another config ({listed}); give the same values to continue "
-            "it, or another --workdir to start anew"
+            "it, or another --workdir for a new run"
         )
     return earlier
 
 
 def describe_changes(earlier: Config, config: Config, step: int) -> str:
-    """What a run that goes on after `step` does otherwise than before, for its event `resumed`.
+    """The changes of a run that is resumed at `step`, in words, for its event `resumed`.
 
-    " with training.steps=200 (was 100); the learning rate goes from ... at step 100 to ... at step
-    101"; empty where all is as it was.
+    For example " with training.steps=200 (was 100); the learning rate goes from ... at step 100 to
+    ... at step 101"; empty without changes.
     """
     changed = differences(earlier, config)
     if not changed:
@@ -117,7 +118,7 @@ def describe_changes(earlier: Config, config: Config, step: int) -> str:
 
 
 def measured_differently(old: Config, new: Config) -> dict[str, tuple[Value, Value]]:
-    """Keys that make two runs' results differ in more than rounding, as `differences` has them."""
+    """The `differences` of two configs that change results by more than rounding."""
     return {
         key: values
         for key, values in differences(old, new).items()
@@ -145,7 +146,7 @@ def new_record(
 def write_run(
     run: epath.Path, program: Program, params: Params, origin: Origin | None = None
 ) -> None:
-    """Writes config, tokenizer and corpus card: all that is needed to judge and load the run."""
+    """Writes config, tokenizer and corpus card: what is needed to load and judge the run."""
     dataset = program.dataset
     dataset.tokenizer.save(run / TOKENIZER_FILE)
     (run / CORPUS_FILE).write_text(json.dumps(dataset.card, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""What a run tells of each norm that is removed: an event, with the entropies before and after."""
+"""Events of a run about each norm that is removed, with the entropies before and after."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Removals:
     """The removals of a run, by their step.
 
     Attributes:
-      steps: those at which there is one.
+      steps: the steps at which a norm is removed.
     """
 
     def __init__(self, program: Program, journal: Journal) -> None:
@@ -30,19 +30,21 @@ class Removals:
         self.steps = frozenset(removal.step for removal in self._all)
         self._gate: Callable[[Any, int], Any] | None = None
 
-    def tell(self, state: TrainState, step: int) -> None:
-        """Writes an event for what goes at `step`; `state` is the one after as many steps.
+    def report(self, state: TrainState, step: int) -> None:
+        """Writes an event about the norm that is removed at `step`; `state` is that after `step`.
 
-        Entropies, [L, H] in nats, are of the same weights on the probe batch: with the gates of the
-        step before the removal and, where the norm goes in several steps, those of its end.
+        Entropies, [L, H] in nats, are measured on the probe batch with the weights of `state`: once
+        with the gates before the removal, once with those at its end.
         """
         removal = next(removal for removal in self._all if removal.step == step)
         taper = self._program.config.removal.taper_steps
         fields: dict[str, Any] = {"site": removal.site}
         if removal.layer is not None:
             fields["layer"] = removal.layer
-        message = f"step {step}: the norm of {removal} {'begins to go' if taper else 'is removed'}"
-        if self._program.config.telemetry.every:
+        change = f"is removed over {taper} steps" if taper else "is removed"
+        message = f"step {step}: the norm of {removal} {change}"
+        config = self._program.config
+        if config.telemetry.every and config.model.has_attention_maps:
             before, after = (self._entropies(state, at) for at in (step - 1, step + taper))
             fields |= {"entropy_before_nats": before, "entropy_after_nats": after}
             message += f"; mean entropy {np.mean(before):.3f} nats, then {np.mean(after):.3f}"
@@ -58,6 +60,6 @@ class Removals:
 
 
 def last_removal(config: Config, step: int) -> Removal | None:
-    """The newest removal that batches before number `step` have met."""
+    """The newest removal before batch number `step`; None if there was none."""
     past = [removal for removal in removals(config.model, config.removal) if removal.step < step]
     return past[-1] if past else None

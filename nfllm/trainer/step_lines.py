@@ -1,4 +1,4 @@
-"""The metrics of training steps, as they are read from the devices and written."""
+"""Reads the metrics of training steps from the devices, and writes lines of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nfllm.training.step import StepMetrics
 
 @dataclasses.dataclass
 class StepLines:
-    """Reads the metrics of every step, in order, and writes a line where one is due."""
+    """Reads the metrics of every step, in order, and writes a line if one is due."""
 
     config: TrainingConfig
     journal: Journal
@@ -25,20 +25,20 @@ class StepLines:
     faults: NonFiniteSteps
 
     def read(self, metrics: StepMetrics, step: int, waited: float) -> StepMetrics | None:
-        """Waits for the metrics of step number `step`; returns them where it tripped the guard.
+        """Waits for the metrics of step number `step`; returns them if it tripped the guard.
 
-        `waited` is for how many seconds the run has waited for data.
+        `waited` is the total time, in seconds, that the run has waited for data.
         """
         values = jax.device_get(metrics)
         self.clock.tick()
         self.faults.count(values, step)
-        again = values.tripped and self.config.non_finite != "skip"
-        if not again:
+        is_repeated = values.tripped and self.config.non_finite != "skip"
+        if not is_repeated:
             self.write(values, step, waited)
         return values if values.tripped else None
 
     def write(self, values: StepMetrics, step: int, waited: float) -> None:
-        """Writes a line of metrics, where one is due."""
+        """Writes a line of metrics if one is due."""
         if step % self.config.log_every and step != self.config.steps:
             return
         speed = self.clock.lap()

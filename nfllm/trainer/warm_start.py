@@ -1,10 +1,10 @@
 """The start of a run from the weights of another: `training.init_from=RUN` or `RUN@STEP`.
 
-Parameters go by their path in the tree. What the two models do not share, `training.init_skip` must
-name, by a path or its beginning: `blocks.attention_norm`, `token_embedding`; or `layers`, those
-that only one of the two has. Three things fit without being named: learned positions of another
-context, rows of the source's table beyond its tokenizer, and, under a schedule of removals,
-statistics, which are measured.
+Parameters are matched by their path in the tree. Those that the two models do not share must be
+listed in `training.init_skip`, by a path or its prefix, such as `blocks.attention_norm` or
+`token_embedding`; `layers` stands for layers that only one of the two has. Three differences need
+not be listed: learned positions of another context length; rows of the source's embedding beyond
+its tokenizer's vocabulary; and, with a removal schedule, statistics, which are measured.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TABLES = ("token_embedding", "head_embedding")
 
 
 class Fitted(NamedTuple):
-    """The source's parameters as they are here, and in words what was done to make them fit."""
+    """The source's parameters, fitted to this model, and notes on how they were changed."""
 
     values: Arrays
     notes: tuple[str, ...]
@@ -48,7 +48,7 @@ def first_state(program: Program) -> tuple[TrainState, Origin | None]:
 
     Raises:
       RunError: the source cannot be read.
-      ConfigError: it does not fit, before anything is compiled.
+      ConfigError: its parameters do not fit; raised before anything is compiled.
     """
     config = program.config
     if config.training.init_from is None:
@@ -126,22 +126,22 @@ def fit_parameters(
     measured: frozenset[str] = frozenset(),
     cut_tables: bool = False,
 ) -> Fitted:
-    """The parameters of a source for a model of other shapes.
+    """The parameters of a source, fitted to a model of other shapes.
 
     Args:
-      source_values: by name.
-      shapes: of this model's parameters, by name.
-      skip: names, or their beginnings, that start anew here or are left out there.
-      source: what it is called in messages.
-      measured: names that need no value.
-      cut_tables: rows of the source's tables that are beyond this vocabulary are padding.
+      source_values: the source's parameters by name.
+      shapes: the shapes of this model's parameters by name.
+      skip: names, or their prefixes, of parameters that keep their initial values or are left out.
+      source: name of the source in messages.
+      measured: names of parameters that need no value, since they are measured.
+      cut_tables: whether embedding rows beyond this vocabulary are padding, and may be cut.
 
     Returns:
-      Values for some of the names; one of fewer layers stands for the first ones.
+      Values for some of the names; a value with fewer layers is for the first ones.
 
     Raises:
-      ConfigError: something is new here, missing here or of another shape, and is not named; all
-        of it is listed.
+      ConfigError: parameters are new, missing or of another shape, and not in `skip`; the message
+        lists all of them.
     """
     theirs = {n: x for n, x in source_values.items() if not n.startswith("objective.")}
     ours = {n: shape for n, shape in shapes.items() if not n.startswith("objective.")}
@@ -160,7 +160,7 @@ def fit_parameters(
             notes.append(note)
         elif cut_tables and name in _TABLES and value.shape[1:] == shape[1:]:
             values[name] = value[: shape[0]]
-            notes.append(f"{name}: {len(value) - shape[0]} rows of no token are left out")
+            notes.append(f"{name}: {len(value) - shape[0]} padding rows are left out")
         elif _is_of_layers(name) and value.shape[1:] == shape[1:]:
             layers.add((len(value), shape[0]))
             values[name] = value[: shape[0]]
@@ -179,15 +179,15 @@ def fit_parameters(
         raise ConfigError(_refusal(source, problems, skip))
     notes += [f"layers {min(a, b)} to {max(a, b) - 1} are {_fate(a, b)}" for a, b in layers]
     skipped = sorted(n for n in {*ours, *theirs} if _is_named(n, skip))
-    notes += [f"not taken: {', '.join(skipped)}"] if skipped else []
+    notes += [f"not copied: {', '.join(skipped)}"] if skipped else []
     return Fitted(values, tuple(notes))
 
 
 def resize_positions(positions_TD: np.ndarray, length: int) -> tuple[np.ndarray, str]:
-    """Learned positions of another context: the first ones, or linear between those there are.
+    """Learned positions for another context length: the first ones, or linearly interpolated.
 
-    Position t of a longer context lies at t (T - 1) / (length - 1) of the T there are: first and
-    last stay what they were.
+    Position t of a longer context is interpolated at t (T - 1) / (length - 1) of the T given ones,
+    so that the first and the last are unchanged.
     """
     count = len(positions_TD)
     if length <= count:
@@ -208,9 +208,9 @@ def _refusal(source: str, problems: Mapping[str, list[str]], skip: tuple[str, ..
     names = [name.split()[0].rstrip(":") for found in problems.values() for name in found]
     wanted = ",".join(dict.fromkeys([*skip, *names]))
     return (
-        f"training.init_from={source} does not fit this model: {listed}. To start these anew, or "
-        f"leave them out, set training.init_skip={wanted} (the beginning of a name names all that "
-        "begin so), or change the model's keys"
+        f"training.init_from={source} does not fit this model: {listed}. Either set "
+        f"training.init_skip={wanted} to initialize these or leave them out (a prefix covers all "
+        "names that begin with it), or change the model's keys"
     )
 
 
@@ -234,7 +234,7 @@ def _check_names(skip: tuple[str, ...], known: set[str]) -> None:
     for part in skip:
         if part != LAYERS and not any(_is_named(name, (part,)) for name in known):
             raise ConfigError(
-                f"training.init_skip names {part!r}, which is no parameter of either model; "
+                f"training.init_skip names {part!r}, which is not a parameter of either model; "
                 f"{suggest(part, {*known, LAYERS})}"
             )
 
@@ -247,21 +247,21 @@ def _statistics(leaves: Iterable[str]) -> frozenset[str]:
 
 
 def _same_tokenizer(path: epath.Path, tokenizer: Tokenizer, skip: tuple[str, ...]) -> bool:
-    """Whether the source has this tokenizer; False also where that is not known.
+    """Whether the source has this tokenizer; False if that is unknown.
 
     Raises:
-      ConfigError: it has another one, whose ids mean other tokens.
+      ConfigError: it has another one, in which ids mean other tokens.
     """
     file = path / TOKENIZER_FILE
     try:
         theirs = Tokenizer.load(file)
-    except (OSError, ValueError):  # of a checkpoint that was imported without one
+    except (OSError, ValueError):  # a checkpoint may be imported without a tokenizer
         return False
     if theirs.fingerprint != tokenizer.fingerprint and not _is_named(_TABLES[0], skip):
         raise ConfigError(
             f"training.init_from={path} has another tokenizer than this run's data, so its "
-            f"embeddings are those of other tokens; set data.tokenizer={file}, or name "
-            "token_embedding (and head_embedding where it is there) in training.init_skip"
+            f"embeddings are those of other tokens; set data.tokenizer={file}, or add "
+            "token_embedding (and head_embedding if the model has it) to training.init_skip"
         )
     return theirs.fingerprint == tokenizer.fingerprint
 

@@ -2,8 +2,8 @@
 
     objective = cross-entropy + sum over auxiliary losses of weight * mean over sequences of loss
 
-A sum over sequences that is divided by those of the whole step does not depend on how the batch is
-cut into micro-batches, devices and processes.
+A sum over sequences, divided by the number of sequences of the whole step, does not depend on how
+the batch is split into micro-batches, devices and processes.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ class Auxiliary(NamedTuple):
     Attributes:
       name: its field in a line of metrics.
       weight: factor of its mean over sequences.
-      parameters: start values of parameters of its own, `params["objective"]`.
-      loss: of each sequence, [B], from the parameters and from what the model put
-        into the collection `LOSSES`.
+      parameters: start values of its own parameters, which are kept in `params["objective"]`.
+      loss: the loss of each sequence, [B], from the parameters and the model's collection `LOSSES`.
     """
 
     name: str
@@ -41,7 +40,7 @@ class Auxiliary(NamedTuple):
 
 
 def auxiliary_losses(config: Config) -> tuple[Auxiliary, ...]:
-    """Those that a config asks for."""
+    """The auxiliary losses that a config chooses."""
     chosen = []
     if config.objective.entropy_weight:
         chosen.append(_entropy_regularizer(config))
@@ -55,12 +54,15 @@ def _scale_spread(params: Params, collected: Variables) -> jax.Array:
 
 
 def scale_spread(deviation_BT: jax.Array) -> jax.Array:
-    """Variance over positions of the deviation of the last stream, [B] (2507.02559).
+    """Variance over positions of the last stream's standard deviation, [B] (arXiv 2507.02559).
 
     mean over positions of (sigma_t - mean sigma)². A final norm that is removed divides all
-    positions by one number: they should be of one size. The mean has no gradient, and is that of
-    the sequence, where the paper takes that of a micro-batch. The first position, whose stream is
-    far larger, counts in neither.
+    positions by one number, so their sigmas should be equal. No gradient flows through the mean,
+    which is over the sequence (in the paper over a micro-batch). The first position, whose stream
+    is far larger, is left out of both means.
+
+    Args:
+      deviation_BT: sigma, the standard deviation of the stream at each position.
     """
     rest_BT = deviation_BT[:, 1:]
     mean_B1 = jax.lax.stop_gradient(jnp.mean(rest_BT, axis=1, keepdims=True))
@@ -73,8 +75,8 @@ def _entropy_regularizer(config: Config) -> Auxiliary:
     highest = highest_threshold(objective.entropy_margin, model.context_length)
     if objective.entropy_threshold >= highest:
         logging.warning(
-            "objective.entropy_threshold=%g with entropy_margin=%g never penalizes a uniform head: "
-            "with %d causal queries that takes a threshold below %.4f",
+            "objective.entropy_threshold=%g with entropy_margin=%g never penalizes a uniform head; "
+            "with %d causal queries the threshold must be below %.4f for that",
             objective.entropy_threshold,
             objective.entropy_margin,
             model.context_length,
@@ -101,7 +103,7 @@ def _entropy_regularizer(config: Config) -> Auxiliary:
 def sum_losses(
     auxiliaries: tuple[Auxiliary, ...], params: Params, collected: Variables
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """The sum of each over the sequences, by name, and their weighted sum."""
+    """The sum of each loss over the sequences, by name, and the weighted sum of all."""
     sums = {a.name: jnp.sum(a.loss(params, collected[LOSSES])) for a in auxiliaries}
     weighted = jnp.stack([a.weight * sums[a.name] for a in auxiliaries])
     return sums, jnp.sum(weighted)

@@ -1,4 +1,4 @@
-"""The one place where a config becomes model, optimizer and steps."""
+"""Builds model, optimizer and steps from a config."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from nfllm.training.step import TrainStep, make_train_step
 
 
 class Built(NamedTuple):
-    """Pure functions; where they run is the caller's choice.
+    """The model and pure functions, which the caller places on devices.
 
-    `init(key)` makes the state before the first step; `auxiliaries` are what the objective has
-    beside cross-entropy.
+    `init(key)` makes the state before the first step; `auxiliaries` are the losses that the
+    objective has beside cross-entropy.
     """
 
     model: Decoder
@@ -35,10 +35,10 @@ class Built(NamedTuple):
 
 
 def build(config: Config, vocab_size: int) -> Built:
-    """The model of a config, its first state, its training and its evaluation step.
+    """The model of a config, its initial state, and its training and evaluation step.
 
     Raises:
-      ConfigError: the schedule of the learning rate leaves no step to decay in.
+      ConfigError: the warmup of the learning rate is as long as the run.
 
     Example:
       >>> import nfllm
@@ -69,7 +69,7 @@ def build(config: Config, vocab_size: int) -> Built:
 
 
 def dtype_of(name: str) -> jnp.dtype:
-    """The type of matrix products; `auto` is float32 on a CPU and bfloat16 elsewhere."""
+    """The dtype of matrix products; `auto` is float32 on a CPU and bfloat16 elsewhere."""
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)

@@ -1,4 +1,4 @@
-"""What a step exchanges with the devices that hold the rest of its batch; none without an axis."""
+"""Reductions of a step over the devices that share its batch; without an axis there is only one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Tree = TypeVar("Tree")
 
 
 def sum_over_devices(tree: Tree, axis_name: str | None) -> Tree:
-    """Sum over devices."""
+    """Sum over devices of every array of a tree."""
     if axis_name is None:
         return tree
     summed: Tree = jax.lax.psum(tree, axis_name)
@@ -19,7 +19,7 @@ def sum_over_devices(tree: Tree, axis_name: str | None) -> Tree:
 
 
 def mean_over_devices(tree: Tree, axis_name: str | None) -> Tree:
-    """Mean over micro-batches and devices, all of which hold equally many sequences."""
+    """Mean over micro-batches and devices, which all have the same number of sequences."""
     tree = jax.tree.map(lambda x_A: jnp.mean(x_A, axis=0), tree)
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
@@ -33,12 +33,12 @@ def max_over_devices(x_ALH: jax.Array | None, axis_name: str | None) -> jax.Arra
 
 
 def num_devices(axis_name: str | None) -> int:
-    """Over how many devices the batch is split."""
+    """The number of devices over which the batch is split."""
     return 1 if axis_name is None else jax.lax.axis_size(axis_name)
 
 
 def global_rows(num_micro_batches: int, rows: int, axis_name: str | None) -> jax.Array:
-    """Place [A, B] of each local sequence in the step's global batch, [A, devices, B] flattened."""
+    """Index [A, B] of each local sequence in the step's global batch, [A, devices, B] flattened."""
     devices = num_devices(axis_name)
     device = jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name)
     places_A1 = jnp.arange(num_micro_batches)[:, None] * devices + device

@@ -1,8 +1,9 @@
-"""Where the NaN or infinity of a training step came from: a program that runs only then.
+"""Finds where the NaN or infinity of a training step began; runs only after such a step.
 
-It takes the step's own parameters, batch, dropout and loss scale through forward and backward pass
-again, and counts at every site of `nfllm.analysis.numerics`. Compiling it takes as long as
-compiling the training step. Attention is explicit here, whatever `model.attention_implementation`.
+It repeats the forward and backward pass with the step's parameters, batch, dropout and loss scale,
+and counts non-finite values at every site of `nfllm.analysis.numerics`. Compiling it takes as long
+as compiling the training step. Attention is explicit here, whatever
+`model.attention_implementation` is.
 """
 
 from __future__ import annotations
@@ -41,17 +42,17 @@ def make_diagnosis(
     """Returns `diagnose(params, parts, step, loss_scale, num_micro_batches)`, compiled when called.
 
     Args of the result:
-      params: as they were before the step.
-      parts: `[P, B / P, T]`, the step's global batch in parts that follow each other; each of its
+      params: the parameters before the step.
+      parts: `[P, B / P, T]`, the step's global batch in consecutive parts; each of its
         micro-batches is one part or several.
-      step: number of the batch, from 0, which chooses the dropout.
-      loss_scale: factor of the loss, 1 but for float16. Gradients are those that the step saw:
-        computed with it, then divided by it.
-      num_micro_batches: of the step.
+      step: number of the batch, from 0, which determines the dropout.
+      loss_scale: factor of the loss, 1 except for float16. Gradients are computed with it and then
+        divided by it, as in the step.
+      num_micro_batches: number of micro-batches of the step.
 
     `result_sharding` is as for `telemetry.make_probe`.
 
-    It returns the counts, in NumPy, at all of `LAYER_SITES`, `MODEL_SITES` and `GRADIENT_SITES`.
+    The result is the counts, in NumPy, at all of `LAYER_SITES`, `MODEL_SITES` and `GRADIENT_SITES`.
     `gradients` are those of the blocks, `other_gradients` those of embeddings, head and final
     normalization; `loss` has one entry for each part.
     """
@@ -95,8 +96,8 @@ def make_diagnosis(
         params: Params, parts: Batch, step: int, loss_scale: float, num_micro_batches: int
     ) -> Ledger:
         arguments = (np.int32(step), np.float32(loss_scale), num_micro_batches)
-        # Merged on the host: in 32 bits, the attention maps of a whole batch can have too many
-        # entries to count.
+        # Merged on the host in 64 bits: attention maps of a whole batch can have more entries than
+        # 32 bits can count.
         counts_P, gradients = analysis.to_host(diagnose(params, parts, *arguments))
         each = [jax.tree.map(lambda x: x[i], counts_P) for i in range(len(parts.tokens))]  # noqa: B023
         return functools.reduce(analysis.merge_ledgers, each) | gradients
@@ -105,7 +106,7 @@ def make_diagnosis(
 
 
 def _count_logits(model: Decoder, params: Params, x_BTD: jax.Array) -> NonfiniteCounts:
-    """Counts of the output head, one position after the other: all logits may not fit."""
+    """Counts at the output head, one position at a time, since all logits may not fit in memory."""
 
     def count(x_BD: jax.Array) -> NonfiniteCounts:
         logits_BV: Any = model.apply({"params": params}, x_BD, method=model.head)
@@ -116,15 +117,19 @@ def _count_logits(model: Decoder, params: Params, x_BTD: jax.Array) -> Nonfinite
     return summed._replace(max_abs=jnp.max(each_T.max_abs))
 
 
-def describe(record: Ledger) -> str:
-    """Where the first value that is not finite stands, in words."""
-    site = analysis.first_bad_site(record)
+def describe(counts: Ledger) -> str:
+    """Where the first value that is not finite is, in words."""
+    site = analysis.first_bad_site(counts)
     if site is not None:
         return f"first in {site}"
-    largest_L = record["gradients"].max_abs
+    largest_L = counts["gradients"].max_abs
     layer = int(np.argmax(largest_L))
-    return (
-        "computed again, every value and every entry of the gradient is finite, as their norm and "
-        f"sum need not be; the largest |gradient| of a layer is {largest_L[layer]:.3g}, in layer "
-        f"{layer}, the largest |attention logit| {np.max(record['attention_logits'].max_abs):.3g}"
+    text = (
+        "when computed again, all values and gradient entries are finite, but their norm or sum "
+        f"may overflow; the largest |gradient| of a layer is {largest_L[layer]:.3g}, in layer "
+        f"{layer}"
     )
+    if "attention_logits" not in counts:  # of a mixer without softmax
+        return text
+    largest = np.max(counts["attention_logits"].max_abs)
+    return f"{text}, the largest |attention logit| {largest:.3g}"

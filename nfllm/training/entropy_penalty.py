@@ -1,17 +1,17 @@
-"""The entropy regularizer of arXiv 2501.03489: heads away from their threshold pay for it.
+"""The entropy regularizer of arXiv 2501.03489: penalizes heads far from an entropy threshold.
 
-With E_max = ln T, T the length of the map, each head has a threshold θ, a share of E_max; a margin
-γ around it is free, and beyond it the whole distance counts, not its excess:
+With E_max = ln T, T the number of queries, each head has a threshold θ, a share of E_max. Within a
+margin γ there is no penalty; beyond it the whole distance counts, not only what exceeds γ:
 
     δ = E - θ E_max        penalty = δ² where |δ| > γ E_max, else 0
 
-`mean` is the paper's Algorithm 1: E is the mean of a head over all queries of a sequence. The
-released code does something else, which is `row_sum`: it takes the penalty of every single query
-and sums over them, so that the first query of a sequence, whose entropy is always 0, always pays,
-and the weight is T times as large. Both average over heads and layers.
+`mean` is the paper's Algorithm 1: E is the mean entropy of a head over all queries of a sequence.
+The released code differs and corresponds to `row_sum`: it computes the penalty of every single
+query and sums over queries. So the first query of a sequence, whose entropy is always 0, is always
+penalized, and the weight is T times as large. Both average over heads and layers.
 
-ln T cannot be reached: the mean over queries of a causal head is at most ln(T!)/T, 80% of it at T
-128. A head that is uniform is penalized only if θ lies below `highest_threshold`.
+A causal head cannot reach ln T: its mean over queries is at most ln(T!)/T, 80% of ln T at T = 128.
+A uniform head is penalized only if θ is below `highest_threshold`.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def entropy_penalty(
 ) -> jax.Array:
     """The penalty of each sequence, [B], to be weighted by λ and added to its loss.
 
-    One value a sequence, so that the sum over a step does not depend on how it is cut into
-    micro-batches and devices. Algorithm 1 leaves the batch open: here it is the mean over
-    sequences. The released code sums over the sequences of a micro-batch.
+    There is one value for each sequence, so that the sum over a step does not depend on how it is
+    split into micro-batches and devices. Algorithm 1 does not say how to reduce over the batch;
+    here it is the mean over sequences. The released code sums over those of a micro-batch.
 
     Args:
       entropy_LBHT: entropy of every query, in nats. NaN gives NaN.
       threshold_LH: θ of each head, a share of ln T.
-      margin: γ, a share of ln T; the penalty is 0 also at exactly this distance.
+      margin: γ, a share of ln T; at exactly this distance the penalty is still 0.
       reduction: `mean` over the queries before the penalty, or `row_sum` over their penalties.
 
     Raises:
@@ -59,15 +59,19 @@ def entropy_penalty(
     if reduction == "mean":
         entropy_LBHT = jnp.mean(entropy_LBHT, axis=-1, keepdims=True)
     delta = entropy_LBHT - maximum * threshold_LH[:, None, :, None]
-    # Asked the other way round, NaN would count as free.
+    # With the comparison the other way round, the penalty of NaN would be 0.
     penalty = jnp.where(jnp.abs(delta) <= margin * maximum, 0.0, jnp.square(delta))
     return jnp.mean(jnp.sum(penalty, axis=-1), axis=(0, 2))
 
 
 def highest_threshold(margin: float, num_queries: int) -> float:
-    """The θ from which on no causal head is penalized for too much entropy: 0.599 at γ 0.2, T 128.
+    """The smallest θ at which no causal head is penalized for too much entropy.
 
-    ln(T!) / (T ln T) - γ.
+    It is ln(T!) / (T ln T) - γ, with T `num_queries` and γ `margin`.
+
+    Example:
+      >>> round(highest_threshold(margin=0.2, num_queries=128), 3)
+      0.599
 
     Raises:
       ValueError: `num_queries` is below 2: a single query has no entropy.

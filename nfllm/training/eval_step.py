@@ -23,14 +23,14 @@ class EvalSums(NamedTuple):
 
 
 class EvalStep(Protocol):
-    """An evaluation step, pure; `axis_name` as for `TrainStep`."""
+    """A pure evaluation step; `axis_name` as for `TrainStep`."""
 
     def __call__(self, params: Params, batch: Batch, *, axis_name: str | None = None) -> EvalSums:
         """Sums the loss of `batch`, tokens and labels [B, T], without dropout."""
 
 
 def make_eval_step(model: Decoder, loss_tile_rows: int | None = None) -> EvalStep:
-    """The evaluation step of a model, its logits in tiles as in training."""
+    """The evaluation step of a model; logits are computed in tiles, as in training."""
 
     def eval_step(params: Params, batch: Batch, *, axis_name: str | None = None) -> EvalSums:
         tokens_BT, labels_BT = map(jnp.asarray, batch)

@@ -1,4 +1,4 @@
-"""What a step, and the host after it, do about a loss or gradient that is not finite."""
+"""How a step, and the host after it, handle a loss or gradient that is not finite."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from nfllm.training.state import TrainState
 
 
 class Guard(enum.IntEnum):
-    """What a step does about a loss or gradient that is not finite.
+    """How a step handles a loss or gradient that is not finite.
 
-    WATCHING: such a step changes nothing but the guard, which becomes TRIPPED. TRIPPED: no step
-    changes anything, until the host has looked. OPEN: the update is applied whatever it is; the
-    first finite step ends this.
+    WATCHING: such a step changes only the guard, which becomes TRIPPED. TRIPPED: no step changes
+    anything until the host resets the guard. OPEN: the update is applied in any case; after the
+    first finite step the guard is WATCHING again.
     """
 
     WATCHING = 0
@@ -31,11 +31,11 @@ def apply_guarded(
     updates_finite: jax.Array,
     finite: jax.Array,
 ) -> tuple[TrainState, jax.Array]:
-    """The state after `update(state)`, or as its guard has it, and whether nothing changed.
+    """The state after `update(state)`, unless its guard forbids it, and whether nothing changed.
 
-    One gradient that is not finite would make every parameter NaN through the clipping factor.
-    float16 leaves such an update out by itself, since its scale overflows by design: the step is
-    `finite` all the same.
+    One gradient that is not finite would make every parameter NaN through the clipping factor. With
+    float16 such an update is always left out, since its loss scale overflows by design; the step
+    then still counts as `finite`.
     """
     is_open = state.guard == Guard.OPEN
     tripped = (state.guard == Guard.TRIPPED) | ~(finite | is_open)
@@ -57,14 +57,14 @@ def apply_guarded(
 
 
 def is_sound(loss: jax.Array, updates_finite: jax.Array, scale: LossScale | None) -> jax.Array:
-    """Whether the step is finite; a scaled gradient that overflows only had too big a scale."""
+    """Whether the step counts as finite; an overflow by the loss scale alone is not a fault."""
     if scale is None:
         return updates_finite
     return jnp.isfinite(loss) & (updates_finite | (scale.factor > 1.0))
 
 
 def leave_out_step(state: TrainState) -> TrainState:
-    """The state past a step that tripped the guard, without its update."""
+    """The state after a step that tripped the guard, without its update."""
     scale = state.loss_scale
     return state.replace(
         step=state.step + 1,
@@ -75,5 +75,5 @@ def leave_out_step(state: TrainState) -> TrainState:
 
 
 def open_guard(state: TrainState) -> TrainState:
-    """The state before a step that tripped the guard, which will now be applied."""
+    """The state before a step that tripped the guard, set so that its update will be applied."""
     return state.replace(guard=jnp.int32(Guard.OPEN))

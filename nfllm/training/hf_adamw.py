@@ -1,4 +1,4 @@
-"""AdamW as `transformers` once had it, with which the models of arXiv 2410.09637 were trained."""
+"""AdamW as in older versions of `transformers`, the optimizer of arXiv 2410.09637's models."""
 
 import math
 from typing import NamedTuple
@@ -12,9 +12,9 @@ from nfllm.training.schedules import Schedule
 
 
 def _one_minus_power(base: float, exponent: jax.Array) -> jax.Array:
-    """1 - base^exponent, for exponents of 1 and more.
+    """1 - base^exponent, for exponents of at least 1.
 
-    Subtracting 0.999 from 1 in float32 would be off by 1e-5 of the result.
+    In float32, 1 - 0.999 has a relative error of 1e-5.
     """
     return -jnp.expm1(exponent * math.log(base)) if base else jnp.ones_like(exponent)
 
@@ -34,8 +34,8 @@ def hf_adamw(
 
     With t = 1, 2, ...:  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g²;
     p' = p - lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps);  p'' = p' - lr wd p'.
-    Against `optax.adamw`, eps is added to the uncorrected sqrt(v), and the decay acts on the
-    parameter that has already moved.
+    Unlike in `optax.adamw`, eps is added to sqrt(v) before bias correction, and the decay acts on
+    the parameter after the Adam update.
 
     Args:
       schedule: learning rate of update t - 1.

@@ -1,4 +1,4 @@
-"""Next-token cross-entropy, as a sum and a count so that any grouping can be weighted exactly."""
+"""Next-token cross-entropy, as a sum and a count, so that batches can be combined exactly."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ def shift_labels(labels_BT: jax.Array) -> jax.Array:
 
 
 def count_targets(labels_BT: jax.Array) -> jax.Array:
-    """Number of positions that contribute to the loss; the first label is nobody's target."""
+    """Number of positions that contribute to the loss; the first label is never a target."""
     return jnp.sum(labels_BT[:, 1:] != IGNORED_LABEL)
 
 
@@ -38,16 +38,15 @@ def next_token_loss(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
 def loss_of_head(
     head: Callable[[jax.Array], jax.Array], x_BTD: jax.Array, targets_BT: jax.Array
 ) -> jax.Array:
-    """The loss of head(x_BTD) on targets [B, T], `IGNORED_LABEL` where there is none."""
+    """The loss of head(x_BTD) on targets [B, T], of which `IGNORED_LABEL` is none."""
     if 4 * jax.eval_shape(head, x_BTD).size <= tuning().plain_loss_bytes:
         return _summed_nats(head(x_BTD), targets_BT)[0]
-    # On rows the gradient of the logits takes their place, while XLA makes a copy where one of the
-    # two is [N, V] and the other [B, T, V].
+    # With logits [N, V], XLA reuses their memory for their gradient; with [B, T, V] it would copy.
     return _cross_entropy(head(rows(x_BTD)), targets_BT.reshape(-1))
 
 
 def rows(x: jax.Array) -> jax.Array:
-    """[..., C] as [N, C]."""
+    """Reshapes [..., C] to [N, C]."""
     return x.reshape(-1, x.shape[-1])
 
 
@@ -65,7 +64,7 @@ def _cross_entropy(logits_NV: jax.Array, targets_N: jax.Array) -> jax.Array:
     """Sum of -log softmax(logits)[target] where there is a target.
 
     JAX's own derivative keeps exp(logits - max) beside the logits, and scatters into a tensor of
-    their size. This one keeps the logits alone.
+    their size. This one keeps only the logits.
     """
     return _summed_nats(logits_NV, targets_N)[0]
 

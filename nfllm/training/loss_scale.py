@@ -1,4 +1,4 @@
-"""The factor of the loss in float16, whose small gradients would be zero without one."""
+"""The factor of the loss in float16, without which small gradients would be rounded to zero."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flax import struct
 _FIRST_LOSS_SCALE = 2.0**15
 
 
-# As torch.cuda.amp.GradScaler: halve on overflow, double after 2000 finite steps.
+# As in torch.cuda.amp.GradScaler: halve on overflow, double after 2000 finite steps.
 _GROWTH_STEPS = 2000
 
 
@@ -20,7 +20,7 @@ class LossScale(struct.PyTreeNode):
     finite_steps: jax.Array
 
     def after(self, finite: jax.Array | bool) -> LossScale:
-        """The scale for the next step, when this one's gradients were finite, or were not."""
+        """The scale for the next step, given whether the gradients of this step were finite."""
         finite_steps = jnp.where(finite, self.finite_steps + 1, 0)
         grows = finite_steps >= _GROWTH_STEPS
         grown = jnp.where(grows, 2 * self.factor, self.factor)
@@ -30,5 +30,5 @@ class LossScale(struct.PyTreeNode):
 
 
 def first_loss_scale(dtype: jnp.dtype) -> LossScale | None:
-    """The scale of the first step; none but in float16."""
+    """The scale of the first step; None except for float16."""
     return LossScale(jnp.float32(_FIRST_LOSS_SCALE), jnp.int32(0)) if dtype == jnp.float16 else None

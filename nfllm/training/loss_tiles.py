@@ -1,4 +1,4 @@
-"""The loss of hidden states, with the logits, the largest tensor of a step, a tile at a time."""
+"""The loss of hidden states, computing the logits, a step's largest tensor, one tile at a time."""
 
 import functools
 from collections.abc import Callable
@@ -19,24 +19,25 @@ def next_token_loss_from_features(
 ) -> jax.Array:
     """`next_token_loss(head(x_BTD), labels_BT)`, keeping one copy of the logits.
 
-    Few logits (`Tuning.plain_loss_bytes`) take JAX's own derivative, which is faster there.
+    If there are few logits (`Tuning.plain_loss_bytes`), JAX's own derivative is used, which is
+    faster for them.
 
-    With `tile_rows` the logits of about so many positions exist at once: the gradients of a tile
-    are computed with its loss, while its logits are there. Tiles are cut along T, so that a batch
-    that is sharded over devices stays so: a tile has at least one position of every sequence.
+    With `tile_rows`, the logits of only about that many positions exist at once: the gradients of a
+    tile are computed together with its loss. Tiles are cut along T, so that a batch that is sharded
+    over devices stays sharded: a tile has at least one position of every sequence.
 
     Args:
       head: hidden states [..., D] to logits [..., V], float32.
       x_BTD: hidden states.
       labels_BT: int32 token ids, or `IGNORED_LABEL`.
-      tile_rows: positions, over all sequences of the batch, in one tile; None: that of
+      tile_rows: number of positions, over all sequences of the batch, in a tile; by default from
         `Tuning`.
 
     Returns:
       A float32 scalar.
     """
     if tile_rows is None:
-        tile_rows = _fastest_tilerows(head, x_BTD)
+        tile_rows = _fastest_tile_rows(head, x_BTD)
     targets_BT = shift_labels(labels_BT)
     sequences, length = targets_BT.shape
     tile_length = length if tile_rows is None else max(1, tile_rows // sequences)
@@ -60,7 +61,7 @@ def next_token_loss_from_features(
     return _loss_of_tiles(pure_head, x_IBtD, tiles(targets_BT), parameters)
 
 
-def _fastest_tilerows(head: Callable[[jax.Array], jax.Array], x_BTD: jax.Array) -> int | None:
+def _fastest_tile_rows(head: Callable[[jax.Array], jax.Array], x_BTD: jax.Array) -> int | None:
     """Positions in a tile by `Tuning`, None for all."""
     sixteen_bit = x_BTD.dtype.itemsize == 2
     most = tuning().tile_logits_16_bit if sixteen_bit else tuning().tile_logits
@@ -95,7 +96,7 @@ def _forward_of_tiles(
     targets_IBt: jax.Array,
     parameters: list[jax.Array],
 ) -> tuple[jax.Array, _Gradients]:
-    """The loss, and already its gradients: the loss is linear in its own cotangent."""
+    """The loss and its gradients, which the backward pass only has to scale by the cotangent."""
 
     def add(
         sums: tuple[jax.Array, list[jax.Array]], tile: tuple[jax.Array, jax.Array]

@@ -1,4 +1,4 @@
-"""What a training step measures on the side, of its forward passes and of its gradient."""
+"""Measurements of a training step, of its forward passes and of its gradient."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nfllm.training.objective import Forward
 
 
 class Measured(NamedTuple):
-    """What a micro-batch measured beside its gradients; `updates` are of `with_statistics`."""
+    """Measurements of a micro-batch beside its gradients; `updates` are for `with_statistics`."""
 
     loss: jax.Array
     auxiliary: dict[str, jax.Array]
@@ -24,7 +24,7 @@ class Measured(NamedTuple):
 
 
 def measured_of(forward: Forward) -> Measured:
-    """Of the forward pass of a micro-batch."""
+    """The measurements of the forward pass of a micro-batch."""
     found = forward.collected
     layers = join_layers(found[BY_PRODUCTS]) if BY_PRODUCTS in found else {}
     return Measured(

@@ -1,8 +1,8 @@
-"""Muon for stacked matrices: optax's own takes every array of two axes, and no other, for a matrix.
+"""Muon for matrices that are stacked over layers.
 
-Here that would be the embeddings and the scales of normalizations, [L, D], and none of the blocks'
-matrices, [L, ...]. So each matrix says which of its axes are its rows and columns; the others, the
-layer and which of query, key and value it is, are a batch of matrices.
+By default optax applies Muon to arrays with two axes. Here these are embeddings and stacked scales
+of normalizations, [L, D], and not the blocks' matrices, [L, ...]. So each matrix names its axes of
+rows and columns; its other axes (the layer; query, key and value) index a batch of matrices.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nfllm.config import ConfigError, OptimizerConfig
 from nfllm.model.parameters import Kind, Mask, Params, Path, kind_of
 from nfllm.training.schedules import Schedule
 
-_RMS = 0.2  # of an update, as AdamW's: learning rates carry over (arXiv 2502.16982)
+_RMS = 0.2  # of an update, as with AdamW, so that learning rates carry over (arXiv 2502.16982)
 
 Axes: TypeAlias = optax.contrib.MuonDimensionNumbers
 
@@ -28,18 +28,18 @@ def muon(
     decay_mask: Mask,
     adamw: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
-    """Muon for the matrices of the blocks, AdamW for the rest, with the decay that is declared.
+    """Muon for the matrices of the blocks, AdamW for the rest, both with `decay_mask`.
 
-    optax's decay of what Adam updates knows no mask, so there are two optimizers.
+    There are two optimizers because the AdamW inside `optax.contrib.muon` has no decay mask.
 
     Args:
       config: Muon's momentum is `muon_momentum`.
-      schedule: of the learning rate.
-      decay_mask: function of the parameters, a tree of booleans.
-      adamw: for the rest.
+      schedule: the learning rate of Muon.
+      decay_mask: function from parameters to a tree of booleans.
+      adamw: the optimizer of the rest.
 
     Raises:
-      ConfigError: when it sees the parameters: there is no matrix among them.
+      ConfigError: when initialized: there is no matrix among the parameters.
     """
 
     def axes(params: Params) -> Params:
@@ -67,7 +67,7 @@ def muon(
 
 
 def is_matrix(path: Path, x: jax.Array) -> bool:
-    """Whether Muon takes it: a matrix of the blocks that decays; embeddings and heads stay out."""
+    """Whether Muon updates it: a decayed matrix of the blocks, not an embedding or output head."""
     stacked = path[0].key.endswith("blocks") and x.ndim > 2
     return stacked and kind_of(path) is Kind.DECAYED
 
@@ -77,7 +77,7 @@ def _axes_of(per_head: bool) -> Callable[[Path, jax.Array], Axes | None]:
         if not is_matrix(path, x):
             return None
         name, last = path[-1].key, x.ndim - 1
-        if name == "q_kernel":  # [L, D, H, K]
+        if name in ("q_kernel", "forget_kernel", "refine_kernel"):  # [L, D, H, K]
             return Axes((last - 2,), (last,) if per_head else (last - 1, last))
         if name in ("qkv_kernel", "qk_kernel", "kv_kernel"):  # [L, D, 3, H, K]
             return Axes((last - 3,), (last,) if per_head else (last - 1, last))

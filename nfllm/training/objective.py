@@ -1,4 +1,4 @@
-"""What a training step differentiates: the weighted, scaled loss of one micro-batch."""
+"""The function that a training step differentiates: the weighted, scaled loss of a micro-batch."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from nfllm.training.loss_tiles import next_token_loss_from_features
 
 
 class MicroBatch(NamedTuple):
-    """Sequences, and what of the whole step their loss depends on.
+    """Sequences, and the facts about the whole step that their loss depends on.
 
-    `rows_B` is the place of each sequence in the step's global batch, which its dropout follows;
-    `weight` is the factor of their summed loss (`micro_batch_weights`), `share` that of their
+    `rows_B` is the index of each sequence in the step's global batch, which determines its dropout;
+    `weight` is the factor of the summed loss (`micro_batch_weights`), and `share` the factor of the
     summed auxiliary losses, one divided by the step's number of sequences.
     """
 
@@ -33,9 +33,9 @@ class MicroBatch(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """Summed loss in nats without weight and scale, and how it came about.
+    """Results of a forward pass: the summed loss in nats without weight and scale, and more.
 
-    `features_BTD` is what the output head reads; `collected` has the collections asked for;
+    `features_BTD` is the input of the output head, `collected` has the requested collections, and
     `auxiliary` the sum of each auxiliary loss over sequences, by name.
     """
 
@@ -99,8 +99,8 @@ def run_forward(
       tokens_BT: token ids.
       labels_BT: token ids, or `IGNORED_LABEL`.
       tile_rows: as in `next_token_loss_from_features`.
-      collect: collections that the model shall record.
-      **options: go to the model.
+      collect: names of the collections to return.
+      **options: further arguments of the model.
     """
     variables = {"params": params}
     found: Any = model.apply(
@@ -116,7 +116,7 @@ def run_forward(
 
 
 def micro_batch_weights(targets_A: jax.Array, weighting: str) -> jax.Array:
-    """Factor of each micro-batch's summed loss, so that the factors make a mean.
+    """Factors of the micro-batches' summed losses that turn their sum into a mean.
 
     `token`: 1 / (all targets of the step). `micro_batch`: 1 / (A * targets of that micro-batch).
     """

@@ -1,4 +1,4 @@
-"""The optimizer chain: clipping, Adam in two variants or Muon, and which parameters decay."""
+"""The optimizer: clipping, AdamW in two variants or Muon, and the parameters that decay."""
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,10 @@ _CLIP_EPSILON = 1e-6
 
 
 def decay_mask(params: Params, *, decay_slopes: bool) -> Params:
-    """True for each parameter that weight decay acts on: as declared, see `kind_of`.
+    """True for each parameter that weight decay acts on, by its declared kind (`kind_of`).
 
-    Kernels and embeddings decay; biases and all of a normalization do not; learned slopes do with
-    `decay_slopes`.
+    Kernels and embeddings decay; biases and the parameters of normalizations do not; learned slopes
+    decay only with `decay_slopes`.
     """
 
     def decays(path: Path, _: jax.Array) -> bool:
@@ -31,7 +31,7 @@ def decay_mask(params: Params, *, decay_slopes: bool) -> Params:
 def split_by_decay(
     params: Params, *, decay_slopes: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the parameters that decay and of those that do not, for the run's record."""
+    """Names of the parameters that decay and of those that do not, for `config.json`."""
     mask = decay_mask(params, decay_slopes=decay_slopes)
     names: dict[bool, list[str]] = {True: [], False: []}
     for path, decays in jax.tree_util.tree_leaves_with_path(mask):
@@ -40,7 +40,7 @@ def split_by_decay(
 
 
 def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.GradientTransformation:
-    """Clipping by global norm, then the chosen variant with the decay rule of `decay_mask`."""
+    """Clipping by global norm, then the chosen variant with weight decay by `decay_mask`."""
 
     def mask(params: Params) -> Params:
         return decay_mask(params, decay_slopes=config.decay_slopes)

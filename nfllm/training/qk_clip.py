@@ -1,11 +1,11 @@
-"""QK-clip (arXiv 2507.20534): queries and keys of a head shrink when its logits have grown large.
+"""QK-clip (arXiv 2507.20534): scales down a head's queries and keys when its logits are too large.
 
 With S the largest scaled logit of a head in the step, and τ the limit, after the update
 
     η = min(1, τ / S)        W_q <- sqrt(η) W_q        W_k <- sqrt(η) W_k
 
-and the same for their biases: the head's logits, a product of both, shrink by η. Where heads share
-keys, which have to stay as they are for the others, W_q <- η W_q.
+and the same for their biases: the head's logits, a product of both, shrink by η. If heads share
+keys, these must not change for the other heads, so W_q <- η W_q.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from nfllm.config import ModelConfig
 from nfllm.model.layers import split_layers
 from nfllm.model.parameters import Params
 
-# Where a parameter of attention holds query and key, and its axis of heads, stacked over layers.
+# Parameters that hold queries and keys: their axis of query and key, and their axis of heads.
 _AXES = {"qkv_kernel": (2, 3), "qk_kernel": (2, 3), "qkv_bias": (1, 2), "qk_bias": (1, 2)}
-# Where it holds the queries alone, since heads share keys, and its axis of heads.
+# Parameters that hold only queries, since heads share keys: their axis of heads.
 _QUERIES = {"q_kernel": 2, "q_bias": 1}
 
 
 def clip_qk(params: Params, logit_max_LH: jax.Array, limit: float, config: ModelConfig) -> Params:
-    """The parameters after the clipping; those of heads with S <= τ stay as they are, to the bit.
+    """The parameters after clipping; those of heads with S <= τ are unchanged, bit for bit.
 
     Args:
       params: of the whole model.
-      logit_max_LH: S, the largest logit of each head in the step. NaN clips nothing.
+      logit_max_LH: S, the largest logit of each head in the step. A head with NaN is not clipped.
       limit: τ.
       config: of the model.
     """

@@ -2,8 +2,8 @@
 
     g = 1 before its removal at step r; (1 + cos(pi (step - r) / taper)) / 2; 0 from r + taper on
 
-What a resumed run needs is the step and the sigmas, which lie among the parameters: it is the same
-as one that was never interrupted.
+Gates depend only on the step, and the sigmas are parameters, so that a resumed run equals one that
+was never interrupted.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _NEVER = np.iinfo(np.int32).max
 
 
 def make_gating(config: Config) -> Gating:
-    """Returns `gating(params, step)`: the parameters with the gates that batch `step` meets.
+    """Returns `gating(params, step)`: the parameters with the gates for batch number `step`.
 
     From the removal of `first_position` on, the first position has the sigma of the others. Without
-    a schedule, parameters stay as they are.
+    a schedule, parameters are unchanged.
     """
     steps = {(r.site, r.layer): r.step for r in removals(config.model, config.removal)}
     if not steps:
@@ -48,7 +48,7 @@ def make_gating(config: Config) -> Gating:
 
 
 def gate_of(step: jax.Array | int, start: np.ndarray, taper_steps: int) -> jax.Array:
-    """The gates at a step, of norms that begin to go at `start`."""
+    """The gates at a step, for norms whose removal begins at `start`."""
     past = jnp.asarray(step) - jnp.asarray(start)
     share = jnp.clip(past / taper_steps, 0.0, 1.0) if taper_steps else past >= 0
     return (1.0 + jnp.cos(jnp.pi * jnp.asarray(share, jnp.float32))) / 2.0

@@ -12,7 +12,7 @@ Schedule = Callable[[jax.Array | int], jax.Array]
 
 
 def warmup_length(config: OptimizerConfig, total_steps: int) -> int:
-    """Warmup in steps; a fraction is rounded up, as transformers does, but leaves a step."""
+    """Warmup in steps; a fraction is rounded up, as in transformers, but leaves one step."""
     if config.warmup_steps is not None:
         return config.warmup_steps
     return min(math.ceil(config.warmup_fraction * total_steps), total_steps - 1)
@@ -28,6 +28,12 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
 
     Raises:
       ConfigError: warmup is as long as the run or longer.
+
+    Example:
+      >>> config = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, warmup_from_zero=True)
+      >>> schedule = make_schedule(config, total_steps=10)
+      >>> [float(schedule(k)) for k in (0, 1, 2)]
+      [0.0, 0.0005, 0.001]
     """
     warmup = warmup_length(config, total_steps)
     if warmup >= total_steps and warmup > 0 and config.schedule != "constant":

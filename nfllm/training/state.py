@@ -1,4 +1,4 @@
-"""What a training run carries from step to step."""
+"""The training state, which each step maps to the next."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from nfllm.training.removal import Gating
 
 
 class SavedState(struct.PyTreeNode):
-    """What a checkpoint holds of a run.
+    """The part of the training state that a checkpoint holds.
 
-    `step` counts the batches consumed, and so says where in the data the run is; `skipped` counts
-    those whose update was left out because it was not finite. Updates applied: step - skipped.
+    `step` is the number of batches consumed, and so the position in the data; `skipped` is the
+    number of batches whose update was left out because it was not finite. Updates applied: step -
+    skipped.
     """
 
     step: jax.Array
@@ -27,7 +28,7 @@ class SavedState(struct.PyTreeNode):
     loss_scale: LossScale | None
 
     def with_guard(self, guard: jax.Array) -> TrainState:
-        """The state from which training goes on."""
+        """The state from which training continues."""
         return TrainState(**vars(self), guard=guard)
 
 
@@ -37,7 +38,7 @@ class TrainState(SavedState):
     guard: jax.Array
 
     def without_guard(self) -> SavedState:
-        """What is saved."""
+        """The part that a checkpoint saves."""
         return SavedState(**{key: value for key, value in vars(self).items() if key != "guard"})
 
 
@@ -50,8 +51,8 @@ def init_state(
 ) -> TrainState:
     """The state before the first step; pure, so that it can be compiled with any sharding.
 
-    `objective_params` are parameters of the loss and not of the model: `params["objective"]`;
-    `gating` is that of `nfllm.training.removal`.
+    `objective_params` are parameters of the loss rather than the model, kept in
+    `params["objective"]`; `gating` comes from `nfllm.training.removal`.
     """
     tokens_BT = jnp.zeros((1, model.config.context_length), jnp.int32)
     params = model.init(key, tokens_BT, mutable=["params"])["params"]

@@ -1,7 +1,7 @@
 """The training step: a pure function of (state, batch).
 
-It does not know how many devices there are. On a slice of the batch it gets the name of the axis
-over which it was mapped, and sums over that axis.
+Neither depends on the number of devices. A step that runs on a shard of the batch gets the name of
+the axis over which it is mapped, and sums over that axis.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from nfllm.training.updates import has_statistics, with_statistics
 
 
 class StepMetrics(NamedTuple):
-    """What one training step measured.
+    """The measurements of one training step.
 
-    `grad_norm` is the L2 norm before clipping; `finite` is whether loss and gradients all were;
-    `tripped` whether the step changed nothing (`Guard`); `micro_losses` are the mean losses of the
-    micro-batches, in nats per target; `loss_scale` is the factor by which the loss was scaled, 1
-    but for float16; `auxiliary` are the auxiliary losses, means over sequences, without their
-    weights. With `telemetry.entropy_every_step`, `entropy_LH` is the attention entropy in nats, a
-    mean over sequences and queries; with it or QK-clip, `logit_max_LH` is the largest scaled logit;
-    with `telemetry.gradient_norms`, `grad_norm_L` is the norm of each layer's gradient.
+    `grad_norm` is the L2 norm before clipping; `finite` is whether loss and gradients were finite;
+    `tripped` is whether the step changed nothing (`Guard`); `micro_losses` are the mean losses of
+    the micro-batches, in nats per target; `loss_scale` is the factor of the loss, 1 except for
+    float16; `auxiliary` are the auxiliary losses, means over sequences, without their weights. With
+    `telemetry.entropy_every_step`, `entropy_LH` is the attention entropy in nats, a mean over
+    sequences and queries; with that or QK-clip, `logit_max_LH` is the largest scaled logit; with
+    `telemetry.gradient_norms`, `grad_norm_L` is the norm of each layer's gradient.
     """
 
     loss_nats: jax.Array
@@ -63,7 +63,7 @@ class StepMetrics(NamedTuple):
 
 
 class TrainStep(Protocol):
-    """A training step, pure; `axis_name` is that of the devices over which B is split."""
+    """A pure training step; `axis_name` is the mapped axis over which B is split."""
 
     def __call__(
         self, state: TrainState, batch: Batch, *, axis_name: str | None = None
@@ -80,10 +80,10 @@ def make_train_step(
 ) -> TrainStep:
     """The training step of a config.
 
-    The gradients of the A micro-batches are summed, each loss times its weight
-    (`micro_batch_weights`), and over devices. A step that is not finite trips the guard: the
-    caller, who reads metrics one step late, finds the state as the bad step found it, and goes on
-    by `leave_out_step` or `open_guard`.
+    The gradients of the A micro-batches, each loss weighted by `micro_batch_weights`, are summed
+    over micro-batches and devices. A step that is not finite trips the guard, so that later steps
+    change nothing. The caller, who reads metrics one step late, still finds the state before the
+    bad step, and continues with `leave_out_step` or `open_guard`.
     """
     objective = Objective(model, config.training, auxiliaries)
     gating = make_gating(config)

@@ -1,7 +1,7 @@
-"""A fixed probe batch through a second program: entropies and health, reduced on the device.
+"""Telemetry: a second program measures entropies and numerical health on a fixed probe batch.
 
-What crosses to the host is [L, H] or [L]; no [T, T] map leaves the device, and the training program
-is the same with telemetry as without.
+Results are reduced to [L, H] or [L] on the device; no [T, T] map is sent to the host. The training
+program is the same with and without telemetry.
 """
 
 from __future__ import annotations
@@ -28,24 +28,26 @@ def make_probe(
 ) -> Callable[[Params, jax.Array], Variables]:
     """Compiles `probe(params, tokens_BT)`, whose result is the fields of a telemetry line.
 
-    With several processes, `result_sharding` must put a copy of the result on each: parameters that
-    are sharded over all of them would leave it sharded.
+    With several processes, `result_sharding` must replicate the result over all processes;
+    otherwise parameters that are sharded over processes would leave it sharded.
 
-    entropy_nats [L, H]: attention entropy, mean over sequences and queries.
-    logit_max_abs [L, H]: largest |attention logit| among visible keys.
-    residual_rms [L + 1], mlp_pre_rms [L']: root mean squares; L' are the layers with an MLP.
+    entropy_nats [L, H]: attention entropy, mean over sequences and queries; only of a softmax.
+    logit_max_abs [L, H]: largest |attention logit| among visible keys; only of a softmax.
+    residual_rms [L + 1], mlp_pre_rms [L']: root mean squares; L' is the number of layers with an
+      MLP.
     mlp_pre_participation, mlp_post_participation [L']: participation ratios of the covariance
-      matrices, over all tokens, of what enters the activation and of what leaves it.
+      matrices, over all tokens, of the input and the output of the activation.
     residual_max_abs [L + 1]: largest absolute value.
-    nonfinite {site: [L]}: how many entries are NaN or infinite; `residual` has L + 1.
-    negative_slopes [L']: of a learned leaky ReLU, one per layer also where layers share it.
-    saturation_SITE, alpha_SITE [L], [L'] of mlp, [] of final: of a point function before attention
-      or MLP, of query, key, or final: share of |alpha x + shift| > 2, and alpha.
-    embedding_gain []: where the embedding is scaled.
+    nonfinite {site: [L]}: number of entries that are NaN or infinite; `residual` has L + 1.
+    negative_slopes [L']: slopes of a learned leaky ReLU, one per layer even if layers share it.
+    saturation_SITE, alpha_SITE ([L]; [L'] for mlp; [] for final): of a point function at that site
+      (before attention or MLP, on queries or keys, or final), share of |alpha x + shift| > 2, and
+      alpha.
+    embedding_gain []: of a scaled embedding.
     residual_gain, mlp_alpha [L']: of a scaled MLP.
-    temperature_min, temperature_max, temperature_not_positive [L, H]: least and largest learned
-      temperature of a head, and how many are 0 or less, which no softmax should have.
-    entropy_threshold [L, H]: of the entropy regularizer, as shares of ln T, where they are learned.
+    temperature_min, temperature_max, temperature_not_positive [L, H]: smallest and largest learned
+      temperature of a head, and the number of temperatures that are 0 or less, which is invalid.
+    entropy_threshold [L, H]: learned thresholds of the entropy regularizer, as shares of ln T.
     """
     config = model.config
 
@@ -65,12 +67,15 @@ def make_probe(
             return jnp.append(layers[name], statistics[name])
 
         fields = {
-            "entropy_nats": join_layers(state[BY_PRODUCTS])[names.ENTROPY],
-            "logit_max_abs": layers[names.LOGIT_MAX_ABS],
             "residual_rms": residual(names.RMS),
             "residual_max_abs": residual(names.MAX_ABS),
             "nonfinite": names.nonfinite_by_site(statistics, names.WATCHED),
         }
+        if config.has_attention_maps:
+            fields |= {
+                "entropy_nats": join_layers(state[BY_PRODUCTS])[names.ENTROPY],
+                "logit_max_abs": layers[names.LOGIT_MAX_ABS],
+            }
         if config.num_mlp_layers and config.has_hidden_layers:
             fields |= {
                 "mlp_pre_rms": layers[f"{names.RMS}_{names.MLP_PRE}"],
@@ -85,7 +90,7 @@ def make_probe(
 
 
 def _with_names(tree: Params, kept: Collection[str]) -> Params:
-    """The entries of these names. Others, as `out_kernel`, are in attention and in the MLP."""
+    """The subtree of entries with these names; other names can occur in both attention and MLP."""
     return {
         name: _with_names(x, kept) if isinstance(x, dict) else x
         for name, x in tree.items()
@@ -94,7 +99,7 @@ def _with_names(tree: Params, kept: Collection[str]) -> Params:
 
 
 def _learned(config: ModelConfig, params: Params) -> Variables:
-    """The learned scalars whose course is of interest beside the entropies."""
+    """The learned scalars to follow through training beside the entropies."""
     layers = join_layers(_with_names(params, _LEARNED))
     fields: Variables = {
         f"alpha_{site}": alpha for site, alpha in by_site(config, layers, params, "alpha").items()

@@ -1,8 +1,8 @@
-"""What happens to the parameters after the optimizer: measured ones take their new values.
+"""Updates of measured parameters, after those of the optimizer.
 
 A parameter of `Kind.STATISTIC` is part of the parameter tree, so that checkpoints, sharding and
-every function of (model, params) have it; no gradient reaches it, and nothing decays it. A module
-records its next value in the collection `UPDATES`.
+every function of (model, params) include it. It has no gradient and no weight decay; its module
+writes the next value into the collection `UPDATES`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from nfllm.model.parameters import Kind, Params, Variables, kind_of
 
 
 def has_statistics(params: Params) -> bool:
-    """Whether some parameter is measured and not learned."""
+    """Whether some parameter is measured rather than learned."""
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     return any(kind_of(path) == Kind.STATISTIC for path in paths)
 
 
 def with_statistics(params: Params, updates: Variables) -> Params:
-    """The parameters with the leaves of `updates` in place of those of the same path."""
+    """The parameters, with those replaced that have a leaf of the same path in `updates`."""
     if not isinstance(updates, Mapping):
         return updates
     return {

@@ -1,7 +1,7 @@
-"""Models that nfllm did not make, measured by the sites that they give.
+"""Measurements of models of other libraries.
 
-Such a model is a function from token ids [B, T] to a dict of arrays under the names of the fields
-of `nfllm.Captured`, a subset of them:
+Such a model is a function from token ids [B, T] to a dict of sites: arrays under names of fields of
+`nfllm.Captured`, any subset of them:
 
     from nfllm import foreign
 
@@ -10,7 +10,7 @@ of `nfllm.Captured`, a subset of them:
 
     results = foreign.analyze(sites_of, batches, ["head_entropy", "sink_score"])
 
-`from_transformers`, `from_linen` and `from_nnx` make that function of a model of those libraries.
+`from_transformers`, `from_linen` and `from_nnx` make that function from models of these libraries.
 """
 
 from nfllm.measure.foreign.flax import from_linen, from_nnx

@@ -1,4 +1,4 @@
-"""Sites of modules of Flax, linen and nnx: what they sow."""
+"""Sites of Flax modules, linen and nnx, from the arrays that they sow."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from flax import nnx, traverse_util
 from jax.typing import ArrayLike
 
 from nfllm.config import suggest
-from nfllm.measure.foreign.sites import AXES, LOGITS
 from nfllm.measure.foreign.streaming import SitesOf
+from nfllm.measure.sites import AXES, LOGITS
 from nfllm.model.parameters import Variables
 
 Patterns = Mapping[str, str | Sequence[str]]
-"""From a site to where its layers are sown: a pattern such as `"block_*/attention/weights"`, or
-several, one after the other (of a residual stream, `["block_*/residual", "residual"]`). Layers
-stand in the order of the numbers in their paths; what is sown by `nn.scan` has them already."""
+"""From a site to the paths where its layers are sown: a pattern such as
+`"block_*/attention/weights"`, or several in order (for a residual stream, `["block_*/residual",
+"residual"]`). Layers are ordered by the numbers in their paths; an array that is sown inside
+`nn.scan` has all layers already."""
 
 
 def from_linen(
@@ -34,21 +35,21 @@ def from_linen(
 ) -> SitesOf:
     """The sites of a linen module that maps token ids [B, T] to logits, for `foreign.analyze`.
 
-    What a module does not sow, its submodules' outputs may give: that of the submodule `mlp` is at
-    `mlp/__call__`, as by Flax's `capture_intermediates`.
+    The outputs of submodules can be used as well: that of the submodule `mlp` is at `mlp/__call__`,
+    as with Flax's `capture_intermediates`.
 
     Args:
       module: the module.
-      variables: `{"params": ...}`, and what else it reads.
-      sites: where each site is to be found.
-      collection: the collection that it sows into.
-      **arguments: of its call, beside token ids: `deterministic=True`, say.
+      variables: `{"params": ...}`, and any other collections that the module reads.
+      sites: where to find each site.
+      collection: the collection that the module sows into.
+      **arguments: arguments of its call besides token ids, such as `deterministic=True`.
 
     Returns:
-      The function from token ids to sites, `logits` among them.
+      The function from token ids to sites, including `logits`.
 
     Raises:
-      ValueError: an unknown site; on the first call, a pattern that nothing sown fits.
+      ValueError: an unknown site; on the first call, a pattern that matches nothing sown.
 
     Example:
       >>> import nfllm
@@ -78,19 +79,19 @@ def from_linen(
 def from_nnx(module: nnx.Module, sites: Patterns, **arguments: Any) -> SitesOf:
     """The sites of an nnx module that maps token ids [B, T] to logits, for `foreign.analyze`.
 
-    What a module does not sow, outputs of its methods may give, such as `blocks/*/mlp/__call__`.
+    The outputs of methods can be used as well, such as `blocks/*/mlp/__call__`.
 
     Args:
       module: the module, which sows `nnx.Intermediate`, as `nnx.MultiHeadAttention` does with
-        `sow_weights=True`. It is not changed; call its `eval()` first, where it has dropout.
-      sites: where each site is to be found; `blocks/*/attention/attention_weights`, say.
-      **arguments: of its call, beside token ids.
+        `sow_weights=True`. It is not changed; if it has dropout, call its `eval()` first.
+      sites: where to find each site, such as `blocks/*/attention/attention_weights`.
+      **arguments: arguments of its call besides token ids.
 
     Returns:
-      The function from token ids to sites, `logits` among them.
+      The function from token ids to sites, including `logits`.
 
     Raises:
-      ValueError: an unknown site; on the first call, a pattern that nothing sown fits.
+      ValueError: an unknown site; on the first call, a pattern that matches nothing sown.
     """
     _check_names(sites)
     graph, whole = nnx.split(module)
@@ -127,8 +128,8 @@ def _layers(
         paths = sorted((p for p in sown if fnmatch.fnmatchcase(p, pattern)), key=_by_number)
         if not paths:
             raise ValueError(
-                f"nothing sown fits the pattern {pattern!r} of {site!r}; there is "
-                f"{', '.join(sorted(sown, key=_by_number)) or 'nothing at all'}"
+                f"no sown array matches the pattern {pattern!r} of {site!r}; there is "
+                f"{', '.join(sorted(sown, key=_by_number)) or 'none at all'}"
             )
         layers += [_once(path, sown[path]) for path in paths]
     has_layers = len(layers) == 1 and np.ndim(layers[0]) == len(AXES[site].split())
@@ -139,10 +140,12 @@ def _once(path: str, value: object) -> jax.Array:
     """The one array at `path`: `sow` keeps a tuple, with an entry for every call."""
     values = value if isinstance(value, tuple) else (value,)
     if len(values) != 1 or not hasattr(values[0], "shape"):
-        raise ValueError(f"{path} is no array that is sown once, but {len(values)} values")
+        raise ValueError(
+            f"{path} must be one array, sown once a forward pass, but it has {len(values)} values"
+        )
     return values[0]
 
 
 def _by_number(path: str) -> list[tuple[int, str]]:
-    """`block_10` comes after `block_9`."""
+    """A sort key that puts `block_10` after `block_9`."""
     return [(int(part or 0), text) for text, part in re.findall(r"(\D+|^)(\d*)", path)]

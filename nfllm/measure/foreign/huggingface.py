@@ -10,19 +10,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nfllm.config import suggest
-from nfllm.measure.foreign.sites import LOGITS
 from nfllm.measure.foreign.streaming import SitesOf
+from nfllm.measure.sites import LOGITS
 from nfllm.model import intermediates as names
 
 
 class Layout(NamedTuple):
-    """Where a family of models keeps what: paths of modules, as `model.get_submodule` takes them.
+    """Paths of the modules of a family of models, as for `model.get_submodule`.
 
     Attributes:
       blocks: the list of blocks.
       final_norm: the normalization after the last block.
       outputs: from a site to the module in a block whose output it is.
-      joined_heads: the module in a block whose input is all heads' outputs side by side.
+      joined_heads: the module in a block whose input is the concatenated output of all heads.
       inputs: from a site to the module in a block whose input it is.
     """
 
@@ -81,8 +81,8 @@ LAYOUTS = {
         {names.MLP_POST: "mlp.down_proj"},
     ),
 }
-"""By `model.config.model_type`. Of a gated MLP, `mlp_pre` is the gate before its activation, and
-`mlp_post` the product that the last matrix reads, as in `nfllm.model.mlp`."""
+"""Layouts by `model.config.model_type`. In a gated MLP, `mlp_pre` is the gate before its activation
+and `mlp_post` the input of the last matrix, as in `nfllm.model.mlp`."""
 
 
 def from_transformers(
@@ -90,22 +90,22 @@ def from_transformers(
 ) -> SitesOf:
     """The sites of a causal language model of `transformers`, for `nfllm.foreign.analyze`.
 
-    Grouped heads give attention probabilities of every query head. Queries, keys, values and
-    attention logits are not given. `docs/guides/arrays.md` has an example.
+    With grouped heads, attention probabilities are those of every query head. Queries, keys, values
+    and attention logits are not available. `docs/guides/arrays.md` has an example.
 
     Args:
       model: for example a GPT2LMHeadModel, GPTNeoXForCausalLM or LlamaForCausalLM, loaded with
         `attn_implementation="eager"`, in `eval()`, on any device.
-      sites: those to record, since memory is that of the result; None: all there are.
-      layout: of a family that is not in `LAYOUTS`; without it such a model gives
+      sites: the sites to capture, each of which takes memory; by default all available ones.
+      layout: the layout of a family that is not in `LAYOUTS`; without it such a model gives
         `attention_probs` and `logits`.
 
     Returns:
       The function from token ids to sites.
 
     Raises:
-      ValueError: the model is in training mode, or a site is not among those it gives; on the first
-        call, it computes no attention probabilities.
+      ValueError: a site is not available; on a call, the model is in training mode or computes no
+        attention probabilities.
     """
     layout = layout or LAYOUTS.get(model.config.model_type)
     known = [names.ATTENTION_PROBS, LOGITS]
@@ -123,14 +123,14 @@ def from_transformers(
 
         if model.training:
             raise ValueError("the model is in training mode, with dropout; call model.eval() first")
-        recorded: dict[str, list[Any]] = {}
+        captured: dict[str, list[Any]] = {}
         tokens = torch.as_tensor(np.array(tokens_BT), dtype=torch.long, device=model.device)
         wants_probs = names.ATTENTION_PROBS in wanted
         with contextlib.ExitStack() as hooks, torch.no_grad():
-            for handle in _hooks(model, layout, wanted, recorded):
+            for handle in _hooks(model, layout, wanted, captured):
                 hooks.callback(handle.remove)
             found = model(tokens, output_attentions=wants_probs, use_cache=False)
-        given: dict[str, Any] = dict(recorded)
+        given: dict[str, Any] = dict(captured)
         if wants_probs:
             given[names.ATTENTION_PROBS] = _attentions(found)
         if LOGITS in wanted:
@@ -154,14 +154,14 @@ def _attentions(found: Any) -> Any:
 
 
 def _hooks(
-    model: Any, layout: Layout | None, wanted: set[str], recorded: dict[str, list[Any]]
+    model: Any, layout: Layout | None, wanted: set[str], captured: dict[str, list[Any]]
 ) -> Iterable[Any]:
-    """Hooks that append to `recorded[site]` what passes there, block after block."""
+    """Hooks that append the array at each site to `captured[site]`, block after block."""
     if layout is None:
         return
 
     def into(site: str, *, of_input: bool) -> Callable[..., None]:
-        values = recorded.setdefault(site, [])
+        values = captured.setdefault(site, [])
 
         def hook(module: Any, args: Any, kwargs: Any, output: Any = None) -> None:
             value = (args[0] if args else kwargs["hidden_states"]) if of_input else output

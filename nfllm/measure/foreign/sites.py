@@ -1,4 +1,4 @@
-"""The arrays that a foreign model gives: which they may be, and what shape each must have."""
+"""The sites that a foreign model may give, and the shape that each must have."""
 
 from __future__ import annotations
 
@@ -11,49 +11,8 @@ import numpy as np
 from nfllm.analysis import attention_entropy
 from nfllm.analysis.arrays import Arrays, as_array
 from nfllm.config import suggest
+from nfllm.measure.sites import AXES, LOGITS, written_axes
 from nfllm.model import intermediates as names
-from nfllm.model.capture import Captured
-
-LOGITS = "logits"
-
-# G: heads of keys and values, which several query heads may share.
-AXES = {
-    names.RESIDUAL: "L+1 B T D",
-    names.ATTENTION_IN: "L B T D",
-    names.QUERY: "L B T H K",
-    names.KEY: "L B T G K",
-    names.VALUE: "L B T G W",
-    names.ATTENTION_LOGITS: "L B H T S",
-    names.ATTENTION_PROBS: "L B H T S",
-    names.HEAD_OUT: "L B T H W",
-    names.ATTENTION_OUT: "L B T D",
-    names.MLP_IN: "L B T D",
-    names.MLP_PRE: "L B T F",
-    names.MLP_POST: "L B T F",
-    names.MLP_OUT: "L B T D",
-    LOGITS: "B T V",
-}
-"""Axes of each site, as in `nfllm.Captured`; a letter has one size in all of them, and S = T."""
-
-
-class Sites:
-    """Some of the fields of `nfllm.Captured`, for one metric; what it lacks is an error."""
-
-    def __init__(self, arrays: Mapping[str, jax.Array], metric: str) -> None:
-        self._fields = tuple(arrays)
-        self._arrays = arrays
-        self._metric = metric
-
-    def __getattr__(self, site: str) -> jax.Array:
-        if site not in Captured._fields:
-            raise AttributeError(site)
-        if site not in self._arrays:
-            axes = f" [{_written(AXES[site])}]" if site in AXES else ""
-            raise ValueError(
-                f"the metric {self._metric!r} needs the site {site!r}{axes}, "
-                f"which the model does not give; it gives {', '.join(self._fields) or 'none'}"
-            )
-        return self._arrays[site]
 
 
 def check_sites(found: Mapping[str, Arrays], tokens_BT: np.ndarray) -> dict[str, jax.Array]:
@@ -61,7 +20,7 @@ def check_sites(found: Mapping[str, Arrays], tokens_BT: np.ndarray) -> dict[str,
 
     Raises:
       ValueError: an unknown site, a shape that does not fit the tokens or the other sites, a row of
-        `attention_probs` that is no distribution, or a token id that is no row of the logits.
+        `attention_probs` that is not a distribution, or a token id outside the logits' vocabulary.
     """
     sizes = dict(zip("BTS", (*tokens_BT.shape, tokens_BT.shape[1]), strict=True))
     arrays = {}
@@ -71,32 +30,28 @@ def check_sites(found: Mapping[str, Arrays], tokens_BT: np.ndarray) -> dict[str,
         arrays[site] = as_array(value)
         _check_shape(site, arrays[site].shape, sizes)
     if names.ATTENTION_PROBS in arrays:
-        attention_entropy(arrays[names.ATTENTION_PROBS])  # looks at every row, where values exist
+        attention_entropy(arrays[names.ATTENTION_PROBS])  # checks every row that has values
     if LOGITS in arrays and (tokens_BT.min() < 0 or tokens_BT.max() >= sizes["V"]):
         raise ValueError(
-            f"token ids go from {tokens_BT.min()} to {tokens_BT.max()}, but the model's logits are "
-            f"of {sizes['V']} tokens; is this its tokenizer?"
+            f"token ids range from {tokens_BT.min()} to {tokens_BT.max()}, but the model's logits "
+            f"have {sizes['V']} entries; is this its tokenizer?"
         )
     return arrays
 
 
 def _check_shape(site: str, shape: tuple[int, ...], sizes: dict[str, Any]) -> None:
-    """Adds the sizes of axes that no site before had to `sizes`."""
+    """Checks a site's shape against `sizes`, and adds the sizes of axes that are new."""
     axes = AXES[site].split()
     if len(shape) != len(axes):
         raise ValueError(
-            f"{site} has shape {shape}, but its axes are [{_written(AXES[site])}]; "
-            "a tuple of one array a layer stands for their stack"
+            f"{site} has shape {shape}, but its axes are [{written_axes(AXES[site])}]; "
+            "a tuple with one array for each layer counts as their stack"
         )
     for axis, size in zip(axes, shape, strict=True):
         size = size - 1 if axis == "L+1" else size
         known = sizes.setdefault(axis[0], size)
         if size != known:
             raise ValueError(
-                f"{site} has shape {shape}, but its axes are [{_written(AXES[site])}] and "
-                f"{axis[0]}={known} by the tokens and the sites before it, not {size}"
+                f"{site} has shape {shape}, but its axes are [{written_axes(AXES[site])}], and "
+                f"by the tokens and the sites before it {axis[0]}={known}, not {size}"
             )
-
-
-def _written(axes: str) -> str:
-    return ", ".join(axes.split())

@@ -1,4 +1,4 @@
-"""`analyze` of a model that nfllm did not make."""
+"""`analyze` for models of other libraries."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import numpy as np
 from nfllm.analysis.arrays import Arrays
 from nfllm.data.batches import Batch
 from nfllm.measure.analyze import merge_across_processes, stream
-from nfllm.measure.foreign.sites import Sites, check_sites
+from nfllm.measure.foreign.sites import check_sites
 from nfllm.measure.metrics import Metric, Observed, find_metrics
+from nfllm.measure.sites import Sites
 from nfllm.model.capture import Captured
 
 SitesOf = Callable[[np.ndarray], Mapping[str, Arrays]]
 """From token ids [B, T], int32, to some of the fields of `nfllm.Captured` by their names: arrays of
-any framework, or a tuple of one array a layer."""
+any framework, or a tuple with one array for each layer."""
 
 
 def analyze(
@@ -28,14 +29,14 @@ def analyze(
 ) -> dict[str, Any]:
     """`nfllm.analyze` of any decoder.
 
-    Entropy is that of `attention_logits`, of which a query sees the keys up to its own, or, where
-    the model gives none, of `attention_probs` as they are.
+    Entropy is computed from `attention_logits` with a causal mask or, if the model does not give
+    them, from `attention_probs` as they are.
 
     Args:
       sites_of: the model, as a function from token ids to arrays: see `SitesOf`.
       batches: token ids `[B, T]` of the model's own tokenizer, or batches with labels; whole
         sequences, since every position counts.
-      metrics: as in `nfllm.analyze`; each needs some sites, and an error names one that lacks.
+      metrics: as in `nfllm.analyze`; each needs some sites, and an error names a missing one.
 
     Returns:
       The result of each metric by name.
