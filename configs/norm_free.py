@@ -2,7 +2,8 @@
 
     python train.py --config configs/norm_free.py:derf_gpt2 --workdir runs/derf
 
-The name after the colon is one of `PARTS`; without it, dyt. Hardware, time and data are those of
+The name after the colon is one of `PARTS`; without it, dyt. A key of it that is then set otherwise
+is named by the run, as changed against what was published. Hardware, time and data are those of
 configs/default.py. Perplexity to expect: none is published at this size, nor measured here yet.
 
     dyt, derf        0.5 at every site, the default of both papers' code
@@ -20,30 +21,20 @@ from ml_collections import ConfigDict
 
 from configs.default import get_config as default_config
 from nfllm.config import ConfigError, suggest
+from nfllm.config.recipes import RECIPES
 
 
-def _point_function(name: str, *alphas: float, gain: bool = False) -> dict[str, Any]:
-    """`name` before attention and MLP and at the end, with the starts of alpha at these sites."""
-    keys = ("dyt_alpha_attention", "dyt_alpha_mlp", "dyt_alpha_final")
-    return {
-        "normalization": name,
-        "final_normalization": name,
-        "embedding_scale": "learned" if gain else "none",
-        **dict(zip(keys, alphas, strict=False)),
-    }
+def _model(name: str) -> dict[str, Any]:
+    """What a recipe sets in `model`."""
+    keys = {key.partition(".")[2]: value for key, value in RECIPES[name].items()}
+    return {key: value for key, value in keys.items() if value is not None}
 
 
+_NO_NORM = {"final_normalization": "none"}
 PARTS: dict[str, dict[str, Any]] = {
-    "relu": {"final_normalization": "none"},
-    "dyt": _point_function("dyt"),
-    "derf": _point_function("derf"),
-    "dyt_7b": _point_function("dyt", 0.8, 0.2, 0.2, gain=True),
-    "dyt_13b": _point_function("dyt", 0.6, 0.15, 0.15, gain=True),
-    "dyt_70b": _point_function("dyt", 0.2, 0.05, 0.05, gain=True),
-    "dyt_gpt2": _point_function("dyt", 1.0, 1.0, 1.0, gain=True),
-    "derf_gpt2": _point_function("derf", 1.0, 1.0, 1.0, gain=True),
-    "dyt_overfitting": _point_function("dyt", 2.0, 2.0, 2.0),
-    "helu": {"final_normalization": "none", "activation": "helu", "helu_margin": 0.001},
+    "relu": _NO_NORM,
+    **{name: _model(name) for name in RECIPES if name.startswith(("dyt", "derf"))},
+    "helu": _NO_NORM | _model("helu"),
 }
 
 
@@ -53,4 +44,6 @@ def get_config(name: str = "dyt") -> ConfigDict:
         raise ConfigError(f"unknown part {name!r}; {suggest(name, PARTS)}")
     config = default_config()
     config.model.update(PARTS[name])
+    if name in RECIPES:
+        config.training.recipe = name
     return config

@@ -90,6 +90,8 @@ def _summarize(config: Config, workdir: str, result: FitResult) -> None:
         ceiling = causal_entropy_ceiling(config.model.context_length)
         shades = UNICODE_SHADES if "utf" in sys.stdout.encoding.lower() else ASCII_SHADES
         print(entropy_text(result.entropy_LH, ceiling, shades=shades))
+    elif not config.model.has_attention_maps:
+        print(f"entropy     not defined: model.mixer={config.model.mixer!r} has no softmax")
     if _REPORT.value:
         print(f"report      {write_report([workdir], epath.Path(workdir) / REPORT_DIR)}")
 

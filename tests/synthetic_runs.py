@@ -60,6 +60,7 @@ def write_run(
     nonfinite_from: int | None = None,
     num_probes: int = 21,
     spectra: bool = True,
+    saturation: Mapping[str, np.ndarray] | None = None,
     **record: Any,
 ) -> Path:
     """A finished run of 1,000 steps: losses fall to `final_loss`, entropies to `entropy_LH`.
@@ -113,6 +114,8 @@ def write_run(
                 fields["mlp_post_participation"] = np.geomspace(5, 300, layers) * (1 + share)
             if slopes_NL is not None:
                 fields["negative_slopes"] = slopes_NL[n]
+            for site, shares in (saturation or {}).items():
+                fields[f"saturation_{site}"] = shares[n]
             metrics.write("telemetry", step, **fields)
         metrics.write("event", 1000, event="finished", message="")
     return run

@@ -77,6 +77,7 @@ FACTORS: dict[str, list[dict[str, Any]]] = {
         {"weight_reparametrization": "sigma", "query_init_std": 0.02},
     ],
     "shaping": [{}, {"attention_shaping": "shaped"}],
+    "mixer": [{}, {"mixer": "regla"}],
     "value": [{}, {"value_projection": "identity_residual"}, {"value_projection": "none"}],
     "output": [{}, {"output_projection": "identity_residual"}, {"output_projection": "none"}],
     "implementation": [
@@ -524,7 +525,7 @@ def test_auto_is_an_implementation_that_forms_maps(monkeypatch: pytest.MonkeyPat
 
 
 GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "recipes.md"
-RECIPES = [line.split(" | ")[:2] for line in GUIDE.read_text().splitlines() if "=" in line][:14]
+RECIPES = [line.split(" | ")[:2] for line in GUIDE.read_text().splitlines() if "=" in line][:16]
 
 
 @pytest.mark.parametrize(("name", "keys"), RECIPES, ids=[name for name, _ in RECIPES])

@@ -10,7 +10,7 @@ import pytest
 from training_parts import VOCAB_SIZE, small_config
 
 from nfllm.model.decoder import Decoder
-from nfllm.model.parameters import KINDS, Kind
+from nfllm.model.parameters import _OF_MATRICES, KINDS, Kind
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +50,7 @@ MODELS = {
         "embedding_scale": "learned",
         "branch_scaling": "learned",
     },
+    "regla": {"mixer": "regla", "normalization": "layernorm"},
 }
 # Relative errors: of sums over tokens; of products, which are rounded once a sequence; and of what
 # 16 bits make of the terms themselves. In the type itself, sums are off by 4e-4 to 7e-3 (float16)
@@ -64,7 +65,7 @@ TOLERANCES = {
 REPRESENTED = {
     "kernel",
     "qk_kernel",
-    *(f"{name}gain" for name in ("qkv_", "qk_", "q_", "kv_", "out_", "in_", "gate_", "")),
+    *(f"{name}gain" for name in _OF_MATRICES),
     *(f"{name}_{kind}_gain" for name in ("value", "output") for kind in ("skip", "residual")),
     "residual_gain",
     "mlp_alpha",

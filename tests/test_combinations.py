@@ -32,7 +32,7 @@ LEFT_OUT = {"attention_implementation", "scan_layers", "remat", "init_std_scalin
 # One of each sort: that every name keeps tokens apart, tests/test_register.py tries alone.
 SORTS = {
     NORMALIZATION_NAMES: ("none", "rmsnorm", "isru"),
-    ACTIVATION_NAMES: ("relu", "gelu", "learnable_leaky_relu", "identity"),
+    ACTIVATION_NAMES: ("relu", "gelu", "learnable_leaky_relu", "evonorm_s0", "identity"),
     ATTENTION_TRANSFORM_NAMES: ("none",),
 }
 TOKENS_BT = np.asarray([[3, 7, 0, 10, 5]], np.int32)  # distinct: each has a row of the table

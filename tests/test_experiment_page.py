@@ -71,6 +71,22 @@ def own(tmp_path_factory):
     return page.read_text(), results.read_text()
 
 
+def test_what_a_recipe_has_changed_and_what_has_no_entropy_is_said(tmp_path):
+    extra = {
+        "tuned": {
+            "training.recipe": "helu",
+            "model.activation": "helu",
+            "model.helu_margin": 0.05,
+        },
+        "linear": {"model.mixer": "regla", "model.normalization": "layernorm"},
+    }
+    group = group_of(tmp_path, {"tuned": [4.0], "linear": [3.9]}, extra=extra)
+    leads = {section.title: section.lead for section in comparison_sections([group])}
+    said = "tuned: recipe helu changed: model.helu_margin=0.05 (published: 0.001)."
+    assert said in leads["Comparison"]
+    assert "Not defined for linear: their mixer has no softmax." in leads["Overloaded heads"]
+
+
 def test_a_grid_of_ones_own_is_compared_by_the_keys_in_which_it_varies(own):
     for text in own:
         for wanted in ("Comparison", "model.activation", "optimizer.learning_rate", "Rates"):

@@ -43,6 +43,28 @@ def test_a_fused_mlp_is_the_product_of_the_two_matrices() -> None:
     assert np.ptp(found) > 1
 
 
+@pytest.mark.parametrize(("mlp", "groups"), [("two_layer", 1), ("two_layer", 4), ("gated", 2)])
+def test_evonorm_between_the_matrices(mlp: str, groups: int) -> None:
+    """x sigmoid(v x) / sqrt(Var + epsilon) * scale + bias over the hidden layer of each token."""
+    options = {"mlp": mlp, "activation": "evonorm_s0", "normalization_groups": groups}
+    model, params = random_model(0.4, **options)
+    found = jax.tree.map(np.float64, nfllm.capture(model, params, TOKENS))
+    own = jax.tree.map(np.float64, params["blocks"]["mlp"])
+    for layer in range(2):
+        x, learned = found.mlp_pre[layer], {n: p[layer] for n, p in own["activation"].items()}
+        by_group = x.reshape(*x.shape[:-1], groups, -1)
+        deviation = np.sqrt(by_group.var(-1, keepdims=True) + 1e-5)
+        y = x / (1 + np.exp(-learned["gate"] * x))
+        y = (y.reshape(by_group.shape) / deviation).reshape(x.shape)
+        y = learned["scale"] * y + learned["bias"]
+        if mlp == "gated":
+            y = y * (found.mlp_in[layer] @ own["in_kernel"][layer])
+        np.testing.assert_allclose(found.mlp_post[layer], y, rtol=1e-4, atol=1e-5)
+    assert model.config.statistics == "normalised"
+    with pytest.raises(ConfigError, match=r"groups=3 does not divide the 64 .*_s0 \(activation\)"):
+        random_model(0.4, **options | {"normalization_groups": 3})
+
+
 def test_scales_of_1_are_the_plain_block_and_others_by_hand() -> None:
     plain, params = random_model(0.3, num_layers=1)
     scaled, shapes = random_model(0.3, num_layers=1, **SCALED)

@@ -68,7 +68,7 @@ def shapes_of(config: ModelConfig, vocab_size: int = VOCAB_SIZE) -> dict:
 
 def random_params(config: ModelConfig, seed: int = 0) -> dict:
     """Far from the initial values, which would hide most mistakes."""
-    if config.activation != "learnable_leaky_relu":
+    if config.activation not in ("learnable_leaky_relu", "evonorm_s0"):
         config = dataclasses.replace(config, activation="relu")  # the others have no parameter
     generator = np.random.default_rng(seed)
     return jax.tree.map(
@@ -100,6 +100,7 @@ def expected_parameters(config: ModelConfig, vocab_size: int) -> int:
     return (
         layers * (attention + mlp + norms)
         + (slopes[config.slope_sharing] if config.activation == "learnable_leaky_relu" else 0)
+        + (3 * layers * hidden if config.activation == "evonorm_s0" else 0)
         + (tables * vocab_size + positions) * width
         + norm_size(config.final_normalization, width)
     )
@@ -222,7 +223,7 @@ def test_options(changes, architecture):
 
 
 def test_registries_hold_every_name():
-    assert set(ACTIVATIONS) == set(ACTIVATION_NAMES)
+    assert set(ACTIVATIONS) | {"evonorm_s0"} == set(ACTIVATION_NAMES)  # a module, not a function
     assert set(NORMALIZATIONS) == set(NORMALIZATION_NAMES)
 
 

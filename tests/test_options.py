@@ -58,6 +58,7 @@ MODEL_KEYS: dict[str, tuple[dict[str, Any], Any, Any, str]] = {
     "frozen_first_position": (FROZEN, False, True, "shapes"),
     "frozen_momentum": (FROZEN, 0.9, 0.5, "updates"),
     "head_bias": ({}, False, True, "shapes"),
+    "mixer": ({}, "softmax", "regla", "shapes"),
     "normalization_groups": ({"normalization": "evonorm_s0"}, None, 2, "logits"),
     "attention_transform": ({}, "none", "test_cap", "logits"),
     "norm_epsilon": ({}, 1e-5, 1e-2, "logits"),

@@ -1,5 +1,6 @@
 """The presets: the published recipe, every variant of it, and how they load."""
 
+import dataclasses
 import json
 import runpy
 from importlib import resources
@@ -12,9 +13,11 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import gpt2_codeparrot, norm_free, pythia70m_codeparrot
-from nfllm.config import Config, ConfigError
+from configs import recipes as grid_of_recipes
+from nfllm.config import Config, ConfigError, TrainingConfig
+from nfllm.config.recipes import RECIPES, recipe_note
 from nfllm.model import Decoder
-from nfllm.papers.variants import VARIANTS
+from nfllm.papers.variants import AERO_VARIANTS, VARIANTS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PRESETS = {"gpt2_codeparrot": gpt2_codeparrot, "pythia70m_codeparrot": pythia70m_codeparrot}
@@ -234,6 +237,36 @@ def test_published_starts_of_alpha(name, alphas, gain):
     model = Config.from_dict(norm_free.get_config(name)).model
     assert tuple(model.alpha_at(site) for site in ("attention", "mlp", "final")) == alphas
     assert model.embedding_scale == gain
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_that_is_changed_is_named(name):
+    """Every key of it, and no other."""
+    config = Config(training=TrainingConfig(recipe=name)).to_dict()
+    for key, value in {**RECIPES[name], "training.steps": 7}.items():
+        section, _, own = key.partition(".")
+        config[section][own] = value
+    whole = Config.from_dict(config)
+    assert recipe_note(whole) == f"recipe {name} as published"
+    key, value = next((k, v) for k, v in RECIPES[name].items() if isinstance(v, float))
+    section, _, own = key.partition(".")
+    changed = dataclasses.replace(getattr(whole, section), **{own: 0.3})
+    note = recipe_note(dataclasses.replace(whole, **{section: changed}))
+    assert note == f"recipe {name} changed: {key}=0.3 (published: {value!r})"
+
+
+def test_recipes_by_their_names():
+    for name in norm_free.PARTS.keys() - {"relu"}:
+        assert recipe_note(Config.from_dict(norm_free.get_config(name))) == (
+            f"recipe {name} as published"
+        )
+    assert recipe_note(Config.from_dict(norm_free.get_config("relu"))) == ""
+    for key, value in AERO_VARIANTS["sm(t)+scfuffn"].items():
+        assert RECIPES["aero"][f"model.{key}"] == value
+    for key, value in grid_of_recipes.RECIPES["op_block"].items():
+        assert key == "activation" or RECIPES["op_block"][f"model.{key}"] == value
+    with pytest.raises(ConfigError, match=r"unknown recipe 'hleu' in training.recipe; did you mea"):
+        TrainingConfig(recipe="hleu")
 
 
 def test_helu_for_small_models():

@@ -10,7 +10,7 @@ import pytest
 from training_parts import make_parts, random_batch, small_config
 
 import nfllm
-from nfllm.config import ACTIVATION_NAMES, NORMALIZATION_NAMES, ConfigError
+from nfllm.config import NORMALIZATION_NAMES, ConfigError
 from nfllm.config.files import before_devices
 from nfllm.data.batches import Batch
 from nfllm.model.activations import ACTIVATIONS
@@ -57,7 +57,7 @@ class Counting(Scale):
         return x.astype(self.dtype)
 
 
-@pytest.mark.parametrize("name", sorted(ACTIVATION_NAMES))
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 def test_every_activation_keeps_tokens_apart(name):
     function = lambda x: ACTIVATIONS[name](x, 0.1)  # noqa: E731
     check_form(name, function)

@@ -220,6 +220,26 @@ def test_context_lengths_are_never_mixed(mixed):
     assert changes[f"SM+R · {EVIL}"][f"change against {baseline} (%)"] == ""
 
 
+def test_saturation_through_training_by_site_and_layer(tmp_path):
+    """In percent; sites without layers have one curve, and runs without point functions none."""
+    shares = np.linspace(0.0, 0.2, 21)
+    saturation = {"mlp_sum": shares[:, None] * [1.0, 2.0], "embedding": shares / 2}
+    dyt = {"model.normalization": "dyt", "model.num_layers": 2, "model.norm_placement": "post"}
+    heads = np.full((2, 4), 2.0)
+    write_run(tmp_path / "dyt", dyt, heads, 3.0, saturation=saturation)
+    write_run(tmp_path / "plain", {"model.num_layers": 2}, heads, 3.0)
+    index = write_report([tmp_path / "dyt", tmp_path / "plain"], tmp_path / "report")
+    assert "Saturation of point functions through training" in index.read_text()
+    found = rows_of(tmp_path / "report", "saturation")
+    last = [row for row in found if row["step"] == "1000"]
+    sites = [(row["run"].rpartition(" · ")[2], row["layer"]) for row in last]
+    assert sites == [("embedding", "0"), ("mlp_sum", "0"), ("mlp_sum", "1")]
+    shares = [float(row["entries in the flat parts (%)"]) for row in last]
+    assert shares == pytest.approx([10.0, 20.0, 40.0])
+    write_report([tmp_path / "plain"], tmp_path / "report")
+    assert "Saturation" not in (tmp_path / "report" / "index.html").read_text()
+
+
 def test_damage_is_named_and_the_rest_is_shown(mixed):
     texts = [text for _, text in check((mixed / "index.html").read_text()).texts]
     shown = " ".join(texts)

@@ -28,6 +28,7 @@ def _check_attention(config: Config) -> None:
                 f"optimizer.qk_clip={limit} has no effect on model.{key}={value!r}, after which "
                 "the size of query and key matrices does not count; leave one of them out"
             )
+    _check_mixer(config)
     if chosen not in ("xla", "cudnn"):
         return
     if config.telemetry.entropy_every_step:
@@ -48,6 +49,23 @@ def _check_attention(config: Config) -> None:
             f"attention maps, which model.attention_implementation={chosen!r} does not keep; "
             "use 'auto', 'explicit' or 'blocks'"
         )
+
+
+def _check_mixer(config: Config) -> None:
+    if config.model.has_attention_maps:
+        return
+    neutral: dict[str, object] = {
+        "telemetry.entropy_every_step": False,
+        "optimizer.qk_clip": None,
+        "objective.entropy_weight": 0.0,
+    }
+    for name, value in neutral.items():
+        section, _, key = name.partition(".")
+        if (found := getattr(getattr(config, section), key)) != value:
+            raise ConfigError(
+                f"{name}={found!r} cannot be had with model.mixer={config.model.mixer!r}, which "
+                f"has no attention logits; set it to {value!r}, or model.mixer to 'softmax'"
+            )
 
 
 def _check_removal(config: Config) -> None:

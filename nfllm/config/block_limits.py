@@ -82,6 +82,18 @@ def check_kv_heads(model: ModelConfig) -> None:
         )
 
 
+def check_mixer(model: ModelConfig) -> None:
+    """Raises ConfigError for a key of the softmax where another mixer takes its place."""
+    if not model.has_attention_maps:
+        _refuse(
+            model,
+            {"attention_implementation": "auto", "attention_shaping": "none"}
+            | {"attention_transform": "none", "softmax_temperature": "none"}
+            | {"attention_dropout": 0.0},
+            f"model.mixer={model.mixer!r}, which has no softmax",
+        )
+
+
 def check_shaping(model: ModelConfig) -> None:
     """Raises ConfigError where a map or a projection of attention cannot be had."""
     if model.query_init_std is not None:

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from nfllm.config.names import (
     ACTIVATION_NAMES,
+    MIXER_STATISTICS,
     NORMALIZATION_NAMES,
     strongest,
 )
@@ -44,6 +45,7 @@ class ModelShape:
     num_layers: int
     num_heads: int
     num_kv_heads: int | None
+    mixer: str
     embed_dim: int
     mlp_dim: int | None
     mlp: str
@@ -92,6 +94,11 @@ class ModelShape:
     def groups_heads(self) -> bool:
         """Whether several heads of queries share one of keys and values."""
         return self.kv_heads != self.num_heads
+
+    @property
+    def has_attention_maps(self) -> bool:
+        """Whether rows of probabilities mix tokens, so that attention entropy is defined."""
+        return self.mixer == "softmax"
 
     @property
     def mlp_width(self) -> int:
@@ -171,7 +178,7 @@ class ModelShape:
         final = found.pop("final")
         has_activation = self.num_mlp_layers and self.mlp != "fused"
         activation = [ACTIVATION_NAMES[self.activation].statistics] if has_activation else []
-        blocks = strongest([*found.values(), *activation])
+        blocks = strongest([*found.values(), *activation, MIXER_STATISTICS[self.mixer]])
         return blocks if strongest([blocks, final]) == blocks else f"{blocks}, final {final}"
 
     @property

@@ -91,7 +91,8 @@ class ModelConfig(ModelShape):
     )
     # sigma: every matrix of the blocks as gain * W / its largest singular value (2303.06296)
     weight_reparametrization: Literal["none", "sigma"] = added("none")
-    normalization_groups: int | None = added(None)  # of evonorm_s0: of the features. None: 1
+    # Of evonorm_s0, as a normalization and as the activation: groups of the features. None: 1
+    normalization_groups: int | None = added(None)
     # Where the alpha of the point functions of a branch, and of the final one, starts. None: 0.5,
     # as for queries and keys
     dyt_alpha_attention: float | None = added(None)
@@ -103,7 +104,8 @@ class ModelConfig(ModelShape):
     embedding_scale: Literal["none", "learned"] = added("none")
     # gelu (exact erf), gelu_tanh, gelu_puma (2307.12533: polynomials), relu, leaky_relu,
     # learnable_leaky_relu, silu, relu_squared, helu (2411.10573), identity (the MLP becomes
-    # linear), half_identity (x/2, as GELU near zero)
+    # linear), half_identity (x/2, as GELU near zero), evonorm_s0 (2004.02967: it normalizes a
+    # token's hidden layer too)
     activation: Activation = "relu"
     # Slope for x < 0 of leaky_relu; its start value for learnable_leaky_relu. None: 0.01
     negative_slope: float | None = None
@@ -137,6 +139,9 @@ class ModelConfig(ModelShape):
     # Standard deviation of the query matrices at the start. None: 0 with shaped attention, which
     # makes its first map the identity, else that of the other matrices
     query_init_std: float | None = added(None)
+    # What mixes tokens. softmax: attention. regla: gated linear attention, with a norm and without
+    # a softmax (2502.01578, nfllm/model/regla.py): it has no attention entropy
+    mixer: Literal["softmax", "regla"] = added("softmax")
     # A function of each attention logit before the softmax: none, or one that was registered
     attention_transform: AttentionTransform = added("none")
     # none; qk: query and key (the paper); all: also value and output
@@ -275,6 +280,9 @@ class TrainingConfig:
     # Of init_from: parameters, by commas, that start anew here or are left out there, such as
     # blocks.mlp or token_embedding; layers: those that only one of the two has
     init_skip: str = added("")
+    # A published recipe that the keys should follow, such as derf_gpt2 or op_block
+    # (nfllm/config/recipes.py). It sets no key: the run names those that differ
+    recipe: str | None = added(None)
     # Of matrix products; parameters, softmax and loss stay float32. auto: float32 on a CPU,
     # bfloat16 elsewhere. float16 scales the loss dynamically
     dtype: DType = "auto"

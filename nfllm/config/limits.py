@@ -9,6 +9,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from nfllm.config.checks import ConfigError, at_least, between, check_types, positive, suggest
+from nfllm.config.recipes import RECIPES
 from nfllm.config.removal import read_order
 
 if TYPE_CHECKING:
@@ -165,6 +166,11 @@ def check_training(training: TrainingConfig) -> None:
         )
     if training.init_from == "":
         raise ConfigError("training.init_from='' names no run; give a path, or leave it unset")
+    if training.recipe is not None and training.recipe not in RECIPES:
+        raise ConfigError(
+            f"unknown recipe {training.recipe!r} in training.recipe; "
+            f"{suggest(training.recipe, RECIPES)}"
+        )
     if training.loss_tile_rows is not None:
         at_least(training, "training", "loss_tile_rows", 1)
     if training.gradient_accumulation is None:

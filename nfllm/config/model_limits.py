@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nfllm.config.block_limits import check_kv_heads, check_residual, check_shaping, check_weights
+from nfllm.config.block_limits import (
+    check_kv_heads,
+    check_mixer,
+    check_residual,
+    check_shaping,
+    check_weights,
+)
 from nfllm.config.checks import ConfigError, at_least, between, check_types, positive
 from nfllm.config.frozen_limits import check_frozen
 from nfllm.config.normalization_limits import check_groups, check_point_functions
@@ -31,6 +37,7 @@ def check_model(model: ModelConfig) -> None:
             f"{model.embed_dim}; choose a divisor of {model.embed_dim}"
         )
     check_kv_heads(model)
+    check_mixer(model)
     _check_attention_implementation(model)
     check_frozen(model)
     check_point_functions(model)

@@ -57,30 +57,31 @@ class Names:
 POINT_FUNCTIONS = ("dyt", "derf", "isru", "arctan", "hardtanh", "expsign")
 """Normalizations that are a point function, with an alpha."""
 
+EVONORM = "evonorm_s0"
+"""A normalization that is an activation too, and so a name of both."""
+
 ACTIVATION_NAMES = Names(
-    dict.fromkeys(
-        (
-            "gelu",
-            "gelu_tanh",
-            "relu",
-            "leaky_relu",
-            "learnable_leaky_relu",
-            "silu",
-            "relu_squared",
-            "gelu_puma",
-            "helu",
-            "identity",
-            "half_identity",
-        ),
-        "norm-free",
-    ),
+    {
+        "gelu": "norm-free",
+        "gelu_tanh": "norm-free",
+        "relu": "norm-free",
+        "leaky_relu": "norm-free",
+        "learnable_leaky_relu": "norm-free",
+        "silu": "norm-free",
+        "relu_squared": "norm-free",
+        "gelu_puma": "norm-free",
+        "helu": "norm-free",
+        "identity": "norm-free",
+        "half_identity": "norm-free",
+        EVONORM: "normalised",
+    },
 )
 NORMALIZATION_NAMES = Names(
     {
         "layernorm": "normalised",
         "none": "norm-free",
         "rmsnorm": "normalised",
-        "evonorm_s0": "normalised",
+        EVONORM: "normalised",
         "dyt": "norm-free",
         "derf": "norm-free",
         "isru": "norm-free",
@@ -92,6 +93,8 @@ NORMALIZATION_NAMES = Names(
 )
 
 ATTENTION_TRANSFORM_NAMES = Names({"none": "norm-free"})
+
+MIXER_STATISTICS: dict[str, Statistics] = {"softmax": "norm-free", "regla": "normalised"}
 
 Activation = Annotated[str, ACTIVATION_NAMES]
 Normalization = Annotated[str, NORMALIZATION_NAMES]

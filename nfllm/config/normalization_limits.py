@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nfllm.config.checks import ConfigError, at_least, positive
-from nfllm.config.names import POINT_FUNCTIONS
+from nfllm.config.names import EVONORM, POINT_FUNCTIONS
 
 if TYPE_CHECKING:
     from nfllm.config.keys import ModelConfig
@@ -34,15 +34,21 @@ def check_groups(model: ModelConfig) -> None:
     if groups is None:
         return
     at_least(model, "model", "normalization_groups", 1)
-    sites = [site for site in model.sites if model.normalization_at(site) == "evonorm_s0"]
-    if not sites:
+    widths: dict[str, int] = {
+        site: model.width_at(site)
+        for site in model.sites
+        if model.normalization_at(site) == EVONORM
+    }
+    if model.activation == EVONORM:
+        widths["activation"] = model.mlp_width
+    if not widths:
         raise ConfigError(
-            f"model.normalization_groups={groups} has no effect: no normalization is 'evonorm_s0'; "
-            "choose it, or leave the groups unset"
+            f"model.normalization_groups={groups} has no effect: neither a normalization nor the "
+            f"activation is {EVONORM!r}; choose it, or leave the groups unset"
         )
-    for site in sites:
-        if model.width_at(site) % groups:
+    for site, width in widths.items():
+        if width % groups:
             raise ConfigError(
-                f"model.normalization_groups={groups} does not divide the {model.width_at(site)} "
-                f"features of evonorm_s0 ({site}); choose a divisor"
+                f"model.normalization_groups={groups} does not divide the {width} features of "
+                f"{EVONORM} ({site}); choose a divisor"
             )

@@ -94,7 +94,7 @@ def fold_params(config: ModelConfig, params: Mapping[str, Any]) -> tuple[ModelCo
 def _check_matrices(config: ModelConfig) -> None:
     """Raises ConversionError unless every norm is read by a matrix that can have a bias."""
     foldable: dict[Site, dict[str, tuple[object, ...]]] = {
-        "attention": {"output_projection": ("dense",)},
+        "attention": {"output_projection": ("dense",), "mixer": ("softmax",)},
         "mlp": {"mlp_weight_norm": ("none",)},
     }
     for site, keys in foldable.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from nfllm.config.recipes import recipe_note
 from nfllm.experiment.measured import GroupResults, Measured
 from nfllm.experiment.tables import (
     cause_by_layer_table,
@@ -23,7 +24,9 @@ def comparison_sections(groups: Sequence[GroupResults]) -> Iterator[Section]:
     yield Section(
         "Comparison",
         "Mean evaluation loss over seeds with Student's t interval, and the keys in which the "
-        "variants differ. " + " ".join(_best(group, len(groups) > 1) for group in groups),
+        "variants differ. "
+        + " ".join(_best(group, len(groups) > 1) for group in groups)
+        + "".join(_recipes(groups)),
         [Rows(f"comparison_{g.name}", g.title, comparison_table(g)) for g in groups],
     )
     yield from entropy_sections(groups, [entropy_table(group) for group in groups])
@@ -42,7 +45,12 @@ def entropy_sections(
         for group, table in zip(groups, tables, strict=True)
         if table.rows
     ]
-    if blocks:
+    entries = [run.entry for group in groups for run in group]
+    without = {e.variant for e in entries if not e.config.model.has_attention_maps}
+    if without:
+        named = ", ".join(sorted(without))
+        more += f" Not defined for {named}: their mixer has no softmax."
+    if blocks or without:
         yield Section(
             "Overloaded heads",
             "Shares of heads at the last probe; M is the largest head entropy of the group." + more,
@@ -65,6 +73,14 @@ def cause_sections(groups: Sequence[GroupResults]) -> Iterator[Section]:
             "are replaced by their best linear fits. A layer that loses nothing is linear.",
             causes,
         )
+
+
+def _recipes(groups: Sequence[GroupResults]) -> Iterator[str]:
+    """What each variant with a published recipe has of it, after a space."""
+    entries = [run.entry for group in groups for run in group]
+    notes = {e.variant: note for e in entries if (note := recipe_note(e.config))}
+    for variant, note in notes.items():
+        yield f" {variant}: {note}."
 
 
 def _best(group: GroupResults, many: bool) -> str:

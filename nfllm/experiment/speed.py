@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import get_args
 
 import numpy as np
 
+from nfllm.config.derived import Site
 from nfllm.experiment.measured import GroupResults
 from nfllm.report.page import Rows, Section
 from nfllm.report.tables import Cell, Column, Table
@@ -54,12 +56,14 @@ def saturation_sections(groups: Sequence[GroupResults]) -> Iterator[Section]:
 
 def saturation_table(group: GroupResults) -> Table:
     """One row for each variant with a point function."""
-    sites = ("attention", "mlp", "final")
+    runs = [run.run for run in group if run.run]
+    others = [s for s in get_args(Site) if any(f"saturation_{s}" in run.series for run in runs)]
+    sites = dict.fromkeys(["attention", "mlp", "final", *others])
     rows: list[tuple[Cell, ...]] = []
-    for variant, runs in group.variants.items():
+    for variant, seeds in group.variants.items():
         cells: list[Cell] = []
         for site in sites:
-            last = [run.run.last(f"saturation_{site}") for run in runs.values() if run.run]
+            last = [run.run.last(f"saturation_{site}") for run in seeds.values() if run.run]
             values = [100 * float(np.mean(value)) for value in last if value is not None]
             cells.append(float(np.mean(values)) if values else None)
         if any(cell is not None for cell in cells):

@@ -10,19 +10,22 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.experimental import multihost_utils
 
 from nfllm.analysis import to_host
-from nfllm.config import IGNORED_LABEL
+from nfllm.config import IGNORED_LABEL, ModelConfig
 from nfllm.data.batches import Batch
 from nfllm.measure.metrics import DEFAULT_METRICS, Metric, Observed, find_metrics
-from nfllm.model.capture import capture
+from nfllm.measure.sites import Sites
+from nfllm.model.capture import Captured, capture
 from nfllm.model.decoder import Decoder
+from nfllm.model.intermediates import ATTENTION_LOGITS, ATTENTION_PROBS
 from nfllm.model.parameters import Params
 from nfllm.model.token_ids import check_token_ids
 
@@ -35,7 +38,7 @@ def analyze(
     model: Decoder,
     params: Params,
     batches: Iterable[np.ndarray | Batch],
-    metrics: Sequence[str | Metric] = DEFAULT_METRICS,
+    metrics: Sequence[str | Metric] | None = None,
     *,
     put: Put = jnp.asarray,
 ) -> dict[str, Any]:
@@ -47,7 +50,8 @@ def analyze(
       batches: token ids `[B, T]`, or batches with labels, whose padding rows (rows without a label,
         which `evaluation_batches` adds) are left out. With several processes, each passes its
         share.
-      metrics: names from `nfllm.measure.metrics.METRICS`, or your own metrics.
+      metrics: names from `nfllm.measure.metrics.METRICS`, or your own metrics. None:
+        `DEFAULT_METRICS`, without those of entropy if the mixer has no softmax.
       put: places token ids on devices of this process; `Placement(config).put_probe` distributes
         them over all its devices.
 
@@ -65,7 +69,7 @@ def analyze(
       >>> mean_LH = results["head_entropy"].mean  # nats, over sequences
       >>> error_LH = results["head_entropy"].standard_error()
     """
-    chosen = find_metrics(metrics)
+    chosen = find_metrics(_default_metrics(model.config) if metrics is None else metrics)
     if "mlp_ratio" in chosen and model.config.norm_placement == "post":
         raise ValueError(
             "metric 'mlp_ratio' needs the skip connection that the MLP's output is added to, which "
@@ -98,8 +102,29 @@ def accumulate(
 def _measure(
     model: Decoder, metrics: tuple[Metric, ...], params: Params, tokens_BT: jax.Array
 ) -> dict[str, State]:
-    observed = Observed(capture(model, params, tokens_BT), tokens_BT)
-    return {metric.name: metric.of(observed) for metric in metrics}
+    captured = capture(model, params, tokens_BT)
+    if model.config.has_attention_maps:
+        observed = Observed(captured, tokens_BT)
+        return {metric.name: metric.of(observed) for metric in metrics}
+    found, why = captured._asdict(), f", as model.mixer={model.config.mixer!r} has no softmax"
+    arrays = {
+        name: x for name, x in found.items() if name not in (ATTENTION_LOGITS, ATTENTION_PROBS)
+    }
+
+    def without_maps(metric: Metric) -> Observed:
+        return Observed(cast(Captured, Sites(arrays, metric.name, why)), tokens_BT)
+
+    return {metric.name: metric.of(without_maps(metric)) for metric in metrics}
+
+
+def _default_metrics(config: ModelConfig) -> Sequence[str]:
+    if config.has_attention_maps:
+        return DEFAULT_METRICS
+    of_maps = [name for name in DEFAULT_METRICS if name.endswith("entropy")]
+    logging.warning(
+        "model.mixer=%r has no attention entropy: %s are left out", config.mixer, ", ".join(of_maps)
+    )
+    return [name for name in DEFAULT_METRICS if name not in of_maps]
 
 
 def stream(

@@ -2,7 +2,8 @@
 
 Within the context length, keys and values of earlier tokens are cached (`nfllm.model.cache`).
 Beyond it each token is drawn given the last `context_length` tokens, at positions from 0. Their
-positions, and so their keys and values, change with every step, which is a full forward pass.
+positions, and so their keys and values, change with every step, which is a full forward pass. A
+model without keys and values to cache (`model.mixer="regla"`) always takes full forward passes.
 """
 
 from __future__ import annotations
@@ -127,15 +128,18 @@ def generate_ids(
     longest = max(map(len, texts))
     padded = min(context_length, max(_FEWEST_POSITIONS, _next_power_of_two(longest)))
     length_B = np.array([len(text) for text in texts])
-    written = _within_context(
-        model, params, _rows(texts, padded), length_B, _nothing_written(len(texts), room),
-        request,
-    )  # fmt: skip
+    written = _nothing_written(len(texts), room)
+    has_cache = model.config.has_attention_maps
+    if has_cache:
+        rows = _rows(texts, padded)
+        written = _within_context(model, params, rows, length_B, written, request)
     if int(written.num_tokens) < max_tokens and not np.all(written.ended_B):
-        logging.warning(
-            "the text is longer than the context of %d tokens: beyond it each token is drawn "
-            "given only the last %d tokens, by a full forward pass", context_length, context_length
-        )  # fmt: skip
+        if has_cache:
+            logging.warning(
+                "the text is longer than the context of %d tokens: beyond it each token is drawn "
+                "given only the last %d tokens, by a full forward pass",
+                *(context_length, context_length),
+            )
         texts = [
             np.concatenate([text, np.asarray(row)[: int(written.num_tokens)]])[-context_length:]
             for text, row in zip(texts, written.tokens_BN, strict=True)

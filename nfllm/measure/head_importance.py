@@ -68,14 +68,19 @@ def head_importance(
       The rise for each head and its interval.
 
     Raises:
-      ValueError: an unknown replacement, fewer than two sequences with a target, or a token id
-        outside the model's vocabulary.
+      ValueError: an unknown replacement, a replacement of attention in a model without attention,
+        fewer than two sequences with a target, or a token id outside the model's vocabulary.
     """
     if replacement not in get_args(Replacement):
         raise ValueError(
             f"unknown replacement {replacement!r}; {suggest(replacement, get_args(Replacement))}"
         )
     model, params = run.model, run.params
+    if replacement in ("uniform", "mean_pattern") and not model.config.has_attention_maps:
+        raise ValueError(
+            f"replacement={replacement!r} takes the place of a head's attention, which "
+            f"model.mixer={model.config.mixer!r} does not have; use 'zero' or 'mean'"
+        )
     replace = replace_heads if replacement in ("zero", "mean") else freeze_heads
     value: Any = 0.0
     if replacement in ("mean", "mean_pattern"):

@@ -18,6 +18,7 @@ from nfllm.model.intermediates import asked_for, record, record_statistic
 from nfllm.model.normalizations import normalization
 from nfllm.model.products import einsum_to_float32
 from nfllm.model.projections import join_heads, mix_values, project, scores
+from nfllm.model.regla import GatedLinearAttention
 from nfllm.model.rotary import rotate
 from nfllm.model.shaping import declare_gains, shaped_map
 from nfllm.model.softmax import (
@@ -44,7 +45,8 @@ class Attention(nn.Module):
     Softmax is in float32. Parameters: `qkv_kernel` [D, 3, H, K] (query, key, value), `out_kernel`
     [H, K, D]; biases `qk_bias` [2, H, K], or `qkv_bias` [3, H, K] and `out_bias` [D]. With grouped
     heads, `q_kernel` [D, H, K] and `kv_kernel` [D, 2, G, K], and such biases, take the place of
-    `qkv_kernel`: keys and values then have G heads (`nfllm.model.projections`).
+    `qkv_kernel`: keys and values then have G heads (`nfllm.model.projections`). With
+    `model.mixer="regla"`, `nfllm.model.regla` mixes the values.
     """
 
     config: ModelConfig
@@ -75,7 +77,10 @@ class Attention(nn.Module):
         q_BTHK = record(self, names.QUERY, q_BTHK)
         k_BTHK = record(self, names.KEY, k_BTHK)
         v_BTHK = record(self, names.VALUE, v_BTHK)
-        if start_B is None:
+        if config.mixer == "regla":
+            mixer = GatedLinearAttention(config, self.dtype, name="regla")
+            mixed_BTHK = mixer(x_BTD, q_BTHK, k_BTHK, v_BTHK)
+        elif start_B is None:
             mixed_BTHK = self.mix(q_BTHK, k_BTHK, v_BTHK, dropout_rows_B)
         else:
             k_BSHK, v_BSHK = with_earlier(self, start_B, k_BTHK, v_BTHK)

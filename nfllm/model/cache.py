@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from nfllm.analysis import causal_mask
-from nfllm.config import ModelConfig
+from nfllm.config import ConfigError, ModelConfig
 from nfllm.model.layers import split_layers
 from nfllm.model.parameters import Variables
 
@@ -28,7 +28,16 @@ CACHE = "cache"
 
 
 def empty_cache(config: ModelConfig, batch_size: int, dtype: jnp.dtype = jnp.float32) -> Variables:
-    """A cache of `config.context_length` positions for every sequence; all start at 0."""
+    """A cache of `config.context_length` positions for every sequence; all start at 0.
+
+    Raises:
+      ConfigError: the model keeps no keys and values.
+    """
+    if not config.has_attention_maps:
+        raise ConfigError(
+            f"model.mixer={config.mixer!r} keeps no keys and values; run the whole text instead, "
+            "as nfllm.generate does"
+        )
     shape = (batch_size, config.context_length, config.kv_heads, config.head_dim)
     keys = jnp.zeros((config.num_layers, *shape), dtype)
     cache = split_layers(config, {"attention": {"keys": keys, "values": keys}})

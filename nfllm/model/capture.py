@@ -28,7 +28,8 @@ class Captured(NamedTuple):
     division by a learned temperature. With shaped attention, logits and probabilities are those of
     its softmax, while `head_out` is mixed by the shaped weights. The MLP's fields have an entry for
     each layer with an MLP: fewer than L with `model.mlp_pruned_layers`, and none in `mlp_pre` and
-    `mlp_post` if the MLP is fused.
+    `mlp_post` if the MLP is fused. A mixer without softmax (`model.mixer="regla"`) has no attention
+    logits and probabilities: these fields have no layer. Its `head_out` is taken after its norm.
     """
 
     residual: jax.Array  # [L+1, B, T, D]
@@ -100,6 +101,9 @@ def site_shapes(model: Decoder, tokens_BT: jax.Array) -> dict[str, tuple[int, ..
     shapes = {name: tuple(sizes[axis] for axis in site.axes) for name, site in names.SITES.items()}
     num_layers, *stream = shapes[names.RESIDUAL]
     shapes[names.RESIDUAL] = (num_layers + 1, *stream)
+    if not config.has_attention_maps:
+        for name in (names.ATTENTION_LOGITS, names.ATTENTION_PROBS):
+            shapes[name] = (0, *shapes[name][1:])
     for name in names.MLP_SITES:
         is_hidden = name in (names.MLP_PRE, names.MLP_POST)
         depth = 0 if is_hidden and not config.has_hidden_layers else config.num_mlp_layers

@@ -11,7 +11,9 @@ class EvoNorm(nn.Module):
     `Var` is the biased variance of a group of a token's features about their mean, while the
     numerator is not centred. In the paper groups also extend over positions, which would break
     causality here. `gate`, the v of the paper, `scale` and `bias` are per feature, and start at 1,
-    1 and 0. It computes in float32, and is right for entries up to 1e18 in absolute value.
+    1 and 0. It computes in float32, and is right for entries up to 1e18 in absolute value. As the
+    activation of an MLP it replaces normalization and nonlinearity between its matrices, which is
+    what the paper made it for.
 
     Attributes:
       epsilon: added to the variance.

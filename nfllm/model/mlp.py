@@ -9,9 +9,11 @@ from flax import linen as nn
 from nfllm.analysis.covariance import Covariance
 from nfllm.analysis.spectra import participation_ratio, projected_participation_ratio
 from nfllm.config import ModelConfig
+from nfllm.config.names import EVONORM
 from nfllm.model import intermediates as names
 from nfllm.model.activations import ACTIVATIONS, STARTS
 from nfllm.model.bias import add_bias
+from nfllm.model.evonorm import EvoNorm
 from nfllm.model.intermediates import record, record_size, record_statistic
 from nfllm.model.normalizations import normalization
 from nfllm.model.parameters import Start, constant_param, constant_params, params_of_one_key
@@ -22,7 +24,7 @@ class TwoLayerMlp(nn.Module):
     """activation(x W_in + b_in) W_out + b_out, with `in_kernel` [D, F] and `out_kernel` [F, D].
 
     The slope of a learned leaky ReLU is the parameter `slope`, unless all layers share one; the
-    parameters of a registered activation are in `activation`.
+    parameters of a registered activation, and of evonorm_s0, are in `activation`.
     """
 
     config: ModelConfig
@@ -42,7 +44,12 @@ class TwoLayerMlp(nn.Module):
 
     def activate(self, pre_BTF: jax.Array, model_slope: jax.Array | None) -> jax.Array:
         """The activation; a method, so that `nfllm.measure.linear_replacement` can replace it."""
-        return ACTIVATIONS[self.config.activation](pre_BTF, self._coefficient(model_slope))
+        config = self.config
+        if config.activation == EVONORM:
+            groups = config.normalization_groups or 1
+            norm = EvoNorm(config.norm_epsilon, pre_BTF.dtype, groups, name="activation")
+            return norm(pre_BTF)
+        return ACTIVATIONS[config.activation](pre_BTF, self._coefficient(model_slope))
 
     def _coefficient(self, model_slope: jax.Array | None) -> jax.Array | float | dict[str, Any]:
         config = self.config

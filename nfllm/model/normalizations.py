@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from nfllm.config import ModelConfig
 from nfllm.config.derived import Site
+from nfllm.config.names import EVONORM
 from nfllm.model.evonorm import EvoNorm
 from nfllm.model.frozen_norm import FROZEN, FrozenLayerNorm, frozen_options
 from nfllm.model.pointwise import FUNCTIONS, Pointwise, options_at
@@ -49,7 +50,7 @@ NORMALIZATIONS: dict[str, Callable[..., nn.Module]] = {
     "layernorm": LayerNorm,
     "none": NoNorm,
     "rmsnorm": RMSNorm,
-    "evonorm_s0": EvoNorm,
+    EVONORM: EvoNorm,
     FROZEN: FrozenLayerNorm,
     **{
         name: partial(Pointwise, function=function, has_shift=name != "dyt")
@@ -62,8 +63,8 @@ def normalization(config: ModelConfig, site: Site, dtype: jnp.dtype, **options: 
     """The normalization that a config has at a site; `options` are those of a Flax module."""
     name = config.normalization_at(site)
     own: Mapping[str, Any] = options_at(config, site) if name in FUNCTIONS else {}
-    if name == "evonorm_s0" and config.normalization_groups is not None:
-        own = {"groups": config.normalization_groups}
+    if name == EVONORM:
+        own = {"groups": config.normalization_groups or 1}
     if name == FROZEN:
         own = frozen_options(config, site)
     return NORMALIZATIONS[name](epsilon=config.norm_epsilon, dtype=dtype, **own, **options)

@@ -30,7 +30,7 @@ class Kind(enum.Enum):
     STATISTIC = "statistic"  # measured, not learned: see `nfllm.training.updates`
 
 
-_OF_MATRICES = ("qkv_", "qk_", "q_", "kv_", "out_", "in_", "gate_", "")
+_OF_MATRICES = ("qkv_", "qk_", "q_", "kv_", "out_", "in_", "gate_", "forget_", "refine_", "")
 _MATRICES = tuple(f"{matrix}kernel" for matrix in _OF_MATRICES)
 _EMBEDDINGS = ("token_embedding", "position_embedding", "head_embedding")
 _BIASES = (*(f"{matrix}bias" for matrix in _OF_MATRICES), "head_bias")

@@ -70,7 +70,10 @@ def patch_variables(
         if site not in shapes:
             raise ValueError(f"unknown site {site!r}; {suggest(site, shapes)}")
         if not shapes[site][0]:
-            raise ValueError(f"no layer has a site {site!r}: model.mlp is {config.mlp!r}")
+            key = "mlp" if site in names.MLP_SITES else "mixer"
+            raise ValueError(
+                f"no layer has a site {site!r}: model.{key} is {getattr(config, key)!r}"
+            )
         new = {kind: _fitted(x, shapes[site], f"{kind} of {site}") for kind, x in new.items()}
         if (old := by_site.get(site)) is not None:
             new["value"] = jnp.where(new["where"], new["value"], old["value"])

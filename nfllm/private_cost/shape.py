@@ -127,6 +127,7 @@ class DecoderShape:
 
 
 NOT_COUNTED: dict[str, tuple[object, ...]] = {
+    "mixer": ("softmax",),
     "norm_placement": ("pre",),
     "embedding_normalization": ("none",),
     "attention_output_normalization": ("none",),

@@ -19,7 +19,7 @@ from nfllm.report.attention import entropy_by_position_figure
 from nfllm.report.entropy_sections import heatmaps_block
 from nfllm.report.figures import Heatmap
 from nfllm.report.importance import importance_figure, importance_panels
-from nfllm.report.page import Block, Pictures, Section
+from nfllm.report.page import Block, Markup, Pictures, Section
 from nfllm.report.tables import Column, Table
 from nfllm.rundir import RunError
 
@@ -37,6 +37,9 @@ def importance_sections(paths: Sequence[epath.Path], labels: Sequence[str]) -> I
     blocks: list[Block] = []
     for index, (path, label) in enumerate(zip(paths, labels, strict=True)):
         run = nfllm.load_run(path)
+        if not run.config.model.has_attention_maps:
+            blocks.append(_without_entropy(label, run))
+            continue
         batches = _batches(run)
         found = nfllm.head_importance(run, batches)
         measured = nfllm.analyze(run.model, run.params, batches, ["head_entropy", "query_entropy"])
@@ -72,16 +75,20 @@ def step_sections(paths: Sequence[epath.Path], labels: Sequence[str]) -> Iterato
             raise RunError(f"{path} has no checkpoint; make its report without --steps")
         places = np.linspace(0, len(kept) - 1, min(len(kept), _MOST_STEPS)).round().astype(int)
         batches = None
-        heatmaps = []
+        heatmaps: list[Heatmap] = []
         for step in (kept[place] for place in places):
             run = nfllm.load_run(path, step=step)
+            if not run.config.model.has_attention_maps:
+                blocks.append(_without_entropy(label, run))
+                break
             batches = batches or _batches(run)
             measured = nfllm.analyze(run.model, run.params, batches, ["head_entropy"])
             ceiling = causal_entropy_ceiling(run.config.model.context_length)
             heatmaps.append(Heatmap(f"step {step:,}", measured["head_entropy"].mean, ceiling))
         name = f"entropy_steps_{index}"
         lead = f"<b>{html.escape(label)}</b>, {len(heatmaps)} of {len(kept)} checkpoints."
-        blocks.append(heatmaps_block(heatmaps, name, name, lead))
+        if heatmaps:
+            blocks.append(heatmaps_block(heatmaps, name, name, lead))
     yield Section(
         "Attention entropy at the kept checkpoints",
         f"Mean over queries and {_WINDOWS} windows of the validation split.",
@@ -105,6 +112,14 @@ def importance_table(rise_LH: Interval, entropy_LH: np.ndarray) -> Table:
         for (layer, head), entropy in np.ndenumerate(entropy_LH)
     )
     return Table(columns, rows)
+
+
+def _without_entropy(label: str, run: nfllm.Run) -> Markup:
+    mixer = run.config.model.mixer
+    return Markup(
+        f"<p><b>{html.escape(label)}</b>: attention entropy is not defined, since model.mixer="
+        f"{mixer!r} has no softmax. nfllm.head_importance measures its heads by themselves.</p>"
+    )
 
 
 def _batches(run: nfllm.Run) -> list[Batch]:

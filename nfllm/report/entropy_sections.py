@@ -76,6 +76,8 @@ def entropy_sections(
     recorded = [run for run in runs if "entropy_nats" in run.series]
     if not recorded:
         text = "None of these runs recorded telemetry, so there is no attention entropy to show."
+        if any(_without_softmax(run) for run in runs):
+            text = f"There is no attention entropy to show.{_left_out(runs)}"
         yield Section("Attention entropy", text, [])
         return
     contexts = sorted({_context(run) or 0 for run in recorded})
@@ -83,12 +85,11 @@ def entropy_sections(
         _Group(context or None, [run for run in recorded if (_context(run) or 0) == context])
         for context in contexts
     ]
-    left_out = [run.label for run in runs if run not in recorded]
     yield Section(
         "Attention entropy of each head",
         "Mean entropy over queries and probe sequences, at the last probe. Layers run downward, "
         "heads to the right; bright heads attend nearly uniformly, dark ones to the fewest keys."
-        + (f" No telemetry was recorded by {', '.join(left_out)}." if left_out else ""),
+        + _left_out(runs),
         [block for group in groups for block in _heatmap_blocks(group, alone=len(groups) == 1)],
     )
     yield Section(
@@ -103,6 +104,20 @@ def entropy_sections(
         "Layer entropy through training",
         "Mean over the heads of each layer; the dashed line is the causal ceiling.",
         [_training_block(group) for group in groups],
+    )
+
+
+def _without_softmax(run: ReportedRun) -> bool:
+    return run.model is not None and not run.model.has_attention_maps
+
+
+def _left_out(runs: Sequence[ReportedRun]) -> str:
+    """Which runs have no entropies, and why, after a space; empty where all have some."""
+    missing = [run for run in runs if "entropy_nats" not in run.series]
+    silent = ", ".join(run.label for run in missing if not _without_softmax(run))
+    other = ", ".join(run.label for run in missing if _without_softmax(run))
+    return (f" No telemetry was recorded by {silent}." if silent else "") + (
+        f" Not defined for {other}, which mixes tokens without a softmax." if other else ""
     )
 
 

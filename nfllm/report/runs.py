@@ -6,13 +6,14 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 from etils import epath
 
 from nfllm.analysis.numerics import LAYER_SITES
 from nfllm.config import Config, ModelConfig
+from nfllm.config.derived import Site
 from nfllm.rundir import CORPUS_FILE, RunError, RunRecord, read_record, resolve, run_directory
 from nfllm.rundir.metrics import Metrics, read_metrics
 
@@ -40,10 +41,11 @@ _RANKS = {
     ("telemetry", "temperature_max"): 2,
     ("telemetry", "temperature_not_positive"): 2,
     ("telemetry", "residual_gain"): 1,
-    ("telemetry", "saturation_attention"): 1,
-    ("telemetry", "saturation_mlp"): 1,
-    ("telemetry", "saturation_final"): 0,
     ("telemetry", "mlp_alpha"): 1,
+    **{
+        ("telemetry", f"saturation_{site}"): 0 if site in ("embedding", "final") else 1
+        for site in get_args(Site)
+    },
 }
 _ENDINGS = {
     "started": "unfinished",
@@ -109,19 +111,20 @@ class ReportedRun:
 def notation(config: Config) -> str:
     """The papers' name of a model: SM softmax, LN LayerNorm, G GELU, R ReLU.
 
-    Parts that the model lacks are left out. Other normalizations and activations are spelled out:
-    `SM+rmsnorm+silu`, with ` (gated)` if the MLP has a gate; if attention and MLP differ in their
-    normalization, both are named, with `|` between. From arXiv 2501.03489: (t) learned
-    temperatures, Sc scaled, Fu fused, FFN a linear MLP, i6 six pruned layers, EReg the entropy
-    regularizer.
+    Parts that the model lacks are left out. Other mixers, normalizations and activations are
+    spelled out: `SM+rmsnorm+silu`, with ` (gated)` if the MLP has a gate; if attention and MLP
+    differ in their normalization, both are named, with `|` between. From arXiv 2501.03489: (t)
+    learned temperatures, Sc scaled, Fu fused, FFN a linear MLP, i6 six pruned layers, EReg the
+    entropy regularizer.
     """
     model = config.model
     softmax = "SM" if model.softmax_temperature == "none" else "SM(t)"
+    mixer = softmax if model.has_attention_maps else model.mixer
     sites = [model.normalization_at(site) for site in ("attention", "mlp")]
     letters = [_NORMALIZATION_LETTERS.get(name, f"+{name}") for name in sites]
     normalization = letters[0] if sites[0] == sites[1] else f"+{sites[0]}|{sites[1]}"
     pruned = f" i{model.mlp_pruned_layers}" if model.mlp_pruned_layers else ""
-    name = f"{softmax}{normalization}{_mlp_notation(model)}{pruned}"
+    name = f"{mixer}{normalization}{_mlp_notation(model)}{pruned}"
     return f"EReg({name})" if config.objective.entropy_weight else name
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Sequence
 
+from nfllm.config.recipes import recipe_note
 from nfllm.report.entropy_sections import entropy_sections
 from nfllm.report.nonfinite_sections import nonfinite_sections
 from nfllm.report.page import Block, Markup, Rows, Section, details_html, list_html, table_html
@@ -24,6 +25,7 @@ from nfllm.report.tables import (
 )
 from nfllm.report.training_sections import (
     loss_sections,
+    saturation_sections,
     signal_sections,
     slope_sections,
     spectrum_sections,
@@ -59,7 +61,7 @@ def figure_sections(
     reference: Reference | None = None,
     groups: Sequence[SeedGroup] | None = None,
 ) -> Iterator[Section]:
-    """Entropy, losses, signal, spectra, slopes and non-finite values, as far as recorded.
+    """Entropy, losses, signal, spectra, what is learned, and non-finite values, as far as recorded.
 
     Losses are drawn for `groups`, by default the seed groups of `runs`.
     """
@@ -69,6 +71,7 @@ def figure_sections(
         signal_sections,
         spectrum_sections,
         slope_sections,
+        saturation_sections,
         regularizer_sections,
         removal_sections,
         frozen_sections,
@@ -110,6 +113,9 @@ def _result_sections(runs: Sequence[ReportedRun], reference: Reference | None) -
             " A run has no change against the baseline if it differs from it in its data, number "
             "of tokens, tokenizer or context length, since such perplexities are not comparable."
         )
+    for run in runs:
+        if run.record is not None and (note := recipe_note(run.record.config)):
+            lead += f" {run.label}: {note}."
     if reference is not None and any(_published(run, reference) for run in runs):
         lead += f" {reference.source}"
     blocks = [

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import get_args
 
 import jax.numpy as jnp
 import numpy as np
 
 from nfllm.analysis.neurons import weight_decay_curve
+from nfllm.config.derived import Site
 from nfllm.report import figures
 from nfllm.report.charts import curves_chart, curves_table, layers_chart, layers_table
 from nfllm.report.figures import Curve, LayerCurves
@@ -104,6 +106,25 @@ def slope_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
             "The dashed line is what weight decay alone would leave of a slope, without any "
             "gradient.",
             [through_training("negative_slopes", "", panels, "slope for x < 0")],
+        )
+
+
+def saturation_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
+    """The share of entries in the flat parts of point functions, by site and through training."""
+    panels = []
+    for run in runs:
+        for site in get_args(Site):
+            if (name := f"saturation_{site}") not in run.series:
+                continue
+            steps, values = run.series[name]
+            shares_NL = 100 * values.reshape(len(steps), -1)  # of one that no layer has, N x 1
+            panels.append(LayerCurves(f"{run.label} · {site}", steps, shares_NL, None))
+    if panels:
+        yield Section(
+            "Saturation of point functions through training",
+            "Share of entries with |alpha x + shift| > 2 in the probe batch, by site and layer. "
+            "The threshold is a convention.",
+            [through_training("saturation", "", panels, "entries in the flat parts (%)")],
         )
 
 

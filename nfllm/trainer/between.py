@@ -61,7 +61,7 @@ class BetweenSteps:
             return None
         fields = self.program.probe(state)
         self.journal.write("telemetry", step, **fields)
-        return fields["entropy_nats"]
+        return fields.get("entropy_nats")
 
     def evaluate(self, state: TrainState, step: int) -> Evaluation:
         """Writes and prints the loss over the validation split."""

@@ -13,6 +13,7 @@ from etils import epath
 
 from nfllm.config import Config
 from nfllm.config.paths import user_path
+from nfllm.config.recipes import recipe_note
 from nfllm.rundir import read_record
 from nfllm.trainer import hosts, interrupt, lock, peers, warm_start
 from nfllm.trainer.between import BetweenSteps
@@ -91,8 +92,9 @@ def fit(config: Config, workdir: epath.PathLike, *, loggers: Sequence[Logger] = 
                 note = describe_changes(earlier, config, step) if earlier else ""
                 journal.event("resumed", step, f"resumed at step {step}{note}")
             else:
-                source = "" if origin is None else f"; {origin}"
-                journal.event("started", step, f"started: {program.describe()}{source}")
+                parts = [program.describe(), origin, recipe_note(config)]
+                text = "; ".join(str(part) for part in parts if part)
+                journal.event("started", step, f"started: {text}")
             clock = Clock(config.training.batch_size * config.model.context_length)
             faults = NonFiniteSteps(program, checkpoints, journal)
             watch = InputWatch(journal, step)

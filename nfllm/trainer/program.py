@@ -78,9 +78,11 @@ class Program:
     def describe(self) -> str:
         """What runs where, in a line."""
         model = self.model
-        attention = implementation_of_step(
-            model.config, model.dtype, with_entropy=self.config.telemetry.entropy_every_step
-        )
+        attention: str = model.config.mixer
+        if model.config.has_attention_maps:
+            attention = implementation_of_step(
+                model.config, model.dtype, with_entropy=self.config.telemetry.entropy_every_step
+            )
         return (
             f"{model.config.architecture}, {jax.device_count()} {jax.default_backend()} device(s), "
             f"{model.dtype} products, {attention} attention"

@@ -47,6 +47,7 @@ _FREE_KEYS = (
     "training.log_every",
     "training.non_finite",
     "training.max_skipped_steps",
+    "training.recipe",
 )
 
 

@@ -43,7 +43,8 @@ class Removals:
             fields["layer"] = removal.layer
         change = f"is removed over {taper} steps" if taper else "is removed"
         message = f"step {step}: the norm of {removal} {change}"
-        if self._program.config.telemetry.every:
+        config = self._program.config
+        if config.telemetry.every and config.model.has_attention_maps:
             before, after = (self._entropies(state, at) for at in (step - 1, step + taper))
             fields |= {"entropy_before_nats": before, "entropy_after_nats": after}
             message += f"; mean entropy {np.mean(before):.3f} nats, then {np.mean(after):.3f}"

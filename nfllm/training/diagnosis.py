@@ -124,8 +124,12 @@ def describe(counts: Ledger) -> str:
         return f"first in {site}"
     largest_L = counts["gradients"].max_abs
     layer = int(np.argmax(largest_L))
-    return (
+    text = (
         "when computed again, all values and gradient entries are finite, but their norm or sum "
         f"may overflow; the largest |gradient| of a layer is {largest_L[layer]:.3g}, in layer "
-        f"{layer}, the largest |attention logit| {np.max(counts['attention_logits'].max_abs):.3g}"
+        f"{layer}"
     )
+    if "attention_logits" not in counts:  # of a mixer without softmax
+        return text
+    largest = np.max(counts["attention_logits"].max_abs)
+    return f"{text}, the largest |attention logit| {largest:.3g}"

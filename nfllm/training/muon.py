@@ -78,7 +78,7 @@ def _axes_of(per_head: bool) -> Any:
         if not is_matrix(path, x):
             return None
         name, last = path[-1].key, x.ndim - 1
-        if name == "q_kernel":  # [L, D, H, K]
+        if name in ("q_kernel", "forget_kernel", "refine_kernel"):  # [L, D, H, K]
             return Axes((last - 2,), (last,) if per_head else (last - 1, last))
         if name in ("qkv_kernel", "qk_kernel", "kv_kernel"):  # [L, D, 3, H, K]
             return Axes((last - 3,), (last,) if per_head else (last - 1, last))

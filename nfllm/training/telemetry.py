@@ -32,8 +32,8 @@ def make_probe(
     With several processes, `result_sharding` must replicate the result over all processes;
     otherwise parameters that are sharded over processes would leave it sharded.
 
-    entropy_nats [L, H]: attention entropy, mean over sequences and queries.
-    logit_max_abs [L, H]: largest |attention logit| among visible keys.
+    entropy_nats [L, H]: attention entropy, mean over sequences and queries; only of a softmax.
+    logit_max_abs [L, H]: largest |attention logit| among visible keys; only of a softmax.
     residual_rms [L + 1], mlp_pre_rms [L']: root mean squares; L' is the number of layers with an
       MLP.
     mlp_pre_participation, mlp_post_participation [L']: participation ratios of the covariance
@@ -68,12 +68,15 @@ def make_probe(
             return jnp.append(layers[name], statistics[name])
 
         fields = {
-            "entropy_nats": join_layers(state[BY_PRODUCTS])[names.ENTROPY],
-            "logit_max_abs": layers[names.LOGIT_MAX_ABS],
             "residual_rms": residual(names.RMS),
             "residual_max_abs": residual(names.MAX_ABS),
             "nonfinite": names.nonfinite_by_site(statistics, names.WATCHED),
         }
+        if config.has_attention_maps:
+            fields |= {
+                "entropy_nats": join_layers(state[BY_PRODUCTS])[names.ENTROPY],
+                "logit_max_abs": layers[names.LOGIT_MAX_ABS],
+            }
         if config.num_mlp_layers and config.has_hidden_layers:
             fields |= {
                 "mlp_pre_rms": layers[f"{names.RMS}_{names.MLP_PRE}"],

@@ -13,8 +13,8 @@ from flax import linen as nn
 from flax import nnx, traverse_util
 
 from nfllm.config import suggest
-from nfllm.measure.foreign.sites import AXES, LOGITS
 from nfllm.measure.foreign.streaming import SitesOf
+from nfllm.measure.sites import AXES, LOGITS
 
 Patterns = Mapping[str, str | Sequence[str]]
 """From a site to the paths where its layers are sown: a pattern such as

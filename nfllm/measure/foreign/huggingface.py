@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nfllm.config import suggest
-from nfllm.measure.foreign.sites import LOGITS
 from nfllm.measure.foreign.streaming import SitesOf
+from nfllm.measure.sites import LOGITS
 from nfllm.model import intermediates as names
 
 

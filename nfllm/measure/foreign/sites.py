@@ -11,49 +11,8 @@ import numpy as np
 from nfllm.analysis import attention_entropy
 from nfllm.analysis.arrays import Arrays, as_array
 from nfllm.config import suggest
+from nfllm.measure.sites import AXES, LOGITS, written_axes
 from nfllm.model import intermediates as names
-from nfllm.model.capture import Captured
-
-LOGITS = "logits"
-
-# G: number of key-value heads, each of which several query heads may share.
-AXES = {
-    names.RESIDUAL: "L+1 B T D",
-    names.ATTENTION_IN: "L B T D",
-    names.QUERY: "L B T H K",
-    names.KEY: "L B T G K",
-    names.VALUE: "L B T G W",
-    names.ATTENTION_LOGITS: "L B H T S",
-    names.ATTENTION_PROBS: "L B H T S",
-    names.HEAD_OUT: "L B T H W",
-    names.ATTENTION_OUT: "L B T D",
-    names.MLP_IN: "L B T D",
-    names.MLP_PRE: "L B T F",
-    names.MLP_POST: "L B T F",
-    names.MLP_OUT: "L B T D",
-    LOGITS: "B T V",
-}
-"""Axes of each site, as in `nfllm.Captured`; a letter has one size in all of them, and S = T."""
-
-
-class Sites:
-    """Some of the fields of `nfllm.Captured`, for one metric; reading another raises ValueError."""
-
-    def __init__(self, arrays: Mapping[str, jax.Array], metric: str) -> None:
-        self._fields = tuple(arrays)
-        self._arrays = arrays
-        self._metric = metric
-
-    def __getattr__(self, site: str) -> jax.Array:
-        if site not in Captured._fields:
-            raise AttributeError(site)
-        if site not in self._arrays:
-            axes = f" [{_written(AXES[site])}]" if site in AXES else ""
-            raise ValueError(
-                f"the metric {self._metric!r} needs the site {site!r}{axes}, "
-                f"which the model does not give; it gives {', '.join(self._fields) or 'none'}"
-            )
-        return self._arrays[site]
 
 
 def check_sites(found: Mapping[str, Arrays], tokens_BT: np.ndarray) -> dict[str, jax.Array]:
@@ -85,7 +44,7 @@ def _check_shape(site: str, shape: tuple[int, ...], sizes: dict[str, Any]) -> No
     axes = AXES[site].split()
     if len(shape) != len(axes):
         raise ValueError(
-            f"{site} has shape {shape}, but its axes are [{_written(AXES[site])}]; "
+            f"{site} has shape {shape}, but its axes are [{written_axes(AXES[site])}]; "
             "a tuple with one array for each layer counts as their stack"
         )
     for axis, size in zip(axes, shape, strict=True):
@@ -93,10 +52,6 @@ def _check_shape(site: str, shape: tuple[int, ...], sizes: dict[str, Any]) -> No
         known = sizes.setdefault(axis[0], size)
         if size != known:
             raise ValueError(
-                f"{site} has shape {shape}, but its axes are [{_written(AXES[site])}], and by the "
-                f"tokens and the sites before it {axis[0]}={known}, not {size}"
+                f"{site} has shape {shape}, but its axes are [{written_axes(AXES[site])}], and "
+                f"by the tokens and the sites before it {axis[0]}={known}, not {size}"
             )
-
-
-def _written(axes: str) -> str:
-    return ", ".join(axes.split())

@@ -12,8 +12,9 @@ import numpy as np
 from nfllm.analysis.arrays import Arrays
 from nfllm.data.batches import Batch
 from nfllm.measure.analyze import merge_across_processes, stream
-from nfllm.measure.foreign.sites import Sites, check_sites
+from nfllm.measure.foreign.sites import check_sites
 from nfllm.measure.metrics import Metric, Observed, find_metrics
+from nfllm.measure.sites import Sites
 from nfllm.model.capture import Captured
 
 SitesOf = Callable[[np.ndarray], Mapping[str, Arrays]]

@@ -1,0 +1,63 @@
+"""Some of the fields of `nfllm.Captured`, where a model does not have all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nfllm.model import intermediates as names
+from nfllm.model.capture import Captured
+
+LOGITS = "logits"
+
+# G: heads of keys and values, which several query heads may share.
+AXES = {
+    names.RESIDUAL: "L+1 B T D",
+    names.ATTENTION_IN: "L B T D",
+    names.QUERY: "L B T H K",
+    names.KEY: "L B T G K",
+    names.VALUE: "L B T G W",
+    names.ATTENTION_LOGITS: "L B H T S",
+    names.ATTENTION_PROBS: "L B H T S",
+    names.HEAD_OUT: "L B T H W",
+    names.ATTENTION_OUT: "L B T D",
+    names.MLP_IN: "L B T D",
+    names.MLP_PRE: "L B T F",
+    names.MLP_POST: "L B T F",
+    names.MLP_OUT: "L B T D",
+    LOGITS: "B T V",
+}
+"""Axes of each site, as in `nfllm.Captured`; a letter has one size in all of them, and S = T."""
+
+
+class Sites:
+    """Some of the fields of `nfllm.Captured`, for one metric; what it lacks is an error.
+
+    Args:
+      arrays: by the name of their field.
+      metric: the name of the metric, for the error.
+      why: what makes the others lack, for the error.
+    """
+
+    def __init__(self, arrays: Mapping[str, Any], metric: str, why: str = "") -> None:
+        self._fields = tuple(arrays)
+        self._arrays = arrays
+        self._metric = metric
+        self._why = why
+
+    def __getattr__(self, site: str) -> Any:
+        if site not in Captured._fields:
+            raise AttributeError(site)
+        if site not in self._arrays:
+            axes = f" [{written_axes(AXES[site])}]" if site in AXES else ""
+            raise ValueError(
+                f"the metric {self._metric!r} needs the site {site!r}{axes}, "
+                f"which the model does not give{self._why}; it gives "
+                f"{', '.join(self._fields) or 'none'}"
+            )
+        return self._arrays[site]
+
+
+def written_axes(axes: str) -> str:
+    """The letters with commas between them."""
+    return ", ".join(axes.split())
