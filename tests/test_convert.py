@@ -453,7 +453,7 @@ def test_a_stored_copy_of_the_tied_head_is_dropped(source):
 
 
 def test_files_that_cannot_be_read(source, tmp_path):
-    with pytest.raises(ConversionError, match=r"nowhere is not a directory; nothing is fetched"):
+    with pytest.raises(ConversionError, match=r"nowhere is not a directory; nothing is downloaded"):
         load_checkpoint(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConversionError, match=r"empty has no config\.json"):

@@ -80,7 +80,7 @@ def test_a_root_without_python_files_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"empty has no Python file \(\*\.py\)"):
         open_corpus(config, epath.Path(tmp_path))
     config = data_config(tmp_path, dataset="python_source", sources=f"{tmp_path}/missing")
-    with pytest.raises(ConfigError, match="missing is no directory"):
+    with pytest.raises(ConfigError, match="missing is not a directory"):
         open_corpus(config, epath.Path(tmp_path))
 
 

@@ -268,7 +268,7 @@ def test_divergence_names_the_last_norm_that_went(corpus, tmp_path, monkeypatch)
     ):
         fit(config, tmp_path)
     (event,) = [r for r in read_metrics(tmp_path).rows["event"] if r["event"] == "non_finite"]
-    assert "that of mlp of layer 1, at step 3" in event["message"]
+    assert "is mlp of layer 1, at step 3" in event["message"]
 
 
 def test_the_last_removal_that_batches_have_met():

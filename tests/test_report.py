@@ -234,7 +234,7 @@ def test_saturation_through_training_by_site_and_layer(tmp_path):
     last = [row for row in found if row["step"] == "1000"]
     sites = [(row["run"].rpartition(" · ")[2], row["layer"]) for row in last]
     assert sites == [("embedding", "0"), ("mlp_sum", "0"), ("mlp_sum", "1")]
-    shares = [float(row["entries in the flat parts (%)"]) for row in last]
+    shares = [float(row["saturated entries (%)"]) for row in last]
     assert shares == pytest.approx([10.0, 20.0, 40.0])
     write_report([tmp_path / "plain"], tmp_path / "report")
     assert "Saturation" not in (tmp_path / "report" / "index.html").read_text()

@@ -14,8 +14,9 @@ from nfllm.data.batches import Batch
 from nfllm.model.intermediates import BY_PRODUCTS, ENTROPY, LOGIT_MAX, LOSSES, UPDATES
 from nfllm.training import step as training_step
 from nfllm.training.auxiliary import Auxiliary
+from nfllm.training.eval_step import make_eval_step
 from nfllm.training.state import LossScale, TrainState
-from nfllm.training.step import make_eval_step, make_train_step
+from nfllm.training.step import make_train_step
 
 MICRO_BATCHES, DEVICES, ROWS, LENGTH, VOCAB_SIZE, LAYERS = 2, 2, 3, 6, 5, 2
 STEP, SKIPPED, SCALE, WEIGHT, RATE = 5, 3, 8.0, 0.7, 0.1

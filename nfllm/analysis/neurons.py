@@ -56,6 +56,11 @@ class UnitActivity(NamedTuple):
 
     A unit is on where its pre-activation is positive: the open side of ReLU, and the side on which
     GELU and the leaky family pass their input on.
+
+    Example:
+      >>> pre = jnp.array([[[1.0, -1.0], [2.0, -3.0]]])  # one layer, two tokens, two units
+      >>> UnitActivity.of(pre, jnp.maximum(pre, 0)).dead_share()
+      Array([0.5], dtype=float32)
     """
 
     num_tokens: jax.Array

@@ -170,7 +170,13 @@ def ledger(sites: Mapping[str, Any], *, where: Mapping[str, ArrayLike] | None = 
 
 
 def merge_ledgers(a: Ledger, b: Ledger) -> Ledger:
-    """The ledger of two batches, which have the same sites."""
+    """The ledger of two batches, which must have the same sites.
+
+    Example:
+      >>> both = merge_ledgers(ledger({"loss": np.nan}), ledger({"loss": np.nan}))
+      >>> int(both["loss"].nan)
+      2
+    """
     return {name: counts.merge(b[name]) for name, counts in a.items()}
 
 

@@ -156,6 +156,11 @@ class Moments(NamedTuple):
     """Size, mean, sum of squared deviations and range; every field has the shape of the mean.
 
     Merging is exact (Chan, Golub & LeVeque, 1979): no difference of large sums is taken.
+
+    Example:
+      >>> moments = Moments.of([1.0, 2.0], axis=0).merge(Moments.of([6.0], axis=0))
+      >>> float(moments.mean), float(moments.maximum)
+      (3.0, 6.0)
     """
 
     size: jax.Array

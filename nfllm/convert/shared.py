@@ -1,4 +1,4 @@
-"""The parts of a checkpoint that GPT-2, GPT-NeoX and Llama have alike, under names of their own."""
+"""Parts of a checkpoint that GPT-2, GPT-NeoX and Llama share, under different names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nfllm.model.parameters import Params
 
 
 class LayerReader(NamedTuple):
-    """Reads what every layer has, stacked over layers, [L, ...]."""
+    """Reads the tensors of all layers, stacked over layers, [L, ...]."""
 
     tensors: TensorReader
     prefix: str
@@ -24,7 +24,7 @@ class LayerReader(NamedTuple):
         return self.tensors.take_layers(self.prefix + name, self.config.num_layers, shape)
 
     def matrix(self, name: str, rows: int, columns: int) -> np.ndarray:
-        """The matrices [L, rows, columns] of a file that has [columns, rows]."""
+        """Matrices [L, rows, columns], which the file stores as [columns, rows]."""
         return self.take(f"{name}.weight", columns, rows).swapaxes(1, 2)
 
     def norm(self, name: str) -> dict[str, np.ndarray]:
@@ -37,10 +37,10 @@ class Names(NamedTuple):
     """The names of an architecture's tensors.
 
     Attributes:
-      embedding: of the token embedding.
-      final_norm: of the final normalization, without `.weight` and `.bias`.
-      head: of the output head.
-      layers: how the names of a layer's tensors begin, with {} for its number.
+      embedding: name of the token embedding.
+      final_norm: name of the final normalization, without `.weight` and `.bias`.
+      head: name of the output head.
+      layers: prefix of the names of a layer's tensors, with {} for its index.
     """
 
     embedding: str
@@ -49,7 +49,7 @@ class Names(NamedTuple):
     layers: str
 
     def read_layers(self, tensors: TensorReader, config: ModelConfig) -> LayerReader:
-        """What reads the layers."""
+        """A reader of the layers' tensors."""
         return LayerReader(tensors, self.layers, config)
 
     def read_ends(self, tensors: TensorReader, config: ModelConfig, vocab_size: int) -> Params:
@@ -65,7 +65,7 @@ class Names(NamedTuple):
         return ends
 
     def write(self, params: Params, config: ModelConfig, per_layer: Tensors) -> Tensors:
-        """The tensors of layers, stacked, and of our parameters before and after them."""
+        """All tensors: those of the stacked `per_layer`, and embedding, final norm and head."""
         tensors = {self.embedding: params["token_embedding"]}
         if not config.ties_embeddings:
             tensors[self.head] = params["head_embedding"]
@@ -84,7 +84,7 @@ def _norm_parts(name: str, normalization: str) -> dict[str, str]:
 
 
 def full_qkv_bias(attention: Mapping[str, np.ndarray], config: ModelConfig) -> np.ndarray:
-    """Bias of query, key and value, [L, 3, H, K]; zeros where our model has none."""
+    """Bias of query, key and value, [L, 3, H, K]; zeros if our model has none."""
     if config.attention_bias == "all":
         return attention["qkv_bias"]
     shape = (config.num_layers, 3, config.num_heads, config.head_dim)
@@ -97,5 +97,5 @@ def full_qkv_bias(attention: Mapping[str, np.ndarray], config: ModelConfig) -> n
 def layer_bias(
     module: Mapping[str, np.ndarray], name: str, num_layers: int, width: int
 ) -> np.ndarray:
-    """The module's bias `name`, [L, width]; zeros where our model has none."""
+    """The module's bias `name`, [L, width]; zeros if our model has none."""
     return module[name] if name in module else np.zeros((num_layers, width), np.float32)

@@ -46,6 +46,11 @@ class Tokenizer:
       end_of_text_id: the token that separates documents.
       unknown_id: the unknown token; None if there is none.
       fingerprint: SHA-256 of the tokenizer's definition.
+
+    Example:
+      >>> tokenizer = bytes_tokenizer()
+      >>> tokenizer.encode("ab").tolist(), tokenizer.decode([97, 98])
+      ([97, 98], 'ab')
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:

@@ -7,10 +7,10 @@ With the queries, keys and values q, k, v [K] of a head, and the input x [D] of 
     S_t = exp(m_{t-1} - m_t) F_t S_{t-1} + v_t φ(k_t)ᵀ          F_t [K] scales rows of S [K, K]
     o_t = RMSNorm(S_t φ(q_t))
 
-The paper's code is not public, and what is told of it differs in four points. Taken here:
+The paper's code is not public, and its descriptions differ in four points. Here:
 
-1. m_t is the largest entry of the keys up to t. Over the whole sequence, as it is printed, it would
-   tell of later tokens. Since RMSNorm divides it out again, the choice counts up to its epsilon.
+1. m_t is the largest entry of the keys up to t. Over the whole sequence, as printed, it would leak
+   later tokens. Since RMSNorm divides it out again, the choice matters only through its epsilon.
 2. The gates read x, not the values of the head.
 3. The norm is an RMSNorm of each head, with one scale [K] for all heads, before the output matrix.
 4. The biases of the gates start at 0, and so F near 1/2.
@@ -43,7 +43,7 @@ class GatedLinearAttention(nn.Module):
     def __call__(
         self, x_BTD: jax.Array, q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array
     ) -> jax.Array:
-        """What each head mixes, [B, T, H, K]; of grouped heads, G share keys and values."""
+        """The output of each head, [B, T, H, K]; with grouped heads, keys and values have G."""
         config = self.config
         every = config.num_heads // config.kv_heads
         q, k, v = (x.astype(jnp.float32) for x in (q_BTHK, k_BTGK, v_BTGK))
@@ -78,8 +78,9 @@ def gated_recurrence(
 ) -> jax.Array:
     """S_t q_t with S_t = exp(log_decay_t) S_{t-1} + v_t k_tᵀ and S_{-1} = 0, [B, T, H, V].
 
-    Chunk by chunk: within one, every pair of positions by the decay between them, which no exponent
-    above 0 enters as long as `log_decay` is at most 0; S [B, H, V, K] goes from one to the next.
+    It is computed chunk by chunk. Within a chunk, every pair of positions is weighted by the decay
+    between them, whose exponents are at most 0 if `log_decay` is; S [B, H, V, K] is passed from one
+    chunk to the next.
     """
     batch, length = q_BTHK.shape[:2]
     size = min(length, _CHUNK)

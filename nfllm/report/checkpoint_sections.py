@@ -118,7 +118,7 @@ def _without_entropy(label: str, run: nfllm.Run) -> Markup:
     mixer = run.config.model.mixer
     return Markup(
         f"<p><b>{html.escape(label)}</b>: attention entropy is not defined, since model.mixer="
-        f"{mixer!r} has no softmax. nfllm.head_importance measures its heads by themselves.</p>"
+        f"{mixer!r} has no softmax. nfllm.head_importance can still measure its heads.</p>"
     )
 
 

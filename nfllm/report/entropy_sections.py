@@ -112,7 +112,7 @@ def _without_softmax(run: ReportedRun) -> bool:
 
 
 def _left_out(runs: Sequence[ReportedRun]) -> str:
-    """Which runs have no entropies, and why, after a space; empty where all have some."""
+    """A space and a sentence on the runs without entropies, and why; empty if all have some."""
     missing = [run for run in runs if "entropy_nats" not in run.series]
     silent = ", ".join(run.label for run in missing if not _without_softmax(run))
     other = ", ".join(run.label for run in missing if _without_softmax(run))

@@ -110,21 +110,21 @@ def slope_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
 
 
 def saturation_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
-    """The share of entries in the flat parts of point functions, by site and through training."""
+    """The share of saturated entries of point functions, by site and through training."""
     panels = []
     for run in runs:
         for site in get_args(Site):
             if (name := f"saturation_{site}") not in run.series:
                 continue
             steps, values = run.series[name]
-            shares_NL = 100 * values.reshape(len(steps), -1)  # of one that no layer has, N x 1
+            shares_NL = 100 * values.reshape(len(steps), -1)  # N x 1 for a site outside the layers
             panels.append(LayerCurves(f"{run.label} · {site}", steps, shares_NL, None))
     if panels:
         yield Section(
             "Saturation of point functions through training",
             "Share of entries with |alpha x + shift| > 2 in the probe batch, by site and layer. "
             "The threshold is a convention.",
-            [through_training("saturation", "", panels, "entries in the flat parts (%)")],
+            [through_training("saturation", "", panels, "saturated entries (%)")],
         )
 
 
