@@ -32,6 +32,7 @@ from nfllm.convert import (
     save_checkpoint,
 )
 from nfllm.convert.__main__ import main
+from nfllm.convert.foreign import Attributes
 from nfllm.data.tokenizer import bytes_tokenizer
 from nfllm.model import Decoder
 from nfllm.model.softmax import ATTENTION_TRANSFORMS
@@ -244,6 +245,29 @@ def test_files_of_the_bare_model_with_mask_buffers(source):
     save_file(tensors | masks, folder / "model.safetensors")
     expected = load_checkpoint(RECORDINGS / "gpt2").params
     jax.tree.map(np.testing.assert_array_equal, load_checkpoint(folder).params, expected)
+
+
+# Layers, heads, width, MLP, context and vocabulary; activation, epsilon, ties, biases, turning
+# share and base: as GPT2Config(), GPTNeoXConfig() and LlamaConfig() of transformers have them.
+ABSENT = {
+    gpt2: (12, 12, 768, 3072, 1024, 50257, "gelu_tanh", 1e-5, True, "all", True, 0.0, None),
+    gpt_neox: (44, 64, 6144, 24576, 2048, 50432, "gelu", 1e-5, False, "all", True, 0.25, 1e4),
+    llama: (32, 32, 4096, 11008, 2048, 32000, "silu", 1e-6, False, "none", False, 1.0, 1e4),
+}
+
+
+@pytest.mark.parametrize("family", ABSENT, ids=lambda family: family.ARCHITECTURE)
+def test_absent_attributes_have_the_defaults_of_transformers(family):
+    config, vocab_size = family.read_config(Attributes({}, "config.json"))
+    sizes = (config.num_layers, config.num_heads, config.embed_dim, config.mlp_width)
+    kinds = (config.activation, config.norm_epsilon, config.ties_embeddings)
+    biases = (config.attention_bias, config.mlp_bias)
+    turns = config.rotary_dim / config.head_dim
+    rotary = (turns, config.rotary_wavelength_base if turns else None)
+    assert (
+        *(*sizes, config.context_length, vocab_size), *kinds, *biases, *rotary,
+    ) == ABSENT[family]  # fmt: skip
+    assert (config.kv_heads, config.init_std) == (config.num_heads, 0.02)
 
 
 def test_attributes_of_transformers_4(source):

@@ -45,6 +45,7 @@ def test_training_goes_on_from_its_checkpoint(path):
     jax.tree.map(np.testing.assert_array_equal, state.params, nfllm.load_run(path).params)
 
 
+@pytest.mark.slow
 def test_it_is_reported(path, tmp_path):
     page = Path(write_report([path], tmp_path / "report"))
     assert "run_0_1_0" in page.read_text(encoding="utf-8")

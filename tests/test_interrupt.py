@@ -14,7 +14,8 @@ from nfllm.trainer.step_lines import StepLines
 @pytest.mark.parametrize(
     ("every", "stops_at", "saved_before_evaluation"),
     [
-        (1, 3, False),  # the signal comes when step 3, whose evaluation follows, is read
+        # The signal comes when step 3, whose evaluation follows, is read.
+        pytest.param(1, 3, False, marks=pytest.mark.slow),
         (2, 4, True),  # it comes when step 3 is read, one step late
     ],
 )
