@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import logging
@@ -19,15 +20,42 @@ from random_model import random_model
 import nfllm
 from nfllm.convert import convert, load_checkpoint
 from nfllm.data.tokenizer import bytes_tokenizer
+from nfllm.measure import generation
 from nfllm.measure.generation import generate_ids
 from nfllm.measure.sampling import make_sampling, sample
 from nfllm.model.cache import empty_cache
 from nfllm.model.decoder import Decoder
 
-pytestmark = pytest.mark.slow
-
 RECORDINGS = Path(__file__).parent / "recordings"
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11]]
+
+
+class WeighedSums:
+    """The next token: the sum of all seen, each times its position from 1, modulo 7."""
+
+    def apply(self, variables: Any, window_BT: jax.Array, place_B: jax.Array, method: Any) -> Any:
+        position_T = jnp.arange(window_BT.shape[1])
+        seen_BT = jnp.where(position_T[None] <= place_B[:, None], window_BT, 0)
+        return 100 * jax.nn.one_hot(jnp.sum(seen_BT * (position_T + 1)[None], axis=1) % 7, 7)
+
+
+def test_beyond_the_context_the_oldest_token_goes() -> None:
+    """A context of 4, which one text fills and the other comes to fill."""
+    texts = [[3, 1, 4, 1], [2, 6]]
+    window_BT = np.array([[3, 1, 4, 1], [2, 6, 0, 0]], np.int32)
+    request = generation._Request(
+        keys_B=jax.random.split(jax.random.key(0), 2),
+        max_tokens=jnp.int32(8),
+        end_of_text=jnp.int32(-1),
+        sampling=make_sampling(0, None, None),
+    )
+    written = generation._beyond_context(
+        WeighedSums(), {}, window_BT, np.array([4, 2]), generation._nothing_written(2, 8), request
+    )
+    for text, found in zip(texts, written.tokens_BN, strict=True):
+        for _ in range(8):
+            text.append(sum((s + 1) * token for s, token in enumerate(text[-4:])) % 7)
+        assert found.tolist() == text[-8:]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -66,6 +94,7 @@ MODELS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "temperature"),
     [*((options, 1.0) for options in MODELS), *((options, 0.0) for options in MODELS[:2])],
@@ -81,6 +110,7 @@ def test_text_is_that_of_whole_passes(options: dict[str, Any], temperature: floa
     assert temperature == 0 or len({*itertools.chain(*written)}) > 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [
@@ -110,6 +140,7 @@ def test_greedy_text_is_that_of_transformers(case: str) -> None:
         np.testing.assert_array_equal(found[0], expected.numpy())
 
 
+@pytest.mark.slow
 def test_draws_depend_on_the_seed_and_the_place_alone() -> None:
     model, params = random_model(0.3, tie_embeddings=False)
     draw = functools.partial(generate_ids, model, params, max_tokens=8)
@@ -119,6 +150,7 @@ def test_draws_depend_on_the_seed_and_the_place_alone() -> None:
     assert twice[0].tolist() != draw(PROMPTS, seed=2)[0].tolist()
 
 
+@pytest.mark.slow
 def test_each_shape_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The function that makes a cache is called where the loop over tokens is traced, and once."""
     # A length that no other test has, so that nothing of it is traced already.
@@ -130,6 +162,7 @@ def test_each_shape_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert traced.call_count == 1
 
 
+@pytest.mark.slow
 def test_a_text_ends_at_its_end() -> None:
     model, params = random_model(0.5, final_normalization="none")
     whole = generate_ids(model, params, PROMPTS, max_tokens=15, temperature=0)
@@ -144,6 +177,7 @@ def test_a_text_ends_at_its_end() -> None:
         assert found.tolist() == expected[:stop]
 
 
+@pytest.mark.slow
 def test_a_text_beyond_the_context_says_so(caplog: pytest.LogCaptureFixture) -> None:
     model, params = random_model(0.3)
     logging.get_absl_logger().propagate = True
@@ -153,6 +187,7 @@ def test_a_text_beyond_the_context_says_so(caplog: pytest.LogCaptureFixture) -> 
     assert "longer than the context of 12 tokens" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prompts", "options", "message"),
     [
@@ -172,6 +207,7 @@ def test_bad_input(prompts: list, options: dict[str, Any], message: str) -> None
         generate_ids(*random_model(0.2), prompts, **options)
 
 
+@pytest.mark.slow
 def test_logits_that_are_not_finite_are_an_error() -> None:
     model, params = random_model(0.2)
     params["blocks"]["mlp"]["in_kernel"] *= np.nan
@@ -188,6 +224,7 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_text_of_a_run(run_directory: Path) -> None:
     run = nfllm.load_run(run_directory)
     # The recorded model has 43 tokens, the bytes up to "*".
@@ -208,6 +245,7 @@ def command(*arguments: object) -> int:
     return ended.value.code
 
 
+@pytest.mark.slow
 def test_command(
     run_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -223,6 +261,7 @@ def test_command(
     assert "no checkpoint of step 7; it holds 0 (" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_function_stays_where_the_module_is_imported() -> None:
     import nfllm.generate
     from nfllm.measure.generation import generate
