@@ -77,13 +77,16 @@ def random_params(config: ModelConfig, seed: int = 0) -> dict:
 
 
 def norm_size(name: str, width: int) -> int:
-    return {
-        "layernorm": 2 * width,
-        "rmsnorm": width,
-        "dyt": 2 * width + 1,
+    """Number of parameters of a normalization, by hand; a new one needs its own entry."""
+    sizes = {
         "none": 0,
+        "rmsnorm": width,
+        "layernorm": 2 * width,
+        "dyt": 2 * width + 1,
         "evonorm_s0": 3 * width,
-    }.get(name, 2 * width + 2)
+    }
+    of_two_scalars = ("derf", "isru", "arctan", "hardtanh", "expsign", "frozen_layernorm")
+    return (sizes | dict.fromkeys(of_two_scalars, 2 * width + 2))[name]
 
 
 def expected_parameters(config: ModelConfig, vocab_size: int) -> int:

@@ -60,6 +60,7 @@ def logistic(x):
 
 
 def formula(name, x, p, epsilon):
+    assert name in LEARNED, f"{name} needs its parameters in LEARNED, a formula and a derivative"
     if name == "none":
         return x
     if name == "evonorm_s0":
@@ -72,8 +73,13 @@ def formula(name, x, p, epsilon):
         x = x - x.mean(-1, keepdims=True)
     if name == "frozen_layernorm":
         return p["scale"] * x / p["sigma"] + p["bias"]
+    assert name in ("layernorm", "rmsnorm"), f"{name} needs a formula here"
     y = x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon)
     return p["scale"] * y + p.get("bias", 0.0)
+
+
+def test_every_normalization_names_its_parameters():
+    assert LEARNED.keys() == NORMALIZATIONS.keys()
 
 
 @pytest.mark.parametrize("name", sorted(NORMALIZATIONS))
@@ -156,6 +162,8 @@ def derivative(name, x, p, epsilon, cotangent):
             slope = sigmoid + p["gate"] * x * sigmoid * (1 - sigmoid)
         gated = cotangent * x * sigmoid / size
         return (cotangent * slope - gated.mean(-1, keepdims=True) * centred / size) / size
+    known = ("layernorm", "rmsnorm", "frozen_layernorm")
+    assert name in known, f"{name} needs a derivative here"
     if name == "layernorm":
         x = x - x.mean(-1, keepdims=True)
     size = np.sqrt((x**2).mean(-1, keepdims=True) + epsilon)

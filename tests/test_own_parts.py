@@ -60,7 +60,7 @@ def test_the_run_says_what_it_is_and_what_registered_its_parts(trained):
 
 def test_without_the_file_its_name_is_told(trained):
     file, path = trained
-    message = f"model.activation='gelu_squared' was registered by {re.escape(str(file))}"
+    message = f"model.activation='my_gelu_squared' was registered by {re.escape(str(file))}"
     with pytest.raises(RunError, match=f"{message}.* --import {re.escape(str(file))}"):
         nfllm.load_run(path)
     (run,) = read_runs([path])
@@ -81,8 +81,8 @@ def test_with_the_file_the_run_is_as_any_other(trained, caplog):
 
     np.testing.assert_allclose(post, (pre * ndtr(pre)) ** 2, atol=1e-6)
     (read,) = read_runs([path])
-    assert read.label == "SM+scale_only+gelu_squared"
-    with pytest.raises(ConfigError, match="'scale_only' cannot be expressed in transformers"):
+    assert read.label == "SM+my_scale+my_gelu_squared"
+    with pytest.raises(ConfigError, match="'my_scale' cannot be expressed in transformers"):
         convert(path, path.parent / "elsewhere")
 
 
@@ -114,7 +114,7 @@ SCALES = ("tiny",)
 def get_experiment(scale):
     base = get_config()
     base.update_from_flattened_dict({flags!r})
-    variants = {{"mine": Variant({{"model.activation": "gelu_squared"}})}}
+    variants = {{"mine": Variant({{"model.activation": "my_gelu_squared"}})}}
     return Experiment("note", {{"main": Group("Mine", base, variants)}})
 """
 
@@ -141,7 +141,7 @@ def test_a_command_takes_the_file(tmp_path):
     """And the file, which runs first, leaves the choice of devices to the config."""
     file = write_parts(tmp_path)
     flags = tiny_flags(make_corpus(tmp_path / "corpus"), tmp_path / "data", training__steps=2)
-    flags |= {"model.activation": "gelu_squared", "parallel.cpu_devices": 2}
+    flags |= {"model.activation": "my_gelu_squared", "parallel.cpu_devices": 2}
     options = [f"--config.{key}={value}" for key, value in flags.items()]
     done = subprocess.run(
         [

@@ -17,7 +17,7 @@ from jax.extend import core
 from synthetic_runs import make_config
 
 from nfllm import private_cost as private_cost_package
-from nfllm.config import ConfigError, ModelConfig
+from nfllm.config import ACTIVATION_NAMES, NORMALIZATION_NAMES, ConfigError, ModelConfig
 from nfllm.model.decoder import Decoder
 from nfllm.private_cost import (
     DecoderShape,
@@ -28,6 +28,7 @@ from nfllm.private_cost import (
     seconds_at_least,
 )
 from nfllm.private_cost.communication import _LAYERNORM_ROW
+from nfllm.private_cost.primitives import ACTIVATION_ELEMENT, NORMALIZATION_ELEMENT
 from nfllm.private_cost.shape import NOT_COUNTED
 
 GPT2 = DecoderShape(
@@ -102,6 +103,11 @@ PUBLISHED = [
 
 
 @pytest.mark.parametrize("row", PUBLISHED)
+def test_every_part_has_a_cost_or_none_that_is_known() -> None:
+    assert set(ACTIVATION_ELEMENT) == set(ACTIVATION_NAMES)
+    assert set(NORMALIZATION_ELEMENT) == set(NORMALIZATION_NAMES)
+
+
 def test_published_flops_to_the_printed_digit(row: Row) -> None:
     cost = private_cost(row.shape, row.num_tokens)
     assert f"{cost.published_mlp_flops / 1e9:.1f}" == row.mlp_flops

@@ -67,6 +67,7 @@ ACTIVATION_ELEMENT: dict[Activation, Primitives | None] = {
     "helu": _RELU,
     "identity": NOTHING,
     "half_identity": NOTHING,
+    "evonorm_s0": None,
 }
 """Of one element; None: nfllm knows no published protocol."""
 
