@@ -9,8 +9,6 @@ are the group `cause` of `configs/paper.py`. Fixed before any result was seen: 1
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -33,15 +31,3 @@ def relu_zone(x: jax.Array) -> jax.Array:
 
 nfllm.register_activation("gelu_narrow", gelu_narrow)
 nfllm.register_activation("relu_zone", relu_zone)
-
-_FREE = {"model.normalization": "none"}
-_LARGE = {**_FREE, "model.embedding_scale": "learned"}  # from sqrt(embed_dim)
-
-CAUSES: dict[str, dict[str, Any]] = {
-    "gelu": {**_FREE, "model.activation": "gelu"},
-    "relu": {**_FREE, "model.activation": "relu"},
-    "gelu_narrow": {**_FREE, "model.activation": "gelu_narrow"},
-    "relu_zone": {**_FREE, "model.activation": "relu_zone"},
-    "gelu_embedding": {**_LARGE, "model.activation": "gelu"},
-    "relu_embedding": {**_LARGE, "model.activation": "relu"},
-}

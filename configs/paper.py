@@ -29,14 +29,15 @@ from __future__ import annotations
 import sysconfig
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.causes import CAUSES
 from configs.default import get_config as default_config
 from configs.gpt2_codeparrot import get_config as gpt2_config
 from configs.pythia70m_codeparrot import get_config as pythia_config
+from nfllm.config.extensions import import_file
 from nfllm.experiment import Experiment, Group, Variant
 from nfllm.papers.published import REFERENCE
 from nfllm.papers.sections import paper_sections
@@ -46,6 +47,19 @@ SCALES = ("minute", "cpu", "cpu_long", "gpu", "paper")
 
 FOUR = ("sm+g", "sm+r", "sm+ln+g", "sm+ln+r")
 SIX = (*FOUR, "sm+ln", "sm")
+
+_FREE = {"model.normalization": "none"}
+_LARGE = {**_FREE, "model.embedding_scale": "learned"}  # from sqrt(embed_dim)
+
+CAUSES: dict[str, dict[str, Any]] = {
+    "gelu": {**_FREE, "model.activation": "gelu"},
+    "relu": {**_FREE, "model.activation": "relu"},
+    "gelu_narrow": {**_FREE, "model.activation": "gelu_narrow"},
+    "relu_zone": {**_FREE, "model.activation": "relu_zone"},
+    "gelu_embedding": {**_LARGE, "model.activation": "gelu"},
+    "relu_embedding": {**_LARGE, "model.activation": "relu"},
+}
+"""Variants of the group cause; `configs/causes.py` registers two of their activations."""
 
 
 def get_experiment(scale: str) -> Experiment:
@@ -204,6 +218,7 @@ def _groups(
         ),
     }
     if cause_seeds:
+        import_file(str(Path(__file__).with_name("causes.py")))
         causes = {name: Variant(changes, cause_seeds) for name, changes in CAUSES.items()}
         groups["cause"] = Group("Is it the linear zone of GELU?", base, causes)
     if base.model.embed_dim != 768:  # where both rules give 0.02

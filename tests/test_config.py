@@ -87,7 +87,7 @@ def test_unknown_names(name, value, nearest, valid):
 
 def test_a_name_like_no_other_gets_no_suggestion():
     assert suggest("zzz", ["relu", "gelu"]) == "choose from gelu, relu"
-    refuse("unknown activation 'zzz' .*; choose from gelu, ", model__activation="zzz")
+    refuse("unknown activation 'zzz' .*; choose from evonorm_s0, gelu, ", model__activation="zzz")
 
 
 def test_sizes_that_do_not_fit():
@@ -186,7 +186,7 @@ def test_values_out_of_range(name, value, message):
         ("model__mlp_dim", 1.5, r"mlp_dim=1\.5 is of type float, expected int or None"),
         ("model__slope_sharing", 3, "expected one of layer, model, untied_global or None"),
         ("model__num_layers", None, "num_layers=None is of type NoneType, expected int"),
-        ("model__activation", None, "expected one of gelu, "),
+        ("model__activation", None, "expected one of evonorm_s0, gelu, "),
         ("optimizer__learning_rate", float("nan"), "learning_rate=nan is not a finite number"),
         ("optimizer__learning_rate", float("inf"), "learning_rate=inf is not a finite number"),
     ],

@@ -81,7 +81,7 @@ def test_what_is_lost_or_unknown_of_a_corpus_is_said_each_time(tmp_path, caplog,
     backend = tokenizers.Tokenizer(words)
     backend.pre_tokenizer = PRE.WhitespaceSplit()
     [said] = remarks(nfllm.data.load(config_of(tmp_path, backend), 16).card)
-    assert said.startswith("630 of 630 tokens (100.0%) are the tokenizer's unknown token; is it")
+    assert said.startswith("630 of 630 tokens (100.0%) are the tokenizer's unknown token; was it")
 
 
 def test_a_tokenizer_that_cannot_encode_the_corpus_is_one_line(tmp_path):

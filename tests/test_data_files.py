@@ -70,7 +70,7 @@ def test_a_link_to_nothing_is_named(tmp_path, kind):
     make(tmp_path / f"a{suffix}")
     (tmp_path / f"b{suffix}").symlink_to("../annex/b")
     with pytest.raises(
-        ConfigError, match=rf"b\{suffix} is a link to '../annex/b', where there is no"
+        ConfigError, match=rf"b\{suffix} is a link to '../annex/b', which does not exist"
     ):
         find(tmp_path)
 

@@ -120,8 +120,8 @@ def test_a_report_about_such_a_run(tmp_path):
 
 
 def test_where_a_library_needs_utf8_the_name_is_refused_before_any_work(tmp_path):
-    with pytest.raises(ConfigError, match=r"data_dir=.*caf\\udce9 is not UTF-8"):
+    with pytest.raises(ConfigError, match=r"data_dir=.*caf\\udce9 is not valid UTF-8"):
         nfllm.data.load(data_config(tmp_path / LATIN_1), 16)
-    with pytest.raises(RunError, match=r"--workdir .*caf\\udce9 is not UTF-8"):
+    with pytest.raises(RunError, match=r"--workdir .*caf\\udce9 is not valid UTF-8"):
         check_writable(epath.Path(tmp_path / LATIN_1))
     assert not list(tmp_path.iterdir())

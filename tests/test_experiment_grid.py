@@ -22,6 +22,11 @@ def grid(**variants: Variant) -> Experiment:
     return Experiment("a note", {"main": Group("a title", get_config(), variants)})
 
 
+@pytest.fixture(autouse=True)
+def parts_of_a_grid(registries: None) -> None:
+    """The paper's grid registers two activations."""
+
+
 def paper_entries(scale: str) -> list[Entry]:
     corpus = {"data.sources": "a.jsonl"} if scale == "gpu" else {}
     return expand(load_experiment(PAPER, scale), corpus)

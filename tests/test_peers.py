@@ -81,7 +81,9 @@ def test_answers_come_in_the_order_of_processes(store):
 
 def test_who_does_not_answer_is_named_in_bounded_time(store, caplog):
     begin = time.monotonic()
-    with pytest.raises(RunError, match=r"no answer for \d+ s from process 1: to read step 6; see"):
+    with pytest.raises(
+        RunError, match=r"no answer for \d+ s from process 1: to read step 6; find out"
+    ):
         peers.exchange("to read step 6", None, 0.5)
     assert time.monotonic() - begin < 60
     assert caplog.text.count("waiting for process 1: to read step 6") == 1

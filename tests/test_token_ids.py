@@ -82,5 +82,5 @@ def test_torch_ids():
 def test_classes_for_fewer_ids_than_the_table_has():
     model, params = random_model(0.2)
     metric = class_responses(np.zeros(VOCAB_SIZE - 1, np.int32), 1)
-    with pytest.raises(ValueError, match=rf"has {VOCAB_SIZE - 1} entries.* has {VOCAB_SIZE} ids"):
+    with pytest.raises(ValueError, match=rf"has {VOCAB_SIZE - 1} entries.* has {VOCAB_SIZE};"):
         analyze(model, params, [ids_with(3)], [metric])

@@ -80,7 +80,7 @@ def write_norm(name: str, norm: Mapping[str, np.ndarray]) -> Tensors:
 
 def _norm_parts(name: str, normalization: str) -> dict[str, str]:
     parts = {"scale": f"{name}.weight", "bias": f"{name}.bias"}
-    return parts if normalization == "layernorm" else {"scale": parts["scale"]}
+    return {"scale": parts["scale"]} if normalization == "rmsnorm" else parts
 
 
 def full_qkv_bias(attention: Mapping[str, np.ndarray], config: ModelConfig) -> np.ndarray:
