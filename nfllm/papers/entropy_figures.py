@@ -16,9 +16,7 @@ from nfllm.papers.departure import OVERLOADED, layer_entropies
 from nfllm.report.figures import Heatmap, draw_heatmap
 from nfllm.report.style import (
     FAINT,
-    INK,
     PANEL,
-    SMALL,
     add_color_bar,
     add_legend,
     entropy_colormap,
@@ -57,11 +55,13 @@ def overload_picture(group: GroupResults, names: Mapping[str, str], ceiling: flo
     add_color_bar(figure, maps, scale, ticks, "entropy (nats)", form)
     axes = figure.add_subplot(grid[len(means)])
     style_axes(axes, "Mean of each layer's heads", "layer", "entropy (nats)")
-    for place, (variant, entropy_SLH) in enumerate(found.items()):
+    lines = [
         _draw_band(axes, np.arange(layers), entropy_SLH.mean(-1), place, names[variant], marker="o")
+        for place, (variant, entropy_SLH) in enumerate(found.items())
+    ]
     axes.axhline(ceiling, color=FAINT, linestyle="--", linewidth=1.0, zorder=1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    axes.legend(frameon=False, fontsize=SMALL, labelcolor=INK, loc="lower left")
+    add_legend(figure, lines, [names[variant] for variant in found], columns=2)
     return figure
 
 
