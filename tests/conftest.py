@@ -1,5 +1,6 @@
 """Four virtual CPU devices for every test, and where the recordings of the original code lie."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from registries import restored_registries
 from nfllm.model import attention_implementation
 
 ROOT = Path(__file__).parents[1]
+_MANY_MAPPINGS = 20_000
 # `configs/` is not part of the installed package: a script in the root finds it, and so do tests.
 sys.path.insert(0, str(ROOT))
 
@@ -47,6 +49,19 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return directory
+
+
+@pytest.fixture(autouse=True, scope="module")
+def free_programs() -> Iterator[None]:
+    """Frees compiled programs between files: a program takes several memory mappings.
+
+    Linux allows a process 65,530 of them, and the compiler crashes beyond.
+    """
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and len(mappings.read_bytes().splitlines()) > _MANY_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
