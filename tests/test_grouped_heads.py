@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from fast_jit import fast_jit
 from jax._src.cudnn import fused_attention_stablehlo as cudnn_lowering
@@ -180,7 +181,7 @@ def test_muon_takes_each_of_query_key_and_value_for_a_matrix(
 ) -> None:
     _, params = random_model(0.1, **options)
     config = small_config(optimizer={"variant": "muon", "muon_per_head": per_head}).optimizer
-    optimizer = muon(config, lambda _: jnp.float32(0.01), lambda params: False)
+    optimizer = muon(config, lambda _: jnp.float32(0.01), lambda params: False, optax.sgd(0.01))
     rng = np.random.default_rng(1)
     grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
     update = fast_jit(lambda g, p: optimizer.update(g, optimizer.init(p), p)[0])(grads, params)
