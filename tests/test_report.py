@@ -331,6 +331,8 @@ def test_seeds_of_one_variant_are_averaged(tmp_path):
             "EReg(SM(t)+ScFuFFN i1)",
         ),
         ({"model.activation": "identity", "model.mlp": "none"}, "SM without FFN"),
+        ({"model.normalization": "layernorm", "model.norm_placement": "post"}, "SM+LN (post)+R"),
+        ({"model.normalization": "dyt", "model.norm_placement": "output"}, "SM+dyt (output)+R"),
     ],
 )
 def test_notation_is_the_papers(changes, expected):

@@ -131,12 +131,14 @@ class ModelShape:
         }
         if site in own:
             return own[site]
-        branch, _, place = site.partition("_")
-        if place in _PLACES[self.norm_placement]:
-            is_mlp = branch == "mlp"
-            name = self.mlp_normalization if is_mlp else self.attention_normalization
-            return self.normalization if name is None else name
+        if site.partition("_")[2] in _PLACES[self.norm_placement]:
+            return self.normalization_of("mlp" if site.startswith("mlp") else "attention")
         return self.attention_output_normalization if site == "attention_output" else "none"
+
+    def normalization_of(self, branch: Branch) -> str:
+        """Name of the normalization that a branch has where `norm_placement` puts it."""
+        own = self.mlp_normalization if branch == "mlp" else self.attention_normalization
+        return self.normalization if own is None else own
 
     def branch_scale(self, branch: Branch) -> float:
         """Factor of what a branch adds, or its start value where it is learned."""

@@ -113,16 +113,18 @@ def notation(config: Config) -> str:
 
     Parts that the model lacks are left out. Other mixers, normalizations and activations are
     spelled out: `SM+rmsnorm+silu`, with ` (gated)` if the MLP has a gate; if attention and MLP
-    differ in their normalization, both are named, with `|` between. From arXiv 2501.03489: (t)
-    learned temperatures, Sc scaled, Fu fused, FFN a linear MLP, i6 six pruned layers, EReg the
-    entropy regularizer.
+    differ in their normalization, both are named, with `|` between; a placement other than `pre`
+    follows, `SM+LN (post)+G`. From arXiv 2501.03489: (t) learned temperatures, Sc scaled, Fu fused,
+    FFN a linear MLP, i6 six pruned layers, EReg the entropy regularizer.
     """
     model = config.model
     softmax = "SM" if model.softmax_temperature == "none" else "SM(t)"
     mixer = softmax if model.has_attention_maps else model.mixer
-    sites = [model.normalization_at(site) for site in ("attention", "mlp")]
-    letters = [_NORMALIZATION_LETTERS.get(name, f"+{name}") for name in sites]
-    normalization = letters[0] if sites[0] == sites[1] else f"+{sites[0]}|{sites[1]}"
+    first, second = model.normalization_of("attention"), model.normalization_of("mlp")
+    letters = _NORMALIZATION_LETTERS.get(first, f"+{first}")
+    normalization = letters if first == second else f"+{first}|{second}"
+    if normalization and model.norm_placement != "pre":
+        normalization += f" ({model.norm_placement})"
     pruned = f" i{model.mlp_pruned_layers}" if model.mlp_pruned_layers else ""
     name = f"{mixer}{normalization}{_mlp_notation(model)}{pruned}"
     return f"EReg({name})" if config.objective.entropy_weight else name
