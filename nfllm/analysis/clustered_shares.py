@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from nfllm.analysis.intervals import Interval
 
@@ -56,7 +56,7 @@ def share_interval(shares_NL: ArrayLike, *, confidence: float = 0.95) -> Interva
     between = float(shares_NL.mean(axis=1).var(ddof=1)) / seeds
     middle_share = float(layer_L.mean())
     trials = middle_share * (1 - middle_share) / max(within, between)
-    z = float(norm.ppf((1 + confidence) / 2))
+    z = float(ndtri((1 + confidence) / 2))
     middle = share + z * z / (2 * trials)
     half = z * math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
     shrunk = 1 + z * z / trials

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.stats import t as student_t
+from scipy.special import stdtr, stdtrit
 
 from nfllm.analysis.arrays import Arrays, as_float32
 from nfllm.analysis.shown import shown_in_a_line
@@ -73,7 +73,7 @@ def bootstrap_interval(
         return measure(values[jax.random.randint(key, (num,), 0, num)])
 
     resampled = jax.lax.map(resample, jax.random.split(key, num_resamples))
-    t = float(student_t.ppf((1 + confidence) / 2, num - 1))
+    t = float(stdtrit(num - 1, (1 + confidence) / 2))
     tail = 50 * math.erfc(t * math.sqrt(num / (num - 1) / 2))
     low, high = jnp.percentile(resampled, jnp.array([tail, 100 - tail]), axis=0)
     if 1 - 2.0 ** (1 - num) < confidence:
@@ -106,7 +106,7 @@ def seed_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
     _check_confidence(confidence)
     half = math.nan
     if len(x) > 1:
-        half = student_t.ppf((1 + confidence) / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))
+        half = stdtrit(len(x) - 1, (1 + confidence) / 2) * x.std(ddof=1) / math.sqrt(len(x))
     return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half))
 
 
@@ -167,11 +167,11 @@ def compare_seeds(
         degrees = sum(variances) ** 2 / sum(
             v**2 / (n - 1) for v, n in zip(variances, sizes, strict=False)
         )
-    half = float(student_t.ppf((1 + confidence) / 2, degrees)) * error
+    half = float(stdtrit(degrees, (1 + confidence) / 2)) * error
     p_value = None
     if min(sizes) >= 3:
         p_value = (
-            float(2 * student_t.sf(abs(difference) / error, degrees))
+            float(2 * stdtr(degrees, -abs(difference) / error))
             if error
             else float(difference == 0)
         )

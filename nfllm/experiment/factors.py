@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from nfllm.analysis import overload_share
 from nfllm.analysis.intervals import Interval
@@ -56,7 +56,7 @@ def main_effects(
     if degrees:
         variance = sum(((seeds - seeds.mean()) ** 2).sum() for seeds in cells) / degrees
         error = math.sqrt(4 * variance * sum(1 / len(seeds) for seeds in cells)) / len(cells)
-        half = float(student_t.ppf((1 + confidence) / 2, degrees)) * error
+        half = float(stdtrit(degrees, (1 + confidence) / 2)) * error
     means_C = np.array([seeds.mean() for seeds in cells])
     effects_F = 2 * (levels_CF * means_C[:, None]).mean(axis=0)
     return [Interval(float(e), float(e) - half, float(e) + half) for e in effects_F]

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from nfllm.analysis.comparisons import holm, p_value
 from nfllm.analysis.intervals import Interval
@@ -240,7 +240,7 @@ def _cost(claim: Claim) -> str:
         numbers = np.arange(num, _MOST_SEEDS + 1)
         factors = 1 / np.sqrt(numbers)
         if claim.final.is_student:
-            factors *= student_t.ppf(0.975, numbers - 1)
+            factors *= stdtrit(numbers - 1, 0.975)
         halves = half * factors / factors[0]
         # The claim is decided once the interval excludes either zero or the tolerance.
         distance = (
