@@ -99,7 +99,9 @@ def test_preparing_prints_what_the_terminal_can_hold(tmp_path, environment):
     assert b"caf\\udce9" in found.stdout
 
 
-@pytest.mark.parametrize("module", ["nfllm.convert", "nfllm.report"])
+@pytest.mark.parametrize(
+    "module", [pytest.param("nfllm.convert", marks=pytest.mark.slow), "nfllm.report"]
+)
 def test_an_error_about_such_a_name_is_one_line(tmp_path, module):
     arguments = [str(tmp_path / LATIN_1), *(["--out"] * (module == "nfllm.report")), LATIN_1]
     found = command(module, *arguments, PYTHONIOENCODING="ascii")

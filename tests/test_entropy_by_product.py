@@ -40,7 +40,9 @@ def expected():
     ("devices", "sections"),
     [
         (1, {"model": {"scan_layers": True, "remat": True}, "training": {"loss_tile_rows": 24}}),
-        (2, {"model": {"attention_implementation": "explicit"}}),
+        pytest.param(
+            2, {"model": {"attention_implementation": "explicit"}}, marks=pytest.mark.slow
+        ),
         (2, {"training": {"gradient_accumulation": 2}}),
         pytest.param(
             2,

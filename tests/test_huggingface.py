@@ -10,6 +10,7 @@ from nfllm.convert import load_checkpoint
 
 RECORDINGS = Path(__file__).parent / "recordings"
 CASES = sorted(path.parent.name for path in RECORDINGS.glob("*/outputs.npz"))
+SLOW = {"gpt2_untied_relu", "gpt_neox_tied_unbiased"}  # their siblings run before every commit
 
 
 def test_the_recordings_are_there():
@@ -24,7 +25,9 @@ def test_the_recordings_are_there():
     ]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW)) for c in CASES]
+)
 def test_outputs_equal_transformers(case: str):
     checkpoint = load_checkpoint(RECORDINGS / case)
     if case == "gpt_neox_norm_free":

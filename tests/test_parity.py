@@ -54,9 +54,9 @@ LOSS = 5e-6  # relative; measured: 3e-7
 
 
 def is_slow(path: Path) -> bool:
-    """Before every commit one run with and one without normalization; all in CI, or by option."""
-    quick = ("traj_init_ln_gelu", "traj_init_free_learn_per_layer")
-    return path.parent == OWN_CASES and path.name.startswith("traj_") and path.stem not in quick
+    """Before every commit one run, with learned slopes; all in CI, or by option."""
+    quick = "traj_init_free_learn_per_layer"
+    return path.parent == OWN_CASES and path.name.startswith("traj_") and path.stem != quick
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

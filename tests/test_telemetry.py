@@ -58,7 +58,12 @@ def test_the_probe_gives_what_whole_captures_give(changes, num_devices):
 
 
 @pytest.mark.parametrize(
-    "sharing", [pytest.param("layer", marks=pytest.mark.slow), "model", "untied_global"]
+    "sharing",
+    [
+        pytest.param("layer", marks=pytest.mark.slow),
+        "model",
+        pytest.param("untied_global", marks=pytest.mark.slow),
+    ],
 )
 def test_slopes_are_told_per_layer_whatever_their_sharing(sharing):
     changes = {"activation": "learnable_leaky_relu", "slope_sharing": sharing}
