@@ -30,7 +30,7 @@ def shipped_folder() -> Path:
 
 
 def find_file(path: str | Path) -> Path:
-    """The file itself, or else the shipped one of that name; it may be neither."""
+    """The file itself, or else the shipped one of that name. The path may not exist."""
     path = Path(path)
     if not path.is_file() and path.parts[:1] == ("configs",):
         return shipped_folder() / path
@@ -52,7 +52,7 @@ def before_devices() -> Iterator[None]:
 
 
 def is_before_devices() -> bool:
-    """Whether devices are still to be chosen."""
+    """Whether devices have not been chosen yet."""
     return _before_devices
 
 

@@ -102,5 +102,5 @@ AttentionTransform = Annotated[str, ATTENTION_TRANSFORM_NAMES]
 
 
 def strongest(declared: Iterable[Statistics]) -> Statistics:
-    """What parts amount to together: normalised if one is, else frozen if one is."""
+    """The class of several parts together: normalised if one is, else frozen if one is."""
     return max(declared, key=STATISTICS.index, default="norm-free")

@@ -17,7 +17,7 @@ SITES = (*BLOCK_SITES, "final", "first_position")
 
 
 class Removal(NamedTuple):
-    """One norm, and the step at which it goes.
+    """One norm, and the step at which it is removed.
 
     Batches from number `step` on, the first being 0, meet the model without it, or begin to where
     norms go in several steps. `layer` is None for sites of the whole model.
@@ -58,7 +58,7 @@ def read_order(removal: RemovalConfig) -> list[tuple[str, int]]:
 
 
 def removals(model: ModelConfig, removal: RemovalConfig) -> tuple[Removal, ...]:
-    """All removals in their order; none where `removal.start` is None.
+    """All removals in their order; none if `removal.start` is None.
 
     Raises:
       ConfigError: the model has no frozen_layernorm at a site of the order.
