@@ -28,7 +28,7 @@ class Operation:
     """One kind of operation over all layers.
 
     Attributes:
-      name: what it is.
+      name: of the operation.
       rows: vectors that come out.
       width: elements in each.
       flops: of its matrix products, two a multiplication.
@@ -43,7 +43,7 @@ class Operation:
 
     @property
     def elements(self) -> int:
-        """Elements that come out."""
+        """Number of output elements."""
         return self.rows * self.width
 
 

@@ -13,7 +13,7 @@ from nfllm.config.names import AttentionTransform
 class DecoderShape:
     """Sizes and parts of a decoder.
 
-    What is not here costs nothing: biases are additions, and the scalars of a scaled MLP (alpha,
+    Parts not listed cost nothing: biases are additions, and the scalars of a scaled MLP (alpha,
     beta of arXiv 2501.03489) fold into the matrices of a network without normalization. So do gains
     of branches and heads, an identity beside a matrix, and whatever norm a matrix is used with.
 
