@@ -119,7 +119,7 @@ class Attention(nn.Module):
         dropout_rows_B: jax.Array | None,
         block: int,
     ) -> jax.Array:
-        """Mixes the values for `block` queries at a time, with the keys up to the last of them."""
+        """Mixes the values for blocks of `block` queries, with keys up to the end of the block."""
         mixed, by_products = [], []
         for start in range(0, q_BTHK.shape[1], block):
             stop = start + block
