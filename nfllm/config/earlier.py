@@ -14,9 +14,9 @@ RETIRED = ("parallel.xla_flags",)
 
 
 def added(default: T, *, before: T | EllipsisType = ...) -> T:
-    """The default of a key that earlier runs do not have; they did `before`.
+    """The default of a key that earlier runs do not have; they used the value `before`.
 
-    That is `default` unless it is given: who changes the default gives the old one there.
+    `before` equals `default` unless given. If you change the default, pass the old one as `before`.
     """
     meant = default if before is ... else before
     field: T = dataclasses.field(default=default, metadata={"before": meant})

@@ -39,9 +39,9 @@ def find_file(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def before_devices() -> Iterator[None]:
-    """Within it, what registers a part touches no device: checks that do wait for the first use.
+    """Inside this context, registering a part uses no device; its checks wait for the first use.
 
-    A config file runs before a command has said which devices there are.
+    A config file runs before a command has chosen its devices.
     """
     global _before_devices
     outer, _before_devices = _before_devices, True
