@@ -69,7 +69,7 @@ ACTIVATION_ELEMENT: dict[Activation, Primitives | None] = {
     "half_identity": NOTHING,
     "evonorm_s0": None,
 }
-"""Of one element; None: nfllm knows no published protocol."""
+"""Primitives of one element; None: nfllm knows no published protocol."""
 
 _STATISTICAL = Primitives(squares=1, products=2)
 
@@ -86,6 +86,6 @@ NORMALIZATION_ELEMENT: dict[Normalization, Primitives | None] = {
     "expsign": None,
     "frozen_layernorm": NOTHING,  # affine: it folds into the matrices
 }
-"""Of one element; a row of LayerNorm and RMSNorm takes an inverse square root besides."""
+"""Primitives of one element; each row of LayerNorm and RMSNorm also takes an inverse root."""
 
 NORMALIZATION_ROW = Primitives(inverse_roots=1)
