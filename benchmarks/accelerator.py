@@ -6,7 +6,7 @@
 
 Each part runs in a process of its own with a time limit of its own, and keeps DIR/PART.json whole
 after every row; DIR/log.txt has what the parts print. A part that fails or is cut is reported, and
-the next one runs. The same command on the same DIR goes on with what is missing; `--table` prints
+the next one runs. The same command on the same DIR measures the missing parts; `--table` prints
 what is there as markdown. Two commands hold all of it on one H100:
 
     python benchmarks/accelerator.py --out DIR --budget 360 --parts facts,numbers,attention,step
@@ -39,7 +39,7 @@ _SHORTEST_SECONDS = 10  # a part is not started with less
 
 
 def main() -> int:
-    """Runs the parts; 1 where one of them has no complete result, 2 for a bad argument."""
+    """Runs the parts; returns 1 if a part has no complete result, 2 for a bad argument."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="directory of the results")
     parser.add_argument("--budget", type=float, help="seconds for all parts; 780 without it")
@@ -146,7 +146,7 @@ def _run(name: str, options: argparse.Namespace, kind: str, end: float) -> bool:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Ends a child's whole group, if any of it is left."""
+    """Ends all remaining processes of a child's group."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
@@ -170,7 +170,7 @@ def _device() -> dict[str, Any]:
 
 
 def _other_machine(out: Path, about: dict[str, Any]) -> str | None:
-    """Why the results in `out` cannot be gone on with here; None where they can."""
+    """Why this machine cannot continue the results in `out`; None if it can."""
     for path in (out / f"{name}.json" for name in PARTS):
         there = _read(path)
         for key in ("kind", "rehearsal"):

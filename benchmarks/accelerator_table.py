@@ -1,4 +1,4 @@
-"""What benchmarks/accelerator.py measured, as markdown."""
+"""The measurements of benchmarks/accelerator.py, as markdown."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def memory_bytes(size: Size, strategy: str, micro_batches: int) -> float:
 
 
 def state_bytes(size: Size, strategy: str) -> float:
-    """What a chip holds from step to step, and its gradients."""
+    """The bytes that a chip holds from step to step, and those of its gradients."""
     return 16 * size.parameters / (1 if strategy == "pmap" else CHIPS)
 
 

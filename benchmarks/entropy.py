@@ -87,7 +87,7 @@ def resident_bytes(field: str) -> float:
 
 
 def reset_peak_memory() -> None:
-    """Makes VmHWM, the peak of resident memory, start from what is resident now."""
+    """Makes VmHWM, the peak of resident memory, start from the current resident memory."""
     peak = Path("/proc/self/clear_refs")
     if peak.exists():
         peak.write_text("5")

@@ -52,7 +52,7 @@ class Faults:
         self.end(self.undisturbed)
 
     def kills(self, count: int) -> str:
-        """Kills a run `count` times, at steps spread over all of it."""
+        """Kills a run `count` times, at steps spread over its length."""
         run = self.folder / "kills"
         starting = count // 10
         moments = ["saving"] * -(-count // 2) + ["starting"] * starting

@@ -122,7 +122,7 @@ class Trainer:
     Making it costs nothing; `compile` makes its program, and the first `step` its state.
 
     Attributes:
-      config: what is trained.
+      config: of the trained model.
       flops: operations of a step, by formula.
       compile_seconds: what tracing and compiling took; None before.
       finite: whether every step so far had a finite loss and gradient.

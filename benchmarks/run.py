@@ -168,7 +168,7 @@ CHILDREN = {f.__name__: f for f in (measure_steps, measure_memory, measure_input
 
 
 def in_child(name: str, arguments: list[str]) -> Any:
-    """What a function of `CHILDREN` finds in a process of its own; what it says goes to stderr."""
+    """The result of a function of `CHILDREN` in its own process; its output goes to stderr."""
     environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}  # torch is there too
     with tempfile.NamedTemporaryFile("r", suffix=".json") as result:
         command = [sys.executable, __file__, *arguments, "--child", name, "--json", result.name]

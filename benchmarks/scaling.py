@@ -1,4 +1,4 @@
-"""What more devices cost: bytes sent, losses and overhead, on the virtual devices of one CPU.
+"""The cost of more devices: bytes sent, losses and overhead, on the virtual devices of one CPU.
 
     python benchmarks/scaling.py [--json FILE]
 

@@ -1,4 +1,4 @@
-"""What benchmarks/run.py found, as text."""
+"""The results of benchmarks/run.py, as text."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the CodeParrot runs of arXiv 2410.09637 have in common."""
+"""Settings shared by the CodeParrot runs of arXiv 2410.09637."""
 
 from ml_collections import ConfigDict
 

@@ -25,7 +25,7 @@ from nfllm.config.recipes import RECIPES
 
 
 def _model(name: str) -> dict[str, Any]:
-    """What a recipe sets in `model`."""
+    """The values that a recipe sets in `model`."""
     keys = {key.partition(".")[2]: value for key, value in RECIPES[name].items()}
     return {key: value for key, value in keys.items() if value is not None}
 

@@ -104,7 +104,7 @@ def _machine() -> Row:
 
 
 def _driver() -> str | None:
-    """What nvidia-smi says of card, memory and driver; None where there is none."""
+    """Card, memory and driver as nvidia-smi reports them; None without nvidia-smi."""
     if shutil.which("nvidia-smi") is None:
         return None
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]

@@ -62,7 +62,7 @@ def prepare(scratch: Path, rehearse: bool) -> Row:
 
 
 def run(command: list[str]) -> str:
-    """What a command of the project printed, which goes to the log too.
+    """The output of a command of the project, which is also logged.
 
     Raises:
       RuntimeError: it failed; the message is its last line.

@@ -29,7 +29,7 @@ _AT_ONCE = 8  # programs that compile at the same time; nothing is timed meanwhi
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One row: what is trained, and how it differs from the default."""
+    """One row: the trained config, and how it differs from the default."""
 
     name: str
     variant: str

@@ -1,4 +1,4 @@
-"""Keys that came later: what runs did that were written without them."""
+"""Keys that runs of earlier versions lack, and the values that those runs used."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ RETIRED = ("parallel.xla_flags",)
 
 
 def added(default: T, *, before: T | EllipsisType = ...) -> T:
-    """The default of a key that earlier runs do not have; they did `before`.
+    """The default of a key that earlier runs do not have; they used the value `before`.
 
-    That is `default` unless it is given: who changes the default gives the old one there.
+    `before` equals `default` unless given. If you change the default, pass the old one as `before`.
     """
     meant = default if before is ... else before
     field: T = dataclasses.field(default=default, metadata={"before": meant})
@@ -24,7 +24,7 @@ def added(default: T, *, before: T | EllipsisType = ...) -> T:
 
 
 def values_before(section: type) -> dict[str, Any]:
-    """What runs did that do not have a key of this section, by key."""
+    """By key of this section: the value in effect in a run whose record lacks the key."""
     fields = dataclasses.fields(section)
     return {f.name: f.metadata["before"] for f in fields if "before" in f.metadata}
 

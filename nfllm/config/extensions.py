@@ -1,4 +1,4 @@
-"""Files of one's own that register parts, and how a command runs them."""
+"""Files of a user that register parts, and how a command runs them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ IMPORT_HELP = "a Python file that registers parts, such as the one that a run wa
 
 
 def import_file(path: str) -> None:
-    """Runs a Python file for what it registers; it may import what stands beside it.
+    """Runs a Python file that registers parts; it may import modules from its own folder.
 
     Raises:
       ConfigError: there is no such file, or it cannot be run.
@@ -42,7 +42,7 @@ class _Import(argparse.Action):
 
 
 def add_import_flag(parser: argparse.ArgumentParser) -> None:
-    """Gives a command the flag --import FILE, which may be there several times."""
+    """Gives a command the flag --import FILE, which may be given several times."""
     parser.add_argument(
         "--import", metavar="FILE", dest="imports", default=[], action=_Import, help=IMPORT_HELP
     )

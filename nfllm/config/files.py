@@ -30,7 +30,7 @@ def shipped_folder() -> Path:
 
 
 def find_file(path: str | Path) -> Path:
-    """The file itself, or else the shipped one of that name; it may be neither."""
+    """The file itself, or else the shipped one of that name. The path may not exist."""
     path = Path(path)
     if not path.is_file() and path.parts[:1] == ("configs",):
         return shipped_folder() / path
@@ -39,9 +39,9 @@ def find_file(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def before_devices() -> Iterator[None]:
-    """Within it, what registers a part touches no device: checks that do wait for the first use.
+    """Inside this context, registering a part uses no device; its checks wait for the first use.
 
-    A config file runs before a command has said which devices there are.
+    A config file runs before a command has chosen its devices.
     """
     global _before_devices
     outer, _before_devices = _before_devices, True
@@ -52,7 +52,7 @@ def before_devices() -> Iterator[None]:
 
 
 def is_before_devices() -> bool:
-    """Whether devices are still to be chosen."""
+    """Whether devices have not been chosen yet."""
     return _before_devices
 
 

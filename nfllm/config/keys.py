@@ -212,7 +212,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What is added to the loss. The entropy regularizer: nfllm/training/entropy_penalty.py."""
+    """Terms added to the loss. The entropy regularizer: nfllm/training/entropy_penalty.py."""
 
     # Weight of the entropy regularizer (2501.03489: 1e-5, Languini 5e-5); 0: none
     entropy_weight: float = added(0.0)
@@ -287,7 +287,7 @@ class TrainingConfig:
     # bfloat16 elsewhere. float16 scales the loss dynamically
     dtype: DType = "auto"
     # Positions, over all sequences of a micro-batch, whose logits exist at once, say 8192, which
-    # takes less memory. None: what is best here (nfllm/model/tuning.py)
+    # takes less memory. None: the best choice here (nfllm/model/tuning.py)
     loss_tile_rows: int | None = added(None)
     # A loss or gradient that is not finite. stop; skip: leave out the update; continue: apply it
     non_finite: Literal["stop", "skip", "continue"] = "stop"

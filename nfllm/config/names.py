@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Literal, NamedTuple
 
 Statistics = Literal["norm-free", "frozen", "normalised"]
-"""What a part divides its input by, when a trained model is used.
+"""The kind of statistics by which a part divides its input, when a trained model is used.
 
-norm-free: nothing that is computed from the input. frozen: statistics that were measured before.
+norm-free: none that are computed from the input. frozen: statistics measured earlier.
 normalised: statistics of the input itself, as LayerNorm does.
 """
 STATISTICS: tuple[Statistics, ...] = ("norm-free", "frozen", "normalised")
-"""From none to all."""
+"""In order, from no statistics to statistics of each input."""
 
 
 class Source(NamedTuple):
@@ -24,7 +24,7 @@ class Source(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What is declared of a part; `source` is None of nfllm's own."""
+    """The declaration of a part; `source` is None for nfllm's own parts."""
 
     statistics: Statistics = "norm-free"
     source: Source | None = None
@@ -102,5 +102,5 @@ AttentionTransform = Annotated[str, ATTENTION_TRANSFORM_NAMES]
 
 
 def strongest(declared: Iterable[Statistics]) -> Statistics:
-    """What parts amount to together: normalised if one is, else frozen if one is."""
+    """The class of several parts together: normalised if one is, else frozen if one is."""
     return max(declared, key=STATISTICS.index, default="norm-free")

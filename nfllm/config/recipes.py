@@ -74,7 +74,7 @@ def recipe_changes(config: Config) -> dict[str, tuple[Value, Value]]:
 
 
 def recipe_note(config: Config) -> str:
-    """What a run says of its recipe, "recipe helu as published"; empty where it has none."""
+    """A run's description of its recipe, "recipe helu as published"; empty if it has none."""
     name = config.training.recipe
     if name is None:
         return ""

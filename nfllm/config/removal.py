@@ -17,10 +17,10 @@ SITES = (*BLOCK_SITES, "final", "first_position")
 
 
 class Removal(NamedTuple):
-    """One norm, and the step at which it goes.
+    """One norm, and the step at which it is removed.
 
-    Batches from number `step` on, the first being 0, meet the model without it, or begin to where
-    norms go in several steps. `layer` is None for sites of the whole model.
+    From batch `step` on, counted from 0, the model runs without it. If norms are removed in several
+    steps, its removal starts there. `layer` is None for sites of the whole model.
     """
 
     step: int
@@ -36,7 +36,7 @@ def read_order(removal: RemovalConfig) -> list[tuple[str, int]]:
     """The sites of `removal.order`, each with its gap in steps.
 
     Raises:
-      ConfigError: a site is unknown or named twice, or a gap is no number of steps.
+      ConfigError: a site is unknown or named twice, or a gap is not a positive integer.
     """
     found: list[tuple[str, int]] = []
     for part in removal.order.split(","):
@@ -58,7 +58,7 @@ def read_order(removal: RemovalConfig) -> list[tuple[str, int]]:
 
 
 def removals(model: ModelConfig, removal: RemovalConfig) -> tuple[Removal, ...]:
-    """All removals in their order; none where `removal.start` is None.
+    """All removals in their order; none if `removal.start` is None.
 
     Raises:
       ConfigError: the model has no frozen_layernorm at a site of the order.

@@ -1,4 +1,4 @@
-"""Causal multi-head self-attention, and where its intermediates are recorded."""
+"""Causal multi-head self-attention, which also records its intermediates."""
 
 from collections.abc import Callable
 from functools import partial
@@ -33,14 +33,14 @@ _PROBES = ({names.STATISTICS}, {names.STATISTICS, names.BY_PRODUCTS})
 
 
 class _ByProducts(NamedTuple):
-    """Cheap reductions of some rows of the maps: entropy [B, H, T], and largest logit [H]."""
+    """Cheap reductions of some attention rows: entropy [B, H, T], and largest logit [H]."""
 
     entropy: Callable[[], jax.Array]
     logit_max: Callable[[], jax.Array]
 
 
 class Attention(nn.Module):
-    """softmax(q kᵀ / sqrt(K) + causal mask) v, its heads joined by an output matrix.
+    """softmax(q kᵀ / sqrt(K) + causal mask) v, with heads joined by an output matrix.
 
     Softmax is in float32. Parameters: `qkv_kernel` [D, 3, H, K] (query, key, value), `out_kernel`
     [H, K, D]; biases `qk_bias` [2, H, K], or `qkv_bias` [3, H, K] and `out_bias` [D]. With grouped
@@ -59,7 +59,7 @@ class Attention(nn.Module):
         dropout_rows_B: jax.Array | None,
         value_in_BTD: jax.Array | None = None,
     ) -> jax.Array:
-        """Maps [B, T, D] to [B, T, D]; values are made of `value_in_BTD` where it is given."""
+        """Maps [B, T, D] to [B, T, D]; values are computed from `value_in_BTD` if given."""
         config = self.config
         start_B = start_of(self)
         q_BTHK, k_BTHK, v_BTHK = project(self, config, x_BTD, value_in_BTD, self.dtype)
@@ -119,7 +119,7 @@ class Attention(nn.Module):
         dropout_rows_B: jax.Array | None,
         block: int,
     ) -> jax.Array:
-        """Mixes the values for `block` queries at a time, with the keys up to the last of them."""
+        """Mixes the values for blocks of `block` queries, with keys up to the end of the block."""
         mixed, by_products = [], []
         for start in range(0, q_BTHK.shape[1], block):
             stop = start + block

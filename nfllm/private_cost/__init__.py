@@ -1,4 +1,4 @@
-"""The cost of private inference of a decoder, in which neither side shows the other its data.
+"""The cost of private inference of a decoder, in which neither party shows the other its data.
 
 Linear maps are cheap there; GELU, LayerNorm and softmax are not, which is why networks without
 normalization and GELU are studied (arXiv 2410.09637, 2410.13060, 2501.03489). What can be known

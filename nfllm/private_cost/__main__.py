@@ -19,7 +19,7 @@ from nfllm.rundir import RunError, read_record
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints what private inference costs; 2 where the arguments are wrong."""
+    """Prints the cost of private inference; returns 2 if the arguments are wrong."""
     escape_unprintable()
     try:
         changes, others = split_overrides(sys.argv[1:] if arguments is None else arguments)

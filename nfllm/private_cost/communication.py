@@ -28,11 +28,11 @@ WIDTH, HEAD_WIDTH = 768, 64
 """D and K of every row that was fitted."""
 
 _SOFTMAX_ELEMENT = 1668.2  # with its share of the products that make and use the map
-_GELU_MINUS_RELU = 3365.6  # a hidden unit and token
-_NORMS_AND_RELU = 1_612_390  # a layer and token: two LayerNorms, and ReLU on 4 D units
-_LINEAR_MAP = 49_233  # a D x D matrix and token
-_REST_OF_LAYER = 311_762  # a layer and token
-_EMBEDDING_AND_HEAD = {(50_000, 50_304): 12_775_972, (16_384, 16_384): 6_731_639}  # a token
+_GELU_MINUS_RELU = 3365.6  # per hidden unit and token
+_NORMS_AND_RELU = 1_612_390  # per layer and token: two LayerNorms, and ReLU on 4 D units
+_LINEAR_MAP = 49_233  # per D x D matrix and token
+_REST_OF_LAYER = 311_762  # per layer and token
+_EMBEDDING_AND_HEAD = {(50_000, 50_304): 12_775_972, (16_384, 16_384): 6_731_639}  # per token
 
 _RELU = 110.0
 _LAYERNORM_ROW = (_NORMS_AND_RELU - _RELU * 4 * WIDTH) / 2
@@ -77,17 +77,17 @@ class Communication:
 
     @property
     def total_bytes(self) -> float | None:
-        """Bytes of one forward pass; None where a term is unknown."""
+        """Bytes of one forward pass; None if a term is unknown."""
         return None if self.unknown else sum(term.bytes for term in self.terms)
 
     @property
     def basis(self) -> Basis:
-        """`fit`, or `estimate` where one of the terms is."""
+        """`fit`, or `estimate` if a term is an estimate."""
         return "estimate" if any(term.basis == "estimate" for term in self.terms) else "fit"
 
 
 def communication(shape: DecoderShape, num_tokens: int) -> Communication:
-    """What two parties exchange, by the fitted formula; see the module for its limits.
+    """The bytes that two parties exchange, by the fitted formula; see the module for its limits.
 
     .. code-block:: text
 

@@ -19,7 +19,7 @@ from nfllm.private_cost.shape import DecoderShape
 
 @dataclasses.dataclass(frozen=True)
 class PrivateCost:
-    """What one forward pass of `num_tokens` tokens costs.
+    """The cost of one forward pass of `num_tokens` tokens.
 
     Attributes:
       operations: exact counts, see `count_operations`.
@@ -36,7 +36,7 @@ class PrivateCost:
 
     @property
     def flops(self) -> int:
-        """Of all matrix products, by the usual count."""
+        """FLOPs of all matrix products, by the usual count."""
         return sum(operation.flops for operation in self.operations)
 
     @functools.cached_property
@@ -52,7 +52,7 @@ class PrivateCost:
 
 
 def private_cost(shape: DecoderShape, num_tokens: int) -> PrivateCost:
-    """Everything that is known of the cost of one forward pass of `num_tokens` tokens.
+    """The known cost of one forward pass of `num_tokens` tokens.
 
     Raises:
       ConfigError: `num_tokens` is below 1.

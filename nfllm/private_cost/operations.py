@@ -28,9 +28,9 @@ class Operation:
     """One kind of operation over all layers.
 
     Attributes:
-      name: what it is.
-      rows: vectors that come out.
-      width: elements in each.
+      name: of the operation.
+      rows: number of output vectors.
+      width: elements of each vector.
       flops: of its matrix products, two a multiplication.
       primitives: of all its elements and rows; None: nfllm knows no published protocol.
     """
@@ -43,7 +43,7 @@ class Operation:
 
     @property
     def elements(self) -> int:
-        """Elements that come out."""
+        """Number of output elements."""
         return self.rows * self.width
 
 
@@ -108,8 +108,8 @@ def published_attention_flops(shape: DecoderShape, num_tokens: int) -> int:
     """FLOPs of attention as the tables of arXiv 2410.13060 and 2501.03489 count them.
 
     8 L T D² + 3 L T² D, where the two products of a map are 4 L T² D by the usual count, and
-    4 L T D² + 2 L T² D without value and output matrices. Found from the tables, whose every entry
-    it gives to the printed digit; no text states it.
+    4 L T D² + 2 L T² D without value and output matrices. No text states the formula: it was found
+    from the tables, and gives every entry to the printed digit.
     """
     square = shape.num_layers * num_tokens**2 * shape.num_heads * shape.head_dim
     of_map = 3 if shape.value_projections else 2
@@ -133,7 +133,7 @@ def _transform(shape: DecoderShape, rows: int, width: int) -> Operation:
 
 
 def _temperature(shape: DecoderShape, rows: int) -> Operation:
-    """Queries times 1 / t, which the model's owner knows; one a head folds into the matrix."""
+    """Queries times 1 / t, which the model's owner knows; one t per head folds into the matrix."""
     width = shape.num_heads * shape.head_dim
     if shape.softmax_temperature != "head_position":
         return Operation("softmax temperature", 0, width)

@@ -1,4 +1,4 @@
-"""The primitive operations of secure computation, and how many of them each nonlinearity takes.
+"""The primitive operations of secure computation, and how many each nonlinearity needs.
 
 Their number does not depend on a network or a machine. The numbers are those of
 PUMA's protocols (arXiv 2307.12533): GELU is a polynomial on each of four intervals (its algorithm
@@ -16,7 +16,7 @@ from nfllm.config import Activation, Normalization
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Primitives:
-    """How often each primitive operation on secret values is done.
+    """The number of primitive operations on secret values, by kind.
 
     Attributes:
       equalities: tests of an id against one token of the vocabulary.
@@ -69,7 +69,7 @@ ACTIVATION_ELEMENT: dict[Activation, Primitives | None] = {
     "half_identity": NOTHING,
     "evonorm_s0": None,
 }
-"""Of one element; None: nfllm knows no published protocol."""
+"""Primitives of one element; None: nfllm knows no published protocol."""
 
 _STATISTICAL = Primitives(squares=1, products=2)
 
@@ -86,6 +86,6 @@ NORMALIZATION_ELEMENT: dict[Normalization, Primitives | None] = {
     "expsign": None,
     "frozen_layernorm": NOTHING,  # affine: it folds into the matrices
 }
-"""Of one element; a row of LayerNorm and RMSNorm takes an inverse square root besides."""
+"""Primitives of one element; each row of LayerNorm and RMSNorm also takes an inverse root."""
 
 NORMALIZATION_ROW = Primitives(inverse_roots=1)

@@ -13,7 +13,7 @@ from nfllm.config.names import AttentionTransform
 class DecoderShape:
     """Sizes and parts of a decoder.
 
-    What is not here costs nothing: biases are additions, and the scalars of a scaled MLP (alpha,
+    Parts not listed cost nothing: biases are additions, and the scalars of a scaled MLP (alpha,
     beta of arXiv 2501.03489) fold into the matrices of a network without normalization. So do gains
     of branches and heads, an identity beside a matrix, and whatever norm a matrix is used with.
 
@@ -116,13 +116,13 @@ class DecoderShape:
 
     @property
     def num_activations(self) -> int:
-        """Activations a token, L' F: none in an MLP that is linear."""
+        """Activations per token, L' F; 0 if the MLP is linear."""
         is_linear = self.mlp == "fused" or self.activation in ("identity", "half_identity")
         return 0 if is_linear else self.num_mlp_layers * self.mlp_dim
 
     @property
     def num_attention_maps(self) -> int:
-        """D x D matrices of attention in a layer: query, key, and mostly value and output."""
+        """D x D matrices of attention in a layer: query, key, and usually value and output."""
         return 4 if self.value_projections else 2
 
 
