@@ -14,7 +14,7 @@ _FROZEN = "frozen_layernorm"
 
 
 def check_across(config: Config) -> None:
-    """Raises ConfigError for values that contradict each other."""
+    """Raises ConfigError for keys whose values do not fit together."""
     _check_attention(config)
     _check_removal(config)
 

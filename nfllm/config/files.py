@@ -30,7 +30,7 @@ def shipped_folder() -> Path:
 
 
 def find_file(path: str | Path) -> Path:
-    """The file itself, or else the shipped one of that name. The path may not exist."""
+    """The file itself, or else the shipped one of that name. That path need not exist."""
     path = Path(path)
     if not path.is_file() and path.parts[:1] == ("configs",):
         return shipped_folder() / path
