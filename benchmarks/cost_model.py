@@ -6,8 +6,8 @@ Nothing here is measured. A v5p-256 has 256 TensorCores, which are 128 chips. Pe
 publishes for TPU v5p: 459 TFLOP/s in bfloat16, 95 GB of memory at 2,765 GB/s, and 4,800 Gbit/s of
 links between chips: 600 GB/s if a collective uses all of them at once, which is the best case.
 
-State: parameters and two Adam moments, float32, 12 bytes a parameter; on every chip with pmap, one
-128th of it with fsdp. Gradients add 4 bytes a parameter while a step runs.
+State, parameters and two Adam moments in float32: 12 bytes per parameter, all on every chip with
+pmap, 1/128 of them with fsdp. Gradients add 4 bytes per parameter while a step runs.
 
 Network, bytes that a chip sends in a step, P parameters on N chips, A micro-batches:
   pmap  one all-reduce of the float32 gradients after the last micro-batch, as a ring:
@@ -16,7 +16,7 @@ Network, bytes that a chip sends in a step, P parameters on N chips, A micro-bat
         pass, and reduce-scatters the float32 gradients: A x 3 (N - 1) / N x 4 P, at most: a
         compiler may gather once for all micro-batches, as `scaling.py` shows on a CPU, which takes
         4 P bytes of memory more
-Compute: 6 FLOPs a parameter and token, and causal attention, 6 L D T FLOPs a token; at half of the
+Compute: 6 FLOPs per parameter and token, and 6 L D T per token for causal attention, at half of the
 published peak, about what good programs reach.
 Memory: a chip reads or writes its share of the state six times (three arrays in, three out), and
 with A micro-batches all parameters 2 A times and all gradients 2 A times; activations are left out.

@@ -84,7 +84,7 @@ class Faults:
         flip_a_bit(tokens)
         _, err = self.end_as_undisturbed(run)
         assert tokens.read_bytes() == whole
-        reason = line_with("made anew", err).partition("/tokens/")[2]
+        reason = line_with("is prepared again", err).partition("/tokens/")[2]
         return f"“{reason}”: as undisturbed"
 
     def torn_line(self) -> str:

@@ -200,7 +200,7 @@ def _precision(dtype: str) -> str:
 
 
 def _attention(rows: Rows, rehearse: bool) -> None:
-    """Output and gradients in bfloat16 by every implementation, against the most precise float32."""
+    """Output and gradients in bfloat16 by every implementation, against float32."""
     length = 64 if rehearse else 1024
     operands = jax.random.normal(jax.random.key(0), (4, 2, length, 4, 64)).astype(jnp.bfloat16)
     exact = _mixed_and_gradients("explicit", "float32", operands.astype(jnp.float32))

@@ -73,7 +73,7 @@ class Config:
         )
 
     def sources(self) -> dict[str, Source]:
-        """By key: where the registered part that it names was registered."""
+        """The `Source` of each registered part of the model, by key."""
         found = {}
         for key, hint in typing.get_type_hints(type(self.model), include_extras=True).items():
             names, chosen = names_of(hint), getattr(self.model, key)

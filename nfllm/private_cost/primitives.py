@@ -21,7 +21,7 @@ class Primitives:
     Attributes:
       equalities: tests of an id against one token of the vocabulary.
       comparisons: tests of a value against a bound.
-      maxima: maxima over the entries of a row; each takes n - 1 further comparisons for n entries.
+      maxima: maxima over the entries of a row; one over n entries takes n - 1 further comparisons.
       squares: of elements.
       products: of two elements, or of an element and a secret weight; those of matrices are FLOPs.
       bit_products: of an element with the outcome of a comparison.
