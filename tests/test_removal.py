@@ -187,7 +187,7 @@ def test_gates_by_step():
         ({**FROZEN, "norm_placement": "peri"}, {}, "norm_placement='peri' does not work with"),
         (FROZEN, {"start": 1, "order": "mpl"}, "unknown site 'mpl'; did you mean 'mlp'?"),
         (FROZEN, {"start": 1, "order": "mlp,mlp"}, "names mlp twice"),
-        (FROZEN, {"start": 1, "order": "mlp:x"}, "the gap 'x' of mlp must be a number"),
+        (FROZEN, {"start": 1, "order": "mlp:x"}, "the gap 'x' of mlp must be a whole number"),
         (FROZEN, {"start": 0}, "removal.start=0 must be at least 1"),
         (FROZEN, {"gap": 3}, "removal.gap=3 has no effect without removal.start"),
         ({}, {"scale_weight": 0.1}, "needs the deviation that a frozen final norm"),
