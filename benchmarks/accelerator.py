@@ -1,13 +1,13 @@
-"""Everything that is to be measured on an accelerator, in parts that go on where they stopped.
+"""All measurements on an accelerator, in parts that can be interrupted and continued.
 
     python benchmarks/accelerator.py --out DIR [--budget SECONDS] [--parts a,b,...]
     python benchmarks/accelerator.py --out DIR --table
     python benchmarks/accelerator.py --out DIR --rehearse
 
-Each part runs in a process of its own with a time limit of its own, and keeps DIR/PART.json whole
-after every row; DIR/log.txt has what the parts print. A part that fails or is cut is reported, and
-the next one runs. The same command on the same DIR measures the missing parts; `--table` prints
-what is there as markdown. Two commands hold all of it on one H100:
+Each part runs in its own process with its own time limit, and writes DIR/PART.json after every row;
+DIR/log.txt has the output of all parts. A part that fails or exceeds its limit is reported, and the
+next one runs. The same command with the same DIR measures the missing parts; `--table` prints the
+results as markdown. On one H100, two commands measure everything:
 
     python benchmarks/accelerator.py --out DIR --budget 360 --parts facts,numbers,attention,step
     python benchmarks/accelerator.py --out DIR --budget 420 --parts peers,job,paper
@@ -34,8 +34,8 @@ from parts import PARTS
 ROOT = Path(__file__).parents[1]
 
 _LAST_LINES = 12
-_REHEARSAL_PATIENCE = 5  # of a machine that has other work too
-_SHORTEST_SECONDS = 10  # a part is not started with less
+_REHEARSAL_PATIENCE = 5  # factor of the time limits: other work may share the machine
+_SHORTEST_SECONDS = 10  # a part with less time than this is not started
 
 
 def main() -> int:
@@ -43,9 +43,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="directory of the results")
     parser.add_argument("--budget", type=float, help="seconds for all parts; 780 without it")
-    parser.add_argument("--parts", default=",".join(PARTS), help="which, separated by commas")
+    parser.add_argument("--parts", default=",".join(PARTS), help="parts, separated by commas")
     parser.add_argument("--rehearse", action="store_true", help="toy sizes, on any device")
-    parser.add_argument("--table", action="store_true", help="print what was measured")
+    parser.add_argument("--table", action="store_true", help="print the results as markdown")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--kind", help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=float, help=argparse.SUPPRESS)
@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def _measure(options: argparse.Namespace) -> int:
-    """Runs in a child: one part."""
+    """Measures one part; runs in a child process."""
     sys.path.insert(0, str(ROOT))
     from parts.rows import Rows
 
@@ -94,7 +94,7 @@ def _measure(options: argparse.Namespace) -> int:
 
 
 def _run(name: str, options: argparse.Namespace, kind: str, end: float) -> bool:
-    """Runs one part in a child, until its limit; whether its result is complete."""
+    """Runs one part in a child process up to its limit; returns whether its result is complete."""
     if _is_complete(options.out, name):
         print(f"{name}: complete before", flush=True)
         return True
@@ -120,7 +120,7 @@ def _run(name: str, options: argparse.Namespace, kind: str, end: float) -> bool:
         log.write(f"\n== {name}\n")
         log.flush()
         start = log_path.stat().st_size
-        # A group of its own, so that what the part starts ends with it.
+        # A process group of its own, so that processes started by the part end with it.
         child = subprocess.Popen(
             command,
             stdout=log,

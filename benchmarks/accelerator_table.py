@@ -13,7 +13,7 @@ Rows = dict[str, dict[str, Any]]
 
 
 def table(folder: Path) -> str:
-    """Every part that is in `folder`, and which are not."""
+    """The results of all parts in `folder`, and the names of missing parts."""
     found = {
         name: json.loads(path.read_text())
         for name in PARTS
@@ -98,7 +98,7 @@ def _step(rows: Rows, peak: float | None) -> list[str]:
             continue
         share = f"{row['tflops'] / peak:.1%}" if peak else ""
         nominal = f"{row['nominal_share']:.1%}" if row["nominal_share"] else ""
-        # The operations of what is left out count too; a share would mean nothing.
+        # FLOPs are those of the whole step, so a share is wrong if a part is left out.
         whole = not any(word in name for word in (", no ", "forward only"))
         base = _base(rows, name)
         body.append(
@@ -133,7 +133,7 @@ def _step(rows: Rows, peak: float | None) -> list[str]:
 
 
 def _base(rows: Rows, name: str) -> dict[str, Any] | None:
-    """The whole step with the choices of this backend and as many sequences."""
+    """The row of the whole step with this backend's defaults and as many sequences."""
     whole = name.partition(",")[0]
     for candidate in (whole, f"{whole}, batch x 0.25"):
         if candidate in rows and rows[candidate]["sequences"] == rows[name]["sequences"]:

@@ -1,4 +1,4 @@
-"""On paper: what bounds a training step on a v5p-256 pod, for pmap and fsdp at three sizes.
+"""A calculation: what bounds a training step on a v5p-256 pod, for pmap and fsdp at three sizes.
 
     python benchmarks/cost_model.py [--tokens 2097152]
 
@@ -6,16 +6,17 @@ Nothing here is measured. A v5p-256 has 256 TensorCores, which are 128 chips. Pe
 publishes for TPU v5p: 459 TFLOP/s in bfloat16, 95 GB of memory at 2,765 GB/s, and 4,800 Gbit/s of
 links between chips: 600 GB/s if a collective uses all of them at once, which is the best case.
 
-State: parameters and two Adam moments, float32, 12 bytes a parameter; on every chip with pmap, one
-128th of it with fsdp. Gradients add 4 bytes a parameter while a step runs.
+State, parameters and two Adam moments in float32: 12 bytes per parameter, all on every chip with
+pmap, 1/128 of them with fsdp. Gradients add 4 bytes per parameter while a step runs.
 
 Network, bytes that a chip sends in a step, P parameters on N chips, A micro-batches:
   pmap  one all-reduce of the float32 gradients after the last micro-batch, as a ring:
         2 (N - 1) / N x 4 P
   fsdp  each micro-batch gathers the float32 parameters for the forward and again for the backward
         pass, and reduce-scatters the float32 gradients: A x 3 (N - 1) / N x 4 P, at most: a
-        compiler may gather once for all (`scaling.py` sees it on a CPU) and then holds 4 P more
-Compute: 6 FLOPs a parameter and token, and causal attention, 6 L D T FLOPs a token; at half of the
+        compiler may gather once for all micro-batches, as `scaling.py` shows on a CPU, which takes
+        4 P bytes of memory more
+Compute: 6 FLOPs per parameter and token, and 6 L D T per token for causal attention, at half of the
 published peak, about what good programs reach.
 Memory: a chip reads or writes its share of the state six times (three arrays in, three out), and
 with A micro-batches all parameters 2 A times and all gradients 2 A times; activations are left out.
@@ -44,14 +45,14 @@ class Size(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        """Without biases and normalizations."""
+        """Number of parameters, without biases and normalizations."""
         embeddings = (self.vocab_size + self.context_length) * self.embed_dim
         return embeddings + 12 * self.num_layers * self.embed_dim**2
 
     def flops(self, tokens: int) -> float:
-        """Forward and backward, as in the module's docstring."""
+        """FLOPs of forward and backward pass over `tokens` tokens, as in the module's docstring."""
         attention = self.num_layers * self.embed_dim * self.context_length
-        positions = self.context_length * self.embed_dim  # these take no product
+        positions = self.context_length * self.embed_dim  # these need no matrix product
         return 6 * (self.parameters - positions + attention) * tokens
 
 
@@ -69,14 +70,14 @@ def memory_bytes(size: Size, strategy: str, micro_batches: int) -> float:
 
 
 def state_bytes(size: Size, strategy: str) -> float:
-    """The bytes that a chip holds from step to step, and those of its gradients."""
+    """Bytes per chip of parameters, Adam moments and gradients."""
     return 16 * size.parameters / (1 if strategy == "pmap" else CHIPS)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--tokens", type=int, default=1 << 21, help="of one optimizer step")
-    parser.add_argument("--micro_batches", type=int, default=1, help="of one optimizer step")
+    parser.add_argument("--tokens", type=int, default=1 << 21, help="per optimizer step")
+    parser.add_argument("--micro_batches", type=int, default=1, help="per optimizer step")
     options = parser.parse_args()
     tokens, parts = options.tokens, options.micro_batches
     print(

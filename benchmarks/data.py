@@ -1,17 +1,17 @@
-"""How fast batches reach the device, how long training waits for them, how corpora are prepared.
+"""Speed of batches to the device, time that training waits for them, and cost of preparing data.
 
     python benchmarks/data.py [--quick] [--json FILE]
 
 - batches: tokens/s that one host thread delivers to the first device at T 128, batch 512, from a
   memory-mapped token file in shuffled order (target: 50 M/s), for both kinds of windows
 - stall: the default experiment's own steps with prefetched batches, and with one batch that stays
-  on the device; stall is 1 - synthetic/real, the share of a step that real input costs. Beside it
-  the share of time that the loop was seen waiting
-- prepare: 350 MB of Python (--quick: 35 MB) from jsonl.gz to tokens, in a process of its own:
+  on the device; stall is 1 - synthetic/real, the share of a step that real input costs. It also
+  gives the measured share of time that the loop waits
+- prepare: 350 MB of Python (--quick: 35 MB) from jsonl.gz to tokens, in its own process:
   seconds, MB/s, and peak resident memory (target: under 2 GB)
 
-The corpus is the standard library's source, repeated with a different first line until it has its
-size. Everything is written to a temporary directory.
+The corpus is the standard library's source, repeated with a different first line in each copy until
+it has the size. Everything is written to a temporary directory.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def measure_batches(directory: str, quick: bool) -> dict[str, float]:
 
 
 def measure_stall(directory: str, quick: bool) -> dict[str, float]:
-    """Seconds per training step with real and with synthetic input, in turns: medians of rounds."""
+    """Seconds per training step with real and synthetic input, in turns, as medians of rounds."""
     import jax
 
     from nfllm.trainer.program import Program
@@ -119,7 +119,7 @@ def write_corpus(path: Path, megabytes: int) -> None:
 
 
 def prepare(source: str, directory: str) -> dict[str, float]:
-    """Runs in the child: prepares the corpus once and reports its own peak memory."""
+    """Prepares the corpus once, in a child process, and returns its time and peak memory."""
     from nfllm import data
 
     config = default_config(

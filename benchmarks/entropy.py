@@ -2,14 +2,15 @@
 
     python benchmarks/entropy.py [--quick] [--json FILE]
 
-At T = 4096 with 12 heads of width 64 (--quick: T = 1024), float32, each way in its own process:
+At T = 4096 with 12 heads of width 64 (--quick: T = 1024) in float32, each way in its own process:
 
 - probabilities: softmax of all logits, then their entropy
-- logits: all logits are given, the entropy comes from blocks of them
-- queries and keys: logits are computed block by block
+- logits: all logits are given; entropy is computed from blocks of logits
+- queries and keys: logits are computed block by block too
 
-"temporaries" is what XLA allocates beside input and output; "peak" is how far the resident memory
-of the process rises while it runs, on Linux; both also as a share of the size of the probabilities.
+"temporaries" is the memory that XLA allocates beside input and output; "peak" is the rise of the
+process's resident memory during the call, on Linux. Both are also given as a share of the size of
+the probabilities.
 At T = 4096 the two ways without probabilities should stay under an eighth. The error is against
 float64, over the queries of one head.
 """
@@ -27,7 +28,7 @@ WAYS = ("probabilities", "logits", "queries and keys")
 
 
 def measure(way: str, length: int) -> dict[str, float]:
-    """Runs in the child: compiles, then watches one run."""
+    """Measures one way, in a child process: compiles it, then calls it."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -78,7 +79,7 @@ def measure(way: str, length: int) -> dict[str, float]:
 
 
 def resident_bytes(field: str) -> float:
-    """A field of /proc/self/status; NaN where there is none."""
+    """A field of /proc/self/status, in bytes; NaN if there is no such file."""
     status = Path("/proc/self/status")
     if not status.exists():
         return float("nan")
@@ -87,7 +88,7 @@ def resident_bytes(field: str) -> float:
 
 
 def reset_peak_memory() -> None:
-    """Makes VmHWM, the peak of resident memory, start from the current resident memory."""
+    """Resets VmHWM, the peak of resident memory, to the current resident memory."""
     peak = Path("/proc/self/clear_refs")
     if peak.exists():
         peak.write_text("5")

@@ -1,11 +1,11 @@
-"""What faults do to a run: each is really made to happen to a small one, and judged by how it ends.
+"""The effect of faults on runs: each fault is caused in a small run, whose result is checked.
 
     python benchmarks/faults.py [--kills 20] [--seed 0] [--only WORDS] [--json FILE]
 
 A model of two layers trains 300 steps undisturbed and saves every 5. The same command then meets
 kills and damage. "As undisturbed" means that parameters, optimizer moments, step and every logged
 loss, gradient norm, learning rate, entropy and evaluation are those of the undisturbed run bit for
-bit. Half of the kills hit a save, whose temporary folder is seen before and after; the others hit
+bit. Half of the kills come when the temporary folder of a save exists; the others hit
 training, or the start. Full and read-only disks are file systems that only root can mount.
 """
 
@@ -26,7 +26,7 @@ import jax
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-jax.config.update("jax_num_cpu_devices", 2)  # as many as have written the checkpoints
+jax.config.update("jax_num_cpu_devices", 2)  # as many as wrote the checkpoints
 
 from kills import LOGGED, assert_same_run, final_state, start_and_kill  # noqa: E402
 from tiny import make_corpus  # noqa: E402
@@ -41,7 +41,7 @@ LONGEST_DELAY = {"saving": 0.05, "training": 0.2, "starting": 6.0}  # seconds
 
 
 class Faults:
-    """The undisturbed run, and what is done to others; methods return what was seen."""
+    """The undisturbed run, and faults of other runs; a method of a row returns the row's text."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         make_corpus(folder / "corpus")
@@ -84,7 +84,7 @@ class Faults:
         flip_a_bit(tokens)
         _, err = self.end_as_undisturbed(run)
         assert tokens.read_bytes() == whole
-        reason = line_with("made anew", err).partition("/tokens/")[2]
+        reason = line_with("is prepared again", err).partition("/tokens/")[2]
         return f"“{reason}”: as undisturbed"
 
     def torn_line(self) -> str:
@@ -112,7 +112,7 @@ class Faults:
             return f"“{self.refused(disk / 'run')}”"
 
     def second_run(self) -> str:
-        """Starts where another process trains."""
+        """Starts a run in a directory where another process trains."""
         run = self.folder / "second"
         first = self.trainer.start(run, **RUN | {"training__steps": 100_000})
         try:
@@ -125,7 +125,7 @@ class Faults:
         return f"“{message}”; the first goes on"
 
     def copy(self, name: str, until: int) -> Path:
-        """The undisturbed run as if its newest checkpoint were that of step `until`."""
+        """A copy of the undisturbed run without the checkpoints after step `until`."""
         run = self.folder / name
         shutil.copytree(self.undisturbed, run)
         for path in (run / "checkpoints").glob("step_*"):
@@ -134,19 +134,19 @@ class Faults:
         return run
 
     def end(self, run: Path) -> tuple[str, str]:
-        """Trains to the end; what the command told."""
+        """Trains to the end; returns the command's stdout and stderr."""
         code, out, err = self.trainer.run(run, **RUN)
         assert code == 0, err
         return out, err
 
     def end_as_undisturbed(self, run: Path) -> tuple[str, str]:
-        """Trains to the end, and compares."""
+        """Trains to the end, and compares the run with the undisturbed one."""
         texts = self.end(run)
         assert_same_run(run, self.undisturbed)
         return texts
 
     def refused(self, run: Path, **changes: object) -> str:
-        """The one line with which the command ends where it cannot go on."""
+        """The error line of a command that cannot continue the run."""
         code, _, err = self.trainer.run(run, **RUN | changes)
         assert code == 1, err
         assert "Traceback" not in err, err
@@ -168,7 +168,7 @@ def line_with(words: str, text: str) -> str:
 
 
 class NeedsRootError(Exception):
-    """Only root may mount the file system that a row is about."""
+    """Only root may mount the file system that a row needs."""
 
 
 @contextlib.contextmanager
@@ -185,9 +185,9 @@ def mounted(path: Path, options: str) -> Iterator[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=20, help="of the first row")
-    parser.add_argument("--seed", type=int, default=0, help="of moments and delays")
-    parser.add_argument("--only", default="", help="words in the names of the rows wanted")
+    parser.add_argument("--kills", type=int, default=20, help="number of kills in the first row")
+    parser.add_argument("--seed", type=int, default=0, help="seed of moments and delays")
+    parser.add_argument("--only", default="", help="only rows whose names contain this")
     parser.add_argument("--json", type=Path, help="also write the table to this file")
     options = parser.parse_args()
     table: dict[str, str] = {}

@@ -1,8 +1,8 @@
-"""GPT-2 as others write it: the same shape, the same batch, a full training step each.
+"""Other implementations of GPT-2: the same shape, the same batch, a full training step each.
 
-Hugging Face's, a plain one in torch, and a plain one in Flax. All have LayerNorm, GELU by erf and a
-tied head; Hugging Face's has biases too. No dropout; gradients are clipped; AdamW. On CUDA products
-are in bfloat16 and parameters float32; on a CPU all is float32.
+They are Hugging Face's, a plain one in torch, and a plain one in Flax. All have LayerNorm, GELU by
+erf and a tied head; Hugging Face's has biases too. They have no dropout, clip gradients and use
+AdamW. On CUDA, products are in bfloat16 and parameters in float32; on a CPU all are in float32.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Step = Callable[[], object]
 
 
 def torch_version() -> str | None:
-    """Versions of torch and transformers; None where they cannot be imported."""
+    """Versions of torch and transformers; None if they cannot be imported."""
     try:
         import torch
         import transformers
@@ -31,9 +31,9 @@ def torch_version() -> str | None:
 
 
 def make_peers(workload: Workload, cores: int) -> dict[str, Step]:
-    """Steps of Hugging Face's GPT-2, done when they return.
+    """Training steps of Hugging Face's GPT-2 by name; each returns when its work is done.
 
-    A peer that cannot run here is left out, and a line says why.
+    A peer that cannot run here is left out, and the reason is printed.
     """
     if torch_version() is None:
         return {}
@@ -52,7 +52,7 @@ def make_peers(workload: Workload, cores: int) -> dict[str, Step]:
 
 
 def tokens_of(workload: Workload) -> np.ndarray:
-    """The batch of every peer, [B, T]."""
+    """The batch of every peer, token ids [B, T]."""
     size = (workload.sequences, workload.context_length)
     return np.random.RandomState(0).randint(0, workload.vocab_size, size)
 
@@ -85,7 +85,7 @@ def torch_step(model: Any, workload: Workload, *, compiled: bool) -> Step:
 
 
 def hugging_face(workload: Workload) -> Any:
-    """`GPT2LMHeadModel`, attention by SDPA."""
+    """`GPT2LMHeadModel`, with attention by SDPA."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -110,7 +110,7 @@ def hugging_face(workload: Workload) -> Any:
 
 
 def plain_torch(workload: Workload) -> Any:
-    """GPT-2 in plain torch modules, attention by SDPA."""
+    """GPT-2 in plain torch modules, with attention by SDPA."""
     import torch
     from torch import nn as tnn
     from torch.nn import functional

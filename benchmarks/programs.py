@@ -1,4 +1,4 @@
-"""The training step, whole and with parts left out, as jobs to be timed."""
+"""The training step, whole and with parts left out, as jobs for timing."""
 
 import contextlib
 import functools
@@ -42,7 +42,7 @@ _TRACING = threading.Lock()
 
 
 class Workload(NamedTuple):
-    """The shape that is trained, and the size of the matrix product that gives the peak."""
+    """The shape of model and batch, and the size of the matrix product that measures the peak."""
 
     layers: int
     heads: int
@@ -80,8 +80,8 @@ WORKLOADS = {
 
 
 def use_workload(name: str | None) -> Workload:
-    """The workload of this name, or the machine's default; its devices are ready after this."""
-    # Before JAX starts, which then cannot split a CPU any more.
+    """The workload of this name, or the machine's default; also configures the devices for it."""
+    # Before JAX starts: afterwards a CPU cannot be split into devices.
     configure_devices(make_config(WORKLOADS[name or "small"]))
     return WORKLOADS[name or ("small" if jax.default_backend() == "cpu" else "gpt2")]
 
@@ -97,8 +97,8 @@ LOGITS_16 = "logits in 16 bits"  # rounded to the type of the products before th
 def step_flops(model: Any, vocab_size: int, sequences: int) -> float:
     """Floating-point operations of one training step.
 
-    Per token 6 for each weight of a matrix product, the tied head included, and for causal
-    attention 6 L D T: two products of T²/2 x D multiply-adds, forward and twice backward.
+    Per token, 6 for each weight of a matrix product, the tied head included, and 6 L D T for causal
+    attention: two products of T²/2 x D multiply-adds, forward and twice backward.
     """
     layer = 4 * model.embed_dim**2 + 2 * model.embed_dim * model.mlp_width
     weights = model.num_layers * layer + vocab_size * model.embed_dim
@@ -119,12 +119,13 @@ def make_config(workload: Workload, **sections: dict[str, Any]) -> Config:
 class Trainer:
     """A model in training, on random tokens that stay on the device.
 
-    Making it costs nothing; `compile` makes its program, and the first `step` its state.
+    A new trainer has neither program nor state: `compile` makes the program, the first `step` the
+    state.
 
     Attributes:
       config: of the trained model.
-      flops: operations of a step, by formula.
-      compile_seconds: what tracing and compiling took; None before.
+      flops: FLOPs of a step, by `step_flops`.
+      compile_seconds: duration of tracing and compiling; None before.
       finite: whether every step so far had a finite loss and gradient.
     """
 
@@ -149,9 +150,9 @@ class Trainer:
         self._state: Any = None
 
     def compile(self, while_tracing: Tracing = contextlib.nullcontext) -> None:
-        """Makes the step's program; several trainers may do so in threads at a time.
+        """Compiles the step's program; several trainers may compile in threads at the same time.
 
-        `while_tracing` makes the context in which the step is traced.
+        `while_tracing` returns the context in which the step is traced.
         """
         begin = time.perf_counter()
         with _TRACING, while_tracing(), _ablated(self._ablation):
@@ -171,21 +172,21 @@ class Trainer:
         return self._placement.put_train(self._host_batch)
 
     def step(self) -> None:
-        """One training step, done when it returns."""
+        """One training step; returns when its work is done."""
         if self._state is None:
             self._state = self._placement.init(self._init, jax.random.key(0))
         self._state, metrics = self._compiled(self._state, self._batch)
         jax.block_until_ready((self._state, metrics))
-        if isinstance(metrics, StepMetrics):  # else an ablation's
+        if isinstance(metrics, StepMetrics):  # an ablation may return something else
             self.finite &= bool(metrics.finite)
 
     def free(self) -> None:
-        """Lets go of the state, and of the batch."""
+        """Frees the state and the batch."""
         self._state = None
         self.__dict__.pop("_batch", None)
 
     def peak_bytes(self) -> int:
-        """Most device memory that the program needs, by the compiler's own account."""
+        """Device memory that the program needs at most, in bytes, by the compiler's estimate."""
         memory = self._compiled.memory_analysis()
         return (
             memory.argument_size_in_bytes
@@ -216,7 +217,7 @@ def _forward(eval_step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _ablated(ablation: str) -> Any:
-    """Replaces what an ablation leaves out of the model."""
+    """A context in which the part that an ablation leaves out is replaced."""
     if ablation == "no head":
 
         def loss(_head: object, x_BTD: jax.Array, *_: object) -> jax.Array:
@@ -224,7 +225,7 @@ def _ablated(ablation: str) -> Any:
 
         return mock.patch.object(objective, "next_token_loss_from_features", loss)
     if ablation == "no attention":
-        # Its four matrices stay; only what lies between them goes.
+        # The four matrices stay; only the mixing between them is left out.
         return mock.patch.object(Attention, "mix", lambda self, q, k, v, *_: v)
     if ablation == "no optimizer":
         return mock.patch.object(build_module, "make_optimizer", return_value=optax.set_to_zero())
@@ -238,7 +239,7 @@ def _ablated(ablation: str) -> Any:
 
 
 def other_attention(config: Config) -> list[str]:
-    """The implementations of attention that run here, and are not what `auto` is."""
+    """The implementations of attention that run here, except the one that `auto` chooses."""
     names = ["xla"] + ["cudnn"] * (jax.default_backend() == "gpu")
     length = config.model.context_length
     if queries_per_block(length) < length:
@@ -248,7 +249,7 @@ def other_attention(config: Config) -> list[str]:
 
 
 def matrix_product(workload: Workload) -> tuple[Job, float]:
-    """A product of two random matrices in the type of the step, and its operations."""
+    """A product of two random matrices in the default dtype, and its FLOPs."""
     size = workload.peak_size
     dtype = dtype_of("auto")
     a, b = jax.random.normal(jax.random.key(1), (2, size, size)).astype(dtype)
@@ -266,13 +267,13 @@ def memory_copy(num_bytes: int = 2**28) -> tuple[Job, float]:
 def variant(
     workload: Workload, name: str, ablation: str = "", **sections: dict[str, Any]
 ) -> Trainer:
-    """A trainer of one of `VARIANTS`, ablated, or with changed keys by section."""
+    """A trainer of one of `VARIANTS`, with an ablation or changed keys by section."""
     sections["model"] = {**VARIANTS[name], **sections.get("model", {})}
     return Trainer(make_config(workload, **sections), workload, ablation)
 
 
 def peak_bytes() -> float:
-    """Most memory that was in use: of the first device where it tells, else of this process."""
+    """Peak memory in bytes: of the first device if JAX reports it, else of this process."""
     import resource
 
     stats = jax.devices()[0].memory_stats() or {}

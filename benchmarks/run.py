@@ -1,16 +1,16 @@
-"""Speed of the training step against the machine's own limit and against torch.
+"""Speed of the training step, compared with the machine's limit and with torch.
 
     python benchmarks/run.py [--rounds N | --quick] [--workload NAME] [--no-peers] [--json FILE]
 
 One process calls in turns: a matrix product for the peak, a memory copy, a step of each variant,
 the step with parts left out, the step with telemetry, each implementation of attention, and steps
-of Hugging Face GPT-2 where torch and transformers are installed. A busy machine slows all alike:
-read the ratios. Processes of their own measure peak memory, the input pipeline and the first step.
+of Hugging Face GPT-2 if torch and transformers are installed. A busy machine slows all alike: read
+the ratios. Other processes measure peak memory, the input pipeline and the time to the first step.
 
 100 timed rounds after 20 to warm up, or --rounds N after N / 5; --quick: 3 after 1. The workload is
-a small model on a CPU and GPT-2 124M elsewhere, in the default type: float32 on a CPU, bfloat16
-elsewhere.
-FLOPs are counted by formula (`step_flops`), never from the compiler, which counts a loop body once.
+a small model on a CPU and GPT-2 124M elsewhere, in the default dtype: float32 on a CPU, bfloat16
+elsewhere. FLOPs are counted by formula (`step_flops`), never from the compiler, which counts a
+loop body once.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-REFERENCE = "LayerNorm GELU"  # what torch computes too
+REFERENCE = "LayerNorm GELU"  # the variant that torch computes too
 
 
 def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs in a child: everything that is timed in turns."""
+    """Times all jobs in turns; runs in a child process."""
     import jax
     from peers import make_peers, torch_version
     from programs import (
@@ -115,7 +115,7 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_memory(options: argparse.Namespace) -> dict[str, float]:
-    """Runs in a child: peak memory of three steps of one variant, alone."""
+    """Peak memory of three steps of one variant; runs in a child process."""
     from programs import VARIANTS, peak_bytes, use_workload, variant
 
     trainer = variant(use_workload(options.workload), next(iter(VARIANTS)))
@@ -125,7 +125,7 @@ def measure_memory(options: argparse.Namespace) -> dict[str, float]:
 
 
 def measure_input(options: argparse.Namespace) -> dict[str, float]:
-    """Runs in a child: the share of a step that real input costs; see benchmarks/data.py."""
+    """The share of a step that real input costs (benchmarks/data.py); runs in a child process."""
     from data import measure_stall
 
     with tempfile.TemporaryDirectory() as folder:
@@ -168,8 +168,8 @@ CHILDREN = {f.__name__: f for f in (measure_steps, measure_memory, measure_input
 
 
 def in_child(name: str, arguments: list[str]) -> Any:
-    """The result of a function of `CHILDREN` in its own process; its output goes to stderr."""
-    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}  # torch is there too
+    """The result of a function of `CHILDREN` in a child process, whose stdout goes to stderr."""
+    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}  # torch needs memory too
     with tempfile.NamedTemporaryFile("r", suffix=".json") as result:
         command = [sys.executable, __file__, *arguments, "--child", name, "--json", result.name]
         subprocess.run(command, check=True, stdout=sys.stderr, env=environment)
@@ -178,12 +178,12 @@ def in_child(name: str, arguments: list[str]) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="few rounds: does it run?")
-    parser.add_argument("--rounds", type=int, default=100, help="how often each job is timed")
+    parser.add_argument("--quick", action="store_true", help="few rounds, to see that all jobs run")
+    parser.add_argument("--rounds", type=int, default=100, help="timed calls of each job")
     parser.add_argument(
         "--workload",
         choices=["small", "small_1024", "gpt2", "gpt2_1024"],
-        help="instead of the default; 1024 tokens of context instead of 128",
+        help="instead of the machine's default; _1024: context of 1024 tokens, not 128",
     )
     parser.add_argument("--no-peers", action="store_true", help="leave torch out")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")

@@ -5,16 +5,16 @@
 Virtual devices share the cores, so nothing here is a speed-up. On 1, 2, 4 and 8 devices (N), with
 `pmap` and `fsdp`, one model takes the same steps in two micro-batches (A). The table gives
 
-- MB that a device sends in a step, read from the compiled program: every collective in it, times
-  the trip counts of the loops around it (the compiler notes them as `known_trip_count`), as a ring
-  sends it: 2 (N - 1) / N of an array to all-reduce it, (N - 1) / N to all-gather or exchange it,
-  and N - 1 times the result to reduce-scatter it;
+- MB that a device sends in a step, read from the compiled program: every collective, times the trip
+  counts of the loops around it (`known_trip_count` in the program). In a ring, a device sends
+  2 (N - 1) / N of an array to all-reduce it, (N - 1) / N to all-gather or exchange it, and N - 1
+  times the result to reduce-scatter it;
 - the same by formula, for P float32 parameters. pmap all-reduces the gradients once: 2 (N - 1) / N
   x 4 P. fsdp gathers the parameters for the forward and for the backward pass, which the compiler
-  moves out of the loop over micro-batches, and all-reduces the gradients of each, for XLA has no
+  moves out of the loop over micro-batches, and all-reduces the gradients of each, since XLA has no
   reduce-scatter on a CPU: (2 + 2 A) (N - 1) / N x 4 P;
 - the largest relative difference of a loss from that of one device;
-- CPU-seconds a step, relative to one device under pmap: what partitioning adds.
+- CPU-seconds per step, relative to one device with pmap: the cost of partitioning.
 """
 
 import argparse
@@ -52,7 +52,7 @@ _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 
 
 def bytes_sent(program: str, devices: int) -> float:
-    """Bytes that one device sends, by the convention above, in one run of a compiled program."""
+    """Bytes that one device sends, counted as above, in one execution of a compiled program."""
     computations: dict[str, list[str]] = {}
     entry = name = ""
     for line in program.splitlines():
@@ -77,7 +77,7 @@ def bytes_sent(program: str, devices: int) -> float:
         for line in computations[name]:
             if found := _COLLECTIVE.search(line):
                 total += factors[found[2]] * _num_bytes(found[1])
-                continue  # what it applies to two numbers is no call
+                continue  # the computation that adds two numbers sends nothing
             trips = _TRIPS.search(line)
             if " while(" in line and trips is None:
                 raise ValueError(f"a loop without a known number of trips: {line[:200]}")

@@ -4,7 +4,7 @@ from typing import Any
 
 
 def table(found: dict[str, Any]) -> str:
-    """The whole report, line by line."""
+    """All results as lines of text."""
     steps, rows = found["steps"], found["steps"]["rows"]
     reference = "LayerNorm GELU"
     unit = "CPU-seconds" if steps["compared"] == "cpu_seconds" else "seconds"

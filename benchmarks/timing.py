@@ -1,4 +1,4 @@
-"""Times jobs in turns, in one process: a busy machine slows all alike, and ratios stay."""
+"""Times jobs in turns, in one process: a busy machine slows all alike, so ratios stay valid."""
 
 import contextlib
 import time
@@ -13,7 +13,7 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 @contextlib.contextmanager
 def compilations() -> Iterator[list[float]]:
-    """Seconds of each program that is compiled within it."""
+    """A context whose value lists the compile time, in seconds, of each program compiled inside."""
     seconds: list[float] = []
     inside = True
 
@@ -27,9 +27,9 @@ def compilations() -> Iterator[list[float]]:
 
 
 class Timing(NamedTuple):
-    """Of one job: seconds and CPU-seconds of each timed call, and how its first call went.
+    """Times of one job: seconds and CPU-seconds of each timed call, and seconds of the first call.
 
-    `compilations` counts programs over all calls: 1 where a job is one program.
+    `compilations` counts programs over all calls: 1 if the job is one program.
     """
 
     seconds: np.ndarray
@@ -38,12 +38,12 @@ class Timing(NamedTuple):
     compilations: int
 
     def quartiles(self) -> list[float]:
-        """Seconds a call: first quartile, median, third quartile."""
+        """Seconds per call: first quartile, median, third quartile."""
         return np.percentile(self.seconds, [25, 50, 75]).tolist()
 
 
 def interleave(jobs: dict[str, Callable[[], object]], warm: int, timed: int) -> dict[str, Timing]:
-    """Calls every job once a round, in an order that turns around from round to round.
+    """Calls every job once per round, in an order that is reversed from round to round.
 
     A job returns when its work is done. The first `warm` rounds are not timed.
     """
@@ -81,5 +81,5 @@ def interleave(jobs: dict[str, Callable[[], object]], warm: int, timed: int) -> 
 
 
 def ratio(one: np.ndarray, other: np.ndarray) -> float:
-    """Median over the rounds of one job's time in another's."""
+    """Median over rounds of one job's time divided by the other's."""
     return float(np.median(one / other))

@@ -35,7 +35,7 @@ def apply_recipe(config: ConfigDict, variant: str) -> ConfigDict:
     data.validation_source = "validation[:2000]"
     # The paper's tokenizer is huggingface-course/code-search-net-tokenizer, of this size; with a
     # copy of it, set data.tokenizer to the path of its tokenizer.json. Perplexities per token
-    # compare only under one tokenizer.
+    # are comparable only with the same tokenizer.
     data.vocab_size = 50_000
     data.window = "documents"
     data.mask_end_of_text = True

@@ -2,7 +2,7 @@
 
     python train.py --config configs/default.py
 
-Every key, with its default, unit and meaning, stands in nfllm/config/keys.py. Other files in this
+Every key, with its default, unit and meaning, is in nfllm/config/keys.py. Other files in this
 folder are small deltas on this one, and `--config.SECTION.KEY=VALUE` changes a single key. A config
 of your own is a file such as
 

@@ -1,4 +1,4 @@
-"""What decides whether norm-free GELU's handicap lasts: six factors at two levels, in eight cells.
+"""Six factors that may decide whether norm-free GELU's handicap lasts: two levels, eight cells.
 
     python -m nfllm.experiment configs/factors.py --scale minute --out experiments/factors_minute
 
@@ -7,12 +7,13 @@
     cpu     8 or 16 layers, width 64  installed packages  4.1 to 65.5 M    32  about 12 h on 2 cores
             or 128
 
-A quarter of the eight combinations of depth, width and batch, each with its own levels of the other
-three factors: learning rate = depth x width, initial values = depth x batch, schedule = - depth x
-width x batch, so that the largest model with the largest batch trains for the fewest steps. Main
-effects are not confounded with each other; each is with interactions of two factors, and a cell
-that surprises asks for its other half. Every cell has norm-free ReLU and GELU and two seeds. The
-design was fixed before any result was seen. The time is reckoned from that of configs/paper.py.
+All eight combinations of depth, width and batch, which determine the levels of the other three
+factors: learning rate = depth x width, initial values = depth x batch, steps = - depth x width x
+batch, so that the largest model with the largest batch trains for the fewest steps. Main
+effects are confounded with interactions of two factors, but not with each other. If an effect
+surprises, the eight cells with all levels reversed (fold-over) tell the two apart. Every cell has
+norm-free ReLU and GELU and two seeds. The design was fixed before any result was seen. The time is
+estimated from that of configs/paper.py.
 """
 
 from __future__ import annotations

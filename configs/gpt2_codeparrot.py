@@ -5,7 +5,7 @@
 The name after the colon is one of `VARIANTS` in nfllm/papers/variants.py; without it, sm+r.
 
 Hardware: a GPU; the paper used one RTX 3090. Time: 1.6e18 floating-point operations, so 4 to 5
-hours at a sustained 100 TFLOP/s (estimated, not measured). Needs a network once, for the corpus.
+hours at a sustained 100 TFLOP/s (estimated, not measured). Needs internet once, for the corpus.
 
 Perplexity to expect, as published (not measured with this code):
 
@@ -13,7 +13,7 @@ Perplexity to expect, as published (not measured with this code):
     sm+ln+r  2.757    sm+r  2.936    sm     diverges
     sm+ln    3.380
 
-The paper's reruns of one model lie 0.6 to 1.8% apart.
+The paper's reruns of one model differ by 0.6 to 1.8%.
 """
 
 from ml_collections import ConfigDict

@@ -2,9 +2,9 @@
 
     python train.py --config configs/norm_free.py:derf_gpt2 --workdir runs/derf
 
-The name after the colon is one of `PARTS`; without it, dyt. A key of it that is then set otherwise
-is named by the run, as changed against what was published. Hardware, time and data are those of
-configs/default.py. Perplexity to expect: none is published at this size, nor measured here yet.
+The name after the colon is one of `PARTS`; without it, dyt. If you change a
+key of the recipe, the run reports it with the published value. Hardware, time and data are those of
+configs/default.py. Perplexity to expect: none is published or measured at this size.
 
     dyt, derf        0.5 at every site, the default of both papers' code
     dyt_7b ... 70b   LLaMA of DyT's authors (2503.10622): alpha by site, learned embedding gain
@@ -12,7 +12,7 @@ configs/default.py. Perplexity to expect: none is published at this size, nor me
     derf_gpt2        the same with erf: 2.94
     dyt_overfitting  alpha 2 everywhere (lucky-verma/dyt-composition-study), on little data
     helu             ReLU whose gradient begins at -0.001, for small models (2411.10573)
-    relu             no normalization and no point function: what the others are compared with
+    relu             no normalization and no point function: the baseline of the others
 """
 
 from typing import Any

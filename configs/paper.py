@@ -9,15 +9,15 @@
     gpu       12 layers, width 768   a corpus of yours  46 M            18  see below
     paper     GPT-2 and Pythia-70M   CodeParrot         2.1 B           25  days of one GPU
 
-All runs of a group share data, order, schedule and the rule for the initial weights; what differs
-is in the table of the group. The rule was fixed before any result was seen: block matrices start at
-std 0.02 sqrt(768 / width), which is the paper's 0.02 at its width. The group std_0.02 takes the
-literal 0.02 instead, and shows how much hangs on it; at the paper's width there is none. The group
-cause has the controls of `configs/causes.py`.
+All runs of a group share data, order, schedule and the rule for the initial weights; the table of
+the group lists the differences. The rule was fixed before any result was seen: block matrices start
+at std 0.02 sqrt(768 / width), which is the paper's 0.02 at its width. The group std_0.02 starts at
+0.02 instead, to show how much depends on the rule; at the paper's width the two agree, and there is
+no such group. The group cause has the controls of `configs/causes.py`.
 
 cpu_long has the paper's number of steps, 32,000, on the Python source of the interpreter's own
-site-packages, or of `--config.data.sources=PATHS`; below 16 M tokens it is read more than once. A
-run takes 11 to 30 minutes of one core, and two train at a time.
+site-packages, or of `--config.data.sources=PATHS`; a corpus of fewer than 16 M tokens is read more
+than once. A run takes 11 to 30 minutes of one core, and two train at a time.
 
 gpu needs `--config.data.sources=PATHS` of Python source (jsonl with a field `text`). Its 18 runs
 are 4.7e17 floating-point operations, 20 minutes at a sustained 400 TFLOP/s (estimated, not
@@ -158,7 +158,7 @@ def _paper() -> Experiment:
 
 
 def minute_base() -> ConfigDict:
-    """The smallest scale, which proves that a grid runs."""
+    """The config of the smallest scale, which only proves that a grid runs."""
     base = small_base(num_layers=2, embed_dim=32, steps=30, batch_size=8)
     base.model.context_length = 64
     base.data.tokenizer = "bytes"
@@ -169,7 +169,7 @@ def minute_base() -> ConfigDict:
 
 
 def small_base(num_layers: int, embed_dim: int, steps: int, batch_size: int) -> ConfigDict:
-    """The paper's architecture and schedule with the sizes given, in the device's own type."""
+    """The paper's architecture and schedule with the given sizes, in the device's default dtype."""
     base = default_config()
     base.model.num_layers = num_layers
     base.model.embed_dim = embed_dim
@@ -195,10 +195,10 @@ def _groups(
     linear_seeds: int = 1,
     cause_seeds: tuple[int, ...] = (),
 ) -> dict[str, Group]:
-    """The main comparison with all its seeds, and fewer seeds of each control.
+    """The main comparison with `main_seeds`, and its controls with `control_seeds`.
 
-    The linear MLP is compared with the main models over pairs of seeds, `linear_seeds` of them; the
-    controls of the cause have `cause_seeds`.
+    The linear MLP has the first `linear_seeds` of the main seeds, for comparisons seed by seed. The
+    group `cause` has `cause_seeds`.
     """
     groups = {
         "main": Group(
@@ -221,7 +221,7 @@ def _groups(
         import_file(str(Path(__file__).with_name("causes.py")))
         causes = {name: Variant(changes, cause_seeds) for name, changes in CAUSES.items()}
         groups["cause"] = Group("Is it the linear zone of GELU?", base, causes)
-    if base.model.embed_dim != 768:  # where both rules give 0.02
+    if base.model.embed_dim != 768:  # at 768 both rules give 0.02
         literal = base.copy_and_resolve_references()
         literal.model.init_std_scaling = "none"
         variants = _variants(FOUR, control_seeds)
@@ -248,7 +248,7 @@ def _leaky(seeds: tuple[int, ...] = (0,)) -> dict[str, Variant]:
 
 
 def _learned(seeds: tuple[int, ...] = (0,)) -> dict[str, Variant]:
-    """One slope a layer, or one for the whole model, with and without weight decay on them."""
+    """One slope per layer, or one for the whole model, with and without weight decay of slopes."""
     variants = {}
     for sharing in ("layer", "model"):
         for decay in (True, False):

@@ -5,7 +5,7 @@
 The name after the colon is one of `VARIANTS` in nfllm/papers/variants.py; without it, sm+r.
 
 Hardware: a GPU; the paper used one RTX 3090. Time: 6e17 floating-point operations, so 1 to 2 hours
-at a sustained 100 TFLOP/s (estimated, not measured). Needs a network once, for the corpus.
+at a sustained 100 TFLOP/s (estimated, not measured). Needs internet once, for the corpus.
 
 Perplexity to expect, as published (not measured with this code):
 

@@ -132,7 +132,7 @@ def test_a_weight_of_0_adds_nothing() -> None:
     [
         ({"entropy_weight": -1.0}, "objective.entropy_weight=-1.0 must be at least 0"),
         ({"entropy_threshold": 1.5, "entropy_weight": 1.0}, "entropy_threshold=1.5 is outside"),
-        ({"entropy_margin": 0.1}, "objective.entropy_margin=0.1 has no effect on objective.entrop"),
+        ({"entropy_margin": 0.1}, "objective.entropy_margin=0.1 has no effect with objective.entr"),
         ({"entropy_weight": 1.0, "entropy_reduction": "max"}, "unknown entropy_reduction 'max'"),
     ],
 )

@@ -453,34 +453,34 @@ def test_values_and_outputs_beside_the_identity() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"norm_placement": "peri"}, "norm_placement='peri' has no effect on model.normalization"),
+        ({"norm_placement": "peri"}, "norm_placement='peri' has no effect with model.normalizat"),
         (
             {"norm_placement": "post", "normalization": "dyt", "architecture": "gpt_neox"},
-            "norm_placement='post' cannot be had with model.architecture='gpt_neox'",
+            "norm_placement='post' does not work with model.architecture='gpt_neox'",
         ),
         (
             {"norm_placement": "peri", "normalization": "dyt"}
             | {"attention_output_normalization": "dyt"},
-            "attention_output_normalization='dyt' cannot be had with model.norm_placement='peri'",
+            "attention_output_normalization='dyt' does not work with model.norm_placement='peri'",
         ),
         ({"mlp_branch_scale": 0.0}, "mlp_branch_scale=0.0 leaves the branch nothing to add"),
         ({"attention_skip": -1.0}, "attention_skip=-1.0 must be at least 0"),
         (
             {"mlp_scaling": "learned", "mlp_branch_scale": 0.2},
-            "mlp_branch_scale=0.2 cannot be had with model.mlp_scaling='learned'",
+            "mlp_branch_scale=0.2 does not work with model.mlp_scaling='learned'",
         ),
         (
             {"mlp_skip": 0.5, "architecture": "gpt_neox"},
-            "mlp_skip=0.5 cannot be had with model.architecture='gpt_neox'",
+            "mlp_skip=0.5 does not work with model.architecture='gpt_neox'",
         ),
         ({"mlp_skip": 0.0, "mlp_skip_gains": True}, "mlp_skip_gains=True has no effect"),
         (
             {"mlp": "none", "activation": "identity", "mlp_weight_norm": "spectral"},
-            "mlp_weight_norm='spectral' has no effect on model.mlp='none'",
+            "mlp_weight_norm='spectral' has no effect with model.mlp='none'",
         ),
         (
             {"mlp_weight_norm": "spectral", "weight_reparametrization": "sigma"},
-            "mlp_weight_norm='spectral' cannot be had with model.weight_reparametrization='sigma'",
+            "mlp_weight_norm='spectral' does not work with model.weight_reparametrization='sigma'",
         ),
         (
             {"weight_reparametrization": "sigma", "attention_shaping": "shaped"},

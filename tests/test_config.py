@@ -110,7 +110,7 @@ def test_a_seed_that_no_key_can_hold():
 
 def test_a_policy_that_float16_cannot_have():
     refuse(
-        r"training\.non_finite='continue' cannot be had with training\.dtype='float16'",
+        r"training\.non_finite='continue' does not work with training\.dtype='float16'",
         training__non_finite="continue",
         training__dtype="float16",
     )
@@ -119,19 +119,19 @@ def test_a_policy_that_float16_cannot_have():
 @pytest.mark.parametrize("activation", ["relu", "gelu", "helu", "identity"])
 def test_options_of_another_activation(activation):
     refuse(
-        rf"model\.negative_slope=0\.1 has no effect on model\.activation='{activation}'; set "
+        rf"model\.negative_slope=0\.1 has no effect with model\.activation='{activation}'; set "
         "model.activation to 'leaky_relu' or 'learnable_leaky_relu', or leave the slope unset",
         model__activation=activation,
         model__negative_slope=0.1,
     )
     refuse(
-        rf"model\.slope_sharing='model' has no effect on model\.activation='{activation}'",
+        rf"model\.slope_sharing='model' has no effect with model\.activation='{activation}'",
         model__activation=activation,
         model__slope_sharing="model",
     )
     if activation != "helu":
         refuse(
-            rf"model\.helu_margin=0\.5 has no effect on model\.activation='{activation}'",
+            rf"model\.helu_margin=0\.5 has no effect with model\.activation='{activation}'",
             model__activation=activation,
             model__helu_margin=0.5,
         )
@@ -139,7 +139,7 @@ def test_options_of_another_activation(activation):
 
 def test_a_fixed_slope_is_not_shared():
     refuse(
-        r"slope_sharing='layer' has no effect on model\.activation='leaky_relu'",
+        r"slope_sharing='layer' has no effect with model\.activation='leaky_relu'",
         model__activation="leaky_relu",
         model__slope_sharing="layer",
     )
@@ -148,8 +148,9 @@ def test_a_fixed_slope_is_not_shared():
 @pytest.mark.parametrize("key", ["rotary_fraction", "rotary_base"])
 def test_rotary_options_of_learned_positions(key):
     refuse(
-        rf"model\.{key}=0\.5 has no effect on model\.architecture='gpt2', whose positions are "
-        "learned; use 'gpt_neox' or 'llama', or leave it unset",
+        rf"model\.{key}=0\.5 has no effect with model\.architecture='gpt2', whose positions are "
+        "learned; use 'gpt_neox' or 'llama', or leave "
+        rf"model\.{key} unset",
         **{f"model__{key}": 0.5},
     )
 

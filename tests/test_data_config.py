@@ -17,7 +17,7 @@ from nfllm.config import ConfigError
         ({"dataset": "python_source"}, r"'python_source' needs data\.sources"),
         (
             {"dataset": "text_files", "sources": " , ,"},
-            r"'text_files' needs data\.sources: paths or globs, by commas, not ' , ,'",
+            r"'text_files' needs data\.sources: paths or globs, separated by commas, not ' , ,'",
         ),
         (
             {
@@ -26,13 +26,13 @@ from nfllm.config import ConfigError
                 "validation_split": "separate",
                 "validation_source": ",",
             },
-            r"'python_source' needs data\.validation_source: paths or globs, by commas, not ','",
+            r"'python_source' needs data\.validation_source: paths or globs, separated by commas",
         ),
-        ({"sources": "a"}, r"data\.sources='a' has no effect on data\.dataset='python_stdlib'"),
-        ({"text_field": "a"}, r"data\.text_field='a' has no effect on data\.dataset='python_std"),
+        ({"sources": "a"}, r"data\.sources='a' has no effect with data\.dataset='python_stdlib'"),
+        ({"text_field": "a"}, r"data\.text_field='a' has no effect with data\.dataset='python_std"),
         (
             {"document_separator": "|"},
-            r"data\.document_separator='\|' has no effect on data\.dataset='python_stdlib'",
+            r"data\.document_separator='\|' has no effect with data\.dataset='python_stdlib'",
         ),
         (
             {"dataset": "text_files", "sources": "a", "document_separator": ""},

@@ -243,12 +243,12 @@ def test_a_step_trains_every_part() -> None:
         ({"num_kv_heads": 0}, r"model.num_kv_heads=0 must be at least 1"),
         (
             {"num_kv_heads": 2, "attention_bias": "qk"},
-            r"attention_bias='qk' cannot be had with model.num_kv_heads=2 of model.num_heads=4; us",
+            r"attention_bias='qk' does not work with model.num_kv_heads=2 below model.num_heads=4",
         ),
         *(
             (
                 {"num_kv_heads": 2, "value_projection": kind},
-                rf"value_projection='{kind}' cannot be had with model.num_kv_heads=2",
+                rf"value_projection='{kind}' does not work with model.num_kv_heads=2",
             )
             for kind in ("none", "identity_residual")
         ),

@@ -221,13 +221,13 @@ def test_norms_by_layer_and_the_largest_logit_are_those_of_the_whole() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mlp": "fused"}, "model.activation='relu' has no effect on model.mlp='fused'; set model"),
-        ({**FUSED, "mlp_dim": 8}, "model.mlp_dim=8 has no effect on model.mlp='fused'"),
-        ({**FUSED, "mlp_bias": True}, "model.mlp_bias=True has no effect on model.mlp='fused'"),
+        ({"mlp": "fused"}, "model.activation='relu' has no effect with model.mlp='fused'; set "),
+        ({**FUSED, "mlp_dim": 8}, "model.mlp_dim=8 has no effect with model.mlp='fused'"),
+        ({**FUSED, "mlp_bias": True}, "model.mlp_bias=True has no effect with model.mlp='fused'"),
         ({"mlp_pruned_layers": 7}, "model.mlp_pruned_layers=7 must be below model.num_layers=6"),
         ({"mlp_pruned_layers": -1}, "model.mlp_pruned_layers=-1 must be at least 0"),
-        ({**LINEAR, "mlp": "none", **SCALED}, "model.mlp_scaling='learned' has no effect on model"),
-        ({"softmax_temperature_init": 0.1}, "no effect on model.softmax_temperature='none'"),
+        ({**LINEAR, "mlp": "none", **SCALED}, "mlp_scaling='learned' has no effect with model"),
+        ({"softmax_temperature_init": 0.1}, "no effect with model.softmax_temperature='none'"),
         (
             {"softmax_temperature": "head", "softmax_temperature_init": 0.0},
             "model.softmax_temperature_init=0.0 must be greater than 0",

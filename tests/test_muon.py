@@ -174,7 +174,7 @@ def test_momentum_matters() -> None:
 
 
 def test_what_cannot_be_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"muon_per_head=True has no effect on optimizer.varia"):
+    with pytest.raises(ConfigError, match=r"muon_per_head=True has no effect with optimizer.varia"):
         small_config(optimizer={"muon_per_head": True})
     params = {"token_embedding": jnp.ones((3, 2))}
     with pytest.raises(ConfigError, match="finds no matrix in the blocks"):

@@ -70,8 +70,8 @@ def test_every_reader_of_a_run_takes_paths_so(monkeypatch, tmp_path, read):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("gs://bucket/run", r"gs://bucket/run needs a package more: pip install -e '.\[gcs\]'"),
-        ("foo://bucket/run", "foo://bucket/run: no such kind of storage"),
+        ("gs://bucket/run", r"run needs a missing package: pip install -e '.\[gcs\]'"),
+        ("foo://bucket/run", "foo://bucket/run: unknown kind of storage"),
     ],
 )
 def test_storage_that_cannot_be_reached_is_named(monkeypatch, path, message):

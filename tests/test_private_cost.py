@@ -409,7 +409,7 @@ def test_every_key_of_a_model_is_priced_or_free() -> None:
     [
         (
             {"normalization": "dyt", "norm_placement": "peri"},
-            "model.norm_placement='peri' is not counted .* knows 'pre' here",
+            "model.norm_placement='peri' is not counted .*; only 'pre' is",
         ),
         ({"embedding_normalization": "dyt"}, "model.embedding_normalization='dyt'"),
         ({"attention_output_normalization": "dyt"}, "model.attention_output_normalization='dyt'"),

@@ -87,11 +87,11 @@ def test_nan_clips_nothing() -> None:
         ),
         (
             {"optimizer": {"qk_clip": 100.0}, "model": {"qk_normalization": "rmsnorm"}},
-            "has no effect on model.qk_normalization='rmsnorm'",
+            "has no effect with model.qk_normalization='rmsnorm'",
         ),
         (
             {"optimizer": {"qk_clip": 100.0}, "model": {"weight_reparametrization": "sigma"}},
-            "has no effect on model.weight_reparametrization='sigma'",
+            "has no effect with model.weight_reparametrization='sigma'",
         ),
     ],
 )

@@ -229,7 +229,7 @@ def test_text_is_that_of_whole_passes() -> None:
 )
 def test_what_needs_a_softmax_is_refused(section: str, key: str, value: Any) -> None:
     config = small_config(**{section: {key: value}})
-    message = rf"{section}.{key}={value!r} cannot be had with model.mixer='regla'"
+    message = rf"{section}.{key}={value!r} does not work with model.mixer='regla'"
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(config, model=dataclasses.replace(config.model, mixer="regla"))
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Part(NamedTuple):
-    """Most seconds that a part may take, and the environment variables that it needs."""
+    """Time limit of a part in seconds, and the environment variables that it needs."""
 
     limit_seconds: float
     environment: dict[str, str]
@@ -23,6 +23,6 @@ PARTS = {
     # JAX and torch share the device's memory.
     "peers": Part(160, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}),
     "job": Part(130, {}),
-    # Its runs hold the device; the part itself must not.
+    # The part's child processes use the device; the part itself must not.
     "paper": Part(600, {"JAX_PLATFORMS": "cpu"}),
 }

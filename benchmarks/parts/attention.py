@@ -1,4 +1,4 @@
-"""Each implementation of attention alone, at a constant number of tokens: time and memory."""
+"""Time and memory of each implementation of attention, at a constant number of tokens."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def run(rows: Rows, rehearse: bool) -> None:
 
 
 def can_run(name: str) -> bool:
-    """Whether this machine has the implementation `name`; anything else can run."""
+    """Whether the attention implementation `name` runs here; True for any other name."""
     if name not in IMPLEMENTATIONS:
         return True
     config = make_config(SMALL, model={"attention_implementation": name})
@@ -67,7 +67,7 @@ def can_run(name: str) -> bool:
 
 
 def _compile(name: str, shape: tuple[int, int, int, int]) -> tuple[Any, Any]:
-    """The programs of the forward pass, and of forward and backward pass."""
+    """The compiled forward pass, and the compiled forward and backward pass."""
     _, length, heads, head_dim = shape
     model = {
         "attention_implementation": name,

@@ -1,4 +1,4 @@
-"""What the device is, and what it can do at most: products and a copy, measured in this process."""
+"""The device, and its measured peak speed: matrix products and a copy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Product(NamedTuple):
     columns: int
 
 
-# Of GPT-2 124M with 65,536 tokens a step: what each position goes through in a layer, and the head.
+# Matrix products of GPT-2 124M with 65,536 tokens per step: those of a layer, and the head.
 GPT2_PRODUCTS = {
     "query, key, value": Product(65536, 768, 2304),
     "attention output": Product(65536, 768, 768),
@@ -55,7 +55,7 @@ def run(rows: Rows, rehearse: bool) -> None:
 
 
 def median_seconds(job: Callable[[], object], repeats: int = 12) -> float:
-    """Of one call, after two that are not timed."""
+    """Median seconds of a call, after two untimed calls."""
     seconds = []
     for number in range(repeats + 2):
         begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""`train.py` with GPT-2 124M from command to last step, on source code that the machine has."""
+"""`train.py` with GPT-2 124M, from command to last step, on source code of installed packages."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _train(scratch: Path, compiled: Path, name: str, log_every: int, rehearse: b
 
 
 def _of_lines(lines: list[dict[str, Any]], start_seconds: float) -> Row:
-    """Speed and pauses from the lines of a run that began to train after `start_seconds`."""
+    """Speed and pauses from the metrics of a run that began to train after `start_seconds`."""
     told = [line for line in lines if line["kind"] == "train"]
     speeds = [line["tokens_per_second"] for line in told[1:]]
     per_step = told[0]["tokens"] / told[0]["step"]

@@ -1,4 +1,4 @@
-"""Whether the device computes what a CPU does: each error beside its tolerance."""
+"""Whether the device computes the same numbers as a CPU: each error beside its tolerance."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from parts.rows import Row, Rows
 
 TESTS = Path(__file__).parents[2] / "tests"
 
-# A device other than the CPU sums in another order; the tests' tolerances are a CPU's.
+# The tests' tolerances are those of a CPU; other devices sum in another order.
 RECORDING_LIMIT = 4.0
 FAST_PATH_LIMIT = 1e-2
 ATTENTION_LIMIT = 1e-2
@@ -49,7 +49,7 @@ def run(rows: Rows, rehearse: bool) -> None:
 
 
 def _recordings(rows: Rows, rehearse: bool) -> None:
-    """The tests of the recordings of the authors' code, with their errors instead of an end."""
+    """The tests against recordings of the authors' code: errors become rows, and nothing fails."""
     sys.path[:0] = [str(TESTS), str(TESTS.parent)]
     import parity_recordings
     import test_parity
@@ -97,7 +97,7 @@ def _errors_of(test: Callable[[Path], None], path: Path) -> Row:
 
 @contextlib.contextmanager
 def _recorded_comparisons() -> Iterator[None]:
-    """Within it, `assert_allclose` notes the error as a share of its tolerance, and passes."""
+    """A context in which `assert_allclose` stores errors as shares of tolerances, and passes."""
 
     def note(
         actual: Any, desired: Any, rtol: float = 1e-7, atol: float = 0.0, **options: Any
@@ -200,7 +200,7 @@ def _precision(dtype: str) -> str:
 
 
 def _attention(rows: Rows, rehearse: bool) -> None:
-    """Forward and gradient in bfloat16 of every implementation, against float32 at highest."""
+    """Output and gradients in bfloat16 by every implementation, against float32."""
     length = 64 if rehearse else 1024
     operands = jax.random.normal(jax.random.key(0), (4, 2, length, 4, 64)).astype(jnp.bfloat16)
     exact = _mixed_and_gradients("explicit", "float32", operands.astype(jnp.float32))
@@ -243,12 +243,13 @@ def _distances(found: list[np.ndarray], exact: list[np.ndarray]) -> Row:
 
 
 def _entropy(rehearse: bool) -> Row:
-    """Three ways to the entropy of every head against float64, in nats."""
+    """Errors in nats of three computations of every head's entropy, against float64."""
     config = _config({"model": {"context_length": 32 if rehearse else 512}, "training": {}})
     model = Decoder(config.model, _TINY.vocab_size)
     tokens_BT = np.random.RandomState(0).randint(0, 512, (4, config.model.context_length))
     params = model.init(jax.random.key(0), tokens_BT)["params"]
-    params = jax.tree.map(lambda leaf: 6 * leaf if leaf.ndim > 2 else leaf, params)  # some peaks
+    # Larger weights make attention sharper.
+    params = jax.tree.map(lambda leaf: 6 * leaf if leaf.ndim > 2 else leaf, params)
     found = capture(model, params, tokens_BT)
     q, k = (np.moveaxis(np.asarray(x, np.float64), -2, -3) for x in (found.query, found.key))
     scores = q @ np.swapaxes(k, -1, -2) / np.sqrt(q.shape[-1])
@@ -281,7 +282,7 @@ def _entropy64(scores: np.ndarray) -> np.ndarray:
 
 
 def _resume(rehearse: bool) -> Row:
-    """2N steps twice, and N steps, a checkpoint, N steps: losses and parameters."""
+    """Differences in parameters between two runs of 2N steps, and a run resumed after N steps."""
     from nfllm.run import load_run
     from nfllm.trainer.loop import fit
 
@@ -322,6 +323,6 @@ def _resume(rehearse: bool) -> Row:
 
 
 def _difference(one: Any, other: Any) -> float:
-    """Largest difference of a parameter, of the largest one."""
+    """Largest difference of a parameter, relative to the largest value in its array."""
     leaves = zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True)
     return max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in leaves)

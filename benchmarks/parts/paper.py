@@ -1,7 +1,7 @@
-"""The paper's four main models at GPT-2's size, for the time that is left, and their page.
+"""The paper's four main models at GPT-2's size, trained for the remaining time, and their page.
 
-All four train at the same time on the device, so that starting and compiling overlap, and each has
-as many steps as the others.
+All four train at the same time on the device, so that starting and compiling overlap, for the same
+number of steps.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def run(rows: Rows, rehearse: bool) -> None:
     speed = _speed(rows.folder) * _SHARE_OF_SPEED
     steps = 10 if rehearse else max(50, int(left * speed / tokens_per_step / 4) // 10 * 10)
     out = scratch / "paper"
-    planned = out / "steps.json"  # what was begun goes on with the steps that it began with
+    planned = out / "steps.json"  # an interrupted part keeps its number of steps
     if planned.exists():
         steps = json.loads(planned.read_text())
     out.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def run(rows: Rows, rehearse: bool) -> None:
 
 
 def _speed(folder: Path) -> float:
-    """Tokens per second of `train.py`, where the part `job` measured it."""
+    """Tokens per second of `train.py` from the part `job`, or an assumption without that part."""
     path = folder / "job.json"
     found = json.loads(path.read_text())["rows"] if path.exists() else {}
     return found.get("compiled before", {}).get("tokens_per_second", _ASSUMED_SPEED)
@@ -77,13 +77,13 @@ def _overrides(scratch: Path, steps: int, sequences: int, rehearse: bool) -> dic
 
 
 def _train(configs: dict[str, Config], out: Path) -> None:
-    """Trains all at once; what each prints goes into a log beside it."""
+    """Trains all models at the same time; the output of each goes to a log in `out`."""
     environment = {
         **os.environ,
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.23",
     }
-    del environment["JAX_PLATFORMS"]  # this process's own
+    del environment["JAX_PLATFORMS"]  # meant for this process only
     running = []
     for name, config in configs.items():
         log = out / f"{name.replace('/', '-')}.txt"
@@ -127,7 +127,7 @@ def _result(run: Path, config: Config) -> Row:
 
 
 def _report(out: Path, overrides: dict[str, Any], folder: Path) -> Row:
-    """The page of the grid, by the command that users have; it finds every run finished."""
+    """Writes the page of the grid with the users' command, which finds every run finished."""
     command = [sys.executable, "-m", "nfllm.experiment", str(GRID)]
     command += ["--scale", "gpu", "--out", str(out)]
     command += [f"--config.{key}={value}" for key, value in overrides.items()]

@@ -1,4 +1,4 @@
-"""The four main models of configs/paper.py at GPT-2's size, for as many steps as a budget holds."""
+"""The four main models of configs/paper.py at GPT-2's size, for as many steps as fit the budget."""
 
 from __future__ import annotations
 

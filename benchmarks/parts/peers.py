@@ -1,4 +1,4 @@
-"""GPT-2 124M as others write it, each timed in turns with ours, in one process."""
+"""Other implementations of GPT-2 124M, each timed in turns with nfllm's, in one process."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _against_ours(rows: Rows, length: int, makers: dict[str, Make], rehearse: bo
 
 
 def _in_turns(one: Step, other: Step, rounds: int) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds of each call of the two, which take turns."""
+    """Seconds of each call of two steps that are called in turns, after two untimed rounds."""
     seconds: Any = ([], [])
     for number in range(rounds + 2):
         for job, found in zip((one, other), seconds, strict=True):

@@ -1,4 +1,4 @@
-"""The rows of one part: a JSON file that is whole after every row, and goes on where it stopped."""
+"""The rows of one part, in a JSON file that is valid after every row and can be continued."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Rows:
       part: name of the part.
       folder: the directory of all parts.
       limit_seconds: how long the part may take.
-      found: the rows so far. One that failed has the key `error`.
+      found: the rows so far. A failed row has the key `error`.
     """
 
     def __init__(self, folder: Path, part: str, about: Row, limit_seconds: float) -> None:
-        """Reads what is there; `about` says which machine measures, and is kept with the rows."""
+        """Reads earlier rows; `about` describes the machine and is written with the rows."""
         self.part, self.folder, self.limit_seconds = part, folder, limit_seconds
         self._path = folder / f"{part}.json"
         self._begin = time.monotonic()
@@ -36,11 +36,11 @@ class Rows:
             self.found, self._earlier_seconds = before["rows"], before["seconds"]
 
     def has(self, name: str) -> bool:
-        """Whether a row is there and did not fail."""
+        """Whether a row exists and did not fail."""
         return name in self.found and "error" not in self.found[name]
 
     def add(self, name: str, measure: Callable[[], Row]) -> None:
-        """Measures a row, unless it is there; one that fails says so, and the next can go on."""
+        """Measures a row, unless it exists; an exception becomes the row's `error`."""
         if self.has(name):
             return
         try:
@@ -69,13 +69,13 @@ class Rows:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether a device, of JAX or of torch, had too little memory."""
+    """Whether an error of JAX or torch says that a device has too little memory."""
     text = f"{type(error).__name__} {error}".lower()
     return "resource_exhausted" in text or "out of memory" in text or "outofmemory" in text
 
 
 def halving(sequences: int, measure: Callable[[int], Row]) -> Row:
-    """`measure(sequences)`; with half as many where memory runs out, and the row says so."""
+    """`measure(sequences)`, with half as many until they fit into memory; a note says how many."""
     fewer = sequences
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Text to train on that is on every machine: the Python source of installed packages."""
+"""Training text that every machine has: the Python source of installed packages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def folders(rehearse: bool) -> str:
 
 
 def workload(rehearse: bool, sequences: int) -> Workload:
-    """GPT-2 124M at T 128, or a toy."""
+    """GPT-2 124M at T 128, or a toy model."""
     if rehearse:
         return SMALL._replace(layers=2, width=32, context_length=32, sequences=8)
     return GPT2_124M._replace(sequences=sequences)
@@ -50,7 +50,7 @@ def data_keys(scratch: Path, rehearse: bool) -> dict[str, Any]:
 
 
 def prepare(scratch: Path, rehearse: bool) -> Row:
-    """Documents, tokenizer and tokens, once for all parts; what that took."""
+    """Prepares documents, tokenizer and tokens for all parts; returns the seconds that it took."""
     keys = data_keys(scratch, rehearse)
     command = [sys.executable, "-m", "nfllm.data"]
     command += [f"--config.data.{key}={value}" for key, value in keys.items()]
@@ -65,7 +65,7 @@ def run(command: list[str]) -> str:
     """The output of a command of the project, which is also logged.
 
     Raises:
-      RuntimeError: it failed; the message is its last line.
+      RuntimeError: the command failed; the message has its last line.
     """
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     print(done.stdout, done.stderr[-2000:], flush=True)
@@ -80,6 +80,6 @@ def _folder(name: str) -> str | None:
 
 
 def config(scratch: Path, rehearse: bool, sequences: int, **sections: dict[str, Any]) -> Config:
-    """A run of the workload on this text."""
+    """The config of a run of the workload on this text."""
     shape = workload(rehearse, sequences)
     return make_config(shape, **{"data": data_keys(scratch, rehearse), **sections})

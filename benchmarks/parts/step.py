@@ -1,4 +1,4 @@
-"""The training step of GPT-2 124M: whole, with parts left out, with each choice the other way."""
+"""The training step of GPT-2 124M: whole, with parts left out, and with each default reversed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """The whole steps first, then what decides a default, then where the time goes."""
+    """The whole steps first, then the alternatives to each default, and steps without a part."""
     found = [
         Case(f"{variant} T {length}", variant, length) for length in LENGTHS for variant in VARIANTS
     ]
@@ -63,7 +63,7 @@ def cases() -> list[Case]:
 
 
 def _recomputed(length: int) -> list[Case]:
-    """Norms and GELU kept for the derivative where they are computed again, or the reverse."""
+    """Norms and GELU kept for the backward pass if the default recomputes them, or the reverse."""
     found = []
     for key, what in (("recompute_norms", "norms"), ("recompute_activations", "GELU")):
         recompute = not getattr(tuning(), key)
@@ -73,7 +73,7 @@ def _recomputed(length: int) -> list[Case]:
 
 
 def _other_attention(length: int) -> list[Case]:
-    """Explicit where cuDNN is the default, and the reverse; with few sequences where T is long."""
+    """Explicit attention if cuDNN is the default, or the reverse; fewer sequences if T is long."""
     other = "explicit" if length >= tuning().attention_from else "cudnn"
     model = {"model": {"attention_implementation": other}}
     factor = _FEW if length > 128 else 1.0
@@ -82,7 +82,7 @@ def _other_attention(length: int) -> list[Case]:
 
 
 def _with_entropy(length: int) -> list[Case]:
-    """Entropy in every step, which needs whole maps: few sequences where T is long."""
+    """Entropy in every step, which needs whole maps: fewer sequences if T is long."""
     factor = _FEW if length > 128 else 1.0
     found = []
     for variant in VARIANTS:
@@ -97,7 +97,7 @@ def _with_entropy(length: int) -> list[Case]:
 
 
 def _other_programs(variant: str, length: int) -> list[Case]:
-    """Layers scanned where they are unrolled, or the reverse, and no tiles of the logits."""
+    """Layers scanned if the default unrolls them, or the reverse; and logits without tiles."""
     name, scanned = f"{variant} T {length}", not tuning().scan_layers
     scan = {"model": {"scan_layers": scanned}}
     return [
@@ -112,7 +112,7 @@ def _suffix(factor: float) -> str:
 
 def run(rows: Rows, rehearse: bool) -> None:
     waiting = [case for case in cases() if not rows.has(case.name)]
-    if rehearse:  # each compiles for seconds, and all take the same way
+    if rehearse:  # each takes seconds to compile, and all run the same code
         waiting = [case for case in waiting if "cudnn" not in case.name][::8]
     kind = jax.devices()[0].device_kind
     nominal = next((tflops for name, tflops in NOMINAL_TFLOPS.items() if name in kind), None)
@@ -160,7 +160,7 @@ def _trainer(case: Case, sequences: int, rehearse: bool) -> Trainer:
 
 @contextlib.contextmanager
 def tuned(changes: dict[str, Any]) -> Iterator[None]:
-    """`tuning()` with other values, which matters while something is traced."""
+    """A context in which `tuning()` has other values, for programs traced inside."""
     values = dataclasses.replace(tuning(), **changes)
     with mock.patch.dict(TUNINGS, {jax.default_backend(): values}):
         yield

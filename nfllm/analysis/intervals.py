@@ -171,9 +171,7 @@ def compare_seeds(
     p_value = None
     if min(sizes) >= 3:
         p_value = (
-            float(2 * stdtr(degrees, -abs(difference) / error))
-            if error
-            else float(difference == 0)
+            float(2 * stdtr(degrees, -abs(difference) / error)) if error else float(difference == 0)
         )
     return SeedComparison(difference, difference - half, difference + half, p_value, degrees, sizes)
 

@@ -1,8 +1,8 @@
 """The configuration as frozen, validated dataclasses.
 
-`nfllm/config/keys.py` holds every key with its type, default, unit and meaning; the rest is limits
-and messages. `Config.from_dict` builds one, and rejects an unknown, missing or impossible value by
-name before anything is compiled.
+`nfllm/config/keys.py` holds every key with its type, default, unit and meaning; the other
+modules hold limits and messages. `Config.from_dict` builds a config, and rejects an unknown,
+missing or impossible value by name before anything is compiled.
 """
 
 from nfllm.config.checks import ConfigError, suggest

@@ -25,8 +25,8 @@ def _check_attention(config: Config) -> None:
         value = getattr(config.model, key)
         if limit is not None and value != "none":
             raise ConfigError(
-                f"optimizer.qk_clip={limit} has no effect on model.{key}={value!r}, after which "
-                "the size of query and key matrices does not count; leave one of them out"
+                f"optimizer.qk_clip={limit} has no effect with model.{key}={value!r}, which makes "
+                "logits independent of the size of query and key matrices; leave one of them out"
             )
     _check_mixer(config)
     if chosen not in ("xla", "cudnn"):
@@ -63,8 +63,8 @@ def _check_mixer(config: Config) -> None:
         section, _, key = name.partition(".")
         if (found := getattr(getattr(config, section), key)) != value:
             raise ConfigError(
-                f"{name}={found!r} cannot be had with model.mixer={config.model.mixer!r}, which "
-                f"has no attention logits; set it to {value!r}, or model.mixer to 'softmax'"
+                f"{name}={found!r} does not work with model.mixer={config.model.mixer!r}, which "
+                f"has no attention logits; set {name} to {value!r}, or model.mixer to 'softmax'"
             )
 
 
@@ -72,9 +72,9 @@ def _check_removal(config: Config) -> None:
     model, removal = config.model, config.removal
     if removal.scale_weight and model.final_normalization != _FROZEN:
         raise ConfigError(
-            f"removal.scale_weight={removal.scale_weight} weighs what the final norm measures, but "
-            f"model.final_normalization={model.final_normalization!r}; set that to {_FROZEN!r}, or "
-            "the weight to 0"
+            f"removal.scale_weight={removal.scale_weight} needs the deviation that a frozen final "
+            f"norm measures, but model.final_normalization={model.final_normalization!r}; set that "
+            f"key to {_FROZEN!r}, or the weight to 0"
         )
     if removal.start is None:
         return
@@ -85,5 +85,5 @@ def _check_removal(config: Config) -> None:
         raise ConfigError(
             f"removal.start={removal.start} with removal.gap={removal.gap} removes {last}{taper} "
             f"at step {end}, but training.steps={config.training.steps}; start earlier, shorten "
-            "the gap, or train longer, so that some steps are left without norms"
+            "the gap, or train longer, so that some steps run without norms"
         )

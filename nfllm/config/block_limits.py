@@ -1,4 +1,4 @@
-"""Which residual sums, weights and maps of a block go together; part of `model_limits`."""
+"""The limits of a block's residual sums, weights and attention; part of `check_model`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SCALES = ("attention_branch_scale", "mlp_branch_scale", "attention_skip", "mlp_
 
 
 def check_residual(model: ModelConfig) -> None:
-    """Raises ConfigError for sums of a block, or normalizations in it, that cannot be."""
+    """Raises ConfigError for residual sums or norm placements that contradict other keys."""
     for key in _SCALES:
         at_least(model, "model", key, 0)
     _check_placement(model)
@@ -35,16 +35,16 @@ def check_residual(model: ModelConfig) -> None:
         _refuse(
             model,
             {"mlp_skip": 1.0, "mlp_skip_gains": False},
-            "model.architecture='gpt_neox', whose branches have one skip: use model.attention_skip",
+            "model.architecture='gpt_neox', whose branches share model.attention_skip",
         )
     if model.mlp_skip_gains and model.mlp_skip == 0:
         raise ConfigError(
-            "model.mlp_skip_gains=True has no effect on model.mlp_skip=0.0; leave one of them out"
+            "model.mlp_skip_gains=True has no effect with model.mlp_skip=0.0; leave one of them out"
         )
 
 
 def check_weights(model: ModelConfig) -> None:
-    """Raises ConfigError for matrices that are normalized twice, or to no effect."""
+    """Raises ConfigError for matrices that are normalized twice, or without effect."""
     if model.weight_reparametrization == "none":
         return
     if model.first_query_std == 0:
@@ -63,7 +63,7 @@ def check_weights(model: ModelConfig) -> None:
 
 
 def check_kv_heads(model: ModelConfig) -> None:
-    """Raises ConfigError for heads that cannot share keys and values."""
+    """Raises ConfigError if `num_kv_heads` does not fit `num_heads` or other keys."""
     if model.num_kv_heads is None:
         return
     at_least(model, "model", "num_kv_heads", 1)
@@ -74,16 +74,20 @@ def check_kv_heads(model: ModelConfig) -> None:
         )
     if not model.groups_heads:
         return
-    beside = f"model.num_kv_heads={model.num_kv_heads} of model.num_heads={model.num_heads}"
-    _refuse(model, {"value_projection": "dense"}, f"{beside}: values are narrower than the stream")
+    beside = f"model.num_kv_heads={model.num_kv_heads} below model.num_heads={model.num_heads}"
+    _refuse(
+        model,
+        {"value_projection": "dense"},
+        f"{beside}, which makes values narrower than the stream",
+    )
     if model.attention_bias == "qk":
         raise ConfigError(
-            f"model.attention_bias='qk' cannot be had with {beside}; use 'all' or 'none'"
+            f"model.attention_bias='qk' does not work with {beside}; use 'all' or 'none'"
         )
 
 
 def check_mixer(model: ModelConfig) -> None:
-    """Raises ConfigError for a key of the softmax where another mixer takes its place."""
+    """Raises ConfigError for keys of softmax attention if the mixer has no softmax."""
     if not model.has_attention_maps:
         _refuse(
             model,
@@ -95,22 +99,22 @@ def check_mixer(model: ModelConfig) -> None:
 
 
 def check_shaping(model: ModelConfig) -> None:
-    """Raises ConfigError where a map or a projection of attention cannot be had."""
+    """Raises ConfigError for attention shaping or projections that contradict other keys."""
     if model.query_init_std is not None:
         at_least(model, "model", "query_init_std", 0)
     if model.attention_shaping != "none":
         chosen = model.attention_implementation
         if chosen in ("xla", "cudnn"):
             raise ConfigError(
-                f"model.attention_shaping={model.attention_shaping!r} mixes values by a map that "
-                f"model.attention_implementation={chosen!r} does not form; use 'auto', 'explicit' "
+                f"model.attention_shaping={model.attention_shaping!r} needs attention maps, which "
+                f"model.attention_implementation={chosen!r} does not give; use 'auto', 'explicit' "
                 "or 'blocks'"
             )
     for key in ("value_projection", "output_projection"):
         if (found := getattr(model, key)) != "dense" and model.attention_bias == "all":
             raise ConfigError(
-                f"model.{key}={found!r} has no bias, but model.attention_bias='all'; use 'qk' or "
-                "'none', or 'dense'"
+                f"model.{key}={found!r} has no bias, but model.attention_bias='all'; set "
+                f"model.attention_bias to 'qk' or 'none', or model.{key} to 'dense'"
             )
 
 
@@ -121,27 +125,28 @@ def _check_placement(model: ModelConfig) -> None:
     of_branches = (model.attention_normalization, model.mlp_normalization)
     if all((model.normalization if own is None else own) == "none" for own in of_branches):
         raise ConfigError(
-            f"model.norm_placement={placement!r} has no effect on model.normalization='none'; "
-            "choose a normalization, or leave the placement at 'pre'"
+            f"model.norm_placement={placement!r} has no effect with model.normalization='none'; "
+            "choose a normalization, or set model.norm_placement to 'pre'"
         )
     if placement == "post":
         if model.architecture == "gpt_neox":
             raise ConfigError(
-                "model.norm_placement='post' cannot be had with model.architecture='gpt_neox', "
-                "whose two branches have one sum; use 'peri' or 'output', or 'gpt2'"
+                "model.norm_placement='post' does not work with model.architecture='gpt_neox', "
+                "whose two branches share one sum; use 'peri' or 'output', or model.architecture="
+                "'gpt2'"
             )
         return
     _refuse(
         model,
         {"attention_output_normalization": "none"},
-        f"model.norm_placement={placement!r}, which has model.normalization there",
+        f"model.norm_placement={placement!r}, which puts model.normalization there",
     )
 
 
 def _refuse(model: ModelConfig, neutral: dict[str, object], beside: str) -> None:
-    """Raises ConfigError where a key is not at the only value that goes with something else."""
+    """Raises ConfigError if a key differs from the only value that works with `beside`."""
     for key, value in neutral.items():
         if (found := getattr(model, key)) != value:
             raise ConfigError(
-                f"model.{key}={found!r} cannot be had with {beside}; set it to {value!r}"
+                f"model.{key}={found!r} does not work with {beside}; set model.{key} to {value!r}"
             )

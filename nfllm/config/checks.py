@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from nfllm.config.names import Names
 
 Value = bool | int | float | str | None
-"""What a key of a config can hold."""
+"""The value of a key of a config."""
 
 
 class ConfigError(ValueError):
@@ -20,7 +20,10 @@ class ConfigError(ValueError):
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
-    """The end of an error about an unknown `name`: the nearest valid one (lr: learning_rate)."""
+    """The end of an error about an unknown `name`: the nearest valid name, and all valid names.
+
+    Initials count as near: `lr` suggests `learning_rate`.
+    """
     valid = sorted(valid)
     initials = [full for full in valid if "".join(word[:1] for word in full.split("_")) == name]
     near = initials or difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
@@ -29,7 +32,11 @@ def suggest(name: str, valid: Iterable[str]) -> str:
 
 
 def section_values(values: Any, section: type, name: str) -> dict[str, Value]:
-    """The values of a section for its dataclass; whole numbers become floats where needed."""
+    """The values of a section, with integers as floats if the key is a float.
+
+    Raises:
+      ConfigError: `values` is not a group of keys, or a key is unknown or missing.
+    """
     if not isinstance(values, Mapping) and not hasattr(values, "items"):
         raise ConfigError(f"config.{name} must be a group of keys, not {values!r}")
     fields = typing.get_type_hints(section)
@@ -41,7 +48,7 @@ def section_values(values: Any, section: type, name: str) -> dict[str, Value]:
 
 
 def value_type(hint: Any) -> Any:
-    """The type of a key's values other than None; `str` where they are names."""
+    """The type of a key's values other than None; `str` if they are names."""
     is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
     options = typing.get_args(hint) if is_union else (hint,)
     kind = next(option for option in options if option is not types.NoneType)
@@ -49,7 +56,7 @@ def value_type(hint: Any) -> Any:
 
 
 def value_names(hint: Any) -> tuple[str, ...]:
-    """The names that a key can be set to; none where its values are no names."""
+    """The names that a key can be set to; empty if its values are not names."""
     is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
     options = typing.get_args(hint) if is_union else (hint,)
     return tuple(name for option in options for name in _choices(option) or ())
@@ -65,7 +72,7 @@ def check_keys(values: Iterable[str], valid: Iterable[str], where: str) -> None:
     if missing:
         raise ConfigError(
             f"{where} lacks the key {missing[0]!r}; start from configs/default.py, which "
-            "has them all"
+            "has every key"
         )
 
 
@@ -74,7 +81,7 @@ def _wants_float(hint: object) -> bool:
 
 
 def check_types(section: object, name: str) -> None:
-    """Raises ConfigError unless every field of a section is of its annotated type."""
+    """Raises ConfigError unless every field of a section has its annotated type."""
     for key, hint in typing.get_type_hints(type(section), include_extras=True).items():
         value = getattr(section, key)
         is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
@@ -84,7 +91,7 @@ def check_types(section: object, name: str) -> None:
 
 
 def names_of(hint: Any) -> Names | None:
-    """The parts that a key's values name; None where they are something else."""
+    """The `Names` of a key whose values name parts; None for any other key."""
     is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
     for option in typing.get_args(hint) if is_union else (hint,):
         if typing.get_origin(option) is Annotated:
@@ -94,7 +101,7 @@ def names_of(hint: Any) -> Names | None:
 
 
 def _choices(hint: Any) -> Iterable[str] | None:
-    """The names that are values of a type of names; None of any other type."""
+    """The names that a type allows; None if its values are not names."""
     if typing.get_origin(hint) is Literal:
         return typing.get_args(hint)
     return names_of(hint)
@@ -128,14 +135,14 @@ def _option_name(option: Any) -> str:
 
 
 def at_least(section: object, name: str, key: str, low: float) -> None:
-    """Raises ConfigError where a field is below `low`."""
+    """Raises ConfigError if a field is below `low`."""
     value = getattr(section, key)
     if value < low:
         raise ConfigError(f"{name}.{key}={value} must be at least {low}")
 
 
 def positive(section: object, name: str, key: str) -> None:
-    """Raises ConfigError where a field is not above 0."""
+    """Raises ConfigError if a field is not above 0."""
     value = getattr(section, key)
     if value <= 0:
         raise ConfigError(f"{name}.{key}={value} must be greater than 0")
@@ -144,7 +151,7 @@ def positive(section: object, name: str, key: str) -> None:
 def between(
     section: object, name: str, key: str, low: float, high: float, closed: bool = False
 ) -> None:
-    """Raises ConfigError outside [low, high), or outside [low, high] where `closed`."""
+    """Raises ConfigError outside [low, high), or outside [low, high] if `closed`."""
     value = getattr(section, key)
     if not (low <= value < high or (closed and value == high)):
         bracket = "]" if closed else ")"

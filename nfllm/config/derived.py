@@ -24,8 +24,8 @@ Site = Literal[
     "mlp_sum",
     "final",
 ]
-"""Where a decoder can normalize: what enters layer 0; what enters a branch, what leaves it, and its
-sum with the stream; queries, keys, the hidden layer of the MLP; what enters the head."""
+"""The places where a decoder can normalize: the input of layer 0; the input of a branch, its
+output, and its sum with the stream; queries, keys, the MLP's hidden layer; the head's input."""
 
 Branch = Literal["attention", "mlp"]
 
@@ -35,11 +35,11 @@ _PLACES = {
     "peri": ("", "output"),
     "output": ("output",),
 }
-"""Where a branch has `model.normalization`, by `model.norm_placement`."""
+"""By `model.norm_placement`: where a branch has its normalization; `""` is the branch's input."""
 
 
 class ModelShape:
-    """Sizes and start values of a model, derived where its keys are None."""
+    """Sizes and start values of a model; those whose keys are None are derived."""
 
     architecture: str
     num_layers: int
@@ -92,7 +92,7 @@ class ModelShape:
 
     @property
     def groups_heads(self) -> bool:
-        """Whether several heads of queries share one of keys and values."""
+        """Whether several query heads share one head of keys and values."""
         return self.kv_heads != self.num_heads
 
     @property
@@ -107,12 +107,12 @@ class ModelShape:
 
     @property
     def has_hidden_layers(self) -> bool:
-        """Whether its MLPs have a hidden layer, with an activation."""
+        """Whether the MLPs have a hidden layer, with an activation."""
         return self.mlp in ("two_layer", "gated")
 
     @property
     def num_mlp_layers(self) -> int:
-        """Layers that have an MLP: the first ones."""
+        """Number of layers with an MLP, which are the first ones."""
         return 0 if self.mlp == "none" else self.num_layers - self.mlp_pruned_layers
 
     @property
@@ -136,20 +136,20 @@ class ModelShape:
         return self.attention_output_normalization if site == "attention_output" else "none"
 
     def normalization_of(self, branch: Branch) -> str:
-        """Name of the normalization that a branch has where `norm_placement` puts it."""
+        """Name of the normalization of a branch; `norm_placement` says where it is."""
         own = self.mlp_normalization if branch == "mlp" else self.attention_normalization
         return self.normalization if own is None else own
 
     def branch_scale(self, branch: Branch) -> float:
-        """Factor of what a branch adds, or its start value where it is learned."""
+        """Factor of a branch's output in its residual sum, or the start value if it is learned."""
         return self.attention_branch_scale if branch == "attention" else self.mlp_branch_scale
 
     def skip(self, branch: Branch) -> float:
-        """Factor of what passes by a branch."""
+        """Factor of the stream in its sum with a branch."""
         return self.attention_skip if branch == "attention" else self.mlp_skip
 
     def alpha_at(self, site: Site) -> float:
-        """Start of the alpha of a point function at a site, which all of a branch share."""
+        """Start value of alpha of a point function at a site; all sites of a branch share it."""
         own = {
             "attention": self.dyt_alpha_attention,
             "mlp": self.dyt_alpha_mlp,
@@ -158,14 +158,14 @@ class ModelShape:
         return 0.5 if own is None else own
 
     def width_at(self, site: Site) -> int:
-        """Features that a normalization at a site has."""
+        """Number of features of a normalization at a site."""
         if site == "mlp_hidden":
             return self.mlp_width
         return self.head_dim if site in ("query", "key") else self.embed_dim
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """The sites at which the model has a normalization, `none` among them."""
+        """The sites of the model, including those with normalization `none`."""
         sites: tuple[Site, ...] = get_args(Site)
         return tuple(s for s in sites if self.num_mlp_layers or not s.startswith("mlp"))
 
@@ -173,8 +173,8 @@ class ModelShape:
     def statistics(self) -> str:
         """Whether the model is norm-free, frozen or normalised, as its parts declare.
 
-        It is that of all parts of the blocks together; a final normalization that is more than that
-        is named besides: `norm-free, final normalised`.
+        This is the strongest class among the parts of the blocks. A final normalization of a
+        stronger class is named too: `norm-free, final normalised`.
         """
         found = {s: NORMALIZATION_NAMES[self.normalization_at(s)].statistics for s in self.sites}
         final = found.pop("final")
@@ -190,7 +190,7 @@ class ModelShape:
 
     @property
     def slope(self) -> float:
-        """Slope of the activation for negative inputs, or its start value where it is learned."""
+        """Slope of the activation for negative inputs, or its start value if it is learned."""
         return 0.01 if self.negative_slope is None else self.negative_slope
 
     @property
@@ -217,13 +217,13 @@ class ModelShape:
 
     @property
     def block_init_std(self) -> float:
-        """Standard deviation of the block matrices; `width` keeps 0.02 at width 768."""
+        """Standard deviation of the block matrices at the start; see `init_std_scaling`."""
         scale = (768 / self.embed_dim) ** 0.5 if self.init_std_scaling == "width" else 1.0
         return self.init_std * scale
 
     @property
     def residual_init_std(self) -> float:
-        """Standard deviation of the matrices that write to the residual stream."""
+        """Standard deviation at the start of the matrices that write to the residual stream."""
         depth = 2 * self.num_layers if self.residual_init == "depth" else 1
         return self.block_init_std / depth**0.5
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 RETIRED = ("parallel.xla_flags",)
-"""Keys of earlier versions that a record may have, and that had no effect on results."""
+"""Keys of earlier versions that a record may still have; none had an effect on results."""
 
 
 def added(default: T, *, before: T | EllipsisType = ...) -> T:
@@ -30,7 +30,7 @@ def values_before(section: type) -> dict[str, Any]:
 
 
 def with_added_keys(values: Mapping[str, Any], sections: Mapping[str, type]) -> dict[str, Any]:
-    """The recorded values of all sections, with the keys that there are."""
+    """The recorded values of all sections, without retired keys and with missing keys added."""
     found = {
         name: {key: value for key, value in keys.items() if f"{name}.{key}" not in RETIRED}
         if isinstance(keys, Mapping)

@@ -1,7 +1,7 @@
-"""Python files that a command takes, configs and grids: a user's own, or those that nfllm ships.
+"""Python files that commands take, configs and grids: a user's own, or those that nfllm ships.
 
-`configs/NAME.py` names a shipped file in any folder that has no such file itself: in a checkout
-they are in `configs/`, and an installed wheel has them below `nfllm/shipped`.
+If the working directory has no file `configs/NAME.py`, that path means the shipped file. Shipped
+files are in `configs/` of a checkout, and below `nfllm/shipped` of an installed wheel.
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ def is_before_devices() -> bool:
 
 
 def run_file(path: str | Path) -> dict[str, Any]:
-    """The names that a file defines.
+    """Runs a file, and returns the names that it defines.
 
-    It may import the files beside it, by themselves or through their folder (`configs.NAME`), and
-    the shipped configs, wherever the command is called.
+    The file may import the files beside it, as `NAME` or as `FOLDER.NAME`, and the shipped configs,
+    from any working directory.
     """
     file = find_file(path).resolve()
     shipped = str(shipped_folder())
     if file.is_relative_to(shipped) and sys.path[0] != shipped:
-        sys.path.insert(0, shipped)  # its `configs` is the shipped one, whatever else has the name
+        sys.path.insert(0, shipped)  # so that `configs` is the shipped folder
     for folder in (*map(str, file.parents[:2]), shipped):
         if folder not in sys.path:
             sys.path.append(folder)
@@ -110,6 +110,6 @@ def load_config(choice: str) -> ConfigDict:
         raise ConfigError(f"--config {choice}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(
-            f"--config {path}: get_config() gives {type(config).__name__}, expected a ConfigDict"
+            f"--config {path}: get_config() returns {type(config).__name__}, expected a ConfigDict"
         )
     return config

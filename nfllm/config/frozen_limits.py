@@ -1,4 +1,4 @@
-"""Where a model can have norms that are frozen; part of `check_model`."""
+"""The limits of frozen norms: their sites and their keys; part of `check_model`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ _ELSEWHERE = (
 
 
 def check_frozen(model: ModelConfig) -> None:
-    """Raises ConfigError for a frozen norm where there is none, or for keys that it would need."""
+    """Raises ConfigError for a frozen norm at a wrong site, or for its keys without such a norm."""
     between(model, "model", "frozen_momentum", 0.0, 1.0)
     for key in _ELSEWHERE:
         if getattr(model, key) == _FROZEN:
             raise ConfigError(
-                f"model.{key}={_FROZEN!r} cannot be had: what is frozen is the deviation of the "
-                "residual stream before a branch or the head; choose another, or 'none'"
+                f"model.{key}={_FROZEN!r} does not exist: a frozen norm holds the deviation of the "
+                "residual stream before a branch or the head; choose another normalization, or "
+                "'none'"
             )
     before = ("normalization", "attention_normalization", "mlp_normalization")
     has = [key for key in (*before, "final_normalization") if getattr(model, key) == _FROZEN]
@@ -33,14 +34,14 @@ def check_frozen(model: ModelConfig) -> None:
         for key, value in (("norm_placement", "pre"), ("value_projection", "dense")):
             if (found := getattr(model, key)) != value:
                 raise ConfigError(
-                    f"model.{key}={found!r} does not go with model.{has[0]}={_FROZEN!r}, "
-                    f"which is before the matrices of each branch; set model.{key} to {value!r}"
+                    f"model.{key}={found!r} does not work with model.{has[0]}={_FROZEN!r}, which "
+                    f"needs a matrix after each norm of a branch; set model.{key} to {value!r}"
                 )
     if has:
         return
     for key, default in (("frozen_first_position", False), ("frozen_momentum", 0.9)):
         if (value := getattr(model, key)) != default:
             raise ConfigError(
-                f"model.{key}={value} has no effect on model.normalization="
-                f"{model.normalization!r}; set that to {_FROZEN!r}, or leave it at {default}"
+                f"model.{key}={value} has no effect with model.normalization="
+                f"{model.normalization!r}; set that key to {_FROZEN!r}, or model.{key} to {default}"
             )

@@ -29,13 +29,13 @@ LOGGERS = ("tensorboard", "wandb")
 
 
 def check_data(data: DataConfig) -> None:
-    """Raises ConfigError for a value that cannot be run."""
+    """Raises ConfigError for invalid values."""
     check_types(data, "data")
     if not 257 <= data.vocab_size <= 65_536:
         raise ConfigError(
-            f"data.vocab_size={data.vocab_size} is outside 257 to 65536 (256 bytes and the "
-            "end-of-text token at least; at most what 16-bit token files hold); for a larger "
-            "vocabulary set data.tokenizer to the path of a tokenizer.json"
+            f"data.vocab_size={data.vocab_size} is outside 257 to 65536 (at least 256 "
+            "bytes and the end-of-text token; at most what 16-bit token files can hold); for a "
+            "larger vocabulary set data.tokenizer to the path of a tokenizer.json"
         )
     if not 0 < data.validation_fraction < 1:
         raise ConfigError(
@@ -51,29 +51,30 @@ def _check_sources(data: DataConfig) -> None:
         named = getattr(data, key)
         if local and named is not None and not named.replace(",", "").strip():
             raise ConfigError(
-                f"data.dataset={data.dataset!r} needs data.{key}: paths or globs, by commas, "
-                f"not {named!r}"
+                f"data.dataset={data.dataset!r} needs data.{key}: paths or globs, separated "
+                f"by commas, not {named!r}"
             )
     if data.sources and not local:
         raise ConfigError(
-            f"data.sources={data.sources!r} has no effect on data.dataset={data.dataset!r}; "
-            "set data.dataset to 'text_files' or 'python_source', or leave it empty"
+            f"data.sources={data.sources!r} has no effect with data.dataset={data.dataset!r}; "
+            "set data.dataset to 'text_files' or 'python_source', or leave data.sources empty"
         )
     if data.text_field is not None and data.dataset in ("python_stdlib", "python_source"):
         raise ConfigError(
-            f"data.text_field={data.text_field!r} has no effect on data.dataset="
-            f"{data.dataset!r}, whose documents are whole files; leave it unset"
+            f"data.text_field={data.text_field!r} has no effect with data.dataset="
+            f"{data.dataset!r}, whose documents are whole files; leave data.text_field unset"
         )
 
     if data.document_separator is not None and data.dataset != "text_files":
         raise ConfigError(
-            f"data.document_separator={data.document_separator!r} has no effect on "
-            f"data.dataset={data.dataset!r}; set that to 'text_files', or leave it unset"
+            f"data.document_separator={data.document_separator!r} has no effect with "
+            f"data.dataset={data.dataset!r}; set that key to 'text_files', or leave the separator "
+            "unset"
         )
     if data.document_separator == "":
         raise ConfigError(
             "data.document_separator='' separates nothing; give a text such as "
-            "'<|endoftext|>', or leave it unset"
+            "'<|endoftext|>', or leave the separator unset"
         )
 
 
@@ -86,8 +87,8 @@ def _check_validation(data: DataConfig) -> None:
             )
     if data.validation_values and data.validation_split != "field":
         raise ConfigError(
-            f"data.validation_values={data.validation_values!r} has no effect on "
-            f"data.validation_split={data.validation_split!r}; set that to 'field', or leave "
+            f"data.validation_values={data.validation_values!r} has no effect with "
+            f"data.validation_split={data.validation_split!r}; set that key to 'field', or leave "
             "the values empty"
         )
     if data.validation_split == "separate" and data.dataset == "python_stdlib":
@@ -98,7 +99,7 @@ def _check_validation(data: DataConfig) -> None:
 
 
 def check_objective(objective: ObjectiveConfig) -> None:
-    """Raises ConfigError for a value that cannot be run."""
+    """Raises ConfigError for invalid values."""
     check_types(objective, "objective")
     at_least(objective, "objective", "entropy_weight", 0)
     at_least(objective, "objective", "entropy_margin", 0)
@@ -109,13 +110,13 @@ def check_objective(objective: ObjectiveConfig) -> None:
     for key, default in defaults.items():
         if (value := getattr(objective, key)) != default:
             raise ConfigError(
-                f"objective.{key}={value!r} has no effect on objective.entropy_weight=0; give the "
-                f"regularizer a weight such as 1e-5, or leave the key at {default!r}"
+                f"objective.{key}={value!r} has no effect with objective.entropy_weight=0; give "
+                f"the regularizer a weight such as 1e-5, or leave the key at {default!r}"
             )
 
 
 def check_optimizer(optimizer: OptimizerConfig) -> None:
-    """Raises ConfigError for a value that cannot be run."""
+    """Raises ConfigError for invalid values."""
     check_types(optimizer, "optimizer")
     positive(optimizer, "optimizer", "learning_rate")
     positive(optimizer, "optimizer", "epsilon")
@@ -125,8 +126,8 @@ def check_optimizer(optimizer: OptimizerConfig) -> None:
     for key, default in (("muon_momentum", 0.95), ("muon_per_head", False)):
         if optimizer.variant != "muon" and (value := getattr(optimizer, key)) != default:
             raise ConfigError(
-                f"optimizer.{key}={value} has no effect on optimizer.variant="
-                f"{optimizer.variant!r}; set that to 'muon', or leave the key at {default}"
+                f"optimizer.{key}={value} has no effect with optimizer.variant="
+                f"{optimizer.variant!r}; set that key to 'muon', or optimizer.{key} to {default}"
             )
     between(optimizer, "optimizer", "warmup_fraction", 0.0, 1.0, closed=True)
     at_least(optimizer, "optimizer", "weight_decay", 0)
@@ -139,19 +140,19 @@ def check_optimizer(optimizer: OptimizerConfig) -> None:
     if optimizer.final_learning_rate > optimizer.learning_rate:
         raise ConfigError(
             f"optimizer.final_learning_rate={optimizer.final_learning_rate} exceeds "
-            f"optimizer.learning_rate={optimizer.learning_rate}; the schedule decays to the "
-            "former, so lower it"
+            f"optimizer.learning_rate={optimizer.learning_rate}; the schedule decays, "
+            "so lower optimizer.final_learning_rate"
         )
 
 
 def check_training(training: TrainingConfig) -> None:
-    """Raises ConfigError for a value that cannot be run."""
+    """Raises ConfigError for invalid values."""
     check_types(training, "training")
     if training.dtype == "float16" and training.non_finite == "continue":
         raise ConfigError(
-            "training.non_finite='continue' cannot be had with training.dtype='float16', whose "
-            "loss scale is found by leaving out updates that are not finite; use 'skip', or "
-            "another type"
+            "training.non_finite='continue' does not work with training.dtype='float16', whose "
+            "loss scale adapts by leaving out updates that are not finite; use 'skip', or "
+            "another dtype"
         )
     for key in ("steps", "batch_size", "log_every"):
         at_least(training, "training", key, 1)
@@ -162,10 +163,10 @@ def check_training(training: TrainingConfig) -> None:
     if training.init_skip and training.init_from is None:
         raise ConfigError(
             f"training.init_skip={training.init_skip!r} has no effect without training.init_from; "
-            "name the run to start from, or leave it empty"
+            "name the run to start from, or leave init_skip empty"
         )
     if training.init_from == "":
-        raise ConfigError("training.init_from='' names no run; give a path, or leave it unset")
+        raise ConfigError("training.init_from='' names no run; give a path, or leave the key unset")
     if training.recipe is not None and training.recipe not in RECIPES:
         raise ConfigError(
             f"unknown recipe {training.recipe!r} in training.recipe; "
@@ -185,7 +186,7 @@ def check_training(training: TrainingConfig) -> None:
 
 
 def check_removal(removal: RemovalConfig) -> None:
-    """Raises ConfigError for a value that cannot be run."""
+    """Raises ConfigError for invalid values."""
     check_types(removal, "removal")
     at_least(removal, "removal", "gap", 1)
     at_least(removal, "removal", "taper_steps", 0)
@@ -204,7 +205,7 @@ def check_removal(removal: RemovalConfig) -> None:
 
 
 def check_evaluation(evaluation: EvaluationConfig) -> None:
-    """Raises ConfigError for a value that cannot be run."""
+    """Raises ConfigError for invalid values."""
     check_types(evaluation, "evaluation")
     at_least(evaluation, "evaluation", "every", 0)
     at_least(evaluation, "evaluation", "batch_size", 1)
@@ -213,7 +214,7 @@ def check_evaluation(evaluation: EvaluationConfig) -> None:
 
 
 def check_telemetry(telemetry: TelemetryConfig) -> None:
-    """Raises ConfigError for a value that cannot be run."""
+    """Raises ConfigError for invalid values."""
     check_types(telemetry, "telemetry")
     at_least(telemetry, "telemetry", "every", 0)
     at_least(telemetry, "telemetry", "probe_windows", 1)
@@ -231,7 +232,7 @@ def logger_names(loggers: str) -> list[str]:
 
 
 def check_checkpoint(checkpoint: CheckpointConfig) -> None:
-    """Raises ConfigError for a value that cannot be run."""
+    """Raises ConfigError for invalid values."""
     check_types(checkpoint, "checkpoint")
     at_least(checkpoint, "checkpoint", "every", 0)
     at_least(checkpoint, "checkpoint", "keep", 1)
@@ -240,7 +241,7 @@ def check_checkpoint(checkpoint: CheckpointConfig) -> None:
 
 
 def check_parallel(parallel: ParallelConfig) -> None:
-    """Raises ConfigError for a value that cannot be run."""
+    """Raises ConfigError for invalid values."""
     check_types(parallel, "parallel")
     if parallel.cpu_devices is not None:
         at_least(parallel, "parallel", "cpu_devices", 1)

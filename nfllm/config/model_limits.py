@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def check_model(model: ModelConfig) -> None:
-    """Raises ConfigError for a value that cannot be run."""
+    """Raises ConfigError for invalid values."""
     check_types(model, "model")
     for key in ("num_layers", "num_heads", "embed_dim"):
         at_least(model, "model", key, 1)
@@ -78,21 +78,21 @@ def _check_activation(model: ModelConfig) -> None:
         "learnable_leaky_relu",
     ):
         raise ConfigError(
-            f"model.negative_slope={model.negative_slope} has no effect on model.activation="
+            f"model.negative_slope={model.negative_slope} has no effect with model.activation="
             f"{model.activation!r}; set model.activation to 'leaky_relu' or "
             "'learnable_leaky_relu', or leave the slope unset"
         )
     if model.slope_sharing is not None and model.activation != "learnable_leaky_relu":
         raise ConfigError(
-            f"model.slope_sharing={model.slope_sharing!r} has no effect on model.activation="
-            f"{model.activation!r}; set model.activation to 'learnable_leaky_relu', or leave it "
-            "unset"
+            f"model.slope_sharing={model.slope_sharing!r} has no effect with model.activation="
+            f"{model.activation!r}; set model.activation to 'learnable_leaky_relu', or leave the "
+            "sharing unset"
         )
     if model.helu_margin is not None:
         if model.activation != "helu":
             raise ConfigError(
-                f"model.helu_margin={model.helu_margin} has no effect on model.activation="
-                f"{model.activation!r}; set model.activation to 'helu', or leave it unset"
+                f"model.helu_margin={model.helu_margin} has no effect with model.activation="
+                f"{model.activation!r}; set model.activation to 'helu', or leave the margin unset"
             )
         positive(model, "model", "helu_margin")
 
@@ -119,8 +119,8 @@ def _check_mlp(model: ModelConfig) -> None:
     for key, value in neutral.items():
         if (found := getattr(model, key)) != value:
             raise ConfigError(
-                f"model.{key}={found!r} has no effect on model.mlp={model.mlp!r}; set model.{key} "
-                f"to {value!r}, or model.mlp to 'two_layer' or 'gated'"
+                f"model.{key}={found!r} has no effect with model.mlp={model.mlp!r}; set "
+                f"model.{key} to {value!r}, or model.mlp to 'two_layer' or 'gated'"
             )
 
 
@@ -129,9 +129,9 @@ def _check_temperature(model: ModelConfig) -> None:
         return
     if model.softmax_temperature == "none":
         raise ConfigError(
-            f"model.softmax_temperature_init={model.softmax_temperature_init} has no effect on "
-            "model.softmax_temperature='none'; set that to 'head' or 'head_position', or leave the "
-            "start value unset"
+            f"model.softmax_temperature_init={model.softmax_temperature_init} has no effect with "
+            "model.softmax_temperature='none'; set that key to 'head' or 'head_position', or leave "
+            "the start value unset"
         )
     positive(model, "model", "softmax_temperature_init")
 
@@ -141,9 +141,9 @@ def _check_positions(model: ModelConfig) -> None:
         for key in ("rotary_fraction", "rotary_base"):
             if getattr(model, key) is not None:
                 raise ConfigError(
-                    f"model.{key}={getattr(model, key)} has no effect on model.architecture="
-                    "'gpt2', whose positions are learned; use 'gpt_neox' or 'llama', or leave it "
-                    "unset"
+                    f"model.{key}={getattr(model, key)} has no effect with model.architecture="
+                    "'gpt2', whose positions are learned; use 'gpt_neox' or 'llama', or leave "
+                    f"model.{key} unset"
                 )
         return
     if model.rotary_fraction is not None:

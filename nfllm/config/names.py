@@ -1,4 +1,4 @@
-"""The names that a config can give a part: nfllm's own, and those that were registered."""
+"""The names of parts that a config can choose: nfllm's own, and registered ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STATISTICS: tuple[Statistics, ...] = ("norm-free", "frozen", "normalised")
 
 
 class Source(NamedTuple):
-    """Where a name was registered, and the hash of that file; empty where it cannot be read."""
+    """Where a name was registered, and the hash of that file; empty if the file cannot be read."""
 
     file: str
     line: int
@@ -46,7 +46,7 @@ class Names:
         return self._parts[name]
 
     def sources(self) -> dict[str, Source | None]:
-        """Where each name was registered."""
+        """Where each name was registered; None for nfllm's own parts."""
         return {name: part.source for name, part in self._parts.items()}
 
     def declare(self, name: str, part: Part) -> None:
@@ -55,10 +55,10 @@ class Names:
 
 
 POINT_FUNCTIONS = ("dyt", "derf", "isru", "arctan", "hardtanh", "expsign")
-"""Normalizations that are a point function, with an alpha."""
+"""Normalizations that are point functions f(alpha x)."""
 
 EVONORM = "evonorm_s0"
-"""A normalization that is an activation too, and so a name of both."""
+"""A name of both a normalization and an activation."""
 
 ACTIVATION_NAMES = Names(
     {

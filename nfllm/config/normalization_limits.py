@@ -1,4 +1,4 @@
-"""The limits of the keys that belong to some normalizations alone."""
+"""The limits of keys that only some normalizations use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def check_point_functions(model: ModelConfig) -> None:
-    """Raises ConfigError for a key of a point function that the model does not have."""
+    """Raises ConfigError for keys of point functions at sites without a point function."""
     sites = [s for s in model.sites if model.normalization_at(s) in POINT_FUNCTIONS]
     branches = {site.partition("_")[0] for site in sites}
     for key in ("dyt_alpha_attention", "dyt_alpha_mlp", "dyt_alpha_final", "dyt_shift"):
@@ -22,14 +22,14 @@ def check_point_functions(model: ModelConfig) -> None:
         if not branches if key == "dyt_shift" else key.rpartition("_")[2] not in branches:
             raise ConfigError(
                 f"model.{key}={value!r} has no effect: no normalization there is a point function; "
-                f"choose one of {', '.join(POINT_FUNCTIONS)}, or leave it unset"
+                f"choose one of {', '.join(POINT_FUNCTIONS)}, or leave model.{key} unset"
             )
         if key != "dyt_shift":
             positive(model, "model", key)
 
 
 def check_groups(model: ModelConfig) -> None:
-    """Raises ConfigError for groups that no normalization has, or that do not divide features."""
+    """Raises ConfigError for groups without an EvoNorm, or that do not divide its features."""
     groups = model.normalization_groups
     if groups is None:
         return
@@ -44,7 +44,7 @@ def check_groups(model: ModelConfig) -> None:
     if not widths:
         raise ConfigError(
             f"model.normalization_groups={groups} has no effect: neither a normalization nor the "
-            f"activation is {EVONORM!r}; choose it, or leave the groups unset"
+            f"activation is {EVONORM!r}; set one of them to it, or leave the groups unset"
         )
     for site, width in widths.items():
         if width % groups:

@@ -1,4 +1,4 @@
-"""Values of keys as a command line has them: --config.SECTION.KEY=VALUE."""
+"""Values of keys from a command line: --config.SECTION.KEY=VALUE."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def key_type(name: str, where: str | None = None) -> Any:
 
     Args:
       name: of the key.
-      where: what names it, for the message; None: a command line.
+      where: the place that names the key, for the error; None: a command line.
 
     Raises:
-      ConfigError: there is no such key; the nearest one is named.
+      ConfigError: there is no such key; the message names the nearest key.
     """
     section, _, key = name.partition(".")
     where = f"--config.{name}" if where is None else where
@@ -37,9 +37,9 @@ def key_type(name: str, where: str | None = None) -> Any:
 
 
 def override_value(name: str, text: str) -> Value:
-    """`text` as a value of the key `name`: of its type, or None where the key may be None.
+    """`text` as a value of the key `name`: of the key's type, or None if the key may be None.
 
-    Whole numbers may be written as 1e3. Where a part may be called `none`, only `None` is None.
+    Whole numbers may be written as 1e3. If the key has a name `none`, only `None` means None.
     `Config` checks the limits of the key.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Paths as people write them, and the status of files on any storage."""
+"""Paths given by users, and the status of files on any storage."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def user_path(path: epath.PathLike, name: str) -> epath.Path:
     """The path that is the value of `name`, a key or a flag; a leading ~ is the home directory.
 
     Raises:
-      ConfigError: it is empty, there is no home directory, or the packages for its kind of storage
-        are not installed.
+      ConfigError: the path is empty, the home directory is not known, or the kind of storage is
+        unknown or needs packages that are not installed.
     """
     text = os.fspath(path)
     if not text.strip():
@@ -45,10 +45,10 @@ def user_path(path: epath.PathLike, name: str) -> epath.Path:
         epath.Path(expanded).exists()
     except ImportError as error:
         remedy = "pip install -e '.[gcs]'" if text.startswith("gs://") else str(error)
-        raise ConfigError(f"{name}={text} needs a package more: {remedy}") from error
+        raise ConfigError(f"{name}={text} needs a missing package: {remedy}") from error
     except KeyError as error:
         raise ConfigError(
-            f"{name}={text}: no such kind of storage; use gs://, or a path"
+            f"{name}={text}: unknown kind of storage; use gs://, or a local path"
         ) from error
     return epath.Path(expanded)
 
@@ -57,18 +57,21 @@ def local_path(path: epath.PathLike, name: str) -> Path:
     """As `user_path`, for a directory that must be on a file system.
 
     Raises:
-      ConfigError: it is not on a file system, or not a path.
+      ConfigError: the directory is not on a file system, or `user_path` rejects the path.
     """
     found = user_path(path, name) if is_local(path) else None
     if found is None:
-        raise ConfigError(f"{name}={os.fspath(path)} must be a local directory; copy it afterwards")
+        raise ConfigError(
+            f"{name}={os.fspath(path)} must be a local directory; download or upload its files "
+            "yourself"
+        )
     return Path(found)
 
 
 def status(path: epath.Path) -> Status:
     """Size and time of a file.
 
-    `epath` also looks up the owner's name, and fails where that user is of another machine.
+    `epath` would also look up the owner's name, and fails if this machine does not know that user.
     """
     found = os.stat(path) if is_local(path) else None
     if found is not None:

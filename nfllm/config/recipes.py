@@ -1,7 +1,7 @@
-"""Published norm-free recipes by name, and which of its keys a config has otherwise.
+"""Published norm-free recipes by name, and the keys in which a config differs from its recipe.
 
-`training.recipe` says which one a run is to be. Nothing is computed from it: a run, its report and
-the page of an experiment say which keys of the recipe have another value than was published.
+`training.recipe` names the recipe that a run should follow. It sets no key: the run, its report and
+the page of its experiment list the keys of the recipe whose values differ from the published ones.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Recipe = dict[str, Value]
 
 
 def _point_function(name: str, *alphas: float, gain: bool = False) -> Recipe:
-    """`name` before attention and MLP and at the end, with the starts of alpha at these sites."""
+    """`name` before attention, MLP and head, with the start values of alpha at these sites."""
     sites = ("attention", "mlp", "final")
     return {
         "model.normalization": name,
@@ -58,12 +58,12 @@ RECIPES: dict[str, Recipe] = {
         "objective.entropy_threshold_trainable": True,
     },
 }
-"""DyT (2503.10622), Derf and where their alphas start, HeLU for small models (2411.10573), the OP
+"""DyT (2503.10622) and Derf with start values of alpha, HeLU for small models (2411.10573), the OP
 block (2405.19279), and the softmax-only network on CodeParrot (2501.03489)."""
 
 
 def recipe_changes(config: Config) -> dict[str, tuple[Value, Value]]:
-    """The keys of its recipe that a config has otherwise: `{"section.key": (published, here)}`."""
+    """Keys in which a config differs from its recipe: `{"section.key": (published, here)}`."""
     values = config.to_dict()
     changed = {}
     for name, published in RECIPES.get(config.training.recipe or "", {}).items():

@@ -1,4 +1,4 @@
-"""When each norm is removed: what follows from the section `removal`."""
+"""The step at which each norm is removed, by the section `removal`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SITES = (*BLOCK_SITES, "final", "first_position")
 class Removal(NamedTuple):
     """One norm, and the step at which it is removed.
 
-    From batch `step` on, counted from 0, the model runs without it. If norms are removed in several
-    steps, its removal starts there. `layer` is None for sites of the whole model.
+    From batch `step` on, counted from 0, the model runs without the norm; with `taper_steps`, its
+    removal starts there. `layer` is None for sites of the whole model.
     """
 
     step: int
@@ -48,8 +48,8 @@ def read_order(removal: RemovalConfig) -> list[tuple[str, int]]:
             )
         if separator and (not gap.isdecimal() or int(gap) < 1):
             raise ConfigError(
-                f"removal.order={removal.order!r}: the gap {gap!r} of {site} must be a number of "
-                "steps from 1 on, as in value:3"
+                f"removal.order={removal.order!r}: the gap {gap!r} of {site} must be a whole "
+                "number of steps, at least 1, as in value:3"
             )
         if site in dict(found):
             raise ConfigError(f"removal.order={removal.order!r} names {site} twice; name it once")

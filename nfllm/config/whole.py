@@ -1,4 +1,4 @@
-"""The whole configuration: its sections together, from and to plain values."""
+"""The whole configuration: all sections, converted from and to plain values."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class Config:
 
         Args:
           values: every key of every section.
-          recorded: `values` were written by a run, perhaps before some key existed
-            (`added`), or with a key that no longer exists (`RETIRED`).
+          recorded: `values` were written by a run, which may lack keys that came later (`added`)
+            or have keys that no longer exist (`RETIRED`).
 
         Raises:
           ConfigError: a key is unknown or missing, or a value is of the wrong type or out of range.
@@ -73,7 +73,7 @@ class Config:
         )
 
     def sources(self) -> dict[str, Source]:
-        """Where each registered part was registered, by the key that names it."""
+        """The `Source` of each registered part of the model, by key."""
         found = {}
         for key, hint in typing.get_type_hints(type(self.model), include_extras=True).items():
             names, chosen = names_of(hint), getattr(self.model, key)

@@ -1,9 +1,9 @@
 """The cost of private inference of a decoder, in which neither party shows the other its data.
 
 Linear maps are cheap there; GELU, LayerNorm and softmax are not, which is why networks without
-normalization and GELU are studied (arXiv 2410.09637, 2410.13060, 2501.03489). What can be known
-exactly is counted: elements, the primitive operations of a protocol, FLOPs. Communication is a
-formula fitted to published rows, for shapes like theirs only. Time is a lower bound.
+normalization and GELU are studied (arXiv 2410.09637, 2410.13060, 2501.03489). Elements, the
+primitive operations of a protocol, and FLOPs are counted exactly. Bytes of communication come from
+a formula fitted to published rows, only for shapes like theirs. The time is a lower bound.
 
     shape = DecoderShape.from_config(config.model, vocab_size=50_000)
     cost = private_cost(shape, num_tokens=128)

@@ -33,8 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m nfllm.private_cost",
-        description="What one private forward pass of a model costs: operations, primitives and "
-        "FLOPs counted; communication by a fit to published numbers, where it holds.",
+        description="The cost of one private forward pass of a model: operations, primitives and "
+        "FLOPs are counted; bytes come from a fit to published numbers, if it covers the model.",
         epilog="--config.SECTION.KEY=VALUE changes a key of a config.",
     )
     parser.add_argument(
@@ -42,13 +42,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CONFIG_OR_RUN",
         help="a file such as configs/gpt2_codeparrot.py:sm+r, or a run directory",
     )
-    parser.add_argument("--tokens", type=int, help="default: the model's context length")
+    parser.add_argument("--tokens", type=int, help="number; default: the model's context length")
     parser.add_argument(
         "--bandwidth_mbps", type=float, help="Mbit/s, for a lower bound on the time"
     )
     parser.add_argument("--round_trip_ms", type=float, default=0.0, help="milliseconds; default 0")
     parser.add_argument(
-        "--rounds", type=int, default=1, help="of the protocol, where they are known; default 1"
+        "--rounds", type=int, default=1, help="rounds of the protocol, if known; default 1"
     )
     add_import_flag(parser)
     return parser
@@ -60,7 +60,7 @@ def _describe(options: argparse.Namespace, changes: Mapping[str, Value]) -> str:
     num_tokens = length if options.tokens is None else options.tokens
     if num_tokens > length:
         raise ConfigError(
-            f"--tokens {num_tokens} exceeds model.context_length={length}; of a config, set "
+            f"--tokens {num_tokens} exceeds model.context_length={length}; with a config, set "
             f"--config.model.context_length={num_tokens}"
         )
     cost = private_cost(DecoderShape.from_config(config.model, vocab_size), num_tokens)
@@ -81,7 +81,7 @@ def _read(source: str, changes: Mapping[str, Value]) -> tuple[Config, int]:
     """The config and the vocabulary size of a config file or a run.
 
     Raises:
-      ConfigError, RunError, OSError: it cannot be read.
+      ConfigError, RunError, OSError: the source cannot be read, or is a run with changed keys.
     """
     path = source.partition(":")[0]
     if not path.endswith(".py"):
@@ -98,7 +98,7 @@ def _read(source: str, changes: Mapping[str, Value]) -> tuple[Config, int]:
 
 
 def _vocab_size(config: Config) -> int:
-    """Of the tokenizer that the config would train with; a trained one may end up smaller."""
+    """Vocabulary size of the config's tokenizer; a trained tokenizer may end up smaller."""
     if config.data.tokenizer == "bpe":
         return config.data.vocab_size
     from nfllm.data.prepare import load_tokenizer

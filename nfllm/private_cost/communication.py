@@ -7,10 +7,10 @@ seven coefficients, to the communication of 27 rows of those tables. All are GPT
 SM+ScFFN and SM+ScFuFFN at T 128 within 0.1%, the other rows within 1%, and SM+ScFuFFN i6 at T 128,
 which saves more than its linear maps can cost, within 1.6%.
 
-Outside of them it gives no number: for another width, head width or vocabulary, a shorter or longer
-sequence, a normalization or an activation that no row has. LayerNorm alone and an activation alone
-are in no row: they are estimated, which a term says, from the 86 bytes of a comparison in
-OpenBumbleBee (690.5 bits in a 64-bit ring), rounded up to 110 with the product that follows it.
+Outside these rows the formula gives no number: for another width, head width or vocabulary, a
+shorter or longer sequence, a normalization or an activation that no row has. No row has LayerNorm
+alone or an activation alone. Their terms are estimates, and marked as such: a comparison takes 86
+bytes in OpenBumbleBee (690.5 bits in a 64-bit ring), rounded up to 110 with the product after it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from nfllm.private_cost.shape import DecoderShape
 Basis = Literal["fit", "estimate"]
 
 LENGTHS = (128, 512)
-"""The shortest and longest sequence that was fitted."""
+"""The shortest and longest fitted sequence, in tokens."""
 WIDTH, HEAD_WIDTH = 768, 64
-"""D and K of every row that was fitted."""
+"""D and K of every fitted row."""
 
-_SOFTMAX_ELEMENT = 1668.2  # with its share of the products that make and use the map
+# Bytes.
+_SOFTMAX_ELEMENT = 1668.2  # per element of a map, with its share of the map's two products
 _GELU_MINUS_RELU = 3365.6  # per hidden unit and token
 _NORMS_AND_RELU = 1_612_390  # per layer and token: two LayerNorms, and ReLU on 4 D units
 _LINEAR_MAP = 49_233  # per D x D matrix and token
@@ -47,9 +48,9 @@ _ACTIVATION = {
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """One term of the formula: how often, and how many bytes each time.
+    """One term of the formula: `count` operations of `bytes_each` bytes.
 
-    `basis` is `fit`, or `estimate` where the fit alone does not determine it.
+    `basis` is `fit`, or `estimate` if the fit alone does not determine the term.
     """
 
     name: str
@@ -68,8 +69,8 @@ class Communication:
     """Bytes exchanged, term by term.
 
     Attributes:
-      terms: those that are known.
-      unknown: why the others are not; without any, all terms are known.
+      terms: the known terms.
+      unknown: reasons why other terms are unknown; empty if all are known.
     """
 
     terms: tuple[Term, ...]
@@ -94,8 +95,9 @@ def communication(shape: DecoderShape, num_tokens: int) -> Communication:
         bytes = 1668.2 L H T² + 3365.6 [GELU] L T F + 1612390 [LayerNorms and activation] L T
               + 49233 (8 or 1) L' T + 49233 (4 or 2) L T + 311762 L T + 12775972 [V = 50K] T
 
-    A learned softmax temperature and the scalars of a scaled MLP add nothing, as in the tables. The
-    final normalization is in the last term if the published models have one, which no text states.
+    A learned softmax temperature and the scalars of a scaled MLP add nothing, as in the tables. No
+    text states whether the published models have a final normalization; if they do, its bytes are
+    part of the last term.
     """
     outside = _outside(shape, num_tokens)
     if outside:
@@ -138,7 +140,7 @@ def communication(shape: DecoderShape, num_tokens: int) -> Communication:
 
 
 def _outside(shape: DecoderShape, num_tokens: int) -> tuple[str, ...]:
-    """Why no term of the formula holds for the shape, if none does."""
+    """Reasons why the formula does not hold for the shape; empty if it holds."""
     shortest, longest = LENGTHS
     hidden = 4 * WIDTH
     reasons = {
@@ -168,6 +170,6 @@ def _outside(shape: DecoderShape, num_tokens: int) -> tuple[str, ...]:
 
 
 def _is_bundle(shape: DecoderShape) -> bool:
-    """Whether every layer has what the rows with LayerNorm have: an MLP with ReLU or GELU."""
+    """Whether every layer has an MLP with ReLU or GELU, as in the rows with LayerNorm."""
     is_whole = shape.num_mlp_layers == shape.num_layers and shape.num_activations > 0
     return is_whole and shape.activation in ("relu", "gelu")

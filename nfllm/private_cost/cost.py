@@ -1,4 +1,4 @@
-"""The whole cost of one private forward pass, and a lower bound on its time."""
+"""The cost of one private forward pass, and a lower bound on its time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PrivateCost:
     Attributes:
       operations: exact counts, see `count_operations`.
       communication: fitted bytes, see `communication`.
-      published_mlp_flops, published_attention_flops: as the papers' tables count.
+      published_mlp_flops, published_attention_flops: FLOPs as counted in the papers' tables.
     """
 
     shape: DecoderShape
@@ -41,13 +41,13 @@ class PrivateCost:
 
     @functools.cached_property
     def total(self) -> Primitives:
-        """Primitives of all operations but those `without_protocol`."""
+        """Primitives of all operations, except those `without_protocol`."""
         known = (operation.primitives for operation in self.operations)
         return sum((counts for counts in known if counts is not None), NOTHING)
 
     @property
     def without_protocol(self) -> tuple[str, ...]:
-        """Operations for which nfllm knows no published protocol, and counts no primitives."""
+        """Names of operations without a protocol known to nfllm, and so without primitives."""
         return tuple(o.name for o in self.operations if o.primitives is None)
 
 
@@ -81,10 +81,10 @@ def seconds_at_least(
     round_trip_seconds: float = 0.0,
     num_rounds: int = 0,
 ) -> float:
-    """A lower bound on the time of an exchange: 8 bytes / bandwidth + rounds x round trip.
+    """A lower bound in seconds on an exchange: 8 bytes / bandwidth + rounds x round trip.
 
-    Computation comes on top. How many rounds the protocol behind the fitted bytes takes is not
-    published; that of SIGMA takes 1,128 for GPT-2 at T = 128 (a third party's measurement).
+    The time of computation is not included. The number of rounds of the protocol behind the fitted
+    bytes is not published; SIGMA takes 1,128 for GPT-2 at T = 128 (a third party's measurement).
 
     Raises:
       ConfigError: a number is negative or NaN, or the bandwidth is 0.

@@ -1,7 +1,7 @@
 """The operations of one private forward pass, counted exactly.
 
 Attention maps are counted as full squares [T, T], as in the tables of arXiv 2410.13060 and
-2501.03489: a protocol must not show which of its entries are masked.
+2501.03489: a protocol must not show which of their entries are masked.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Operation:
       name: of the operation.
       rows: number of output vectors.
       width: elements of each vector.
-      flops: of its matrix products, two a multiplication.
-      primitives: of all its elements and rows; None: nfllm knows no published protocol.
+      flops: FLOPs of its matrix products, two per multiply-add.
+      primitives: of all elements and rows; None: nfllm knows no published protocol.
     """
 
     name: str
@@ -48,10 +48,10 @@ class Operation:
 
 
 def count_operations(shape: DecoderShape, num_tokens: int) -> tuple[Operation, ...]:
-    """The operations of one forward pass of T = `num_tokens` tokens, in their order.
+    """The operations of one forward pass of T = `num_tokens` tokens, in order of execution.
 
-    The token embedding is a one-hot vector, from V equality tests, times the table. Logits of all T
-    positions are counted.
+    The token embedding is a one-hot vector, from V equality tests, times the table. The output head
+    computes logits at all T positions.
 
     Raises:
       ConfigError: `num_tokens` is below 1.
@@ -60,13 +60,13 @@ def count_operations(shape: DecoderShape, num_tokens: int) -> tuple[Operation, .
         raise ConfigError(f"num_tokens={num_tokens} must be at least 1")
     T, L, L_mlp = num_tokens, shape.num_layers, shape.num_mlp_layers
     D, H, K, V = shape.embed_dim, shape.num_heads, shape.head_dim, shape.vocab_size
-    # Columns of query and key, and mostly value and output: heads times their width.
+    # Columns of the matrices of query and key, and usually of value and output.
     columns = (H + shape.kv_heads) * K * (2 if shape.value_projections else 1)
     map_rows = L * H * T
     operations = [
         Operation("token embedding", T, V, 2 * T * V * D, EMBEDDING_ELEMENT * (T * V)),
         _normalization("attention normalization", shape.normalization, L * T, D),
-        # Of query, key and value the outputs are H K wide; the output matrix takes as many in.
+        # The width counts the outputs of query, key and value, and the inputs of the output matrix.
         Operation("attention projections", L * T, columns, 2 * L * T * columns * D),
         _normalization(
             "query and key normalization", shape.qk_normalization, L * T * (H + shape.kv_heads), K
@@ -91,15 +91,15 @@ def count_operations(shape: DecoderShape, num_tokens: int) -> tuple[Operation, .
 
 
 def flops_of(operations: Iterable[Operation], *names: str) -> int:
-    """FLOPs of the operations of these names."""
+    """FLOPs of the operations with these names."""
     return sum(operation.flops for operation in operations if operation.name in names)
 
 
 def published_mlp_flops(shape: DecoderShape, num_tokens: int) -> int:
-    """FLOPs of all MLPs as those tables count them: 4 L' T D F, or 2 L' T D² where fused.
+    """FLOPs of all MLPs as the papers' tables count them: 4 L' T D F, or 2 L' T D² if fused.
 
-    The tables have no gated MLP, for which it is 6 L' T D F. The one entry that differs is 7.3e9 at
-    12 layers and T 512, where the product is 7.248e9.
+    A gated MLP, which no table has, takes 6 L' T D F. One entry of the tables differs: 7.3e9 at 12
+    layers and T 512, for which the formula gives 7.248e9.
     """
     return flops_of(count_operations(shape, num_tokens), "MLP matrices")
 
@@ -107,9 +107,9 @@ def published_mlp_flops(shape: DecoderShape, num_tokens: int) -> int:
 def published_attention_flops(shape: DecoderShape, num_tokens: int) -> int:
     """FLOPs of attention as the tables of arXiv 2410.13060 and 2501.03489 count them.
 
-    8 L T D² + 3 L T² D, where the two products of a map are 4 L T² D by the usual count, and
-    4 L T D² + 2 L T² D without value and output matrices. No text states the formula: it was found
-    from the tables, and gives every entry to the printed digit.
+    8 L T D² + 3 L T² D, or 4 L T D² + 2 L T² D without value and output matrices. By the usual
+    count, the two products of a map take 4 L T² D. No text states the formula: it was derived from
+    the tables, and gives every entry to the printed digits.
     """
     square = shape.num_layers * num_tokens**2 * shape.num_heads * shape.head_dim
     of_map = 3 if shape.value_projections else 2
@@ -133,7 +133,7 @@ def _transform(shape: DecoderShape, rows: int, width: int) -> Operation:
 
 
 def _temperature(shape: DecoderShape, rows: int) -> Operation:
-    """Queries times 1 / t, which the model's owner knows; one t per head folds into the matrix."""
+    """Queries times 1 / t, a secret of the model's owner; one t per head folds into the matrix."""
     width = shape.num_heads * shape.head_dim
     if shape.softmax_temperature != "head_position":
         return Operation("softmax temperature", 0, width)
@@ -149,7 +149,7 @@ def _mlp(shape: DecoderShape, rows: int) -> Operation:
 
 
 def _gate(shape: DecoderShape, rows: int) -> Operation:
-    """The activation times x W_in: both are secret, whatever the activation is."""
+    """The activation times x W_in: both factors are secret, whatever the activation is."""
     rows, width = rows if shape.mlp == "gated" else 0, shape.mlp_dim
     return Operation("gate", rows, width, 0, Primitives(products=rows * width))
 

@@ -3,8 +3,8 @@
 Their number does not depend on a network or a machine. The numbers are those of
 PUMA's protocols (arXiv 2307.12533): GELU is a polynomial on each of four intervals (its algorithm
 1); the exponential in softmax is (1 + x/32)^32 above a cut-off at -14, which takes five squares.
-Those of activations and normalizations that PUMA does not have, but whose steps it has, follow from
-its steps. Another protocol takes other numbers.
+For other activations and normalizations, the numbers follow from PUMA's steps if PUMA has all steps
+needed. Other protocols have other numbers.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Primitives:
     Attributes:
       equalities: tests of an id against one token of the vocabulary.
       comparisons: tests of a value against a bound.
-      maxima: maxima over the entries of a row; over n entries each is n - 1 more comparisons.
+      maxima: maxima over the entries of a row; one over n entries takes n - 1 further comparisons.
       squares: of elements.
-      products: of two elements, also by a weight that is secret; those of matrices are in FLOPs.
+      products: of two elements, or of an element and a secret weight; those of matrices are FLOPs.
       bit_products: of an element with the outcome of a comparison.
       reciprocals: 1 / x, of rows.
       inverse_roots: 1 / sqrt(x), of rows.
@@ -58,9 +58,9 @@ ACTIVATION_ELEMENT: dict[Activation, Primitives | None] = {
     "gelu_tanh": _GELU,
     "gelu_puma": _GELU,
     "relu": _RELU,
-    # x times a slope that is public, and one bit product: slope x + (1 - slope) [x > 0] x.
+    # x times a public slope, and one bit product: slope x + (1 - slope) [x > 0] x.
     "leaky_relu": _RELU,
-    # A slope that was learned is a secret of the model's owner.
+    # A learned slope is a secret of the model's owner.
     "learnable_leaky_relu": _RELU + Primitives(products=1),
     "silu": None,
     "relu_squared": _RELU + Primitives(squares=1),

@@ -24,19 +24,19 @@ class DecoderShape:
       embed_dim: D.
       head_dim: K.
       vocab_size: V.
-      mlp_dim: F; of no effect where `mlp` is `fused`.
+      mlp_dim: F; without effect if `mlp` is `fused`.
       mlp: `two_layer`: activation(x W_in) W_out; `gated`: (activation(x W_gate) * x W_in) W_out;
         `fused`: one D x D matrix, without activation.
-      num_mlp_layers: L', the layers that have an MLP. L less those that are pruned: a pruned layer
-        has no MLP and no normalization before it.
+      num_mlp_layers: L', the number of layers with an MLP: L minus the pruned layers, which have no
+        MLP and no normalization before it.
       activation: of the two-layer or gated MLP.
-      normalization: before attention, and before the MLP where `mlp_normalization` is None.
-      mlp_normalization: before the MLP, where it is another one.
+      normalization: before attention, and before the MLP if `mlp_normalization` is None.
+      mlp_normalization: before the MLP, if different.
       final_normalization: before the output head.
       qk_normalization: of each head's queries and keys.
       attention_transform: of the logits, before the softmax.
-      softmax_temperature: `none`; `head`: one a head, which folds into the query matrix;
-        `head_position`: one a head and position, which scales the queries.
+      softmax_temperature: `none`; `head`: one per head, which folds into the query matrix;
+        `head_position`: one per head and position, which scales the queries.
       value_projections: whether attention has value and output matrices; the simplified blocks of
         arXiv 2311.01906 have none.
       rotary_dim: leading features of each head that are rotated; 0: none.
@@ -84,7 +84,7 @@ class DecoderShape:
         """The shape of a configured model with a vocabulary of `vocab_size` tokens.
 
         Raises:
-          ConfigError: the model has something that is not counted here; the message names the key.
+          ConfigError: the model has a part that is not counted here; the message names the key.
         """
         _check_counted(model)
         attention, mlp = (model.normalization_at(site) for site in ("attention", "mlp"))
@@ -135,19 +135,19 @@ NOT_COUNTED: dict[str, tuple[object, ...]] = {
     "mlp_skip_gains": (False,),
     "attention_shaping": ("none",),
 }
-"""Keys with values that are not counted, and those that are."""
+"""Keys with uncounted values, and their counted values."""
 
 
 def _check_counted(model: ModelConfig) -> None:
     for key, counted in NOT_COUNTED.items():
         if (value := getattr(model, key)) not in counted:
             raise ConfigError(
-                f"model.{key}={value!r} is not counted in the cost of private inference, which "
-                f"knows {' or '.join(map(repr, counted))} here"
+                f"model.{key}={value!r} is not counted in the cost of private inference; only "
+                f"{' or '.join(map(repr, counted))} is"
             )
     if (model.value_projection == "none") != (model.output_projection == "none"):
         raise ConfigError(
             f"model.value_projection={model.value_projection!r} with model.output_projection="
-            f"{model.output_projection!r} is not counted in the cost of private inference, which "
-            "knows both matrices or neither"
+            f"{model.output_projection!r} is not counted in the cost of private inference; "
+            "set both keys to 'none', or neither"
         )

@@ -19,7 +19,7 @@ def cost_as_text(cost: PrivateCost) -> str:
 def least_time_as_text(
     cost: PrivateCost, *, bits_per_second: float, round_trip_seconds: float, num_rounds: int
 ) -> str:
-    """The lower bound on the time at a bandwidth and a round trip.
+    """A line with the lower bound on the time, in seconds.
 
     Raises:
       ConfigError: a number is out of range.
