@@ -148,6 +148,30 @@ def test_keys_that_vary_are_those_of_the_configs(tmp_path):
     assert columns[:4] == ["variant", "normalization", "model.activation", "seeds"]
 
 
+def test_many_keys_share_a_column_of_what_is_uncommon(tmp_path):
+    changes = {
+        "model.num_layers": 2,
+        "model.num_heads": 8,
+        "model.embed_dim": 256,
+        "model.context_length": 64,
+        "training.batch_size": 2,
+        "optimizer.learning_rate": 0.002,
+        "optimizer.beta1": 0.45,
+        "optimizer.beta2": 0.5,
+        "optimizer.epsilon": 0.25,
+    }
+    plain = {"model.activation": "relu"}  # the default
+    extra = {"plain": plain, "also": plain, "one": {"model.num_heads": 8}, "all": changes}
+    group = group_of(tmp_path, {name: [4.0] for name in extra}, extra=extra)
+    assert len(varying_keys(group)) == 9
+    table = comparison_table(group)
+    assert table.columns[2].title == "keys not at their most common value"
+    found = {row[0]: row[2] for row in table.rows}
+    assert (found["plain"], found["also"], found["one"]) == ("–", "–", "model.num_heads=8")
+    assert found["all"].count("=") == 9
+    assert "optimizer.beta1=0.45" in found["all"]
+
+
 def test_the_papers_grid_has_its_verdicts_and_published_numbers(tmp_path):
     names = {"sm+g": "gelu", "sm+r": "relu"}
     variants = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import jax
@@ -23,11 +24,24 @@ LOSS_COLUMNS = (
     Column("perplexity", ".2f"),
 )
 Measure = Callable[[np.ndarray, float], jax.Array]
+_MOST_KEYS = 8  # that have a column each
+_UNCOMMON = "keys not at their most common value"
 
 
 def comparison_table(group: GroupResults) -> Table:
-    """Loss of each variant over its seeds, beside the keys in which the variants differ."""
+    """Loss of each variant over its seeds, beside the keys in which the variants differ.
+
+    With more than eight such keys, one column lists those that are not at the group's most common
+    value.
+    """
     keys = varying_keys(group)
+    settings = {
+        variant: {key: _setting(next(iter(runs.values())).entry.config, key) for key in keys}
+        for variant, runs in group.variants.items()
+    }
+    if len(keys) > _MOST_KEYS:
+        settings = _uncommon(settings)
+        keys = [_UNCOMMON]
     rows: list[tuple[Cell, ...]] = []
     others = {variant: without_result(runs) for variant, runs in group.variants.items()}
     for variant, runs in group.variants.items():
@@ -36,7 +50,7 @@ def comparison_table(group: GroupResults) -> Table:
             (
                 variant,
                 config.model.statistics,
-                *(_setting(config, key) for key in keys),
+                *settings[variant].values(),
                 *loss_cells(group.losses(variant).values()),
                 *([others[variant] or "–"] if any(others.values()) else []),
             )
@@ -50,6 +64,20 @@ def comparison_table(group: GroupResults) -> Table:
     if any(others.values()):
         columns.append(Column("runs that did not finish"))
     return Table(tuple(columns), tuple(rows))
+
+
+def _uncommon(settings: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    """By variant, the settings that are not the most common ones of their keys, in one cell."""
+    common = {
+        key: Counter(each[key] for each in settings.values()).most_common(1)[0][0]
+        for key in next(iter(settings.values()), {})
+    }
+    return {
+        variant: {
+            _UNCOMMON: ", ".join(f"{k}={v}" for k, v in each.items() if v != common[k]) or "–"
+        }
+        for variant, each in settings.items()
+    }
 
 
 def varying_keys(group: GroupResults) -> list[str]:
