@@ -1,5 +1,8 @@
 """Matrices used normalized: against torch and by hand, their measured vectors, and checkpoints."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -276,3 +279,24 @@ def test_training_goes_on_from_the_checkpointed_vector(
     jax.tree.map(np.testing.assert_array_equal, resumed.params, straight.params)
     old, last = directions(state.params), directions(straight.params)
     assert all(np.any(old[name] != last[name]) for name in names)
+
+
+def test_two_devices_start_without_waiting_for_each_other():
+    """On two cores, two batches of matrices at a time would wait for each other's threads."""
+    code = (
+        "import jax\n"
+        "jax.config.update('jax_platforms', 'cpu')\n"
+        "jax.config.update('jax_num_cpu_devices', 2)\n"
+        "from training_parts import small_config\n"
+        "from nfllm.trainer.placement import Placement\n"
+        "from nfllm.training.build import build\n"
+        "model = {'num_layers': 4, 'embed_dim': 256, 'weight_reparametrization': 'sigma'}\n"
+        "config = small_config(model=model)\n"
+        "state = Placement(config).init(build(config, 50).init, jax.random.key(0))\n"
+        "print(int(jax.block_until_ready(state).step))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert done.stdout == "0\n", done.stderr

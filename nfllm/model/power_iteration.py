@@ -22,8 +22,14 @@ def power_iteration(kernel: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Arr
 
 
 def leading_direction(kernel: jax.Array) -> jax.Array:
-    """The right singular vector of the largest singular value, [..., O]."""
-    return jnp.linalg.svd(kernel, full_matrices=False)[2][..., 0, :]
+    """The right singular vector of the largest singular value, [..., O].
+
+    The matrices are decomposed one by one. Jaxlib splits a batch over the threads of a pool on a
+    CPU, and waits for them in one of these threads: two batches at a time wait for each other.
+    """
+    matrices = kernel.reshape(-1, *kernel.shape[-2:])
+    found = jax.lax.map(lambda matrix: jnp.linalg.svd(matrix, full_matrices=False)[2][0], matrices)
+    return found.reshape(*kernel.shape[:-2], kernel.shape[-1])
 
 
 def norm(x: jax.Array, axis: int) -> jax.Array:
