@@ -175,5 +175,6 @@ def recipe(steps: int, micro_batches: int) -> tuple[OptimizerConfig, TrainingCon
         steps=steps,
         batch_size=micro_batches,
         gradient_accumulation=micro_batches,
+        dtype="float32",  # as recorded; "auto" is bfloat16 on a GPU
     )
     return optimizer, training
