@@ -24,9 +24,11 @@ from nfllm.data.batches import Batch
 from nfllm.model.attention import Attention
 from nfllm.model.capture import capture
 from nfllm.model.decoder import Decoder
+from nfllm.model.head import unembed
 from nfllm.model.intermediates import BY_PRODUCTS, ENTROPY
 from nfllm.trainer.placement import Placement
 from nfllm.training.build import build
+from nfllm.training.loss_tiles import next_token_loss_from_features
 from parts.attention import IMPLEMENTATIONS, can_run
 from parts.rows import Row, Rows
 
@@ -44,6 +46,7 @@ def run(rows: Rows, rehearse: bool) -> None:
     _recordings(rows, rehearse)
     _fast_paths(rows, rehearse)
     _attention(rows, rehearse)
+    rows.add("logits, more than 2^31 at once", lambda: _many_logits(rehearse))
     rows.add("entropy", lambda: _entropy(rehearse))
     rows.add("resume", lambda: _resume(rehearse))
 
@@ -200,15 +203,48 @@ def _precision(dtype: str) -> str:
 
 
 def _attention(rows: Rows, rehearse: bool) -> None:
-    """Output and gradients in bfloat16 by every implementation, against float32."""
-    length = 64 if rehearse else 1024
-    operands = jax.random.normal(jax.random.key(0), (4, 2, length, 4, 64)).astype(jnp.bfloat16)
-    exact = _mixed_and_gradients("explicit", "float32", operands.astype(jnp.float32))
-    for name in filter(can_run, IMPLEMENTATIONS):
-        rows.add(
-            f"attention {name}",
-            lambda n=name: _distances(_mixed_and_gradients(n, "bfloat16", operands), exact),
-        )
+    """Output and gradients in bfloat16 by every implementation, against float32.
+
+    Once with a few long sequences, once with as many short ones as a step of GPT-2 124M has.
+    """
+    shapes = {"": (2, 64, 4, 64), ", short": (16, 16, 2, 64)}
+    if not rehearse:
+        shapes = {"": (2, 1024, 4, 64), ", short": (512, 128, 12, 64)}
+    for suffix, shape in shapes.items():
+        names = [name for name in IMPLEMENTATIONS if can_run(name)]
+        if all(rows.has(f"attention {name}{suffix}") for name in names):
+            continue
+        operands = jax.random.normal(jax.random.key(0), (4, *shape)).astype(jnp.bfloat16)
+        exact = _mixed_and_gradients("explicit", "float32", operands.astype(jnp.float32))
+        for name in names:
+            rows.add(
+                f"attention {name}{suffix}",
+                lambda n=name, o=operands, e=exact: _distances(
+                    _mixed_and_gradients(n, "bfloat16", o), e
+                ),
+            )
+
+
+def _many_logits(rehearse: bool) -> Row:
+    """Loss and gradients in bfloat16 of more than 2^31 logits at once, against tiles of them."""
+    batch, length, width, vocab_size = (16, 16, 64, 512) if rehearse else (512, 128, 768, 50304)
+    keys = jax.random.split(jax.random.key(0), 3)
+    x_BTD = jax.random.normal(keys[0], (batch, length, width), jnp.bfloat16)
+    table_VD = 0.02 * jax.random.normal(keys[1], (vocab_size, width), jnp.bfloat16)
+    labels_BT = jax.random.randint(keys[2], (batch, length), 0, vocab_size)
+
+    def loss(x_BTD: jax.Array, table_VD: jax.Array, tile_rows: int) -> jax.Array:
+        def head(x: jax.Array) -> jax.Array:
+            return unembed(x, table_VD)
+
+        return next_token_loss_from_features(head, x_BTD, labels_BT, tile_rows) / labels_BT.size
+
+    run = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)
+    whole, tiles = (
+        [np.asarray(x.astype(jnp.float32)) for x in jax.tree.leaves(run(x_BTD, table_VD, rows))]
+        for rows in (labels_BT.size, labels_BT.size // 16)
+    )
+    return _distances(whole, tiles, ("loss", "d_features", "d_table"))
 
 
 def _mixed_and_gradients(name: str, dtype: str, operands: jax.Array) -> list[np.ndarray]:
@@ -233,8 +269,11 @@ def _mixed_and_gradients(name: str, dtype: str, operands: jax.Array) -> list[np.
         return [np.asarray(x.astype(jnp.float32), np.float64) for x in run(*operands)]
 
 
-def _distances(found: list[np.ndarray], exact: list[np.ndarray]) -> Row:
-    names = ("forward", "d_query", "d_key", "d_value")
+def _distances(
+    found: list[np.ndarray],
+    exact: list[np.ndarray],
+    names: tuple[str, ...] = ("forward", "d_query", "d_key", "d_value"),
+) -> Row:
     errors = {
         name: float(np.linalg.norm(x - y) / np.linalg.norm(y))
         for name, x, y in zip(names, found, exact, strict=True)
