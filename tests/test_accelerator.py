@@ -54,7 +54,7 @@ def test_a_rehearsal_that_is_killed_goes_on_to_the_whole_table(tmp_path):
     assert all(row.get("ok", True) for part in found.values() for row in part["rows"].values())
     steps = [row for row in found["step"]["rows"].values() if "tflops" in row]
     assert all(row["finite"] and row["compilations"] == 1 for row in steps)
-    assert "sm+ln+g" in (out / "paper.html").read_text()
+    assert "sm+r" in (out / "paper.html").read_text()
     table = run(out, "--table").stdout
     assert all(f"### {part}" in table for part in PARTS)
     assert "these numbers mean nothing" in table
