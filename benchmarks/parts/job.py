@@ -1,6 +1,6 @@
 """`train.py` with GPT-2 124M, from command to last step, on source code of installed packages.
 
-With LayerNorm and GELU: without norms, this model diverges after so short a warmup.
+With LayerNorm and GELU, because without norms this model diverges after so short a warmup.
 """
 
 from __future__ import annotations
