@@ -179,7 +179,7 @@ def test_no_output_depends_on_later_tokens(changes: dict[str, Any]) -> None:
     value, gradients = value_and_gradients(TOKENS_BT)
     changed_BT = np.concatenate([earlier_BT, TOKENS_BT[:, :last:-1]], axis=1)
     other, _ = value_and_gradients(changed_BT)
-    assert np.all(np.isfinite(value))
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((value, gradients)))
     np.testing.assert_array_equal(value, other)
     seen = set(np.flatnonzero(np.any(gradients["token_embedding"] != 0, axis=1)).tolist())
     assert seen == set(earlier_BT[0].tolist())

@@ -24,7 +24,7 @@ from nfllm.measure.generation import generate_ids
 from nfllm.model.cache import empty_cache
 from nfllm.model.capture import Captured
 from nfllm.model.patch import Patch
-from nfllm.model.regla import gated_recurrence, refined_gate
+from nfllm.model.regla import gated_recurrence, largest_entry, refined_gate
 from nfllm.private_cost.shape import DecoderShape
 from nfllm.report import write_report
 from nfllm.report.checkpoint_sections import importance_sections, step_sections
@@ -48,6 +48,14 @@ def test_the_gate_by_hand() -> None:
     np.testing.assert_allclose(refined_gate(g, r), expected, rtol=1e-6)
     slopes = jax.vmap(jax.grad(refined_gate))(g[:3], r[:3])
     np.testing.assert_allclose(slopes, [1.0, 1.48, 1.64], rtol=1e-6)
+
+
+def test_the_largest_entry_by_hand() -> None:
+    """Of equal entries the first has the derivative."""
+    x = jnp.asarray([[1.0, 3.0, -2.0], [-5.0, -5.0, -7.0]])
+    value, pull = jax.vjp(largest_entry, x)
+    np.testing.assert_array_equal(value, [[3.0], [-5.0]])
+    np.testing.assert_array_equal(pull(jnp.asarray([[2.0], [1.0]]))[0], [[0, 2, 0], [1, 0, 0]])
 
 
 @pytest.mark.parametrize("length", [1, 5, 16, LENGTH])

@@ -49,8 +49,8 @@ class GatedLinearAttention(nn.Module):
         q, k, v = (x.astype(jnp.float32) for x in (q_BTHK, k_BTGK, v_BTGK))
         k, v = jnp.repeat(k, every, axis=2), jnp.repeat(v, every, axis=2)
         scale = 1.0 / (math.e * math.sqrt(config.head_dim * (math.e**2 - 1)))
-        phi_q = scale * jnp.exp(q - q.max(-1, keepdims=True))
-        largest = jax.lax.cummax(k.max(-1, keepdims=True), axis=1)
+        phi_q = scale * jnp.exp(q - largest_entry(q))
+        largest = jax.lax.cummax(largest_entry(k), axis=1)
         before = jnp.concatenate([largest[:, :1], largest[:, :-1]], axis=1)
         forget = refined_gate(self._gate("forget", x_BTD), self._gate("refine", x_BTD))
         log_decay = jnp.log(jnp.maximum(forget, _LEAST_GATE)) + (before - largest)
@@ -66,6 +66,17 @@ class GatedLinearAttention(nn.Module):
         bias = constant_param(self, f"{name}_bias", 0.0, heads)
         z_BTHK = jnp.einsum("BTD,DHK->BTHK", x_BTD, kernel.astype(self.dtype))
         return jax.nn.sigmoid(z_BTHK.astype(jnp.float32) + bias[None, None])
+
+
+def largest_entry(x: jax.Array) -> jax.Array:
+    """The maximum over the last axis, which is kept; of equal entries the first has the derivative.
+
+    That of `jnp.max` is divided by the number of entries that equal the maximum. XLA may compute x
+    once for the maximum and once more to compare, with another rounding: then none does, and the
+    gradient is NaN.
+    """
+    first = jax.nn.one_hot(jnp.argmax(x, axis=-1), x.shape[-1], dtype=bool)
+    return jnp.sum(jnp.where(first, x, 0), axis=-1, keepdims=True)
 
 
 def refined_gate(g: jax.Array, r: jax.Array) -> jax.Array:
