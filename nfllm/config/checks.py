@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import types
 import typing
@@ -31,6 +32,17 @@ def suggest(name: str, valid: Iterable[str]) -> str:
     return f"{hint}choose from {', '.join(valid)}"
 
 
+def field_types(section: type) -> Mapping[str, Any]:
+    """The annotated type of each field, with the `Names` of those that name parts."""
+    return _evaluated(section)
+
+
+@functools.cache
+def _evaluated(section: type) -> Mapping[str, Any]:
+    # Annotations are text: to evaluate them takes longer than to check the values.
+    return types.MappingProxyType(typing.get_type_hints(section, include_extras=True))
+
+
 def section_values(values: Any, section: type, name: str) -> dict[str, Value]:
     """The values of a section, with integers as floats if the key is a float.
 
@@ -39,7 +51,7 @@ def section_values(values: Any, section: type, name: str) -> dict[str, Value]:
     """
     if not isinstance(values, Mapping) and not hasattr(values, "items"):
         raise ConfigError(f"config.{name} must be a group of keys, not {values!r}")
-    fields = typing.get_type_hints(section)
+    fields = field_types(section)
     check_keys(values, fields, name)
     return {
         key: float(value) if _wants_float(fields[key]) and type(value) is int else value
@@ -82,7 +94,7 @@ def _wants_float(hint: object) -> bool:
 
 def check_types(section: object, name: str) -> None:
     """Raises ConfigError unless every field of a section has its annotated type."""
-    for key, hint in typing.get_type_hints(type(section), include_extras=True).items():
+    for key, hint in field_types(type(section)).items():
         value = getattr(section, key)
         is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
         options = typing.get_args(hint) if is_union else (hint,)

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from nfllm.config.checks import ConfigError, Value, suggest, value_names, value_type
+from nfllm.config.checks import ConfigError, Value, field_types, suggest, value_names, value_type
 from nfllm.config.whole import Config
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
@@ -25,13 +25,13 @@ def key_type(name: str, where: str | None = None) -> Any:
     """
     section, _, key = name.partition(".")
     where = f"--config.{name}" if where is None else where
-    sections = typing.get_type_hints(Config)
+    sections = field_types(Config)
     if section not in sections:
         raise ConfigError(f"unknown section {section!r} in {where}; {suggest(section, sections)}")
-    keys = typing.get_type_hints(sections[section], include_extras=True)
+    keys = field_types(sections[section])
     if key in keys:
         return keys[key]
-    homes = [home for home, of in sections.items() if key in typing.get_type_hints(of)]
+    homes = [home for home, of in sections.items() if key in field_types(of)]
     hint = f"did you mean {homes[0]}.{key}?" if homes else suggest(key, keys)
     raise ConfigError(f"unknown key {key!r} in {where}; {hint}")
 

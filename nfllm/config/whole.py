@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nfllm.config.across import check_across
-from nfllm.config.checks import Value, check_keys, names_of, section_values, value_type
+from nfllm.config.checks import Value, check_keys, field_types, names_of, section_values, value_type
 from nfllm.config.earlier import with_added_keys
 from nfllm.config.keys import (
     CheckpointConfig,
@@ -61,7 +60,7 @@ class Config:
         Raises:
           ConfigError: a key is unknown or missing, or a value is of the wrong type or out of range.
         """
-        sections = typing.get_type_hints(cls)
+        sections = field_types(cls)
         if recorded:
             values = with_added_keys(values, sections)
         check_keys(values, sections, "config")
@@ -75,7 +74,7 @@ class Config:
     def sources(self) -> dict[str, Source]:
         """The `Source` of each registered part of the model, by key."""
         found = {}
-        for key, hint in typing.get_type_hints(type(self.model), include_extras=True).items():
+        for key, hint in field_types(type(self.model)).items():
             names, chosen = names_of(hint), getattr(self.model, key)
             source = names[chosen].source if names and chosen is not None else None
             if source is not None:
@@ -105,7 +104,7 @@ def get_config() -> ConfigDict:
 
     config = ConfigDict()
     for name, keys in Config().to_dict().items():
-        types = typing.get_type_hints(type(getattr(Config(), name)))
+        types = field_types(type(getattr(Config(), name)))
         config[name] = ConfigDict(
             {
                 key: placeholder(value_type(types[key])) if value is None else value
