@@ -57,6 +57,7 @@ def test_it_is_that_of_the_captured_probabilities(devices, sections, expected):
     np.testing.assert_allclose(metrics.entropy_LH, expected, atol=2e-6)
 
 
+@pytest.mark.exact
 @pytest.mark.usefixtures("blocks_of_five_queries")
 def test_the_training_is_the_same_bit_for_bit(expected):
     plain, without = _after_one_step()

@@ -46,6 +46,7 @@ def plain() -> dict[str, np.ndarray]:
     return start({})
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_what_is_added_changes_no_other_parameter(plain: dict, changes: dict) -> None:
     found = start(changes)

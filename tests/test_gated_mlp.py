@@ -66,6 +66,7 @@ def test_weights_that_are_normalized_are_all_three(changes: dict[str, Any]) -> N
         assert np.abs(logits({**own, name: own[name] + 1}) - expected).max() > 1e-3
 
 
+@pytest.mark.exact
 def test_equal_seeds_start_equal_but_for_the_gate() -> None:
     plain, gated = start(), start(mlp="gated")
     assert gated.keys() - plain.keys() == {"blocks.mlp.gate_kernel"}

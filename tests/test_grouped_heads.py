@@ -92,6 +92,7 @@ def start_equal() -> dict[str, np.ndarray]:
     return start(**SIZES, num_kv_heads=4)
 
 
+@pytest.mark.exact
 def test_equal_seeds_start_equal_in_all_but_keys_and_values() -> None:
     plain, grouped = start(**SIZES), start(**SIZES, num_kv_heads=2)
     attention = "blocks.attention."
