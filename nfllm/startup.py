@@ -12,15 +12,17 @@ import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 
 _AGAIN_SECONDS = 0.05
 
 
 class _State:
-    """Whether Ctrl-C has been pressed; it is never reset."""
+    """Whether Ctrl-C has been pressed (never reset), and whether it is about to be raised again."""
 
     pressed = False
+    waiting = False
 
 
 def end_on_ctrl_c() -> None:
@@ -49,7 +51,9 @@ def _note(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _press() -> None:
+def _press_later() -> None:
+    time.sleep(_AGAIN_SECONDS)
+    _State.waiting = False
     if hasattr(signal, "pthread_kill"):  # wakes the main thread if it sleeps
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
     else:
@@ -58,9 +62,11 @@ def _press() -> None:
 
 def _raise_again(unraisable: sys.UnraisableHookArgs) -> None:
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        # Later, since Python could not propagate it from this hook either.
-        timer = threading.Timer(_AGAIN_SECONDS, _press)
-        timer.daemon = True
-        timer.start()
+        if _State.waiting:  # a second one would interrupt the cleanup that the first begins
+            return
+        _State.waiting = True
+        # Later, since Python could not propagate it from this hook either. threading.Timer would
+        # wait here until its thread runs, and the exception could interrupt that on a busy machine.
+        _thread.start_new_thread(_press_later, ())
     else:
         sys.__unraisablehook__(unraisable)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import types
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from nfllm.trainer import interrupt
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-# Each script presses Ctrl-C once, where Python or a library cannot pass an exception on.
+# Each script presses Ctrl-C where Python or a library cannot pass an exception on.
 _PRESS = """
 import gc, os, signal, sys, time, weakref
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests
@@ -28,7 +29,9 @@ def press(*_): os.kill(os.getpid(), signal.SIGINT)
 """
 _WHILE_IMPORTING = "press(); time.sleep(20)"
 _AFTER = {
-    "a callback of the garbage collector": "gc.callbacks.append(press); gc.collect()",
+    "a callback of the garbage collector, at its start and again at its end": (
+        "gc.callbacks.append(press); gc.collect()"
+    ),
     "a finalizer": "class A:\n    def __del__(self): press(); time.sleep(0.01)\nA()",
     "a weak reference": "class A: pass\na = A(); b = weakref.ref(a, press); del a",
     "plain code": "press()",
@@ -77,6 +80,18 @@ def test_a_command_that_is_to_ignore_ctrl_c_does(monkeypatch):
     startup.end_on_ctrl_c()
     startup.raise_on_ctrl_c()
     assert handlers == []
+
+
+def test_what_was_swallowed_twice_is_raised_once(monkeypatch):
+    """A second one would interrupt the cleanup."""
+    presses = []
+    monkeypatch.setattr(signal, "pthread_kill", lambda *arguments: presses.append(arguments))
+    swallowed = types.SimpleNamespace(exc_type=KeyboardInterrupt)
+    for expected in (1, 2):
+        startup._raise_again(swallowed)
+        startup._raise_again(swallowed)
+        time.sleep(10 * startup._AGAIN_SECONDS)
+        assert len(presses) == expected
 
 
 def test_other_errors_that_cannot_be_raised_are_reported_as_ever(monkeypatch):
