@@ -3,6 +3,7 @@ import dataclasses
 import gc
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 from training_parts import make_parts, small_config
 
 from nfllm.config import CheckpointConfig
 from nfllm.rundir import RunError
 from nfllm.trainer import peers
-from nfllm.trainer.checkpoint_files import named_checksums
+from nfllm.trainer.checkpoint_files import check_files, named_checksums
 from nfllm.trainer.checkpoints import Checkpoints, restore_params
 from nfllm.trainer.placement import Placement
 
@@ -175,6 +177,24 @@ def test_a_damaged_checkpoint_is_passed_over_and_saved_again(
     with Checkpoints(tmp_path, CONFIG) as checkpoints:
         _assert_equal(checkpoints.restore(_abstract(parts), "data"), _at(state, 7))
         assert checkpoints.fallbacks == []
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_a_truncated_file_is_found_by_each_process_without_a_checksum(tmp_path, state, share):
+    """Object storage is listed without checksums; the processes divide the contents, not sizes."""
+    _save(tmp_path, state, [7])
+    folder = tmp_path / "checkpoints" / "step_7" / "state"
+    listed = json.loads((folder / "files.json").read_text())
+    sizes = {name: {"bytes": noted["bytes"]} for name, noted in listed.items()}
+    (folder / "files.json").write_text(json.dumps(sizes))
+    check_files(epath.Path(tmp_path / "checkpoints"), 7, share, shares=2)
+    for name, noted in sizes.items():
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:-1])
+        message = f"^{re.escape(name)} has {noted['bytes'] - 1} bytes instead of {noted['bytes']}$"
+        with pytest.raises(ValueError, match=message):
+            check_files(epath.Path(tmp_path / "checkpoints"), 7, share, shares=2)
+        (folder / name).write_bytes(content)
 
 
 @pytest.mark.parametrize("damage", [_truncate, _flip_a_bit, Path.unlink])
