@@ -179,9 +179,10 @@ def test_gates_by_step():
     [
         (FROZEN, {"start": 15}, "removes final at step 27, but training.steps=20"),
         (FROZEN, {"start": 5, "taper_steps": 5}, "removes final in 5 steps at step 22"),
-        ({}, {"start": 1}, "names mlp, which this model does not have (model.normalization=none"),
-        ({"normalization": "frozen_layernorm"}, {"start": 1}, "names final, which this model"),
-        (FROZEN, {"start": 1, "order": "final,first_position"}, "names first_position, which this"),
+        ({}, {"start": 1}, "removal.start=1 removes the norm mlp, which removal.order="),
+        ({}, {"start": 1}, "this model does not have (model.normalization=none); set model.norm"),
+        ({"normalization": "frozen_layernorm"}, {"start": 1}, "removes the norm final, which"),
+        (FROZEN, {"start": 1, "order": "final,first_position"}, "the norm first_position, which"),
         ({**FROZEN, "activation": "identity", "mlp": "none"}, {"start": 1}, "model.mlp=none"),
         ({**FROZEN, "mlp_normalization": "none"}, {"start": 1}, "(model.mlp_normalization=none)"),
         ({**FROZEN, "norm_placement": "peri"}, {}, "norm_placement='peri' does not work with"),

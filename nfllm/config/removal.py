@@ -86,7 +86,8 @@ def _layers(model: ModelConfig, removal: RemovalConfig, site: str) -> list[int |
     if value != needed or not count:
         why = f"model.{key}={value}" if value != needed else f"model.mlp={model.mlp}"
         raise ConfigError(
-            f"removal.order={removal.order!r} names {site}, which this model does not have "
-            f"({why}); set model.{key} to {needed}, or take {site} out of the order"
+            f"removal.start={removal.start} removes the norm {site}, which removal.order="
+            f"{removal.order!r} names and this model does not have ({why}); set model.{key} to "
+            f"{needed}, take {site} out of the order, or leave removal.start at None"
         )
     return list(range(count)) if site in BLOCK_SITES else [None]
