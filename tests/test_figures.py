@@ -16,7 +16,14 @@ from matplotlib.text import Text
 from nfllm.report import figures, render
 from nfllm.report.cost_sections import pareto
 from nfllm.report.figures import Counts, Curve, Heatmap, LayerCurves
-from nfllm.report.style import RUN_COLORS, contrast, entropy_limits, shortened
+from nfllm.report.style import (
+    RUN_COLORS,
+    contrast,
+    entropy_limits,
+    panel_grid,
+    set_step_axis,
+    shortened,
+)
 
 STEPS = np.arange(0, 1000, 10)
 
@@ -348,3 +355,22 @@ def test_long_labels_lose_their_middle():
 def test_the_front_is_what_nothing_beats_in_both():
     cost, perplexity = np.array([3.0, 1, 2, 2, 3]), np.array([1.0, 5, 3, 4, 1])
     np.testing.assert_array_equal(pareto(cost, perplexity), [1, 2, 0])
+
+
+@pytest.mark.parametrize(
+    ("panels", "rows", "columns"),
+    [(1, 1, 1), (3, 1, 3), (4, 2, 2), (5, 2, 3), (6, 2, 3), (7, 3, 3)],
+)
+def test_rows_of_panels_are_as_equal_as_can_be(panels, rows, columns):
+    figure, axes = panel_grid(2.0, [1.0] * panels)
+    assert len(axes) == panels
+    assert figure.get_size_inches().tolist() == [2 * columns, rows]
+    places = [a.get_subplotspec().get_position(figure).bounds for a in axes]
+    assert len({(round(x, 3), round(y, 3)) for x, y, _, _ in places}) == panels  # none on another
+
+
+def test_steps_have_separators():
+    figure, (axes,) = panel_grid(4.0, [2.0])
+    axes.plot([0, 32_000], [1.0, 2.0])
+    set_step_axis(axes)
+    assert "10,000" in [text.get_text() for text in drawn_texts(figure)]

@@ -92,9 +92,10 @@ def contrast(rgba: Sequence[float]) -> str:
 def panel_grid(width: float, heights: Sequence[float]) -> tuple[Figure, list[Axes]]:
     """A figure of one panel for each of `heights`, in inches, at most three to a row.
 
-    All panels are `width` inches wide; a row is as high as its highest panel.
+    Rows are as equal as can be: four panels are 2 x 2. All panels are `width` inches wide; a row is
+    as high as its highest panel.
     """
-    columns = min(_COLUMNS, len(heights))
+    columns = math.ceil(len(heights) / math.ceil(len(heights) / _COLUMNS))
     rows = [max(heights[first : first + columns]) for first in range(0, len(heights), columns)]
     figure = Figure(figsize=(width * columns, sum(rows)), layout="constrained")
     grid = figure.add_gridspec(len(rows), columns, height_ratios=rows)
@@ -123,6 +124,7 @@ def set_step_axis(axes: Axes) -> None:
     """A horizontal axis of optimizer steps, from the first recorded step to the last."""
     axes.margins(x=0.02)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
 
 
 def set_log_scale(axes: Axes) -> None:
