@@ -4,7 +4,7 @@
 
     scale   model                data              tokens a run  runs  time
     minute  2 layers, width 32   standard library  15 k             9  a minute or two on 2 cores
-    cpu     8 layers, width 64   standard library  4.1 M           27  about 2 h on 2 cores
+    cpu     8 layers, width 64   standard library  4.1 M           27  66 minutes on 2 cores
     paper   GPT-2, 12 layers     CodeParrot        2.1 B            9  days of one GPU
 
 Variants, by the papers' names: Sc learned scalars around the MLP, Fu its two matrices fused into
@@ -12,7 +12,7 @@ one, i the deepest half of the layers without an MLP, (t) learned temperatures. 
 1 of arXiv 2501.03489 with its weight of 1e-5 and margin of 0.2, `ereg_released` what the released
 code computes, whose weight is larger by the batch size and by T, and `ereg_fixed` has thresholds
 that are not learned. Temperatures start at 0.01, as published; the start of thresholds and of
-scalars is not published: 0.5 and 1 here. The times are reckoned from those of `configs/paper.py`.
+scalars is not published: 0.5 and 1 here. The time of `paper` is an estimate.
 """
 
 from __future__ import annotations

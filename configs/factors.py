@@ -3,16 +3,17 @@
     python -m nfllm.experiment configs/factors.py --scale minute --out experiments/factors_minute
 
     scale   model                     data                tokens a run   runs  time
-    minute  1 or 2 layers             standard library    6 to 60 k        16  3 minutes on 2 cores
-    cpu     8 or 16 layers, width 64  installed packages  4.1 to 65.5 M    32  about 12 h on 2 cores
+    minute  1 or 2 layers             standard library    1.3 to 5.1 k     16  3 minutes on 2 cores
+    cpu     8 or 16 layers, width 64  installed packages  4.1 to 65.5 M    32  12 to 18 h on 2 cores
             or 128
 
-All eight combinations of depth, width and batch, which determine the levels of the other three
-factors: learning rate = depth x width, initial values = depth x batch, steps = - depth x width x
-batch, so that the largest model with the largest batch trains for the fewest steps. Main
-effects are confounded with interactions of two factors, but not with each other. If an effect
-surprises, the eight cells with all levels reversed (fold-over) tell the two apart. Every cell has
-norm-free ReLU and GELU and two seeds. The design was fixed before any result was seen. The time is
+Each factor has two levels, +1 (the words in `FACTORS`) and -1. The cells are all eight combinations
+of depth, width and batch; the other levels are products of these: learning rate depth x width,
+initial values depth x batch, steps - depth x width x batch, so that the largest model with the
+largest batch trains for the fewest steps. Then no main effect can be mistaken for another, but each
+is mixed with interactions of two other factors. If an effect surprises, the eight cells with all
+levels reversed (fold-over) tell the two apart. Every cell has norm-free ReLU and GELU, and two
+seeds (`minute`: one). The design was fixed before any result was seen. The time of `cpu` is
 estimated from that of configs/paper.py.
 """
 

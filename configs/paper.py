@@ -5,7 +5,7 @@
     scale     model                  data               tokens a run  runs  time
     minute    2 layers, width 32     standard library   15 k             6  a minute on 2 cores
     cpu       8 layers, width 64     standard library   4.1 M           30  2 h on 2 cores
-    cpu_long  8 layers, width 64     installed packages 16.4 M          63  6 to 16 h on 2 cores
+    cpu_long  8 layers, width 64     installed packages 16.4 M          63  8 h on 2 cores
     gpu       12 layers, width 768   a corpus of yours  46 M            18  see below
     paper     GPT-2 and Pythia-70M   CodeParrot         2.1 B           25  days of one GPU
 
@@ -17,7 +17,7 @@ no such group. The group cause has the controls of `configs/causes.py`.
 
 cpu_long has the paper's number of steps, 32,000, on the Python source of the interpreter's own
 site-packages, or of `--config.data.sources=PATHS`; a corpus of fewer than 16 M tokens is read more
-than once. A run takes 11 to 30 minutes of one core, and two train at a time.
+than once. A run takes 15 minutes of one core, and two train at a time.
 
 gpu needs `--config.data.sources=PATHS` of Python source (jsonl with a field `text`). Its 18 runs
 are 4.7e17 floating-point operations, 20 minutes at a sustained 400 TFLOP/s (estimated, not
@@ -107,7 +107,7 @@ def _cpu_long() -> Experiment:
     base.checkpoint.every = 2000
     return paper_experiment(
         "The paper's 32,000 steps with small models on the source of installed Python packages: "
-        "6 to 16 hours on 2 cores.",
+        "8 hours on 2 cores.",
         _groups(
             base,
             main_seeds=(0, 1, 2, 3, 4),

@@ -1,16 +1,15 @@
-"""Every norm-free recipe of nfllm beside the usual decoders, at one small size.
+"""Norm-free recipes of nfllm beside the usual decoders, at one small size.
 
     python -m nfllm.experiment configs/recipes.py --scale minute --out experiments/recipes_minute
 
     scale   model               data              tokens a run  runs  time
     minute  2 layers, width 32  standard library  15 k            28  five minutes on 2 cores
-    cpu     8 layers, width 64  standard library  1.5 M           84  about 2 h on 2 cores
+    cpu     8 layers, width 64  standard library  1.5 M           84  84 minutes on 2 cores
 
 The list was fixed before any of its results was seen. All variants share sizes, data, order of
 data, learning rate and schedule; none was tuned. Where a paper gives start values they are taken,
 else those of the keys. Without normalization the activation is ReLU, since that is the better one
-(arXiv 2410.09637); the final LayerNorm stays except where a recipe replaces it. The times are
-reckoned from those of configs/paper.py.
+(arXiv 2410.09637); the final LayerNorm stays except where a recipe replaces it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ r"""Does the entropic overload come when norms are taken out of a model that was
 
     scale   model               data              tokens a run  runs  time
     minute  2 layers, width 32  standard library  15 k          12    2 minutes on 2 cores
-    cpu     6 layers, width 64  standard library  4.1 M         12    1 h on 2 cores, estimated
+    cpu     6 layers, width 64  standard library  4.1 M         12    33 minutes on 2 cores
 
 Every variant has three seeds. `layernorm` is the control: the same steps and schedule, with all its
 norms. `removed` is the same model until the middle of the run; then its norms go, one after the
