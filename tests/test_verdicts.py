@@ -115,7 +115,7 @@ def test_claims_are_corrected_together():
     assert (sure.judgement, small.judgement) == ("reproduced", "not reproduced")
     assert (sure.stands, weak.stands, small.stands, one.stands) == (True, True, True, False)
     assert (one.judgement, none.judgement) == ("undecided at this scale", "not measured")
-    assert "5 claims, of which 3 have two seeds or more" in summary(found)
+    assert "5 claims, of which 3 have an interval" in summary(found)
     assert "3 are decided, and 3 of these are significant" in summary(found)
 
 

@@ -202,7 +202,7 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     decided = [found for found in tested if found.judgement != "undecided at this scale"]
     standing = [found for found in decided if found.stands]
     return (
-        f"{len(verdicts)} claims, of which {len(tested)} have two seeds or more and are judged: "
+        f"{len(verdicts)} claims, of which {len(tested)} have an interval and are judged: "
         f"{len(decided)} are decided, and {len(standing)} of these are significant at 5% after "
         f"Holm's correction for {len(tested)} claims."
     )
