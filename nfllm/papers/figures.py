@@ -9,7 +9,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from nfllm.papers.verdicts import Verdict
-from nfllm.report.style import FAINT, INK, PANEL, SMALL, literal, panel_grid, run_style, style_axes
+from nfllm.report.style import (
+    FAINT,
+    INK,
+    PANEL,
+    SMALL,
+    literal,
+    panel_grid,
+    run_style,
+    set_step_axis,
+    style_axes,
+)
 
 _TITLE_WIDTH = 48
 
@@ -39,5 +49,6 @@ def effects_through_training(verdicts: Sequence[Verdict]) -> Figure:
         if reach > 0:
             limit = min(widest, 4 * reach) * 1.05
             axes.set_ylim(-limit, limit)
+        set_step_axis(axes)
         axes.set_xlim(left=0)
     return figure
