@@ -1,12 +1,12 @@
 """One Ctrl-C ends a command with 130, whenever it comes and whatever swallows it."""
 
+import _thread
 import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 import types
 from pathlib import Path
 
@@ -84,13 +84,16 @@ def test_a_command_that_is_to_ignore_ctrl_c_does(monkeypatch):
 
 def test_what_was_swallowed_twice_is_raised_once(monkeypatch):
     """A second one would interrupt the cleanup."""
-    presses = []
+    threads, presses = [], []
+    monkeypatch.setattr(startup, "_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(_thread, "start_new_thread", lambda run, _: threads.append(run))
     monkeypatch.setattr(signal, "pthread_kill", lambda *arguments: presses.append(arguments))
     swallowed = types.SimpleNamespace(exc_type=KeyboardInterrupt)
     for expected in (1, 2):
         startup._raise_again(swallowed)
         startup._raise_again(swallowed)
-        time.sleep(10 * startup._AGAIN_SECONDS)
+        assert len(threads) == expected
+        threads[-1]()
         assert len(presses) == expected
 
 
