@@ -28,8 +28,7 @@ def parts_of_a_grid(registries: None) -> None:
 
 
 def paper_entries(scale: str) -> list[Entry]:
-    corpus = {"data.sources": "a.jsonl"} if scale == "gpu" else {}
-    return expand(load_experiment(PAPER, scale), corpus)
+    return expand(load_experiment(PAPER, scale))
 
 
 def test_seeds_come_one_after_the_other_so_that_a_part_of_a_grid_compares():
