@@ -61,6 +61,8 @@ def main() -> int:
         return 0
     if options.child:
         return _measure(options)
+    # Python would otherwise end without ending the part, which holds the device.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     options.out.mkdir(parents=True, exist_ok=True)
     device = _device()
     if device["backend"] == "cpu" and not options.rehearse:

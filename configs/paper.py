@@ -16,10 +16,14 @@ at std 0.02 sqrt(768 / width), which is the paper's 0.02 at its width. The group
 no such group. The group cause has the controls of `configs/causes.py`.
 
 cpu_long and gpu have the paper's number of steps, 32,000, and so its warmup of 1,600, on the Python
-source of the interpreter's own site-packages, or of `--config.data.sources=PATHS`; a corpus of fewer
-than 16 M tokens is read more than once. A run of cpu_long takes 15 minutes of one core, and two train
-at a time. gpu is cpu_long at GPT-2's depth and width; its 26 runs are 2.4e17 floating-point
-operations, an hour of one H100 if a step takes 5 ms (estimated, not measured).
+source of the interpreter's own site-packages, or of `--config.data.sources=PATHS`; of fewer than
+16 M tokens some are read more than once. A run of cpu_long takes 15 minutes of one core, and two
+train at a time.
+
+gpu is cpu_long at GPT-2's depth and width, with a tenth of the paper's learning rate: at 1e-3 four
+of four norm-free runs diverged before step 900, and at 3e-4 GELU did before step 2,000. A step
+takes 2.8 ms on an H200, so its 26 runs are 40 minutes of steps, and compiling, probes and
+evaluations come on top (extrapolated from four of them).
 """
 
 from __future__ import annotations
@@ -112,6 +116,7 @@ def _cpu_long() -> Experiment:
 def _gpu() -> Experiment:
     base = _long_base(num_layers=12, embed_dim=768)
     base.model.num_heads = 12
+    base.optimizer.learning_rate = 1e-4  # at the paper's 1e-3 models without norms diverge
     base.checkpoint.every = 8000
     return paper_experiment(
         "The paper's 32,000 steps with models of GPT-2's depth and width on the source of "

@@ -69,6 +69,23 @@ def test_a_part_that_takes_too_long_is_cut_and_the_next_runs(tmp_path):
     )
 
 
+def test_the_part_ends_with_the_command(tmp_path):
+    started = subprocess.Popen(
+        command(tmp_path, "--rehearse", "--parts", "numbers"), stdout=subprocess.DEVNULL
+    )
+    children = Path(f"/proc/{started.pid}/task/{started.pid}/children")
+    if not children.exists():
+        started.kill()
+        pytest.skip("this system does not list the children of a process")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "log.txt").exists() or not (found := children.read_text().split()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    started.terminate()
+    assert started.wait() == 128 + signal.SIGTERM
+    assert not any(Path("/proc", part).exists() for part in found)
+
+
 @pytest.mark.parametrize(
     ("options", "message", "code"),
     [

@@ -68,17 +68,10 @@ def _recordings(rows: Rows, rehearse: bool) -> None:
     if rehearse:
         files = files[:1] + files[-1:]
 
-    def measure(job: tuple[Callable[[Path], None], Path]) -> Row | Exception:
-        test, path = job
-        try:
-            return _errors_of(test, path)
-        except Exception as error:
-            return error
-
     with _recorded_comparisons(), ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(measure, files))
-    for (_, path), row in zip(files, found, strict=True):
-        rows.add(path.stem, lambda r=row: _returned(r))
+        found = [(path.stem, pool.submit(_errors_of, test, path)) for test, path in files]
+        for name, future in found:
+            rows.add(name, future.result)
 
 
 _CASES = TESTS / "parity" / "cases"
@@ -116,12 +109,6 @@ def _recorded_comparisons() -> Iterator[None]:
         yield
 
 
-def _returned(row: Row | Exception) -> Row:
-    if isinstance(row, Exception):
-        raise row
-    return row
-
-
 FAST_PATHS: dict[str, dict[str, dict[str, Any]]] = {
     **{name: {"model": {"attention_implementation": name}} for name in IMPLEMENTATIONS},
     "tiles": {"training": {"loss_tile_rows": 256}},
@@ -143,23 +130,20 @@ def _fast_paths(rows: Rows, rehearse: bool) -> None:
     plain = {"model": {"attention_implementation": "explicit"}, "training": {"dtype": "float32"}}
     jobs = [plain, *(_with_dtype(paths[name], "bfloat16") for name in names)]
     with ThreadPoolExecutor(8) as pool:
-        expected, *found = pool.map(lambda sections: _losses(sections, steps), jobs)
-    for name, losses in zip(names, found, strict=True):
-        rows.add(f"fifty steps, {name}", lambda x=losses: _loss_error(_returned_array(x), expected))
+        expected, *found = (pool.submit(_train, _config(sections), steps) for sections in jobs)
+        for name, future in zip(names, found, strict=True):
+            rows.add(
+                f"fifty steps, {name}",
+                lambda f=future: _loss_error(f.result(), expected.result()),
+            )
 
 
 def _with_dtype(sections: dict[str, dict[str, Any]], dtype: str) -> dict[str, dict[str, Any]]:
     return {**sections, "training": {**sections.get("training", {}), "dtype": dtype}}
 
 
-def _returned_array(losses: np.ndarray | Exception) -> np.ndarray:
-    if isinstance(losses, Exception):
-        raise losses
-    return losses
-
-
-def _loss_error(losses: np.ndarray, expected: Any) -> Row:
-    error = float(np.max(np.abs(losses / _returned_array(expected) - 1)))
+def _loss_error(losses: np.ndarray, expected: np.ndarray) -> Row:
+    error = float(np.max(np.abs(losses / expected - 1)))
     return {
         "first_loss": float(losses[0]),
         "last_loss": float(losses[-1]),
@@ -176,13 +160,6 @@ def _config(sections: dict[str, dict[str, Any]]) -> Config:
     model = {"normalization": "layernorm", "activation": "gelu", **sections.get("model", {})}
     training = {"steps": 50, "gradient_accumulation": 1, **sections.get("training", {})}
     return make_config(_TINY, **{**sections, "model": model, "training": training})
-
-
-def _losses(sections: dict[str, dict[str, Any]], steps: int) -> np.ndarray | Exception:
-    try:
-        return _train(_config(sections), steps)
-    except Exception as error:
-        return error
 
 
 def _train(config: Config, steps: int) -> np.ndarray:

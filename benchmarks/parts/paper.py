@@ -68,7 +68,6 @@ def _overrides(scratch: Path, steps: int, sequences: int, rehearse: bool) -> dic
         "training.steps": steps,
         "training.batch_size": sequences,
         "training.gradient_accumulation": 1,
-        "optimizer.learning_rate": 1e-4,  # at the paper's 1e-3 a warmup this short diverges
         "evaluation.batch_size": sequences,
         "evaluation.max_windows": 8 if rehearse else 1024,
         "evaluation.every": max(1, steps // 10),
