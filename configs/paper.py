@@ -23,7 +23,8 @@ train at a time.
 gpu is cpu_long at GPT-2's depth and width, with a tenth of the paper's learning rate: at 1e-3 four
 of four norm-free runs diverged before step 900, and at 3e-4 GELU did before step 2,000. A step
 takes 2.8 ms on an H200, so its 26 runs are 40 minutes of steps, and compiling, probes and
-evaluations come on top (extrapolated from four of them).
+evaluations come on top (extrapolated from four of them). With
+`--config.training.compilation_cache=DIR` the seeds of a variant share its compiled programs.
 """
 
 from __future__ import annotations
