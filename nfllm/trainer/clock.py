@@ -27,6 +27,7 @@ class Clock:
     def __init__(self, tokens_per_step: int) -> None:
         self.tokens_per_step = tokens_per_step
         self._begin = time.perf_counter()
+        self._first: float | None = None
         self._last: float | None = None
         self.trained_seconds = 0.0
         self._steps = 0
@@ -42,10 +43,21 @@ class Clock:
         """Mean over all steps timed; NaN before the second."""
         return self._speed(self._steps, self.trained_seconds)
 
+    def seconds_left(self, steps: int) -> float:
+        """Seconds that `steps` more steps take at the pace so far, pauses included.
+
+        NaN before the second step: the first one compiles, which can take longer than all others.
+        """
+        if self._first is None or not self._steps:
+            return float("nan")
+        return steps * (time.perf_counter() - self._first) / self._steps
+
     def tick(self) -> None:
         """Ends a step."""
         now = time.perf_counter()
-        if self._last is not None:
+        if self._first is None or self._last is None:
+            self._first = now
+        else:
             self._steps += 1
             self.trained_seconds += now - self._last
         self._last = now

@@ -73,7 +73,9 @@ class Journal:
         for logger in self._loggers:
             logger.flush()
 
-    def update(self, step: int, loss_nats: float, tokens_per_second: float) -> None:
+    def update(
+        self, step: int, loss_nats: float, tokens_per_second: float, seconds_left: float
+    ) -> None:
         """Moves the progress bar to `step`."""
         if self._progress is not None:
-            self._progress.update(step, loss_nats, tokens_per_second)
+            self._progress.update(step, loss_nats, tokens_per_second, seconds_left)

@@ -17,16 +17,15 @@ class Progress:
 
     Example:
       >>> with Progress(total=1000, done=0, stream=sys.stdout) as progress:
-      ...     progress.update(step=10, loss_nats=5.1, tokens_per_second=9000.0)
+      ...     progress.update(10, loss_nats=5.1, tokens_per_second=9000.0, seconds_left=83.6)
       ...     progress.say("checkpoint saved")
-      step 10/1000  loss 5.1000  9,000 tokens/s  0:00:00 left
+      step 10/1000  loss 5.1000  9,000 tokens/s  0:01:24 left
       checkpoint saved
     """
 
     def __init__(self, total: int, done: int, stream: TextIO | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
         self._total = total
-        self._started_at, self._started_from = time.monotonic(), done
         self._shown_at = -_PLAIN_INTERVAL_SECONDS
         self._bar: tqdm | None = None
         if self._stream.isatty():
@@ -36,7 +35,7 @@ class Progress:
                 file=self._stream,
                 dynamic_ncols=True,
                 unit="step",
-                bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {remaining} left",
+                bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
             )
 
     def __enter__(self) -> Progress:
@@ -46,16 +45,20 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def update(self, step: int, loss_nats: float, tokens_per_second: float) -> None:
+    def update(
+        self, step: int, loss_nats: float, tokens_per_second: float, seconds_left: float
+    ) -> None:
         """Shows the state after `step` steps; without a terminal, at most every 15 seconds.
 
-        The speed is left out if it is NaN, as before the second step.
+        Speed and time left are not shown if they are NaN, as before the second step.
         """
         text = f"loss {loss_nats:.4f}"
         if math.isfinite(tokens_per_second):
             text += f"  {tokens_per_second:,.0f} tokens/s"
+        left = f"{_duration(seconds_left)} left" if math.isfinite(seconds_left) else ""
         if self._bar is not None:
             self._bar.set_description_str(text, refresh=False)
+            self._bar.set_postfix_str(left, refresh=False)
             self._bar.n = step
             self._bar.refresh()
             return
@@ -63,7 +66,7 @@ class Progress:
         if now - self._shown_at < _PLAIN_INTERVAL_SECONDS and step < self._total:
             return
         self._shown_at = now
-        self.say(f"step {step}/{self._total}  {text}  {self._time_left(step, now)} left")
+        self.say(f"step {step}/{self._total}  {text}  {left}".rstrip())
 
     def say(self, line: str) -> None:
         """Prints a line, above the bar if there is one."""
@@ -72,9 +75,7 @@ class Progress:
         else:
             print(line, file=self._stream, flush=True)
 
-    def _time_left(self, step: int, now: float) -> str:
-        done = step - self._started_from
-        if done <= 0:
-            return "?"
-        seconds = round((now - self._started_at) / done * (self._total - step))
-        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -61,4 +61,5 @@ class StepLines:
             elapsed_seconds=round(self.clock.elapsed, 3),
         )
         self.input.lap(step, waited, self.clock.trained_seconds)
-        self.journal.update(step, float(values.loss_nats), speed)
+        left = self.clock.seconds_left(self.config.steps - step)
+        self.journal.update(step, float(values.loss_nats), speed, left)
