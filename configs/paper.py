@@ -20,11 +20,12 @@ source of the interpreter's own site-packages, or of `--config.data.sources=PATH
 16 M tokens some are read more than once. A run of cpu_long takes 15 minutes of one core, and two
 train at a time.
 
-gpu is cpu_long at GPT-2's depth and width, with a tenth of the paper's learning rate: at 1e-3 four
-of four norm-free runs diverged before step 900, and at 3e-4 GELU did before step 2,000. A step
-takes 2.8 ms on an H200, so its 26 runs are 40 minutes of steps, and compiling, probes and
-evaluations come on top (extrapolated from four of them). With
-`--config.training.compilation_cache=DIR` the seeds of a variant share its compiled programs.
+gpu is cpu_long at GPT-2's depth and width, with a tenth of the learning rate: in the warmup toward
+1e-3 four of four norm-free runs diverged before step 900, and toward 3e-4 GELU did before step
+2,000. A step alone takes 2.8 ms on an H200, so the 26 runs are 40 minutes of steps; compiling,
+probes and evaluations come on top, an hour or two in all (extrapolated from four runs, which shared
+the device). With `--config.training.compilation_cache=DIR` the seeds of a variant share compiled
+programs.
 """
 
 from __future__ import annotations
