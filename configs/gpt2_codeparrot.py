@@ -15,8 +15,8 @@ Perplexity to expect, as published (not measured with this code):
 
 The paper's reruns of one model differ by 0.6 to 1.8%.
 
-With batches of 4 sequences in place of 512, norm-free models of this depth and width diverged in the
-warmup toward this learning rate, within 900 steps (RESULTS.md); with 512 it was not tried.
+With batches of 4 sequences in place of 512, norm-free models of this depth and width diverged in
+the warmup toward this learning rate, within 900 steps (RESULTS.md); with 512 it was not tried.
 """
 
 from ml_collections import ConfigDict
