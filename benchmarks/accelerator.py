@@ -7,10 +7,11 @@
 Each part runs in its own process with its own time limit, and writes DIR/PART.json after every row;
 DIR/log.txt has the output of all parts. A part that fails or exceeds its limit is reported, and the
 next one runs. The same command with the same DIR measures the missing parts; `--table` prints the
-results as markdown. On one H100, two commands measure everything:
+results as markdown. On one H100, three commands measure everything:
 
     python benchmarks/accelerator.py --out DIR --budget 360 --parts facts,numbers,attention,step
-    python benchmarks/accelerator.py --out DIR --budget 420 --parts peers,job,paper
+    python benchmarks/accelerator.py --out DIR --budget 290 --parts peers,job
+    python benchmarks/accelerator.py --out DIR --budget 600 --parts paper
 
 `--rehearse` runs the same code at toy sizes, on a CPU too; its numbers mean nothing.
 """

@@ -20,7 +20,8 @@ from parts.rows import Row, Rows
 
 def run(rows: Rows, rehearse: bool) -> None:
     scratch = rows.folder / "scratch"
-    rows.add("prepare", lambda: source.prepare(scratch, rehearse))
+    keys = source.data_keys(scratch, rehearse)
+    rows.add("prepare", lambda: source.prepare(keys, rehearse))
     compiled = scratch / "compiled"
     if not rows.has("nothing compiled"):
         shutil.rmtree(compiled, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The norm-free pair of configs/paper.py at GPT-2's size, for as many steps as fit the budget."""
+"""The norm-free pair of configs/paper.py --scale gpu, one seed."""
 
 from __future__ import annotations
 
@@ -18,5 +18,4 @@ def get_experiment(scale: str) -> Experiment:
     main = whole.groups["main"]
     variants = {name: dataclasses.replace(main.variants[name], seeds=(0,)) for name in PAIR}
     group = dataclasses.replace(main, title="The norm-free pair", variants=variants)
-    note = "GPT-2's size on the source of installed packages, for the time that was left."
-    return paper_experiment(note, {"main": group}, conclusive=False)
+    return paper_experiment(whole.note, {"main": group}, conclusive=False)

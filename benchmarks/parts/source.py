@@ -11,9 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from programs import GPT2_124M, SMALL, Workload, make_config
+from programs import GPT2_124M, SMALL, Workload
 
-from nfllm.config import Config
 from parts.rows import Row
 
 ROOT = Path(__file__).parents[2]
@@ -39,19 +38,21 @@ def workload(rehearse: bool, sequences: int) -> Workload:
     return GPT2_124M._replace(sequences=sequences)
 
 
-def data_keys(scratch: Path, rehearse: bool) -> dict[str, Any]:
-    """The section `data` of the runs of all parts."""
+def data_keys(scratch: Path, rehearse: bool, vocab_size: int = 50304) -> dict[str, Any]:
+    """The section `data` of the runs of a part."""
     return {
         "dataset": "python_source",
         "sources": folders(rehearse),
         "data_dir": str(scratch / "data"),
-        "vocab_size": 512 if rehearse else 50304,
+        "vocab_size": 512 if rehearse else vocab_size,
     }
 
 
-def prepare(scratch: Path, rehearse: bool) -> Row:
-    """Prepares documents, tokenizer and tokens for all parts; returns the seconds that it took."""
-    keys = data_keys(scratch, rehearse)
+def prepare(keys: dict[str, Any], rehearse: bool) -> Row:
+    """Prepares documents, tokenizer and tokens; returns the seconds that it took.
+
+    `keys` is the section `data`.
+    """
     command = [sys.executable, "-m", "nfllm.data"]
     command += [f"--config.data.{key}={value}" for key, value in keys.items()]
     length = workload(rehearse, 1).context_length
@@ -77,9 +78,3 @@ def run(command: list[str]) -> str:
 def _folder(name: str) -> str | None:
     spec = importlib.util.find_spec(name)
     return os.path.dirname(spec.origin) if spec is not None and spec.origin else None
-
-
-def config(scratch: Path, rehearse: bool, sequences: int, **sections: dict[str, Any]) -> Config:
-    """The config of a run of the workload on this text."""
-    shape = workload(rehearse, sequences)
-    return make_config(shape, **{"data": data_keys(scratch, rehearse), **sections})
