@@ -4,9 +4,9 @@
 
     scale     model                  data               tokens a run  runs  time
     minute    2 layers, width 32     standard library   15 k             6  a minute on 2 cores
-    cpu       8 layers, width 64     standard library   4.1 M           30  2 h on 2 cores
-    cpu_long  8 layers, width 64     installed packages 16.4 M          63  8 h on 2 cores
-    gpu       12 layers, width 768   installed packages 16.4 M          26  see below
+    cpu       8 layers, width 64     standard library   4.1 M           31  2 h on 2 cores
+    cpu_long  8 layers, width 64     installed packages 16.4 M          66  8 h on 2 cores
+    gpu       12 layers, width 768   installed packages 16.4 M          28  see below
     paper     GPT-2 and Pythia-70M   CodeParrot         2.1 B           25  days of one GPU
 
 All runs of a group share data, order, schedule and the rule for the initial weights; the table of
@@ -22,7 +22,7 @@ train at a time.
 
 gpu is cpu_long at GPT-2's depth and width, with a tenth of the learning rate: in the warmup toward
 1e-3 four of four norm-free runs diverged before step 900, and toward 3e-4 GELU did before step
-2,000. A step alone takes 2.8 ms on an H200, so the 26 runs are 40 minutes of steps; compiling,
+2,000. A step alone takes 2.8 ms on an H200, so the 28 runs are 42 minutes of steps; compiling,
 probes and evaluations come on top, an hour or two in all (extrapolated from four runs, which shared
 the device). With `--config.training.compilation_cache=DIR` the seeds of a variant share compiled
 programs.
@@ -62,8 +62,16 @@ CAUSES: dict[str, dict[str, Any]] = {
     "relu_zone": {**_FREE, "model.activation": "relu_zone"},
     "gelu_embedding": {**_LARGE, "model.activation": "gelu"},
     "relu_embedding": {**_LARGE, "model.activation": "relu"},
+    "ln_gelu_embedding": {
+        **_LARGE,
+        "model.normalization": "layernorm",
+        "model.activation": "gelu",
+    },
 }
-"""Variants of the group cause; `configs/causes.py` registers two of their activations."""
+"""Variants of the group cause; `configs/causes.py` registers two of their activations.
+
+The last was added when the results of the others were known.
+"""
 
 
 def get_experiment(scale: str) -> Experiment:

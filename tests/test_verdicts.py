@@ -321,6 +321,17 @@ def test_controls_of_the_cause(tmp_path):
     assert not any("embeddings" in name for name in found)
 
 
+def test_layernorm_is_compared_at_equal_embeddings(tmp_path):
+    losses = {"gelu_embedding": [4.10, 4.11, 4.10], "ln_gelu_embedding": [4.01, 4.02, 4.00]}
+    extra = {"gelu_embedding": {"model.normalization": "none"}}
+    extra["ln_gelu_embedding"] = {"model.normalization": "layernorm"}
+    found = verdicts(group_of(tmp_path, losses, extra=extra))
+    claim = "LayerNorm with GELU has a lower loss than GELU without it, both with the larger"
+    (verdict,) = (found[name] for name in found if name.startswith(claim))
+    assert verdict.judgement == "reproduced"
+    assert f"{100 * np.expm1(0.28 / 3):+.1f}%" in verdict.measured
+
+
 def test_one_seed_in_which_a_linear_mlp_wins_does_not_decide_the_handicap(tmp_path):
     losses = {
         "sm+g": [4.10, 4.10, 4.10, 4.0],

@@ -15,6 +15,12 @@ _CONTROLS = (
     ("relu_zone", "relu", "a ReLU that is x/2 up to 0.5", "ReLU"),
     ("gelu", "gelu_embedding", "GELU", "GELU with embeddings sqrt(width) times as large"),
     ("gelu_embedding", "relu_embedding", "GELU, both with the larger embeddings", "ReLU"),
+    (
+        "gelu_embedding",
+        "ln_gelu_embedding",
+        "GELU without it, both with the larger embeddings",
+        "LayerNorm with GELU",
+    ),
 )
 """A variant, the variant that does better if the cause is right, and both in words."""
 
