@@ -9,6 +9,7 @@ import numpy as np
 from nfllm.config import Config, get_config
 from nfllm.rundir import RunRecord, write_record
 from nfllm.rundir.metrics import MetricsWriter
+from nfllm.rundir.perplexity import perplexity
 
 # What the tests count on, whatever the defaults become.
 _BASE = {
@@ -92,7 +93,7 @@ def write_run(
             )
         for step in range(250, 1001, 250):
             loss = final_loss + 0.6 * (1 - step / 1000)
-            metrics.write("eval", step, eval_loss_nats=loss, eval_perplexity=np.exp(loss))
+            metrics.write("eval", step, eval_loss_nats=loss, eval_perplexity=perplexity(loss))
         for n in range(num_probes if entropy_LH is not None else 0):
             share = n / max(1, num_probes - 1)
             step = round(1000 * share)

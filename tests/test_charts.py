@@ -11,8 +11,9 @@ from synthetic_runs import write_run
 from nfllm.report import figures
 from nfllm.report.charts import curves_chart, curves_table, layers_chart, layers_table
 from nfllm.report.figures import Curve, LayerCurves
+from nfllm.report.regularizer_sections import regularizer_sections
 from nfllm.report.runs import read_runs
-from nfllm.report.seeds import seed_curve, seed_groups
+from nfllm.report.seeds import data_of, seed_curve, seed_groups
 
 STEPS = np.arange(0, 1000, 10)
 
@@ -110,3 +111,32 @@ def test_seeds_of_one_variant_are_one_line_with_a_band(tmp_path):
     assert (edges[:, 1].min(), edges[:, 1].max()) == pytest.approx((3.0, curve.high.max()))
     chart, _ = chart_of([curve])
     assert (chart["lines"][0]["low"][-1], chart["lines"][0]["high"][-1]) == (3.0, 3.7)
+
+
+def test_a_seed_that_ran_twice_counts_once(tmp_path):
+    for name, seed in (("a", 0), ("again", 0), ("b", 1)):
+        write_run(tmp_path / name, {"training.seed": seed}, None, 3.0)
+    both, again = seed_groups(read_runs([tmp_path / name for name in ("a", "again", "b")]))
+    assert [run.name for run in both.runs] == ["a", "b"]
+    assert [run.name for run in again.runs] == ["again"]
+
+
+@pytest.mark.parametrize("key", ["data.mask_end_of_text", "evaluation.max_windows"])
+def test_other_targets_are_other_data(tmp_path, key):
+    changed = {"data.mask_end_of_text": True, "evaluation.max_windows": 7}
+    write_run(tmp_path / "a", {}, None, 3.0)
+    write_run(tmp_path / "b", {key: changed[key]}, None, 3.0)
+    write_run(tmp_path / "c", {"training.seed": 1}, None, 3.0)
+    a, b, c = map(data_of, read_runs([tmp_path / name for name in "abc"]))
+    assert a == c
+    assert a != b
+
+
+@pytest.mark.parametrize(("reduction", "penalized"), [("mean", 2), ("row_sum", None)])
+def test_penalized_heads_are_counted_only_where_heads_are_penalized(tmp_path, reduction, penalized):
+    changes = {"objective.entropy_weight": 1e-5, "objective.entropy_reduction": reduction}
+    entropy_LH = np.array([[0.1, 0.2, 2.4, 2.4]])  # of thresholds 0.5 ln 128 = 2.43, margin 0.97
+    write_run(tmp_path / "a", changes, entropy_LH, 3.0)
+    (section,) = regularizer_sections(read_runs([tmp_path / "a"]))
+    (block,) = (block for block in section.blocks if block.name == "entropy_thresholds")
+    assert block.table.rows[0][-1] == penalized

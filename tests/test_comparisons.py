@@ -1,5 +1,6 @@
 """Intervals of shares and ratios by simulation, p-values and Holm's correction by hand."""
 
+import itertools
 import math
 
 import numpy as np
@@ -48,6 +49,22 @@ def test_shares_are_covered_and_stay_shares(
     assert found[:, 1].min() >= 0
     assert found[:, 2].max() <= 1
     assert np.all(found[:, 2] - found[:, 1] > 0.05)
+
+
+def test_coverage_where_layers_differ() -> None:
+    """Enumerated: 3 seeds of 4 layers whose heads always agree; the docstring has the two worst."""
+    outcomes = np.array(list(itertools.product((0.0, 1.0), repeat=12))).reshape(-1, 3, 4)
+    bounds = np.array([share_interval(shares_NL)[1:] for shares_NL in outcomes])
+
+    def coverage(*share_L: float) -> float:
+        likely = np.where(outcomes == 1, share_L, 1 - np.array(share_L)).prod(axis=(1, 2))
+        mean = np.mean(share_L)
+        return likely[(bounds[:, 0] <= mean + 1e-12) & (bounds[:, 1] >= mean - 1e-12)].sum()
+
+    assert coverage(1, 1, 1, 0.95) == pytest.approx(0.857, abs=0.001)
+    assert coverage(0.98, 0.98, 0.98, 1) == pytest.approx(0.834, abs=0.001)
+    assert coverage(1, 0.9, 0.5, 0.1) > 0.94
+    assert coverage(1, 1, 0.75, 0.5) > 0.94
 
 
 @pytest.mark.parametrize("seeds", [3, 5])

@@ -78,6 +78,9 @@ def test_overrides_reach_every_run_and_the_grid_is_left_alone():
         (grid(a=Variant({"training.steps": 3})), {"training.steps": 4}, "set by the variant"),
         (grid(a=Variant({})), {"training.step": 4}, "group main.*did you mean 'steps'"),
         (grid(**{"a/b": Variant({})}), {}, "'a/b' cannot name a directory"),
+        (grid(a=Variant({"training.seed": 5})), {}, "main/a: training.seed=5 would have no effect"),
+        (grid(a=Variant({})), {"training.seed": 7}, "--config.training.seed=7 would have no eff"),
+        (grid(a=Variant({}, seeds=(0, 1, 0))), {}, r"main/a: seeds=\(0, 1, 0\) has a seed twice"),
     ],
 )
 def test_what_is_wrong_with_a_grid(experiment, overrides, message):

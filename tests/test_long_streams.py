@@ -73,3 +73,13 @@ def test_sums_by_class_of_many_and_of_few_tokens() -> None:
         for c in range(num_classes):
             exact[:, c] = np.abs(post[:, classes == c]).sum(1)
         np.testing.assert_allclose(total, exact, rtol=1e-5, atol=1e-6)
+
+
+def test_the_type_of_the_classes_need_not_hold_their_number() -> None:
+    """256 classes wrap to 0 in uint8, and 300 in int8, where sums go in groups."""
+    post = np.ones((1, 300, 1), np.float32)
+    classes = np.arange(300) % 100
+    exact = np.bincount(classes, minlength=300)
+    for dtype, num_classes in ((np.uint8, 256), (np.int8, 300), (np.int32, 256)):
+        total = ClassResponses.of(post, classes.astype(dtype), num_classes).total
+        np.testing.assert_array_equal(total[0, :, 0], exact[:num_classes])

@@ -2,6 +2,8 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -71,3 +73,19 @@ def test_norm_by_layer() -> None:
         analysis.norm_by_layer({"a": np.ones((2, 2)), "b": np.ones(3)})
     with pytest.raises(ValueError, match="one number of layers"):
         analysis.norm_by_layer({"a": np.ones(())})
+
+
+def test_gradients_where_a_norm_or_a_spread_is_zero() -> None:
+    """The gradient of a root at 0 counts as 0; elsewhere it is x / |x| / T, or the like."""
+    x = jnp.array([[[3.0, 4.0], [0.0, 0.0]]])
+    found = jax.grad(lambda x: analysis.mean_norm(x).sum())(x)
+    np.testing.assert_allclose(found, [[[0.3, 0.4], [0.0, 0.0]]], rtol=1e-6)
+    found = jax.grad(lambda x: analysis.rms(x).sum())(jnp.array([[3.0, 4.0], [0.0, 0.0]]))
+    np.testing.assert_allclose(found, [[0.6 / 2**0.5, 0.8 / 2**0.5], [0.0, 0.0]], rtol=1e-6)
+    spread = jax.grad(lambda x: analysis.head_entropy_spread(x).sum())
+    np.testing.assert_allclose(spread(jnp.array([[1.0, 3.0], [2.0, 2.0]])), [[-0.5, 0.5], [0, 0]])
+    tree = {"a": jnp.array([[3.0, 4.0], [0.0, 0.0]])}
+    found = jax.grad(lambda x: analysis.norm_by_layer(x).sum())(tree)["a"]
+    np.testing.assert_allclose(found, [[0.6, 0.8], [0.0, 0.0]], rtol=1e-6)
+    similarity = jax.grad(lambda x: analysis.token_similarity(x).sum())
+    assert np.isfinite(similarity(jnp.array([[[3.0, 4.0], [1.0, 2.0]]]))).all()

@@ -13,7 +13,7 @@ from nfllm.analysis import weight_decay_curve
 from nfllm.analysis.intervals import Interval, seed_interval
 from nfllm.experiment.cause import Cause
 from nfllm.experiment.outcome import Outcome
-from nfllm.experiment.tables import cause_table
+from nfllm.experiment.tables import cause_table, loss_cells
 from nfllm.papers.claims import LOSS_TOLERANCE, claims_of
 from nfllm.papers.evidence import common_steps
 from nfllm.papers.tables import entropy_table, perplexity_table, verdict_table
@@ -158,7 +158,13 @@ def test_what_would_decide_an_undecided_claim():
     )
     assert verdict(dataclasses.replace(claim, final=evidence([0.1, 0.11]))).cost == ""
     unbounded = Evidence(lambda c: Interval(0.7, -math.inf, math.inf), 3, "")
-    assert verdict(dataclasses.replace(claim, final=unbounded)).cost.startswith("more seeds")
+    assert verdict(dataclasses.replace(claim, final=unbounded)).cost == (
+        "more seeds; how many is unknown, since the interval has no bounds"
+    )
+    clear = dataclasses.replace(claim, final=evidence([0.1, 0.11]), divergence=Divergence(0, 1))
+    assert verdict(clear).cost == (
+        "no number of seeds while some diverge against the verdict of the others"
+    )
 
 
 def test_shares_need_the_seeds_of_their_own_interval():
@@ -387,6 +393,26 @@ def test_slope_claims(tmp_path, decay, final, expected):
     assert found.judgement in expected
     if decay:
         assert found.published == "toward zero, which weight decay alone does too"
+
+
+def test_slopes_that_start_below_zero_or_at_zero(tmp_path):
+    name = "Learned slopes go toward zero (a slope a layer, without weight decay on them)"
+    for start, expected in ((0.1, "reproduced"), (-0.1, "reproduced"), (0.0, None)):
+        slopes = [np.linspace(start, start / 10 + d, 21)[:, None].repeat(4, 1) for d in (0, 1e-4)]
+        extra = {"learned": {**LEARNED, "model.negative_slope": start}}
+        folder = tmp_path / str(start)
+        group = group_of(folder, {"learned": [4.0] * 2}, extra=extra, slopes={"learned": slopes})
+        found = verdicts(group).get(name)
+        assert (found and found.judgement) == expected
+
+
+def test_a_huge_loss_is_an_infinite_perplexity(tmp_path):
+    group = group_of(tmp_path, {"sm+g": [2000.0, 3.2], "sm+r": [3.0, 3.1]})
+    claim = "Without LayerNorm, ReLU is better than GELU"
+    assert "+inf%" in verdicts(group)[claim].measured
+    rows = {row[0]: row for row in perplexity_table(group).rows}
+    assert rows["sm+g"][5] == math.inf
+    assert loss_cells([900.0])[-1] == math.inf
 
 
 def test_weight_decay_alone_is_what_the_papers_slopes_show(tmp_path):

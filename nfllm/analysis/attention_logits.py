@@ -18,7 +18,7 @@ from nfllm.analysis.arrays import (
     masked_mean,
 )
 from nfllm.analysis.online_entropy import attention_entropy_from_logits
-from nfllm.analysis.scaling import center, scale_of
+from nfllm.analysis.scaling import center, safe_sqrt, scale_of
 
 
 def logit_spread(
@@ -70,9 +70,7 @@ def _logit_spread(logits: jax.Array, mask: jax.Array | None, causal: bool) -> ja
     scale = scale_of(logits, axis=-1)
     _, deviation = center(logits / scale, -1, visible)
     variance = jnp.sum(deviation**2, axis=-1) / jnp.maximum(count, 1)
-    # The square root has no finite gradient at 0.
-    spread = jnp.where(variance == 0, 0.0, jnp.sqrt(jnp.where(variance == 0, 1.0, variance)))
-    return masked_mean(spread * scale[..., 0], count > 1)
+    return masked_mean(safe_sqrt(variance) * scale[..., 0], count > 1)
 
 
 def entropy_by_temperature(

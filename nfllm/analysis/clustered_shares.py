@@ -24,7 +24,9 @@ def share_interval(shares_NL: ArrayLike, *, confidence: float = 0.95) -> Interva
     not count as uncertainty: all models have them.
 
     The interval stays in [0, 1] and has a width even where all seeds agree. In simulations with 3
-    or 5 seeds of 4 layers, whose heads agree never, sometimes or always, it covers 94% or more.
+    or 5 seeds of 4 layers of equal shares, whose heads agree never, sometimes or always, it covers
+    94% or more. Of unequal shares with 3 seeds, enumerated for heads that always agree, 2% of the
+    combinations tried are covered less often: (1, 1, 1, 0.95) 86%, (0.98, 0.98, 0.98, 1) 83%.
 
     Args:
       shares_NL: share of each layer of each seed.

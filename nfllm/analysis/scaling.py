@@ -21,10 +21,16 @@ def scale_of(x: jax.Array, axis: Axes) -> jax.Array:
     return jnp.where(scalable, jnp.ldexp(jnp.float32(1), exponent - 1), 1.0)
 
 
+def safe_sqrt(x: jax.Array) -> jax.Array:
+    """Square root whose gradient at 0 is 0, where that of `jnp.sqrt` is infinite."""
+    is_zero = x == 0
+    return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, x)))
+
+
 def scaled_norm(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Euclidean norms of the vectors on the last axis, as scale `[..., 1]` and norm / scale."""
     scale = scale_of(x, axis=-1)
-    return scale, jnp.sqrt(jnp.sum((x / scale) ** 2, axis=-1, keepdims=True))
+    return scale, safe_sqrt(jnp.sum((x / scale) ** 2, axis=-1, keepdims=True))
 
 
 def center(x: jax.Array, axis: Axes, where: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:

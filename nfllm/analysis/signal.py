@@ -18,7 +18,7 @@ from nfllm.analysis.arrays import (
     tail_axes,
 )
 from nfllm.analysis.divergence import shannon_entropy
-from nfllm.analysis.scaling import center, scale_of, scaled_norm
+from nfllm.analysis.scaling import center, safe_sqrt, scale_of, scaled_norm
 
 
 def mean_norm(x: Arrays, *, keep: int = 1) -> jax.Array:
@@ -42,7 +42,7 @@ def mean_norm(x: Arrays, *, keep: int = 1) -> jax.Array:
     check_axes("x", x, "... D")
     axes = tail_axes(x[..., 0], keep)
     scale = scale_of(x, axis=(*axes, x.ndim - 1))
-    norms = jnp.linalg.norm(x / scale, axis=-1)
+    norms = safe_sqrt(jnp.sum((x / scale) ** 2, axis=-1))
     return jnp.mean(norms, axis=axes) * scale.reshape(x.shape[:keep])
 
 
@@ -63,7 +63,7 @@ def rms(x: Arrays, *, keep: int = 1) -> jax.Array:
     x = as_float32(x)
     axes = tail_axes(x, keep)
     scale = scale_of(x, axis=axes)
-    return jnp.sqrt(jnp.mean((x / scale) ** 2, axis=axes)) * scale.reshape(x.shape[:keep])
+    return safe_sqrt(jnp.mean((x / scale) ** 2, axis=axes)) * scale.reshape(x.shape[:keep])
 
 
 def saturation(pre: Arrays, threshold: float = 2.0, *, keep: int = 0) -> jax.Array:
@@ -230,4 +230,4 @@ def norm_by_layer(tree: Any) -> jax.Array:
     rows = [leaf.reshape(len(leaf), -1) for leaf in leaves]
     scale = functools.reduce(jnp.maximum, [scale_of(row, axis=1) for row in rows])
     squares = [jnp.sum((row / scale) ** 2, axis=1) for row in rows]
-    return jnp.sqrt(jnp.sum(jnp.stack(squares), axis=0)) * scale[:, 0]
+    return safe_sqrt(jnp.sum(jnp.stack(squares), axis=0)) * scale[:, 0]

@@ -22,7 +22,7 @@ _GROUP = 64
 def _sums_by_class(
     post: jax.Array, classes: jax.Array, num_classes: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    labels = classes.reshape(-1)
+    labels = classes.reshape(-1).astype(jnp.int32)  # num_classes may not fit into their own type
     responses = jnp.abs(post).reshape(post.shape[0], -1, post.shape[-1])
     number = jax.ops.segment_sum(jnp.ones(labels.shape, jnp.int32), labels, num_classes)
     total, squares = (

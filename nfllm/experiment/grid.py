@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from nfllm.report.reference import Reference
 
 
+_SEED = "training.seed"
+
+
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """One row: changes to the group's config, as `{"section.key": value}`, and the seeds."""
@@ -120,13 +123,19 @@ def expand(experiment: Experiment, overrides: Mapping[str, Value] | None = None)
 
     Raises:
       ConfigError: a change names an unknown key, a config is invalid, an override sets a key that a
-        variant sets, or a name cannot be the name of a directory.
+        variant sets, or a name cannot be the name of a directory, or seeds are not set, once each,
+        by the variant's `seeds`.
     """
     entries: list[Entry] = []
     first_of: dict[Config, str] = {}
+    _check_seed(overrides or {}, "--config.")
     for group_name, group in experiment.groups.items():
         base = _changed(group.base, overrides or {}, f"group {group_name}")
         for variant_name, variant in group.variants.items():
+            where = f"variant {group_name}/{variant_name}"
+            _check_seed(variant.changes, f"{where}: ")
+            if len(set(variant.seeds)) < len(variant.seeds):
+                raise ConfigError(f"{where}: seeds={(*variant.seeds,)} has a seed twice")
             clash = sorted(set(variant.changes) & set(overrides or {}))
             if clash:
                 raise ConfigError(
@@ -137,7 +146,7 @@ def expand(experiment: Experiment, overrides: Mapping[str, Value] | None = None)
             variant = group.variants[variant_name]
             _check_name(group_name, variant_name)
             where = f"variant {group_name}/{variant_name}"
-            values = _changed(base, {**variant.changes, "training.seed": seed}, where)
+            values = _changed(base, {**variant.changes, _SEED: seed}, where)
             try:
                 config = Config.from_dict(values)
             except ConfigError as error:
@@ -190,6 +199,14 @@ def _changed(base: ConfigDict, changes: Mapping[str, Value], where: str) -> Conf
         except (TypeError, KeyError) as error:
             raise ConfigError(f"{where}: {key}={value!r}: {error}") from error
     return config
+
+
+def _check_seed(changes: Mapping[str, Value], where: str) -> None:
+    if _SEED in changes:
+        raise ConfigError(
+            f"{where}{_SEED}={changes[_SEED]!r} would have no effect: the seeds of a variant are "
+            "the argument `seeds` of Variant in the grid's file"
+        )
 
 
 def _check_name(*names: str) -> None:

@@ -16,7 +16,7 @@ from nfllm.experiment.tables import (
 from nfllm.report.page import Block, Rows, Section
 from nfllm.report.tables import Table
 
-_OTHER_TARGETS = ("data.", "model.context_length")
+_OTHER_TARGETS = ("data.", "evaluation.max_windows", "model.context_length")
 
 
 def comparison_sections(groups: Sequence[GroupResults]) -> Iterator[Section]:

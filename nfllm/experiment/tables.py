@@ -15,6 +15,7 @@ from nfllm.experiment.grid import Entry
 from nfllm.experiment.measured import GroupResults, Measured
 from nfllm.experiment.outcome import Outcome
 from nfllm.report.tables import Cell, Column, Table
+from nfllm.rundir.perplexity import perplexity
 
 LOSS_COLUMNS = (
     Column("seeds", "d"),
@@ -93,7 +94,7 @@ def loss_cells(losses: Collection[float]) -> tuple[Cell, ...]:
         return 0, None, None, None, None
     mean, low, high = map(float, seed_interval(list(losses)))
     bounds = (low, high) if math.isfinite(low) else (None, None)
-    return len(losses), mean, *bounds, math.exp(mean)
+    return len(losses), mean, *bounds, perplexity(mean)
 
 
 def entropy_table(group: GroupResults) -> Table:

@@ -23,6 +23,7 @@ from nfllm.model.decoder import Decoder
 from nfllm.model.parameters import Params
 from nfllm.model.token_ids import check_token_ids
 from nfllm.run import Run
+from nfllm.rundir.perplexity import perplexity
 from nfllm.training.loss import count_targets, next_token_loss
 
 
@@ -245,12 +246,10 @@ def _summary(sums: _Sums) -> Evaluation:
         low, high = float(interval.low), float(interval.high)
     sizes = [size for size in sums.num_bytes if size is not None]
     num_bytes = sum(sizes) if sizes else None
-    with np.errstate(over="ignore"):
-        perplexity = float(np.exp(np.float64(loss)))
     return Evaluation(
         loss_nats=loss,
         interval_nats=(low, high),
-        perplexity=perplexity,
+        perplexity=perplexity(loss),
         bits_per_byte=loss * num_targets / math.log(2) / num_bytes if num_bytes else None,
         num_targets=num_targets,
         num_bytes=num_bytes,

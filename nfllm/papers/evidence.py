@@ -13,6 +13,7 @@ from nfllm.papers.published import find_published
 from nfllm.papers.verdicts import Divergence, Evidence
 from nfllm.report.reference import Published
 from nfllm.report.runs import notation
+from nfllm.rundir.perplexity import perplexity_change
 
 
 def through_training(
@@ -80,7 +81,7 @@ def published_of(group: GroupResults, variant: str) -> Published | None:
 
 def percent(nats: float) -> str:
     """A difference of losses as a change of perplexity in percent, as text."""
-    return f"{100 * math.expm1(nats):+.1f}%"
+    return f"{perplexity_change(nats):+.1f}%"
 
 
 def points(share: float) -> str:

@@ -25,6 +25,8 @@ def slope_claims(group: GroupResults) -> Iterator[Claim]:
         if config.model.activation != "learnable_leaky_relu":
             continue
         start = config.model.slope
+        if not start:  # it cannot go toward zero
+            continue
         alone: dict[int, float] = {}
         for run in runs.values():
             if run.run is not None and "negative_slopes" in run.run.series:
@@ -42,13 +44,14 @@ def slope_claims(group: GroupResults) -> Iterator[Claim]:
             found = [np.abs(values) for values in slopes[variant].values()]
             if not found or step not in alone:
                 return None
-            effects = [(alone[step] - float(np.mean(values))) / abs(start) for values in found]
+            left = abs(alone[step])
+            effects = [(left - float(np.mean(values))) / abs(start) for values in found]
             signed = np.concatenate([np.ravel(values) for values in slopes[variant].values()])
             _, low, high = map(float, seed_interval(effects))
             measured = (
                 f"{variant}: from {start:g} to {signed.min():+.3f} … {signed.max():+.3f}, mean of "
                 f"the absolute values {np.mean(found):.4f}, where weight decay alone would leave "
-                f"{alone[step]:.4f}; lower by {100 * np.mean(effects):.0f}% of the start "
+                f"{left:.4f}; lower by {100 * np.mean(effects):.0f}% of the start "
                 f"({interval_text(f'{100 * low:.0f}%', f'{100 * high:.0f}%', len(effects))}), "
                 "tolerance 10%"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +12,7 @@ from nfllm.papers.published import BASELINE, find_published
 from nfllm.papers.verdicts import Verdict
 from nfllm.report.runs import notation
 from nfllm.report.tables import Column, Table, percent_change
+from nfllm.rundir.perplexity import perplexity_change
 
 _BASELINE_VARIANT = "sm+ln+g"
 
@@ -66,7 +66,7 @@ def perplexity_table(group: GroupResults) -> Table:
         shared = sorted(losses.keys() & baseline.keys())
         change = None
         if shared and variant != _BASELINE_VARIANT:
-            change = 100 * math.expm1(np.mean([losses[s] - baseline[s] for s in shared]))
+            change = perplexity_change(float(np.mean([losses[s] - baseline[s] for s in shared])))
         config = next(iter(runs.values())).entry.config
         published = find_published(config.model, notation(config))
         reference = find_published(config.model, BASELINE)

@@ -233,8 +233,14 @@ def _cost(claim: Claim) -> str:
     """How many seeds would decide an undecided claim, by the spread found so far."""
     assert claim.final is not None
     estimate, low, high = map(float, claim.final.interval)
-    num, text = claim.final.num_seeds, "more seeds than one"
-    more = 2
+    has_size = claim.published_effect is not None
+    alone = judge(claim.final.interval, claim.tolerance, has_size=has_size)
+    if alone != "undecided at this scale":
+        return "no number of seeds while some diverge against the verdict of the others"
+    num, more = claim.final.num_seeds, 2
+    if num > 1 and not (math.isfinite(low) and math.isfinite(high)):
+        return "more seeds; how many is unknown, since the interval has no bounds"
+    text = "more seeds than one"
     if math.isfinite(low) and math.isfinite(high) and high > low:
         half = (high - low) / 2
         numbers = np.arange(num, _MOST_SEEDS + 1)

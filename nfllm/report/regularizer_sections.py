@@ -35,9 +35,10 @@ def regularizer_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
         yield Section(
             "Entropy regularizer and temperatures",
             "A head is penalized if its mean entropy is further than the margin from its "
-            "threshold. A learned threshold moves toward its head's entropy by about the learning "
-            "rate a step, so a head may escape the penalty because its threshold came to it. A "
-            "temperature below 0 reverses the order of the keys; 0 or less should not occur.",
+            "threshold; no number is given where single queries are penalized. A learned threshold "
+            "moves toward its head's entropy by about the learning rate a step, so a head may "
+            "escape the penalty because its threshold came to it. A temperature below 0 reverses "
+            "the order of the keys; 0 or less should not occur.",
             blocks,
         )
 
@@ -59,7 +60,7 @@ _TEMPERATURES = (
 )
 
 
-def _threshold_rows(run: ReportedRun) -> Iterator[tuple[str | int | float, ...]]:
+def _threshold_rows(run: ReportedRun) -> Iterator[tuple[str | int | float | None, ...]]:
     if run.record is None or "entropy_nats" not in run.series:
         return
     config = run.record.config
@@ -81,7 +82,7 @@ def _threshold_rows(run: ReportedRun) -> Iterator[tuple[str | int | float, ...]]
             float(entropy_H.mean()),
             float(threshold_H.mean() * maximum),
             f"{low:.3f} to {high:.3f}",
-            int(is_penalized_LH[layer].sum()),
+            int(is_penalized_LH[layer].sum()) if objective.entropy_reduction == "mean" else None,
         )
 
 

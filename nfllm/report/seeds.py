@@ -28,11 +28,18 @@ def seed_groups(runs: Sequence[ReportedRun]) -> list[SeedGroup]:
     """The runs by variant, in the order of each variant's first run.
 
     A group of several runs is named by the notation of its model, or by the label of its first run
-    if another group has that notation.
+    if another group has that notation. A second run of a seed is a group of its own, since it says
+    nothing about the spread between seeds.
     """
     found: dict[tuple[Any, ...], list[int]] = {}
+    seeds: set[tuple[Any, ...]] = set()
     for index, run in enumerate(runs):
-        found.setdefault(_variant(run) or (index,), []).append(index)
+        variant = _variant(run)
+        if variant is None or (seed := (*variant, _seed(run))) in seeds:
+            found[(index,)] = [index]
+        else:
+            seeds.add(seed)
+            found.setdefault(variant, []).append(index)
     groups: list[SeedGroup] = []
     for members in found.values():
         first = runs[members[0]]
@@ -47,8 +54,9 @@ def data_of(run: ReportedRun) -> tuple[Any, ...]:
     """What two runs must share for their perplexities to be comparable; empty if unknown."""
     if run.record is None:
         return ()
-    record = run.record
-    return record.data_fingerprint, record.vocab_size, record.config.model.context_length
+    record, config = run.record, run.record.config
+    targets = config.data.mask_end_of_text, config.evaluation.max_windows
+    return record.data_fingerprint, record.vocab_size, config.model.context_length, *targets
 
 
 def seed_curve(group: SeedGroup, field: str) -> Curve | None:
@@ -65,6 +73,10 @@ def seed_curve(group: SeedGroup, field: str) -> Curve | None:
     y_SN = np.stack([y_N[np.isin(x_N, steps_N)] for x_N, y_N in series])
     label = f"{group.label}, {len(series)} seeds"
     return Curve(label, steps_N, y_SN.mean(0), group.place, y_SN.min(0), y_SN.max(0))
+
+
+def _seed(run: ReportedRun) -> int | None:
+    return None if run.record is None else run.record.config.training.seed
 
 
 def _variant(run: ReportedRun) -> tuple[Any, ...] | None:

@@ -13,6 +13,7 @@ import numpy as np
 from nfllm.analysis.intervals import seed_interval
 from nfllm.analysis.numerics import Onset
 from nfllm.rundir import RunRecord
+from nfllm.rundir.perplexity import perplexity
 
 Cell = str | int | float | None
 
@@ -163,7 +164,7 @@ def seeds_table(losses: Mapping[str, Sequence[float]]) -> Table:
     rows = []
     for label, values in losses.items():
         mean, low, high = map(float, seed_interval(values))
-        rows.append((label, len(values), mean, low, high, float(np.exp(mean))))
+        rows.append((label, len(values), mean, low, high, perplexity(mean)))
     return Table(columns, tuple(rows))
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from nfllm.data.batches import Batch
 from nfllm.model.parameters import Params
+from nfllm.rundir.perplexity import perplexity
 from nfllm.trainer import peers
 from nfllm.training.eval_step import EvalSums
 
@@ -45,11 +46,3 @@ def evaluate(
         loss, targets = loss + float(pending.loss_nats), targets + int(pending.num_targets)
     mean = loss / targets if targets else math.nan
     return Evaluation(mean, perplexity(mean), targets, time.perf_counter() - begin)
-
-
-def perplexity(loss_nats: float) -> float:
-    """exp(loss), or infinity if that overflows."""
-    try:
-        return math.exp(loss_nats)
-    except OverflowError:
-        return math.inf
