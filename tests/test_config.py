@@ -6,11 +6,13 @@ import subprocess
 import sys
 import typing
 
+import jax.numpy as jnp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
+import nfllm
 from nfllm.config import (
     ACTIVATION_NAMES,
     NORMALIZATION_NAMES,
@@ -105,7 +107,23 @@ def test_sizes_that_do_not_fit():
 
 
 def test_a_seed_that_no_key_can_hold():
-    refuse(r"training\.seed=9223372036854775808 must be below 2\*\*63", training__seed=2**63)
+    refuse(r"training\.seed=4294967296 must be below 2\*\*32: the param", training__seed=2**32)
+
+
+def test_what_needs_attention_logits_as_they_are(registries):
+    nfllm.register_attention_transform("cap", lambda logits: 50 * jnp.tanh(logits / 50))
+    refuse(
+        r"optimizer\.qk_clip=20\.0 does not work with model\.attention_transform='cap'",
+        optimizer__qk_clip=20.0,
+        model__attention_transform="cap",
+    )
+    refuse(
+        r"removal\.scale_weight=0\.1 is computed by a step that forms attention maps, which "
+        r"model\.attention_implementation='xla' does not",
+        removal__scale_weight=0.1,
+        model__final_normalization="frozen_layernorm",
+        model__attention_implementation="xla",
+    )
 
 
 def test_a_policy_that_float16_cannot_have():

@@ -261,3 +261,23 @@ def test_bad_input() -> None:
         head_importance(run, [TOKENS_BT], "men")
     with pytest.raises(ValueError, match="needs two sequences with a target, but batches has 1"):
         head_importance(run, [TOKENS_BT[:1]], "zero")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "with_mlp"),
+    [
+        ({"num_layers": 3, "mlp_pruned_layers": 1}, 2),
+        ({"num_layers": 2, "mlp": "none", "activation": "identity", "mlp_dim": None}, 0),
+    ],
+)
+def test_layers_without_an_mlp(options: dict[str, Any], with_mlp: int) -> None:
+    """Removed layers are the identity; there is no MLP to replace in some."""
+    model, params = random_model(0.3, **options)
+    for layer in range(options["num_layers"]):
+        patches = interventions.remove_layer(model.config, layer)
+        assert len(patches) == 1 + (layer < with_mlp)
+        residual_LBTD = capture(model, params, TOKENS_BT, patches=patches).residual
+        np.testing.assert_array_equal(residual_LBTD[layer], residual_LBTD[layer + 1])
+    with pytest.raises(ValueError, match=rf"layer {with_mlp} has no MLP: .* leaves {with_mlp} of"):
+        interventions.replace_mlp(model.config, with_mlp)

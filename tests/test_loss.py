@@ -92,3 +92,42 @@ def test_memory_is_that_of_one_copy_of_the_logits_or_of_a_tile(dtype, tile_rows,
     ).compile()
     logits_bytes = 4 * shape[0] * shape[1] * vocab_size
     assert compiled.memory_analysis().temp_size_in_bytes < limit * logits_bytes
+
+
+def test_float16_gradients_of_tiles_are_rounded_at_their_scale():
+    """The probability of the rare ids is 1e-8, which float16 rounds to 0 but not 2^15 times it."""
+    scale = 2.0**15
+    x_BTD = jnp.ones((2, 8, 4), jnp.float16)
+    table_VD = jnp.zeros((11, 4), jnp.float16).at[5:].set(-4.6)
+    labels_BT = jnp.asarray(np.random.default_rng(0).integers(0, 5, (2, 8)))
+
+    def gradient(tile_rows):
+        def loss(table_VD):
+            def head(x_ND):
+                return unembed(x_ND, table_VD)
+
+            options = {"tile_rows": tile_rows, "gradient_scale": scale}
+            return scale * next_token_loss_from_features(head, x_BTD, labels_BT, **options)
+
+        return jax.grad(loss)(table_VD).astype(jnp.float32) / scale
+
+    whole, tiles = gradient(1000), gradient(4)
+    assert float(jnp.abs(whole[5:]).min()) > 0
+    np.testing.assert_allclose(tiles, whole, rtol=0.01)
+
+
+def test_the_scale_of_tiles_does_not_change_gradients():
+    """Whatever the loss is multiplied with in the end."""
+    generator = np.random.default_rng(0)
+    x_BTD = jnp.asarray(generator.normal(size=(3, 8, 4)), jnp.float32)
+    table_VD = jnp.asarray(generator.normal(size=(11, 4)), jnp.float32)
+    labels_BT = jnp.asarray(generator.integers(0, 11, (3, 8)))
+
+    def loss(table_VD, scale):
+        def head(x_ND):
+            return unembed(x_ND, table_VD)
+
+        return 3 * next_token_loss_from_features(head, x_BTD, labels_BT, 9, scale)
+
+    plain, scaled = (jax.grad(loss)(table_VD, scale) for scale in (1.0, 4096.0))
+    np.testing.assert_array_equal(plain, scaled)

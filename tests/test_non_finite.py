@@ -1,5 +1,7 @@
 """Runs that stop being finite: what their events say, and which parameters that was said of."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from nfllm.trainer.loop import fit
 from nfllm.trainer.non_finite import NonFiniteError
 from nfllm.trainer.program import Program
 from nfllm.training.guard import leave_out_step, open_guard
+from nfllm.training.removal import make_gating
 
 TOKENS = 8 * 32  # of a batch
 
@@ -103,7 +106,8 @@ def test_a_step_is_diagnosed_with_the_parameters_that_it_was_given(
             state = program.placement.replace(state, open_guard)
         state, metrics = program.train_step(state, batch)
         if metrics.tripped:
-            state = program.placement.replace(state, leave_out_step)
+            left_out = functools.partial(leave_out_step, gating=make_gating(config))
+            state = program.placement.replace(state, left_out)
 
     run = tmp_path / "run"
     if policy == "stop":

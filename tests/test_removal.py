@@ -29,6 +29,7 @@ from nfllm.trainer.loop import fit
 from nfllm.trainer.non_finite import NonFiniteError
 from nfllm.trainer.removals import last_removal
 from nfllm.training.auxiliary import scale_spread
+from nfllm.training.guard import leave_out_step
 from nfllm.training.removal import gate_of, make_gating
 
 FROZEN = {"normalization": "frozen_layernorm", "final_normalization": "frozen_layernorm"}
@@ -347,6 +348,24 @@ def test_resume_in_the_middle_of_the_schedule(strategy, corpus, tmp_path):
     assert "Norms that were removed" in page
 
 
+@pytest.mark.slow
+def test_the_event_about_the_first_position_has_no_entropies(corpus, tmp_path):
+    """The statistic from before is gone, and it does not taper."""
+    changes = {f"model__{key}": value for key, value in FROZEN.items()}
+    changes |= {
+        "model__frozen_first_position": True,
+        "removal__start": 2,
+        "removal__gap": 1,
+        "removal__order": "value,first_position",
+        "removal__taper_steps": 1,
+    }
+    fit(tiny_config(*corpus, training__steps=8, telemetry__every=4, **changes), tmp_path)
+    removed = [r for r in read_metrics(tmp_path).rows["event"] if r["event"] == "removed"]
+    assert [row["site"] for row in removed] == ["value", "value", "first_position"]
+    assert ["entropy_before_nats" in row for row in removed] == [True, True, False]
+    assert removed[-1]["message"] == "step 4: the norm of first_position is removed"
+
+
 @pytest.mark.parametrize("scale", remove_norms.SCALES)
 def test_the_grid_compares_like_with_like(scale):
     """Variants differ in norms, activation and removals alone; each has three seeds."""
@@ -384,3 +403,23 @@ def test_marks_in_every_curve_over_steps():
 
 def interrupt(*_):
     raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_a_step_that_is_left_out_does_not_keep_a_norm():
+    """By the host, or by float16: the next batch meets the gates of its step."""
+    model = {**FROZEN, "num_layers": 1}
+    for dtype, factor in (("float32", None), ("float16", 1e9)):
+        removal = {"start": 2, "gap": 1, "order": "mlp"}
+        config = config_of(model, removal, dtype=dtype, non_finite="skip")
+        built = make_parts(config)
+        step, state = jax.jit(built.train_step), built.init(jax.random.key(0))
+        batch = jax.tree.map(lambda x: x[None], random_batch(0))
+        state, _ = step(state, batch)
+        if factor is None:
+            state = leave_out_step(state, make_gating(config))
+        else:
+            scale = state.loss_scale.replace(factor=jnp.float32(factor))
+            state, _ = step(state.replace(loss_scale=scale), batch)
+        assert (int(state.step), int(state.skipped)) == (2, 1)
+        assert float(state.params["blocks"]["mlp_norm"]["norm_gate"][0, 0]) == 0.0

@@ -7,8 +7,11 @@ import pytest
 from tiny import make_corpus, tiny_config
 
 from nfllm.config import Config
+from nfllm.model import attention_implementation
+from nfllm.rundir import RunError
 from nfllm.rundir.metrics import read_metrics
 from nfllm.trainer.loop import fit
+from nfllm.trainer.program import Program
 from nfllm.trainer.record import describe_changes
 
 
@@ -64,3 +67,32 @@ def test_it_is_that_of_the_metrics(tmp_path) -> None:
     _, rates = metrics.series("train", "learning_rate")
     assert [float(rate) for rate in named.groups()] == pytest.approx(rates[1:], rel=0.01)
     assert rates[1] != rates[2]
+
+
+@pytest.mark.slow
+def test_fewer_steps_than_there_are_is_refused_and_changes_nothing(tmp_path) -> None:
+    corpus, run = make_corpus(tmp_path / "corpus"), tmp_path / "run"
+    fit(tiny_config(corpus, tmp_path / "data"), run)
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match=r"run is at step 8, but training\.steps=4; raise it, or"):
+        fit(tiny_config(corpus, tmp_path / "data", training__steps=4), run)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "cudnn"),
+        ({"objective__entropy_weight": 1e-5}, "explicit"),
+        ({"optimizer__qk_clip": 10.0}, "explicit"),
+        ({"telemetry__entropy_every_step": True}, "explicit"),
+    ],
+)
+def test_the_first_line_names_the_attention_of_the_step(
+    changes, expected, tmp_path, monkeypatch
+) -> None:
+    """As on a GPU: cuDNN, unless the step forms attention maps."""
+    program = Program(tiny_config(make_corpus(tmp_path / "c"), tmp_path / "data", **changes))
+    monkeypatch.setattr(attention_implementation, "choose_implementation", lambda *_: "cudnn")
+    assert f"{expected} attention" in program.describe()

@@ -2,12 +2,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from training_parts import make_parts, random_batch, small_config
 
+import nfllm
 from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
+from nfllm.model.intermediates import record_update
 from nfllm.training.guard import Guard, leave_out_step, open_guard
 from nfllm.training.loss_scale import LossScale
+from nfllm.training.removal import make_gating
 
 
 def _split(batch, micro_batches):
@@ -75,7 +79,7 @@ def test_learning_rate_follows_the_updates_that_were_applied():
     good = state.params
     poisoned = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), good)
     state, bad = step(state.replace(params=poisoned), _split(random_batch(1), 1))
-    state = leave_out_step(state.replace(params=good))
+    state = leave_out_step(state.replace(params=good), make_gating(small_config()))
     state, third = step(state, _split(random_batch(2), 1))
     assert [bool(m.finite) for m in (first, bad, third)] == [True, False, True]
     assert (int(state.step), int(state.skipped)) == (3, 1)
@@ -109,7 +113,7 @@ def test_a_step_that_is_not_finite_trips_the_guard_and_nothing_moves_after_it(tr
 
 def test_a_step_that_is_left_out_counts_as_consumed(trains):
     step, start, bad = trains
-    state = leave_out_step(step(start, bad)[0])
+    state = leave_out_step(step(start, bad)[0], make_gating(small_config()))
     assert (int(state.step), int(state.skipped)) == (1, 1)
     after, metrics = step(state, _split(random_batch(0), 1))
     expected, _ = step(start, _split(random_batch(0), 1))
@@ -152,7 +156,7 @@ def test_float16_skips_overflowing_gradients_and_adapts_its_scale():
     tripped, metrics = step(with_scale(1.0, 7), _split(_overflowing(random_batch(0)), 1))
     assert bool(metrics.tripped)
     assert int(tripped.skipped) == 0
-    left_out = leave_out_step(tripped)
+    left_out = leave_out_step(tripped, make_gating(small_config()))
     assert (int(left_out.skipped), float(left_out.loss_scale.factor)) == (1, 0.5)
 
     # The scale cancels: gradients are those of float32 to float16's rounding.
@@ -168,3 +172,36 @@ def test_dropout_masks_follow_the_sequence_not_the_micro_batch():
     np.testing.assert_allclose(split.loss_nats, whole.loss_nats, rtol=1e-6)
     np.testing.assert_allclose(split.grad_norm, whole.grad_norm, rtol=1e-5)
     assert abs(float(whole.grad_norm / without.grad_norm) - 1) > 1e-2
+
+
+class Running(nn.Module):
+    """x / s, where s is measured, and its gradient is not stopped."""
+
+    epsilon: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        size = self.param("running_size", nn.initializers.ones, ())
+        record_update(self, "running_size", lambda: 0.9 * size + 0.1)
+        return (x / size).astype(self.dtype)
+
+
+def test_what_is_measured_has_no_gradient_even_if_its_module_lets_it_pass(registries):
+    nfllm.register_normalization(
+        "running", Running, parameters={"running_size": "statistic"}, statistics="frozen"
+    )
+    model = {"normalization": "running", "num_layers": 1}
+    parts = make_parts(small_config(model=model, telemetry={"gradient_norms": True}))
+    state = jax.jit(parts.init)(jax.random.key(0))
+    new, metrics = jax.jit(parts.train_step)(state, _split(random_batch(0), 1))
+    size = new.params["blocks"]["attention_norm"]["running_size"]
+    assert np.asarray(size).tolist() == [1.0]  # 0.9 + 0.1, and nothing else
+    moments = [
+        float(jnp.abs(x).sum())
+        for path, x in jax.tree_util.tree_leaves_with_path(new.opt_state)
+        if "running_size" in jax.tree_util.keystr(path)
+    ]
+    assert moments
+    assert sum(moments) == 0
+    assert float(metrics.grad_norm) > 0

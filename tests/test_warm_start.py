@@ -11,8 +11,10 @@ from etils import epath
 from scipy.interpolate import interp1d
 from tiny import make_corpus, tiny_config
 from trainer import Trainer
+from training_parts import make_parts, random_batch, small_config
 
 from nfllm.config import Config, ConfigError
+from nfllm.model.parameters import name_of
 from nfllm.report import write_report
 from nfllm.rundir import RunError, read_record
 from nfllm.rundir.metrics import read_metrics
@@ -20,7 +22,14 @@ from nfllm.trainer.checkpoints import Checkpoints, restore_params
 from nfllm.trainer.loop import fit
 from nfllm.trainer.program import Program
 from nfllm.trainer.record import write_run
-from nfllm.trainer.warm_start import first_state, fit_parameters, resize_positions, split_source
+from nfllm.trainer.warm_start import (
+    first_state,
+    fit_parameters,
+    resize_positions,
+    split_source,
+    with_params,
+)
+from nfllm.training.kernel_starts import following_kernels, start_from_kernels
 
 pytestmark = pytest.mark.slow
 
@@ -297,3 +306,34 @@ def test_another_tokenizer(corpus, source, tmp_path):
     named = dataclasses.replace(bpe.training, init_skip="token_embedding")
     _, origin = first_state(Program(dataclasses.replace(bpe, training=named)))
     assert "not copied: token_embedding" in origin.notes
+
+
+@pytest.mark.parametrize("method", ["weight_input", "weight_output", "spectral"])
+def test_gains_and_directions_follow_the_copied_kernels(method):
+    """With the gains of weight norm the model is that of the source, whatever its own start was."""
+    plain = make_parts(small_config())
+    source = jax.device_get(jax.jit(plain.init)(jax.random.key(7)).params)
+    source["blocks"]["mlp"]["in_kernel"] = 3 * source["blocks"]["mlp"]["in_kernel"]
+    parts = make_parts(small_config(model={"mlp_weight_norm": method}))
+    state = jax.jit(parts.init)(jax.random.key(0))
+    names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.params)]
+    copied = {name_of(p): x for p, x in jax.tree_util.tree_leaves_with_path(source)}
+    follows = following_kernels(names, copied)
+    part = "direction" if method == "spectral" else "gain"
+    assert follows == {f"blocks.mlp.{matrix}_{part}" for matrix in ("in", "out")}
+    copied_params = with_params(state, copied).params
+    params = start_from_kernels(parts.model, copied_params, follows)
+    for (path, old), new in zip(
+        jax.tree_util.tree_leaves_with_path(copied_params), jax.tree.leaves(params), strict=True
+    ):
+        assert (name_of(path) in follows) or np.array_equal(old, new)
+    tokens = random_batch(0).tokens
+    found, kernel = parts.model.apply({"params": params}, tokens), source["blocks"]["mlp"]
+    if method == "spectral":  # of power iteration on the copied kernels, within a few percent
+        u_LI = params["blocks"]["mlp"]["in_direction"]
+        size = np.linalg.norm(np.einsum("lio,li->lo", kernel["in_kernel"], u_LI), axis=-1)
+        largest = np.linalg.svd(kernel["in_kernel"], compute_uv=False)[:, 0]
+        np.testing.assert_allclose(size, largest, rtol=0.05)
+    else:
+        expected = plain.model.apply({"params": source}, tokens)
+        np.testing.assert_allclose(found, expected, atol=1e-6)

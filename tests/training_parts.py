@@ -22,12 +22,14 @@ _SMALL = {
 def small_config(**changes: dict[str, Any]) -> Config:
     """The default config, small; `changes` are sections of keys."""
     config = Config.from_dict(get_config())
-    for name in {*_SMALL, *changes}:
-        section = {**_SMALL.get(name, {}), **changes.get(name, {})}
-        config = dataclasses.replace(
-            config, **{name: dataclasses.replace(getattr(config, name), **section)}
-        )
-    return config
+    sections = {
+        name: {**_SMALL.get(name, {}), **changes.get(name, {})} for name in {*_SMALL, *changes}
+    }
+    changed = {
+        name: dataclasses.replace(getattr(config, name), **section)
+        for name, section in sections.items()
+    }
+    return dataclasses.replace(config, **changed)
 
 
 def make_parts(config: Config) -> Built:

@@ -28,6 +28,13 @@ def _check_attention(config: Config) -> None:
                 f"optimizer.qk_clip={limit} has no effect with model.{key}={value!r}, which makes "
                 "logits independent of the size of query and key matrices; leave one of them out"
             )
+    transform = config.model.attention_transform
+    if limit is not None and transform != "none":
+        raise ConfigError(
+            f"optimizer.qk_clip={limit} does not work with "
+            f"model.attention_transform={transform!r}: it measures logits after the transform, to "
+            "which smaller queries and keys do not carry over in proportion; leave one out"
+        )
     _check_mixer(config)
     if chosen not in ("xla", "cudnn"):
         return
@@ -42,6 +49,12 @@ def _check_attention(config: Config) -> None:
             f"optimizer.qk_clip={limit} needs attention logits, which "
             f"model.attention_implementation={chosen!r} does not give; use 'auto', 'explicit' or "
             "'blocks'"
+        )
+    if config.removal.scale_weight:
+        raise ConfigError(
+            f"removal.scale_weight={config.removal.scale_weight} is computed by a step that forms "
+            f"attention maps, which model.attention_implementation={chosen!r} does not; use "
+            "'auto', 'explicit' or 'blocks'"
         )
     if config.objective.entropy_weight:
         raise ConfigError(

@@ -158,8 +158,11 @@ def check_training(training: TrainingConfig) -> None:
         at_least(training, "training", key, 1)
     at_least(training, "training", "max_skipped_steps", 0)
     at_least(training, "training", "seed", 0)
-    if training.seed >= 2**63:
-        raise ConfigError(f"training.seed={training.seed} must be below 2**63")
+    if training.seed >= 2**32:
+        raise ConfigError(
+            f"training.seed={training.seed} must be below 2**32: the parameters of larger seeds "
+            "start like those of smaller ones"
+        )
     if training.init_skip and training.init_from is None:
         raise ConfigError(
             f"training.init_skip={training.init_skip!r} has no effect without training.init_from; "

@@ -60,9 +60,17 @@ def replace_mlp(config: ModelConfig, layer: int, replacement: Replacement = 0.0)
     """Replaces what the MLP of one layer adds to the residual stream, `captured.mlp_out`.
 
     Raises:
-      ValueError: there is no such layer.
+      ValueError: there is no such layer, or it has no MLP.
     """
-    return Patch(names.MLP_OUT, replacement, _layer(config, layer)[:, None, None, None])
+    is_layer_L = _layer(config, layer)
+    if layer >= config.num_mlp_layers:
+        raise ValueError(
+            f"layer {layer} has no MLP: model.mlp={config.mlp!r} with "
+            f"model.mlp_pruned_layers={config.mlp_pruned_layers} leaves {config.num_mlp_layers} of "
+            f"{config.num_layers} layers with one"
+        )
+    is_layer_L = is_layer_L[: config.num_mlp_layers]
+    return Patch(names.MLP_OUT, replacement, is_layer_L[:, None, None, None])
 
 
 def replace_attention(config: ModelConfig, layer: int, replacement: Replacement = 0.0) -> Patch:
@@ -82,7 +90,8 @@ def remove_layer(config: ModelConfig, layer: int) -> list[Patch]:
     Raises:
       ValueError: there is no such layer.
     """
-    return [replace_attention(config, layer), replace_mlp(config, layer)]
+    patches = [replace_attention(config, layer)]
+    return [*patches, replace_mlp(config, layer)] if layer < config.num_mlp_layers else patches
 
 
 def freeze_attention(config: ModelConfig, layer: int, head: int, probs_LBHTS: jax.Array) -> Patch:

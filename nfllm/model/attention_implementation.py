@@ -54,6 +54,11 @@ def queries_per_block(length: int) -> int:
 
 def check_implementation(config: ModelConfig, dtype: jnp.dtype) -> None:
     """Raises ConfigError if this machine or this dtype cannot run the configured attention."""
+    if config.attention_implementation == "blocks" and dtype == jnp.float16:
+        raise ConfigError(
+            "model.attention_implementation='blocks' cannot run in float16, in which all scores of "
+            "a query may be -Inf; use 'auto', or training.dtype='bfloat16'"
+        )
     if config.attention_implementation != "cudnn":
         return
     on_nvidia = _on_nvidia()

@@ -14,7 +14,7 @@ from etils import epath
 from nfllm.config import Config
 from nfllm.config.paths import user_path
 from nfllm.config.recipes import recipe_note
-from nfllm.rundir import read_record
+from nfllm.rundir import RunError, read_record
 from nfllm.trainer import hosts, interrupt, lock, peers, warm_start
 from nfllm.trainer.between import BetweenSteps
 from nfllm.trainer.checkpoints import Checkpoints
@@ -77,6 +77,11 @@ def fit(config: Config, workdir: epath.PathLike, *, loggers: Sequence[Logger] = 
     ):
         state = checkpoints.restore(program.abstract_state(), fingerprint)
         resumed = state is not None
+        if state is not None and int(state.step) > config.training.steps:
+            raise RunError(
+                f"{run} is at step {int(state.step)}, but training.steps={config.training.steps}; "
+                "raise it, or choose another --workdir"
+            )
         if state is None:
             state, origin = warm_start.first_state(program)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from nfllm import analysis
 from nfllm.trainer.checkpoints import Checkpoints
@@ -11,6 +12,7 @@ from nfllm.trainer.program import Program
 from nfllm.trainer.removals import last_removal
 from nfllm.training.diagnosis import describe
 from nfllm.training.guard import leave_out_step, open_guard
+from nfllm.training.removal import make_gating
 from nfllm.training.state import TrainState
 from nfllm.training.step import StepMetrics
 
@@ -64,7 +66,9 @@ class NonFiniteSteps:
         if config.non_finite == "skip" and self.in_a_row > limit:
             in_a_row = f"{self.in_a_row} steps in a row, training.max_skipped_steps={limit}"
             self._stop(f"{message}; {in_a_row}", step)
-        change = leave_out_step if config.non_finite == "skip" else open_guard
+        change = open_guard
+        if config.non_finite == "skip":
+            change = functools.partial(leave_out_step, gating=make_gating(self.program.config))
         return self.program.placement.replace(state, change)
 
     def _stop(self, message: str, step: int) -> None:

@@ -67,6 +67,9 @@ class Program:
         self.train_step = self.placement.train_step(built.train_step)
         self._eval_step = self.placement.eval_step(built.eval_step)
         self._probe = make_probe(self.model, self.placement.replicated)
+        self._forms_maps = bool(built.auxiliaries) or (
+            config.telemetry.entropy_every_step or config.optimizer.qk_clip is not None
+        )
         self._diagnose = make_diagnosis(
             self.model,
             config.optimizer.accumulation_weighting,
@@ -81,7 +84,7 @@ class Program:
         attention: str = model.config.mixer
         if model.config.has_attention_maps:
             attention = implementation_of_step(
-                model.config, model.dtype, with_entropy=self.config.telemetry.entropy_every_step
+                model.config, model.dtype, with_entropy=self._forms_maps
             )
         return (
             f"{model.config.architecture}, {jax.device_count()} {jax.default_backend()} device(s), "

@@ -34,17 +34,19 @@ class Removals:
         """Writes an event about the norm that is removed at `step`; `state` is that after `step`.
 
         Entropies, [L, H] in nats, are measured on the probe batch with the weights of `state`: once
-        with the gates before the removal, once with those at its end.
+        with the gates before the removal, once with those at its end. There are none about
+        `first_position`, whose old statistic is no longer in `state`.
         """
         removal = next(removal for removal in self._all if removal.step == step)
-        taper = self._program.config.removal.taper_steps
+        is_gated = removal.site != "first_position"
+        taper = self._program.config.removal.taper_steps if is_gated else 0
         fields: dict[str, Any] = {"site": removal.site}
         if removal.layer is not None:
             fields["layer"] = removal.layer
         change = f"is removed over {taper} steps" if taper else "is removed"
         message = f"step {step}: the norm of {removal} {change}"
         config = self._program.config
-        if config.telemetry.every and config.model.has_attention_maps:
+        if is_gated and config.telemetry.every and config.model.has_attention_maps:
             before, after = (self._entropies(state, at) for at in (step - 1, step + taper))
             fields |= {"entropy_before_nats": before, "entropy_after_nats": after}
             message += f"; mean entropy {np.mean(before):.3f} nats, then {np.mean(after):.3f}"

@@ -27,6 +27,7 @@ from nfllm.rundir import TOKENIZER_FILE, Origin, read_record, run_directory
 from nfllm.trainer.checkpoint_files import named_checksums
 from nfllm.trainer.checkpoints import restore_params
 from nfllm.trainer.program import Program
+from nfllm.training.kernel_starts import following_kernels, start_from_kernels
 from nfllm.training.state import TrainState
 
 Arrays = dict[str, np.ndarray]
@@ -75,7 +76,10 @@ def first_state(program: Program) -> tuple[TrainState, Origin | None]:
     )
     notes = (*_other_keys(record.config, config), *fitted.notes)
     origin = Origin(str(path), step, fingerprint(params), notes)
-    return with_params(program.init_state(), fitted.values), origin
+    state = with_params(program.init_state(), fitted.values)
+    if follows := following_kernels(ours, fitted.values):
+        state = state.replace(params=start_from_kernels(program.model, state.params, follows))
+    return state, origin
 
 
 def with_params(state: TrainState, values: Arrays) -> TrainState:

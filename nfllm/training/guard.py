@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from nfllm.training.loss_scale import LossScale
+from nfllm.training.removal import Gating
 from nfllm.training.state import TrainState
 
 
@@ -63,10 +64,11 @@ def is_sound(loss: jax.Array, updates_finite: jax.Array, scale: LossScale | None
     return jnp.isfinite(loss) & (updates_finite | (scale.factor > 1.0))
 
 
-def leave_out_step(state: TrainState) -> TrainState:
-    """The state after a step that tripped the guard, without its update."""
+def leave_out_step(state: TrainState, gating: Gating) -> TrainState:
+    """The state after a step that tripped the guard, without its update but with the next gates."""
     scale = state.loss_scale
     return state.replace(
+        params=gating(state.params, state.step + 1),
         step=state.step + 1,
         skipped=state.skipped + 1,
         loss_scale=None if scale is None else scale.after(finite=False),

@@ -16,6 +16,7 @@ def next_token_loss_from_features(
     x_BTD: jax.Array,
     labels_BT: jax.Array,
     tile_rows: int | None = None,
+    gradient_scale: jax.Array | float = 1.0,
 ) -> jax.Array:
     """`next_token_loss(head(x_BTD), labels_BT)`, keeping one copy of the logits.
 
@@ -32,6 +33,9 @@ def next_token_loss_from_features(
       labels_BT: int32 token ids, or `IGNORED_LABEL`.
       tile_rows: number of positions, over all sequences of the batch, in a tile; by default from
         `Tuning`.
+      gradient_scale: what the loss will be multiplied with before it is differentiated. The
+        gradients of tiles are rounded to the type of `x_BTD` at this scale, which matters in
+        float16; any other multiple of the loss has the right gradients too.
 
     Returns:
       A float32 scalar.
@@ -58,7 +62,8 @@ def next_token_loss_from_features(
     def pure_head(x: jax.Array, parameters: list[jax.Array]) -> jax.Array:
         return head_of_rows(rows(x), *parameters).reshape(*x.shape[:-1], -1)
 
-    return _loss_of_tiles(pure_head, x_IBtD, tiles(targets_BT), parameters)
+    scale = jnp.float32(gradient_scale)
+    return _loss_of_tiles(pure_head, x_IBtD, tiles(targets_BT), parameters, scale)
 
 
 def _fastest_tile_rows(head: Callable[[jax.Array], jax.Array], x_BTD: jax.Array) -> int | None:
@@ -78,6 +83,7 @@ def _loss_of_tiles(
     x_IBtD: jax.Array,
     targets_IBt: jax.Array,
     parameters: list[jax.Array],
+    _scale: jax.Array,
 ) -> jax.Array:
     """Sum over the tiles I of the loss of `head(x_BtD, parameters)`."""
 
@@ -88,6 +94,7 @@ def _loss_of_tiles(
 
 
 _Gradients = tuple[jax.Array, list[jax.Array]]
+_Residuals = tuple[_Gradients, jax.Array]
 
 
 def _forward_of_tiles(
@@ -95,8 +102,9 @@ def _forward_of_tiles(
     x_IBtD: jax.Array,
     targets_IBt: jax.Array,
     parameters: list[jax.Array],
-) -> tuple[jax.Array, _Gradients]:
-    """The loss and its gradients, which the backward pass only has to scale by the cotangent."""
+    scale: jax.Array,
+) -> tuple[jax.Array, _Residuals]:
+    """The loss, and the gradients of scale * loss, which the backward pass only has to rescale."""
 
     def add(
         sums: tuple[jax.Array, list[jax.Array]], tile: tuple[jax.Array, jax.Array]
@@ -106,19 +114,22 @@ def _forward_of_tiles(
         def loss(x_BtD: jax.Array, parameters: list[jax.Array]) -> jax.Array:
             return loss_of_head(lambda x: head(x, parameters), x_BtD, targets_Bt)
 
-        nats, (x_bar_BtD, new) = jax.value_and_grad(loss, (0, 1))(x_BtD, parameters)
+        nats, gradients = jax.vjp(loss, x_BtD, parameters)
+        x_bar_BtD, new = gradients(scale)
         return jax.tree.map(jnp.add, sums, (nats, new)), x_bar_BtD
 
     zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, parameters)
     (nats, parameters_bar), x_bar_IBtD = jax.lax.scan(add, zeros, (x_IBtD, targets_IBt))
-    return nats, (x_bar_IBtD, parameters_bar)
+    return nats, ((x_bar_IBtD, parameters_bar), scale)
 
 
 def _backward_of_tiles(
-    _head: Callable[..., jax.Array], gradients: _Gradients, nats_bar: jax.Array
-) -> tuple[jax.Array, None, list[jax.Array]]:
-    x_bar_IBtD, parameters_bar = jax.tree.map(lambda g: (g * nats_bar).astype(g.dtype), gradients)
-    return x_bar_IBtD, None, parameters_bar
+    _head: Callable[..., jax.Array], residuals: _Residuals, nats_bar: jax.Array
+) -> tuple[jax.Array, None, list[jax.Array], jax.Array]:
+    gradients, scale = residuals
+    factor = nats_bar / scale
+    x_bar_IBtD, parameters_bar = jax.tree.map(lambda g: (g * factor).astype(g.dtype), gradients)
+    return x_bar_IBtD, None, parameters_bar, jnp.zeros_like(scale)
 
 
 _loss_of_tiles.defvjp(_forward_of_tiles, _backward_of_tiles)

@@ -72,8 +72,17 @@ class Objective:
             options = {"rngs": {"dropout": key}, "dropout_rows_B": rows_B}
         tile_rows = self.training.loss_tile_rows
         collections = (*collect, LOSSES) if self.auxiliaries else collect
+        # Bit for bit as without it, but in float16, where gradients are scaled before rounding.
+        gradient_scale = weight * scale if self.model.dtype == jnp.float16 else 1.0
         forward = run_forward(
-            self.model, params, tokens_BT, labels_BT, tile_rows, collections, **options
+            self.model,
+            params,
+            tokens_BT,
+            labels_BT,
+            tile_rows,
+            collections,
+            gradient_scale,
+            **options,
         )
         if not self.auxiliaries:
             return forward.loss * weight * scale, forward
@@ -89,6 +98,7 @@ def run_forward(
     labels_BT: jax.Array,
     tile_rows: int | None,
     collect: Sequence[str] = (),
+    gradient_scale: jax.Array | float = 1.0,
     **options: Any,
 ) -> Forward:
     """The summed loss of some sequences.
@@ -100,6 +110,7 @@ def run_forward(
       labels_BT: token ids, or `IGNORED_LABEL`.
       tile_rows: as in `next_token_loss_from_features`.
       collect: names of the collections to return.
+      gradient_scale: as in `next_token_loss_from_features`.
       **options: further arguments of the model.
     """
     variables = {"params": params}
@@ -111,7 +122,7 @@ def run_forward(
     def head(x_ND: jax.Array) -> Any:
         return model.apply(variables, x_ND, method=model.head)
 
-    loss = next_token_loss_from_features(head, x_BTD, labels_BT, tile_rows)
+    loss = next_token_loss_from_features(head, x_BTD, labels_BT, tile_rows, gradient_scale)
     return Forward(loss, x_BTD, collected, {})
 
 

@@ -33,7 +33,11 @@ from nfllm.training.qk_clip import clip_qk
 from nfllm.training.removal import make_gating
 from nfllm.training.schedules import Schedule
 from nfllm.training.state import TrainState
-from nfllm.training.updates import has_statistics, with_statistics
+from nfllm.training.updates import (
+    has_statistics,
+    with_statistics,
+    without_gradients_of_statistics,
+)
 
 
 class StepMetrics(NamedTuple):
@@ -121,7 +125,7 @@ def make_train_step(
             grads, measured = jax.lax.scan(accumulate, zeros, micro_batches)
 
         losses_A, grads = sum_over_devices((measured.loss, grads), axis_name)
-        grads = jax.tree.map(lambda g: g / scale, grads)
+        grads = without_gradients_of_statistics(jax.tree.map(lambda g: g / scale, grads))
         grad_norm = optax.tree.norm(grads)
         loss = jnp.sum(losses_A * weights_A)
         updates_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -132,12 +136,14 @@ def make_train_step(
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             statistics = mean_over_devices(measured.updates, axis_name)
-            params = gating(with_statistics(params, statistics), state.step + 1)
+            params = with_statistics(params, statistics)
             if limit is not None and logit_max_LH is not None:
                 params = clip_qk(params, logit_max_LH, limit, config.model)
             return state.replace(params=params, opt_state=opt_state)
 
         new_state, tripped = apply_guarded(state, update, updates_finite, finite)
+        # Outside of the update, because the next step has its gates even if this one is left out.
+        new_state = new_state.replace(params=gating(new_state.params, new_state.step))
         auxiliary_A = sum_over_devices(measured.auxiliary, axis_name)
         return new_state, StepMetrics(
             loss_nats=loss,
