@@ -73,7 +73,7 @@ class Objective:
         tile_rows = self.training.loss_tile_rows
         collections = (*collect, LOSSES) if self.auxiliaries else collect
         # Bit for bit as without it, but in float16, where gradients are scaled before rounding.
-        gradient_scale = weight * scale if self.model.dtype == jnp.float16 else 1.0
+        gradient_scale = weight * scale if self.training.dtype == "float16" else 1.0
         forward = run_forward(
             self.model,
             params,
