@@ -47,9 +47,9 @@ class Experimenter:
         self.grid = folder / "grids" / "some.py"
         self.grid.write_text(GRID)
 
-    def start(self, config: Path, scale: str, out: Path) -> subprocess.Popen:
+    def start(self, config: Path, scale: str, out: Path, *more: str) -> subprocess.Popen:
         command = [sys.executable, "-m", "nfllm.experiment", str(config), "--scale", scale]
-        command += ["--out", str(out), f"--config.data.data_dir={self.folder / 'data'}"]
+        command += [*more, "--out", str(out), f"--config.data.data_dir={self.folder / 'data'}"]
         command += [f"--config.training.compilation_cache={self.folder / 'compiled'}"]
         with open(self.folder / "printed.txt", "w") as printed:
             return subprocess.Popen(
@@ -60,8 +60,8 @@ class Experimenter:
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )
 
-    def run(self, config: Path, scale: str, out: Path) -> tuple[int, str]:
-        process = self.start(config, scale, out)
+    def run(self, config: Path, scale: str, out: Path, *more: str) -> tuple[int, str]:
+        process = self.start(config, scale, out, *more)
         try:
             return process.wait(TIMEOUT_SECONDS), (self.folder / "printed.txt").read_text()
         finally:
@@ -130,6 +130,20 @@ def test_killed_and_gone_on_with_it_ends_in_the_same_table(experimenter, minute)
     assert found["again"]["eval loss (nats)"] == found["sm+g"]["eval loss (nats)"]
     for name in ("too_big", "wild", "again"):
         assert f"| main/{name}/seed0 |" in (out / "RESULTS.md").read_text()
+
+
+def test_a_part_of_the_grid_is_trained_and_the_page_is_that_of_all(experimenter, minute):
+    out = experimenter.folder / "part"
+    code, printed = experimenter.run(experimenter.grid, "some", out, "--only", "main/ag*")
+    assert code == 0, printed
+    assert [path.name for path in (out / "main").iterdir()] == ["sm+g"]
+    assert "1 runs\n" in printed
+    found, whole = rows(out, "perplexity_main"), rows(minute, "perplexity_main")
+    assert found["again"]["eval loss (nats)"] == whole["sm+g"]["eval loss (nats)"]
+    assert {name: row["status"] for name, row in rows(out, "problems").items()} == {
+        **{f"main/{name}/seed0": "not run" for name in ("too_big", "wild", "sm+r")},
+        "main/again/seed0": "duplicate",
+    }
 
 
 def steps(run: Path) -> int:

@@ -11,7 +11,7 @@ from configs import paper
 from nfllm.config import Config, ConfigError, get_config
 from nfllm.experiment import Experiment, Group, Variant
 from nfllm.experiment.cause import CAUSE_FILE
-from nfllm.experiment.grid import Entry, expand, load_experiment, read_overrides
+from nfllm.experiment.grid import Entry, expand, load_experiment, read_overrides, select
 from nfllm.experiment.outcome import Outcome, read_outcome, refuse_other_data
 from nfllm.rundir import read_record
 
@@ -50,6 +50,17 @@ def test_seeds_come_one_after_the_other_so_that_a_part_of_a_grid_compares():
 def test_a_duplicate_is_named_and_not_dropped():
     entries = expand(grid(a=Variant({"model.activation": "relu"}), b=Variant({})))
     assert [entry.same_as for entry in entries] == [None, "main/a/seed0"]
+
+
+def test_a_part_is_chosen_by_name_and_a_duplicate_stands_for_the_run_that_it_uses():
+    relu, gelu = ({"model.activation": name} for name in ("relu", "gelu"))
+    entries = expand(grid(a=Variant(relu, (0, 1)), b=Variant(gelu, (0, 1)), c=Variant(gelu)))
+    a0, b0, a1, b1, _ = entries
+    assert select(entries, "*") == [a0, b0, a1, b1]
+    assert select(entries, "main/*/seed1") == [a1, b1]
+    assert select(entries, "main/[ac]/seed0") == [a0, b0]
+    with pytest.raises(ConfigError, match=r"--only 'A/.' matches no run.* such as 'main/a/seed0'"):
+        select(entries, "A/*")
 
 
 def test_overrides_reach_every_run_and_the_grid_is_left_alone():

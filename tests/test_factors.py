@@ -9,8 +9,11 @@ from grid_groups import group_of
 from scipy import stats
 
 from configs.factors import FACTORS, MODELS, design, get_experiment
-from nfllm.experiment.factors import factor_sections, main_effects
+from nfllm.analysis.factorial import cell_means, main_effects
+from nfllm.experiment.factors import factor_sections
 from nfllm.experiment.grid import expand
+from nfllm.experiment.outcome import Outcome
+from nfllm.report.page import Section
 
 
 def test_effects_are_those_of_least_squares() -> None:
@@ -38,6 +41,22 @@ def test_effects_are_those_of_least_squares() -> None:
         assert float(high - low) == pytest.approx(2 * half)
 
 
+def test_means_of_cells_have_the_spread_of_all_cells() -> None:
+    """Against a fit with one parameter a cell, whose residuals are those of all cells."""
+    rng = np.random.default_rng(1)
+    seeds_C = [2, 1, 4]
+    cells = [rng.normal(0.1 * place, 0.02, n) for place, n in enumerate(seeds_C)]
+    matrix = np.repeat(np.eye(3), seeds_C, axis=0)
+    y = np.concatenate(cells)
+    fitted, (squares,), *_ = np.linalg.lstsq(matrix, y)
+    errors = np.sqrt(squares / 4 * np.diag(np.linalg.inv(matrix.T @ matrix)))
+    for (mean, low, high), coefficient, error in zip(
+        cell_means(cells, confidence=0.9), fitted, errors, strict=True
+    ):
+        assert float(mean) == pytest.approx(coefficient)
+        assert float(high - low) == pytest.approx(2 * stats.t.ppf(0.95, 4) * error)
+
+
 def test_one_seed_a_cell_gives_no_interval() -> None:
     ((estimate, low, high),) = main_effects(np.array([[1], [-1]]), [[3.0], [1.0]])
     assert estimate == 2.0
@@ -51,7 +70,9 @@ def test_levels_that_are_no_design(levels: list[list[int]]) -> None:
 
 
 def test_responses_that_are_missing() -> None:
-    with pytest.raises(ValueError, match="responses of 2 cells"):
+    with pytest.raises(ValueError, match="responses of 2 cells, got 1"):
+        main_effects(np.array([[1], [-1]]), [[1.0]])
+    with pytest.raises(ValueError, match="cell 1 has no response"):
         main_effects(np.array([[1], [-1]]), [[1.0], []])
 
 
@@ -74,20 +95,52 @@ def test_the_design_confounds_no_two_main_effects() -> None:
         assert (model.block_init_std == 0.02) == (levels["init"] < 0)
 
 
-def test_the_page_has_the_effects_on_both_differences(tmp_path: Path) -> None:
-    cells = {"low": {"width": -1}, "high": {"width": 1}}
-    losses = {"low-gelu": [4.1, 4.2], "low-relu": [4.0, 4.0]}
-    losses |= {"high-gelu": [4.5, 4.5], "high-relu": [4.0, 4.1]}
+CELLS = {"low": {"width": -1}, "high": {"width": 1}}
+LOSSES = {"low-gelu": [4.1, 4.2], "low-relu": [4.0, 4.0]}
+LOSSES |= {"high-gelu": [4.5, 4.5], "high-relu": [4.0, 4.1]}
+
+
+def sections_of(
+    folder: Path, losses: dict[str, list[float]], outcomes: dict[str, Outcome] | None = None
+) -> list[Section]:
     low_LH, high_LH = np.full((4, 4), 1.0), np.full((4, 4), 3.8)
-    entropies = {"low-gelu": low_LH, "low-relu": low_LH, "high-gelu": high_LH, "high-relu": low_LH}
+    entropies = {name: high_LH if name == "high-gelu" else low_LH for name in losses}
     changes = {name: {"optimizer.learning_rate": 1e-4 * i} for i, name in enumerate(losses, 1)}
-    group = group_of(tmp_path, losses, entropies, extra=changes)
-    (section,) = factor_sections([group], design=cells, factors={"width": "wider"}, pair=MODELS)
-    loss, overload = (block.table.rows for block in section.blocks)
+    group = group_of(folder, losses, entropies, extra=changes, outcomes=outcomes)
+    return [*factor_sections([group], design=CELLS, factors={"width": "wider"}, pair=MODELS)]
+
+
+def test_the_page_has_the_cells_and_the_effects_on_both_differences(tmp_path: Path) -> None:
+    cells, effects = sections_of(tmp_path, LOSSES)
+    (table,) = (block.table for block in cells.blocks)
+    spread = stats.t.ppf(0.975, 2) * np.sqrt((0.1**2 / 2 + 0.1**2 / 2) / 2 / 2)
+    low, high = table.rows
+    assert low[:2] == ("low", 2)
+    assert low[2:5] == pytest.approx((0.15, 0.15 - spread, 0.15 + spread))
+    assert low[5] == pytest.approx(100 * (np.exp(0.15) - 1))
+    assert [low[6:], high[6:]] == [(0.0, 0.0, "–"), (100.0, 0.0, "–")]
+    loss, overload = (block.table.rows for block in effects.blocks)
     assert loss[0][1] == pytest.approx((0.1 + 0.2 + 0.5 + 0.4) / 4)
     assert loss[1][:2] == ("wider", pytest.approx(0.45 - 0.15))
     assert overload[1][1] == pytest.approx(1.0)
-    unfinished = group_of(tmp_path / "part", {"low-gelu": [4.1], "low-relu": [4.0]}, extra=changes)
-    assert not list(
-        factor_sections([unfinished], design=cells, factors={"width": "wider"}, pair=MODELS)
+    expected = 2 * stats.t.sf(0.3 / (spread * np.sqrt(2) / stats.t.ppf(0.975, 2)), 2)
+    assert loss[1][4] == pytest.approx(expected, rel=1e-6)
+    # Two tests; the other one, whose seeds are all equal, has the smaller p.
+    assert loss[1][5] == pytest.approx(loss[1][4])
+    assert overload[1][5] == pytest.approx(2 * overload[1][4])
+
+
+def test_effects_wait_for_every_cell(tmp_path: Path) -> None:
+    (cells,) = sections_of(tmp_path / "one_cell", {n: LOSSES[n] for n in ("low-gelu", "low-relu")})
+    assert [row[:2] for row in cells.blocks[0].table.rows] == [("low", 2), ("high", 0)]
+    ended = {f"main/high-gelu/seed{seed}": Outcome("diverged", "NaN") for seed in (0, 1)}
+    (cells,) = sections_of(tmp_path / "diverged", LOSSES, ended)
+    assert cells.blocks[0].table.rows[1] == (
+        *("high", 0, None, None, None, None, None, 100.0),  # M is that of the runs that finished
+        "gelu: diverged (seed 0), diverged (seed 1)",
     )
+    (cells, _) = sections_of(
+        tmp_path / "one_seed", LOSSES, {"main/low-relu/seed1": ended.popitem()[1]}
+    )
+    assert cells.blocks[0].table.rows[0][1] == 1
+    assert cells.blocks[0].table.rows[0][2] == pytest.approx(0.1)

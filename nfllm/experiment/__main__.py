@@ -10,7 +10,7 @@ import jax
 
 from nfllm.config import ConfigError
 from nfllm.config.extensions import add_import_flag
-from nfllm.experiment.grid import expand, load_experiment, read_overrides
+from nfllm.experiment.grid import expand, load_experiment, read_overrides, select
 from nfllm.experiment.provenance import Provenance
 from nfllm.experiment.scheduler import run_grid
 from nfllm.experiment.slots import find_machine
@@ -40,6 +40,13 @@ def main(arguments: list[str] | None = None) -> int:
         type=int,
         help="most runs at the same time; at most one for each device, on a CPU for each core",
     )
+    parser.add_argument(
+        "--only",
+        metavar="PATTERN",
+        default="*",
+        help="train only the runs whose GROUP/VARIANT/seedN matches, such as 'main/*/seed0'; the "
+        "page is that of the whole grid",
+    )
     add_import_flag(parser)
     options, rest = parser.parse_known_args(arguments)
     if options.jobs is not None and options.jobs < 1:
@@ -47,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         experiment = load_experiment(options.config, options.scale)
         entries = expand(experiment, read_overrides(rest))
+        chosen = select(entries, options.only)
         given = [*(f"--import={file}" for file in options.imports), *rest]
         machine = find_machine(options.jobs)
         options.out.mkdir(parents=True, exist_ok=True)
@@ -55,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         with lock.hold(options.out):
             print(experiment.note)
             with Provenance.record(options.out, options.config, options.scale, machine, given):
-                outcomes, is_done = run_grid(entries, options.out, machine.slots)
+                outcomes, is_done = run_grid(entries, chosen, options.out, machine.slots)
             page, results = write_results(experiment, entries, outcomes, options.out)
     except (ConfigError, RunError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,148 +1,189 @@
-"""Main effects of a two-level design: how each factor changes the difference of two models."""
+"""The page of a two-level design: the difference of two models by cell, and what changes it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from scipy.special import stdtrit
 
-from nfllm.analysis import overload_share
-from nfllm.analysis.intervals import Interval
+from nfllm.analysis import Interval, overload_share
+from nfllm.analysis.comparisons import holm, p_value
+from nfllm.analysis.factorial import cell_means, main_effects
 from nfllm.experiment.measured import GroupResults
+from nfllm.experiment.tables import without_result
 from nfllm.report.page import Rows, Section
-from nfllm.report.tables import Column, Table
+from nfllm.report.tables import Cell, Column, Table
+
+Design = Mapping[str, Mapping[str, int]]
+"""The level of each factor, +1 or -1, by cell."""
 
 Responses = Mapping[str, Mapping[int, float]]
-"""A response by cell and seed."""
-
-
-def main_effects(
-    levels_CF: np.ndarray, responses_CS: Sequence[Sequence[float]], confidence: float = 0.95
-) -> list[Interval]:
-    r"""How much higher the response is at the high level of each factor than at its low level.
-
-    .. math:: e_f = \bar y_{f+} - \bar y_{f-}, \quad
-        \mathrm{se}^2 = \frac{s^2}{C^2} \sum_c \frac{4}{n_c}
-
-    where means are over the cells at a level, s² is the variance between the seeds of a cell,
-    pooled over cells, and the interval is Student's t with the degrees of freedom of s².
-
-    Args:
-      levels_CF: +1 or -1, by cell and factor; every column has as many of each.
-      responses_CS: the response of each cell's seeds, in any unit; numbers of seeds may differ.
-      confidence: coverage, between 0 and 1.
-
-    Returns:
-      One interval for each factor; NaN bounds if no cell has two seeds.
-
-    Raises:
-      ValueError: a column is not balanced, or a cell has no response.
-
-    Example:
-      >>> import numpy as np
-      >>> main_effects(np.array([[-1], [1]]), [[1.0, 1.2], [2.0, 2.2]])
-      [Interval(estimate=1, low=0.391513, high=1.608487)]
-    """
-    levels_CF = np.asarray(levels_CF)
-    if (np.abs(levels_CF) != 1).any() or levels_CF.sum(axis=0).any():
-        raise ValueError("each factor needs as many cells at +1 as at -1, and no other levels")
-    cells = [np.asarray(seeds, np.float64) for seeds in responses_CS]
-    if len(cells) != len(levels_CF) or any(not len(seeds) for seeds in cells):
-        raise ValueError(f"expected responses of {len(levels_CF)} cells, at least one of each")
-    degrees = sum(len(seeds) - 1 for seeds in cells)
-    half = math.nan
-    if degrees:
-        variance = sum(((seeds - seeds.mean()) ** 2).sum() for seeds in cells) / degrees
-        error = math.sqrt(4 * variance * sum(1 / len(seeds) for seeds in cells)) / len(cells)
-        half = float(stdtrit(degrees, (1 + confidence) / 2)) * error
-    means_C = np.array([seeds.mean() for seeds in cells])
-    effects_F = 2 * (levels_CF * means_C[:, None]).mean(axis=0)
-    return [Interval(float(e), float(e) - half, float(e) + half) for e in effects_F]
+"""A number by cell and seed; a cell whose runs have not finished has no seeds."""
 
 
 def factor_sections(
     groups: Sequence[GroupResults],
     *,
-    design: Mapping[str, Mapping[str, int]],
+    design: Design,
     factors: Mapping[str, str],
     pair: tuple[str, str],
 ) -> Iterator[Section]:
-    """The main effects on the difference of two models, in loss and in overloaded early heads.
+    """What each cell has, and the main effects on two differences between the models of a pair.
+
+    The differences are those of the final losses and of the shares of early heads (of the first
+    half of the layers) that are overloaded.
 
     Args:
       groups: the first one has the runs; its variants are called `CELL-MODEL`.
       design: the level of each factor, +1 or -1, by cell.
-      factors: from the name of a factor in `design` to a description of it.
+      factors: from the name of a factor in `design` to a description of its high level.
       pair: the two models; differences are the first minus the second.
     """
     group = groups[0]
-    rows = [
-        Rows(f"effects_{name}", f"On the difference of {title}, {pair[0]} - {pair[1]}", table)
-        for name, title, responses in (
-            ("loss", "final losses (nats)", _differences(design, pair, group.losses)),
-            ("overload", "shares of overloaded early heads", _overload(group, design, pair)),
-        )
-        if (table := effects_table(design, factors, responses)).rows
-    ]
-    if rows:
+    losses = {variant: group.losses(variant) for variant in group.variants}
+    shares = {variant: _early_overload(group, variant) for variant in group.variants}
+    words = "; ".join(f"{name}: {high}" for name, high in factors.items())
+    yield Section(
+        "Cells",
+        f"The end of each cell's training. A cell is named after its high levels. {words}. "
+        "Intervals are those of the difference of losses, by the spread between seeds pooled over "
+        "the cells. M is the largest head entropy of all runs.",
+        [Rows("cells", "", cells_table(group, design, pair, losses, shares))],
+    )
+    responses = {
+        "final losses (nats)": _differences(design, pair, losses),
+        "shares of overloaded early heads": _differences(design, pair, shares),
+    }
+    if tables := effects_tables(design, factors, responses):
         yield Section(
             "Main effects",
-            "A cell is a combination of levels; the effect of a factor is the mean over cells at "
-            "its high level minus that over the others. In a design with fewer cells than "
-            "combinations, a main effect cannot be separated from some interactions of other "
-            "factors. 95% intervals come from the spread between seeds, pooled over the cells.",
-            rows,
+            "The effect of a factor is the mean over the cells at its high level minus that over "
+            "the others. In a design with fewer cells than combinations, a main effect cannot be "
+            "separated from some interactions of other factors. Intervals and p are those of "
+            "Student's t, with the spread between seeds pooled over the cells; p after Holm is "
+            f"corrected for the {len(factors) * len(tables)} effects of this section.",
+            [
+                Rows(f"effects_{place}", f"On the difference of {title}, {pair[0]} - {pair[1]}", t)
+                for place, (title, t) in enumerate(tables.items())
+            ],
         )
 
 
-def effects_table(
-    design: Mapping[str, Mapping[str, int]], factors: Mapping[str, str], responses: Responses
+def cells_table(
+    group: GroupResults,
+    design: Design,
+    pair: tuple[str, str],
+    losses: Responses,
+    shares: Responses,
 ) -> Table:
-    """The mean response, and the effect of each factor; no rows until every cell has a response."""
+    """The difference of losses in each cell, and the overloaded early heads of both models.
+
+    `losses` and `shares` are by variant and seed.
+    """
+    first, second = pair
+    columns = (
+        Column("cell"),
+        Column("seeds", "d"),
+        Column(f"loss of {first} - {second} (nats)", "+.4f"),
+        Column("95% from", "+.4f"),
+        Column("95% to", "+.4f"),
+        Column(f"perplexity of {first} above {second} (%)", "+.1f"),
+        *(Column(f"early heads ≥ 3M/4, {model} (%)", ".0f") for model in pair),
+        Column("runs that did not finish"),
+    )
+    found = _differences(design, pair, losses)
+    ended = [cell for cell in design if found[cell]]
+    means = dict(zip(ended, cell_means([[*found[c].values()] for c in ended]), strict=True))
+    rows = []
+    for cell in design:
+        variants = [f"{cell}-{model}" for model in pair]
+        unfinished = [without_result(group.variants.get(variant, {})) for variant in variants]
+        mean = means.get(cell)
+        rows.append(
+            (
+                cell,
+                len(found[cell]),
+                *_bounded(mean),
+                None if mean is None else 100 * math.expm1(float(mean.estimate)),
+                *(_percent(shares.get(variant, {})) for variant in variants),
+                "; ".join(f"{m}: {u}" for m, u in zip(pair, unfinished, strict=True) if u) or "–",
+            )
+        )
+    return Table(columns, tuple(rows))
+
+
+def effects_tables(
+    design: Design, factors: Mapping[str, str], responses: Mapping[str, Responses]
+) -> dict[str, Table]:
+    """The mean of each response and the effects of all factors on it, with p-values.
+
+    A response without a number in every cell is left out.
+    """
+    levels_CF = np.array([[levels[name] for name in factors] for levels in design.values()])
+    whole = {
+        title: [[*response[cell].values()] for cell in design]
+        for title, response in responses.items()
+        if all(response.get(cell) for cell in design)
+    }
+    p_values = [
+        _p_value(levels_CF, cells, f) for cells in whole.values() for f in range(len(factors))
+    ]
+    tested = iter(zip(p_values, holm(p_values), strict=True))
     columns = (
         Column("factor"),
         Column("effect", "+.4f"),
         Column("95% from", "+.4f"),
         Column("95% to", "+.4f"),
+        Column("p", ".2g"),
+        Column("p after Holm", ".2g"),
     )
-    if any(not responses.get(cell) for cell in design):
-        return Table(columns, ())
-    levels_CF = np.array([[levels[name] for name in factors] for levels in design.values()])
-    cells = [list(responses[cell].values()) for cell in design]
-    rows: list[tuple[str | float | None, ...]] = [
-        ("mean of all cells", float(np.mean([np.mean(seeds) for seeds in cells])), None, None)
-    ]
-    for words, found in zip(factors.values(), main_effects(levels_CF, cells), strict=True):
-        rows.append((words, *(x if math.isfinite(x) else None for x in map(float, found))))
-    return Table(columns, tuple(rows))
+    tables = {}
+    for title, cells in whole.items():
+        mean = float(np.mean([np.mean(seeds) for seeds in cells]))
+        rows: list[tuple[Cell, ...]] = [("mean of all cells", mean, None, None, None, None)]
+        for high, effect in zip(factors.values(), main_effects(levels_CF, cells), strict=True):
+            rows.append((high, *_bounded(effect), *map(_known, next(tested))))
+        tables[title] = Table(columns, tuple(rows))
+    return tables
 
 
-def _differences(
-    design: Mapping[str, Mapping[str, int]],
-    pair: tuple[str, str],
-    read: Callable[[str], Mapping[int, float]],
-) -> Responses:
+def _p_value(levels_CF: np.ndarray, cells: Sequence[Sequence[float]], factor: int) -> float:
+    """Two-sided p of no effect of the factor."""
+
+    def interval_at(confidence: float) -> Interval:
+        return main_effects(levels_CF, cells, confidence=confidence)[factor]
+
+    return p_value(interval_at, 0.0)
+
+
+def _bounded(found: Interval | None) -> tuple[float | None, ...]:
+    return (None, None, None) if found is None else tuple(_known(float(x)) for x in found)
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _percent(shares: Mapping[int, float]) -> float | None:
+    return 100 * float(np.mean([*shares.values()])) if shares else None
+
+
+def _differences(design: Design, pair: tuple[str, str], values: Responses) -> Responses:
+    """The first model's value minus the second's, by cell and seed; `values` is by variant."""
     found = {}
     for cell in design:
-        first, second = (read(f"{cell}-{model}") for model in pair)
-        found[cell] = {seed: first[seed] - second[seed] for seed in first.keys() & second.keys()}
+        first, second = (values.get(f"{cell}-{model}", {}) for model in pair)
+        found[cell] = {seed: first[seed] - second[seed] for seed in first if seed in second}
     return found
 
 
-def _overload(
-    group: GroupResults, design: Mapping[str, Mapping[str, int]], pair: tuple[str, str]
-) -> Responses:
-    """Share of the heads of the first half of the layers that are overloaded, as a difference."""
+def _early_overload(group: GroupResults, variant: str) -> dict[int, float]:
+    """Share of the heads of the first half of the layers that are overloaded, by seed."""
     maximum = group.maximum
     if maximum is None:
         return {}
-
-    def share(variant: str) -> dict[int, float]:
-        return {
-            seed: float(overload_share(entropy_LH[: max(1, len(entropy_LH) // 2)], maximum).mean())
-            for seed, entropy_LH in group.entropies(variant).items()
-        }
-
-    return _differences(design, pair, share)
+    return {
+        seed: float(overload_share(entropy_LH[: max(1, len(entropy_LH) // 2)], maximum).mean())
+        for seed, entropy_LH in group.entropies(variant).items()
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,6 +164,23 @@ def expand(experiment: Experiment, overrides: Mapping[str, Value] | None = None)
             first_of.setdefault(config, entry.name)
             entries.append(entry)
     return entries
+
+
+def select(entries: Sequence[Entry], pattern: str) -> list[Entry]:
+    """The entries to train for those whose names match a pattern of the shell, in their order.
+
+    For an entry with the config of an earlier one, that is the earlier one.
+
+    Raises:
+      ConfigError: no name matches.
+    """
+    names = {entry.same_as or entry.name for entry in entries if fnmatchcase(entry.name, pattern)}
+    if not names:
+        raise ConfigError(
+            f"--only {pattern!r} matches no run of the grid; its runs have names such as "
+            f"{entries[0].name!r}, and * stands for any letters"
+        )
+    return [entry for entry in entries if entry.name in names]
 
 
 def _order(group: Group) -> list[tuple[str, int]]:

@@ -21,7 +21,10 @@ _TAIL_BYTES = 1 << 16
 
 
 class GridProgress:
-    """Shows how many runs have ended, which are running, and the time left, by tokens trained."""
+    """Shows how many of the entries to train have ended, which are running, and the time left.
+
+    The time is judged by the tokens trained.
+    """
 
     def __init__(
         self,
@@ -31,7 +34,7 @@ class GridProgress:
         stream: TextIO | None = None,
     ) -> None:
         self._stream = sys.stdout if stream is None else stream
-        self._own = [entry for entry in entries if entry.same_as is None]
+        self._own = list(entries)
         self._out, self._outcomes = out, outcomes
         self._total = sum(entry.tokens for entry in self._own)
         self._started_at, self._started_from = time.monotonic(), self._tokens_done()
@@ -46,7 +49,7 @@ class GridProgress:
             )
 
     def __enter__(self) -> GridProgress:
-        done = sum(outcome.is_final for outcome in self._outcomes.values())
+        done = self._num_done()
         skipped = f", {done} of them already done" if done else ""
         self._say(f"{len(self._own)} runs{skipped}")
         return self
@@ -68,7 +71,7 @@ class GridProgress:
             return
         self._shown_at = now
         tokens = self._tokens_done()
-        done = sum(outcome.is_final for outcome in self._outcomes.values())
+        done = self._num_done()
         names = ", ".join(entry.name for entry in running[:4]) + (" …" if len(running) > 4 else "")
         text = f"{done}/{len(self._own)} runs  {names}  {self._time_left(tokens, now)} left"
         if self._bar is None:
@@ -83,6 +86,9 @@ class GridProgress:
             self._bar.write(line, file=self._stream)
         else:
             print(line, file=self._stream, flush=True)
+
+    def _num_done(self) -> int:
+        return sum(self._outcomes[entry.name].is_final for entry in self._own)
 
     def _tokens_done(self) -> int:
         return sum(

@@ -25,20 +25,27 @@ _POLL_SECONDS = 0.2
 
 
 def run_grid(
-    entries: Sequence[Entry], out: Path, slots: Sequence[Slot]
+    entries: Sequence[Entry], chosen: Sequence[Entry], out: Path, slots: Sequence[Slot]
 ) -> tuple[dict[str, Outcome], bool]:
-    """Trains every entry that is not finished, in order, one in each slot at a time.
+    """Trains every chosen entry that is not finished, in order, one in each slot at a time.
 
     A run that fails does not stop the others; the next call starts it again. SIGINT and SIGTERM
     interrupt the runs, which save first; after a second Ctrl-C this process does not wait for them.
 
+    Args:
+      entries: all of the grid.
+      chosen: those to train, none with the config of another.
+      out: the output directory.
+      slots: where to train.
+
     Returns:
-      The outcome of each entry by name, and whether all ended (False after an interruption).
+      The outcome of each entry by name, and whether all that were chosen ended (False after an
+      interruption).
     """
     outcomes = {entry.name: read_outcome(out, entry) for entry in entries if entry.same_as is None}
-    waiting = [e for e in entries if e.same_as is None and not outcomes[e.name].is_final]
+    waiting = [entry for entry in chosen if not outcomes[entry.name].is_final]
     free, running = list(slots), list[_Job]()
-    with interrupt.watch() as signals, GridProgress(entries, out, outcomes) as progress:
+    with interrupt.watch() as signals, GridProgress(chosen, out, outcomes) as progress:
         while (waiting and signals.signal is None) or running:
             while waiting and free and signals.signal is None:
                 running.append(_Job(waiting.pop(0), out, free.pop(0)))
