@@ -20,7 +20,6 @@ estimated from that of configs/paper.py.
 from __future__ import annotations
 
 import itertools
-import sysconfig
 from functools import partial
 from typing import Any
 
@@ -78,7 +77,7 @@ def _minute() -> Experiment:
 def _cpu() -> Experiment:
     base = small_base(num_layers=8, embed_dim=64, steps=32_000, batch_size=4)
     base.data.dataset = "python_source"
-    base.data.sources = sysconfig.get_path("purelib")
+    base.data.sources = "{site-packages}"
     base.evaluation.every = base.checkpoint.every = 2000
     base.evaluation.max_windows = 2048
     base.telemetry.every = 500

@@ -30,7 +30,6 @@ programs.
 
 from __future__ import annotations
 
-import sysconfig
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -194,7 +193,7 @@ def _long_base(num_layers: int, embed_dim: int) -> ConfigDict:
     """The paper's number of steps, in small batches of text that every machine has."""
     base = small_base(num_layers, embed_dim, steps=32_000, batch_size=4)
     base.data.dataset = "python_source"
-    base.data.sources = sysconfig.get_path("purelib")
+    base.data.sources = "{site-packages}"
     base.evaluation.every = 2000
     base.evaluation.max_windows = 2048
     base.telemetry.every = 500

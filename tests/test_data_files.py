@@ -1,7 +1,9 @@
 """Which files a source means: hidden ones, links, globs, and files that look alike."""
 
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 from data_configs import data_config, words, write_jsonl
 
@@ -97,6 +99,12 @@ def test_what_exists_is_meant_as_it_is_written(tmp_path, name):
             [path, tmp_path / "ay" / "other.txt"]
         )
     assert expand(str(tmp_path / name)) == [tmp_path / name]
+
+
+def test_the_packages_of_this_python_have_a_name(tmp_path):
+    numpy = Path(np.__file__).parent
+    assert expand("{site-packages}") == [numpy.parent]
+    assert expand(f"{tmp_path}/none, {{site-packages}}/nump[y]") == [tmp_path / "none", numpy]
 
 
 @pytest.mark.parametrize("dataset", ["text_files", "python_source"])

@@ -231,7 +231,7 @@ def test_the_long_grid_is_the_papers_run_at_a_small_size():
         assert (optimizer.warmup_fraction, optimizer.weight_decay) == (0.05, 0.1)
         assert entry.config.data.dataset == "python_source"
         assert entry.config.data.vocab_size == 2048
-        assert Path(entry.config.data.sources).is_dir()
+        assert entry.config.data.sources == "{site-packages}"
         assert entry.config.checkpoint.every <= 2000  # what an interruption costs
     assert min(counts.values()) >= 2  # a control of one seed decides nothing
     assert counts["half_linear"] == 5

@@ -182,7 +182,9 @@ class DataConfig:
     # Anything else: the name of a TFDS dataset already prepared under data_dir.
     dataset: str = "python_stdlib"
     split: str = "train"  # TFDS split that is read, or a slice of it: train[:10%]
-    sources: str = ""  # of python_source and text_files: paths or globs, separated by commas
+    # Of python_source and text_files: paths or globs, separated by commas; {site-packages} is where
+    # this interpreter's packages are installed
+    sources: str = ""
     data_dir: str | None = None  # folder of prepared corpora and tokens. None: ~/.cache/nfllm
     text_field: str | None = None  # field that holds the text. None: text, else content
     # Of text_files: characters that separate documents within a text, e.g. <|endoftext|>. None: a

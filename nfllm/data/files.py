@@ -5,10 +5,15 @@ from __future__ import annotations
 import fnmatch
 import glob
 import os
+import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nfllm.config import ConfigError
+
+# In a source: where this interpreter's packages are installed, so that a config that names them is
+# the same on every machine.
+_SITE_PACKAGES = "{site-packages}"
 
 
 def files_below(
@@ -56,19 +61,24 @@ def expand(sources: str) -> list[Path]:
     """Expands the paths and globs in `sources`; one that matches nothing is kept unchanged.
 
     A name that exists is taken literally, even if it contains commas or glob characters. So is an
-    existing directory at the start of a glob.
+    existing directory at the start of a glob. `~` is the home directory, and `{site-packages}` that
+    of the packages of the running interpreter.
     """
-    whole = os.path.expanduser(sources.strip())
+    whole = _named(sources.strip())
     if os.path.exists(whole):
         return [Path(whole)]
     paths: list[Path] = []
     for source in filter(None, map(str.strip, sources.split(","))):
-        name = os.path.expanduser(source)
+        name = _named(source)
         found = glob.glob(_pattern(name), recursive=True)
         # Circular links give a file many names: the shortest is kept.
         unique = {os.path.realpath(path): path for path in sorted(found, key=len, reverse=True)}
         paths += map(Path, sorted(unique.values()) or [name])
     return paths
+
+
+def _named(source: str) -> str:
+    return os.path.expanduser(source).replace(_SITE_PACKAGES, sysconfig.get_path("purelib"))
 
 
 def _pattern(source: str) -> str:
