@@ -1,5 +1,6 @@
 """Corpora by name: local files, prepared TFDS datasets, CodeParrot; from files to a dataset."""
 
+import re
 import shutil
 import sys
 import types
@@ -82,6 +83,21 @@ def test_a_root_without_python_files_is_an_error(tmp_path):
     config = data_config(tmp_path, dataset="python_source", sources=f"{tmp_path}/missing")
     with pytest.raises(ConfigError, match="missing is not a directory"):
         open_corpus(config, epath.Path(tmp_path))
+
+
+def test_a_source_beside_a_directory_is_not_left_out_unseen(tmp_path):
+    """A misspelt name, a glob without a directory, a file; a glob may match files as well."""
+    for name in ("package/a.py", "pack.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("# a")
+    for other in ("pakage", "pak*", "p*.py", "pack.py"):
+        sources = f"{tmp_path}/package,{tmp_path}/{other}"
+        config = data_config(tmp_path / "cache", dataset="python_source", sources=sources)
+        with pytest.raises(ConfigError, match=rf"{re.escape(other)} is not a directory"):
+            open_corpus(config, epath.Path(tmp_path))
+    config = data_config(tmp_path / "cache", dataset="python_source", sources=f"{tmp_path}/p*")
+    found, _ = documents(config)
+    assert [record.fields["path"] for record, _ in found] == ["a.py"]
 
 
 def test_python_that_is_not_utf8_is_named_or_skipped(tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -20,6 +21,7 @@ from trainer import TIMEOUT_SECONDS
 import nfllm.data
 from nfllm.config import ConfigError
 from nfllm.data import cache, prepare
+from nfllm.data.corpora import open_corpus
 from nfllm.data.python_files import standard_library
 from nfllm.data.records import MalformedRecordError
 from nfllm.data.tokenizer import bytes_tokenizer
@@ -185,14 +187,16 @@ def test_a_split_without_a_window_is_an_error(source, tmp_path):
         nfllm.data.load(config_of(source, tmp_path, window="documents"), 5000)
 
 
+@pytest.mark.parametrize("part", ["train[:0]", "train[2:1]", "train[60%:40%]"])
 @pytest.mark.parametrize("key", ["split", "validation_source"])
-def test_a_slice_without_a_document_is_an_error(tmp_path, key):
+def test_a_slice_without_a_document_is_an_error(tmp_path, key, part):
     shutil.copytree(Path(__file__).parent / "tfds" / "tfrecord", tmp_path, dirs_exist_ok=True)
-    changes = {"validation_source": "validation", key: "train[:0]"}
+    changes = {"validation_source": "validation", key: part}
     config = data_config(
         tmp_path, dataset="tiny_notes", validation_split="separate", tokenizer="bytes", **changes
     )
-    with pytest.raises(ConfigError, match=rf"'train\[:0\]' holds no document; set .*data\.{key}\b"):
+    message = rf"{re.escape(repr(part))} holds no document; set .*data\.{key}\b"
+    with pytest.raises(ConfigError, match=message):
         nfllm.data.load(config, 1)
 
 
@@ -302,6 +306,52 @@ def test_processes_that_prepare_at_once_all_succeed(tmp_path):
     assert sum(name.endswith("manifest.json") for name in names) == 1
     assert sum(name.endswith("dataset_info.json") for name in names) == 1
     assert not any(part.startswith(".") for name in names for part in name.split("/"))
+
+
+def test_text_that_another_process_prepares_in_the_meantime_is_read(source, tmp_path):
+    """Between opening the corpus and preparing it, one part or both."""
+    config = config_of(
+        source,
+        tmp_path,
+        validation_split="separate",
+        validation_source=str(source),
+        window="packed",
+    )
+    slow = open_corpus(config, epath.Path(tmp_path))
+    open_corpus(config, epath.Path(tmp_path)).prepare(progress=False)
+    slow.prepare(progress=False)
+    assert [held_out for _, held_out in slow.documents()] == [False] * 80 + [True] * 80
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "remove"])
+def test_stored_text_that_is_damaged_is_named(source, tmp_path, damage):
+    """It is read again where the tokens have to be made anew."""
+    nfllm.data.load(config_of(source, tmp_path), 16)
+    (path,) = tmp_path.glob("text_files/*/*/*.array_record*")
+    good = path.read_bytes()
+    path.write_bytes(
+        {
+            "flip": good[: len(good) // 2]
+            + bytes([good[len(good) // 2] ^ 0xFF])
+            + good[1 + len(good) // 2 :],
+            "truncate": good[: len(good) // 2],
+        }.get(damage, b"")
+    )
+    if damage == "remove":
+        path.unlink()
+    config = config_of(source, tmp_path, validation_fraction=0.3)
+    with pytest.raises(
+        MalformedRecordError, match=r"is damaged at record 0 or after it .*remove that"
+    ):
+        nfllm.data.load(config, 16)
+    shutil.rmtree(path.parent)
+    assert nfllm.data.load(config, 16).card["documents"]["read"] == 80
+
+
+def test_the_card_has_the_sources_as_they_are_named_now(source, tmp_path):
+    nfllm.data.load(config_of(source, tmp_path), 16)
+    same = nfllm.data.load(config_of(f"{source.parent}/a*.jsonl", tmp_path), 16)
+    assert same.card["sources"][0].endswith(f"train of {source.parent}/a*.jsonl")
 
 
 def test_a_directory_that_another_process_completes_first_is_kept(source, tmp_path):

@@ -50,6 +50,10 @@ from nfllm.config import ConfigError
             r"'separate' does not fit data\.dataset='python_stdlib'",
         ),
         ({"validation_values": "a"}, r"data\.validation_values='a' has no effect"),
+        (
+            {"validation_split": "field", "validation_field": "a", "validation_values": " , "},
+            r"data\.validation_values=' , ' names no value",
+        ),
         ({"malformed": "skp"}, r"unknown malformed 'skp'.* did you mean 'skip'\?"),
         ({"window": "document"}, r"unknown window 'document'.* did you mean 'documents'\?"),
         ({"validation_split": "hsh"}, r"unknown validation_split 'hsh'.* did you mean 'hash'\?"),

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfllm.config import ConfigError
-from nfllm.data import text_files, xz
+from nfllm.data import text_files, xz, zstd
 from nfllm.data.records import MalformedPolicy, MalformedRecordError, Record
 from nfllm.data.text_files import find_files, read_file
 
@@ -442,6 +442,25 @@ def long_zstd(text: bytes) -> bytes:
     for number, block in enumerate(blocks):
         packed += ((number == len(blocks) - 1) | len(block) << 3).to_bytes(3, "little") + block
     return packed
+
+
+@pytest.mark.parametrize(
+    ("header", "window"),
+    [
+        ([0x00, 17 << 3 | 3], (1 << 27) + 3 * (1 << 24)),
+        ([0x20, 200], 200),  # a single segment: its content is the window
+        ([0x60, 0x00, 0x01], 256 + 256),
+        ([0xA0, 0x00, 0x00, 0x00, 0x10], 1 << 28),
+        ([0xE0, 0, 0, 0, 0, 1, 0, 0, 0], 1 << 32),
+        ([0xA3, 9, 9, 9, 9, 0x00, 0x00, 0x00, 0x10], 1 << 28),  # after a dictionary's number
+        ([0xA1, 9, 0x00, 0x00, 0x00, 0x10], 1 << 28),
+    ],
+)
+def test_the_window_of_a_zstd_frame(tmp_path, header, window):
+    """By hand from RFC 8878, section 3.1.1."""
+    path = tmp_path / "data.zst"
+    path.write_bytes(b"\x28\xb5\x2f\xfd" + bytes(header) + bytes(20))
+    assert zstd.window(path) == window
 
 
 def test_a_zstd_window_that_arrow_does_not_allow(tmp_path, monkeypatch):

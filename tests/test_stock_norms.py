@@ -60,6 +60,16 @@ def test_the_stock_form_computes_the_same(changes):
     np.testing.assert_allclose(found, expected, rtol=0, atol=3e-6 * np.abs(expected).max())
 
 
+def test_a_large_stream_does_not_thaw_the_norms():
+    """An rms of 1e5, more than norm-free models were seen to have."""
+    decoder, params = make(FREE)
+    params["token_embedding"] = params["token_embedding"] / params["token_embedding"].std() * 1e5
+    config, stock = stock_form(decoder.config, params)
+    found = float64_model.logits(config, stock, TOKENS_BT)
+    expected = float64_model.logits(decoder.config, params, TOKENS_BT)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-6 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("changes", MODELS, ids=str)
 def test_what_is_written_is_read_as_frozen(changes, tmp_path):
     decoder, params = make(changes)

@@ -91,6 +91,11 @@ def _check_validation(data: DataConfig) -> None:
             f"data.validation_split={data.validation_split!r}; set that key to 'field', or leave "
             "the values empty"
         )
+    if data.validation_values and not data.validation_values.replace(",", "").strip():
+        raise ConfigError(
+            f"data.validation_values={data.validation_values!r} names no value; name some, "
+            "separated by commas, or leave it empty for a choice by hash"
+        )
     if data.validation_split == "separate" and data.dataset == "python_stdlib":
         raise ConfigError(
             "data.validation_split='separate' does not fit data.dataset='python_stdlib', which "

@@ -1,8 +1,9 @@
 """Frozen and norm-free models as a standard GPT-2, in which every norm is a LayerNorm.
 
-With an epsilon of 1e12, LayerNorm divides by sqrt(var + 1e12) = 1e6 whatever its input is: it is
-frozen, and its weight includes the factor 1e6 / sigma (arXiv 2507.02559). Frozen models are written
-in this form, and checkpoints of this form are read as frozen models.
+With a large epsilon, LayerNorm divides by sqrt(var + epsilon) = sqrt(epsilon) whatever its input
+is: it is frozen, and its weight includes the factor sqrt(epsilon) / sigma. Frozen models are
+written in this form, and checkpoints of this form are read as frozen models. arXiv 2507.02559 has
+an epsilon of 1e12, with which the norm of a stream of rms 30,000 is off by 4e-4; here it is 1e20.
 
 Such a LayerNorm still subtracts the mean, which a norm-free model does not. So a norm-free model is
 written with twice the width: its stream is (x, -x), whose mean is 0. Matrices that read the stream
@@ -28,7 +29,7 @@ from nfllm.model.frozen_norm import FROZEN, GATE, SIGMA
 Arrays = dict[str, Any]
 
 _SITES: tuple[Site, ...] = ("attention", "mlp", "final")
-EPSILON = 1e12
+EPSILON = 1e20
 _LEAST_FROZEN = 1e10
 """Above this epsilon the variance of a stream, at most some 10,000, has no influence."""
 
@@ -94,7 +95,7 @@ def _frozen(norm: Arrays, gates: tuple[int, ...], sigma: np.float32) -> Arrays:
 
 
 def _with_epsilon(config: ModelConfig, params: Arrays) -> tuple[ModelConfig, Arrays]:
-    """Multiplies every weight by 1e6 / sigma; the sigma of values may differ: it scales W_v."""
+    """Multiplies weights by sqrt(epsilon) / sigma; that of values may differ: it scales W_v."""
     factor, blocks = np.sqrt(EPSILON), dict(params["blocks"])
     attention = dict(blocks["attention"])
     scale_PLD, bias_LD = affine(blocks["attention_norm"], "blocks.attention_norm")

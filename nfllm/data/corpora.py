@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,6 +90,11 @@ class Corpus:
                 yield record, part.validation
         self._malformed = policy.summary()
 
+    @property
+    def sources(self) -> list[str]:
+        """What the documents are read from, for the corpus card."""
+        return [str(part) for part in self._parts]
+
     def card(self) -> dict[str, Any]:
         """Sources, licences and malformed records; to be called after `documents` is exhausted."""
         infos = [part.builder.info for part in self._parts]
@@ -96,7 +102,7 @@ class Corpus:
         malformed = [dict(info.metadata or {}) for info in infos]
         return {
             "dataset": self._config.dataset,
-            "sources": [str(part) for part in self._parts],
+            "sources": self.sources,
             "licences": {
                 "of_dataset": sorted(stated) or "not stated",
                 "of_documents": dict(self._licences.most_common()),
@@ -112,8 +118,7 @@ class Corpus:
     def prepare(self, *, progress: bool) -> None:
         """Writes the text as TFDS datasets, unless they exist already."""
         for part in self._parts:
-            if not _is_prepared(part.builder):
-                part.builder = _prepared(part.builder, progress)
+            part.builder = _prepared(part.builder, progress)
 
 
 def open_corpus(config: DataConfig, data_dir: epath.Path) -> Corpus:
@@ -173,11 +178,8 @@ def _python_stdlib(config: DataConfig, sources: str, data_dir: str) -> DatasetBu
 def _python_source(config: DataConfig, sources: str, data_dir: str) -> DatasetBuilder:
     from nfllm.data import builders
 
-    roots = expand(sources)
-    directories = [path for path in roots if path.is_dir()]
-    return builders.PythonSource(
-        roots=directories or roots, data_dir=data_dir, malformed=config.malformed
-    )
+    roots = expand(sources, Path.is_dir)
+    return builders.PythonSource(roots=roots, data_dir=data_dir, malformed=config.malformed)
 
 
 def _text_files(config: DataConfig, sources: str, data_dir: str) -> DatasetBuilder:
@@ -223,13 +225,17 @@ def _is_prepared(builder: DatasetBuilder) -> bool:
 
 
 def _prepared(builder: DatasetBuilder, progress: bool) -> DatasetBuilder:
-    """Writes the dataset and opens it; another process may do so at the same time."""
+    """Writes the dataset unless it exists, and opens it; other processes may do so as well.
+
+    The builder is opened anew: another process may have written the dataset since it was made.
+    """
     import tensorflow_datasets as tfds
 
     tfds.display_progress_bar(progress and sys.stderr.isatty())
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare()
+        if not _is_prepared(builder):
+            with contextlib.redirect_stdout(io.StringIO()):
+                builder.download_and_prepare()
     except OSError:
         # The other process was faster, so this one could not rename its directory into place.
         if not _is_prepared(builder):

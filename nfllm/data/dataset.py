@@ -113,6 +113,7 @@ def load(config: DataConfig, context_length: int, *, progress: bool = False) -> 
     fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     card = {
         **manifest["card"],
+        "sources": corpus.sources,  # another command may name the same files otherwise
         "windows": {
             "kind": config.window,
             "context_length": context_length,

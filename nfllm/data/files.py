@@ -57,8 +57,10 @@ def _walk(directory: Path, exclude: tuple[str, ...], seen: set[str]) -> Iterator
             yield Path(entry)
 
 
-def expand(sources: str) -> list[Path]:
+def expand(sources: str, wanted: Callable[[Path], bool] | None = None) -> list[Path]:
     """Expands the paths and globs in `sources`; one that matches nothing is kept unchanged.
+
+    With `wanted`, a source matches only those paths for which it is true.
 
     A name that exists is taken literally, even if it contains commas or glob characters. So is an
     existing directory at the start of a glob. `~` is the home directory, and `{site-packages}` that
@@ -73,7 +75,8 @@ def expand(sources: str) -> list[Path]:
         found = glob.glob(_pattern(name), recursive=True)
         # Circular links give a file many names: the shortest is kept.
         unique = {os.path.realpath(path): path for path in sorted(found, key=len, reverse=True)}
-        paths += map(Path, sorted(unique.values()) or [name])
+        matches = [Path(path) for path in sorted(unique.values())]
+        paths += [path for path in matches if wanted is None or wanted(path)] or [Path(name)]
     return paths
 
 

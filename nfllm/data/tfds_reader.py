@@ -82,14 +82,19 @@ def split_info(builder: DatasetBuilder, split: str) -> SplitInfo:
     Raises:
       ConfigError: the dataset has no such split, or the slice is empty.
     """
+    import tensorflow_datasets as tfds
+
     try:
         info = builder.info.splits[split]
+        slices = tfds.core.ReadInstruction.from_spec(split).to_absolute(builder.info.splits)
     except (KeyError, ValueError) as error:
         raise ConfigError(
             f"{builder.info.full_name} has no split {split!r}: "
             f"{suggest(split, builder.info.splits)}"
         ) from error
-    if not info.num_examples:
+    # TFDS reads a slice that ends before it begins as one to the end of the shard.
+    reversed_ = any(None not in (s.from_, s.to) and s.to < s.from_ for s in slices)
+    if reversed_ or not info.num_examples:
         raise ConfigError(
             f"{builder.info.full_name}: the split {split!r} holds no document; set data.split (or "
             "data.validation_source, if that names it) to another split"
@@ -102,12 +107,11 @@ def read_split(builder: DatasetBuilder, split: str) -> Iterator[dict[str, Any]]:
 
     Raises:
       ConfigError: there is no such split, it is empty, or its format cannot be read.
+      MalformedRecordError: a file is missing, truncated or damaged.
     """
     info = split_info(builder, split)
     if builder.info.file_format.value == "array_record":
-        source = builder.as_data_source(split)
-        for start in range(0, len(source), _BATCH):
-            yield from source.__getitems__(range(start, min(start + _BATCH, len(source))))
+        yield from _read_array_record(builder, split)
         return
     readers = {"tfrecord": read_tfrecord, "parquet": _read_parquet}
     kind = builder.info.file_format.value
@@ -122,6 +126,27 @@ def read_split(builder: DatasetBuilder, split: str) -> Iterator[dict[str, Any]]:
             stop = instruction.skip + instruction.take
             for record in itertools.islice(records, instruction.skip, stop):
                 yield builder.info.features.deserialize_example_np(record)
+
+
+def _read_array_record(builder: DatasetBuilder, split: str) -> Iterator[dict[str, Any]]:
+    source = builder.as_data_source(split)
+    for start in range(0, len(source), _BATCH):
+        try:
+            examples = source.__getitems__(range(start, min(start + _BATCH, len(source))))
+        except (RuntimeError, ValueError) as error:  # array_record has no errors of its own
+            raise _damaged(builder, start, str(error)) from error
+        # What lies beyond the end of a truncated file is read as empty records.
+        empty = (i for i, e in enumerate(examples) if all(v is None for v in e.values()))
+        if (first := next(empty, None)) is not None:
+            raise _damaged(builder, start + first, "it is empty")
+        yield from examples
+
+
+def _damaged(builder: DatasetBuilder, record: int, why: str) -> MalformedRecordError:
+    return MalformedRecordError(
+        f"the dataset in {os.fspath(builder.data_path)} is damaged at record {record} or after it "
+        f"({why}); remove that directory and start again"
+    )
 
 
 def read_tfrecord(file: BinaryIO) -> Iterator[bytes]:

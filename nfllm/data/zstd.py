@@ -10,20 +10,27 @@ ARROW_WINDOW = 1 << 27
 _LARGEST_WINDOW = 1 << 31
 _PACKED_BYTES = 16 << 10
 _MAGIC = b"\x28\xb5\x2f\xfd"
+_HEADER_BYTES = 18
+_SINGLE_SEGMENT = 0x20
 
 
 def window(path: Path) -> int:
     """Window in bytes of the file's first frame; 0 if the file does not begin with a frame.
 
-    RFC 8878, section 3.1.1.1: a descriptor, then the window's exponent and mantissa; 0 as well if
-    the frame is a single segment, which has no window.
+    RFC 8878, section 3.1.1: a descriptor, then the window's exponent and mantissa. The window of a
+    frame of a single segment is its whole content, whose size follows the dictionary's number.
     """
     with path.open("rb") as file:
-        header = file.read(6)
-    if len(header) < 6 or header[:4] != _MAGIC or header[4] & 0x20:
+        header = file.read(_HEADER_BYTES)
+    if len(header) < 6 or header[:4] != _MAGIC:
         return 0
-    base = 1 << (10 + (header[5] >> 3))
-    return base + (base >> 3) * (header[5] & 7)
+    descriptor, rest = header[4], header[5:]
+    if not descriptor & _SINGLE_SEGMENT:
+        base = 1 << (10 + (rest[0] >> 3))
+        return base + (base >> 3) * (rest[0] & 7)
+    kind, number_bytes = descriptor >> 6, (0, 1, 2, 4)[descriptor & 3]
+    size = rest[number_bytes : number_bytes + (1, 2, 4, 8)[kind]]
+    return int.from_bytes(size, "little") + (256 if kind == 1 else 0)
 
 
 def open_long(path: Path) -> BinaryIO:
