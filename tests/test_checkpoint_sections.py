@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import shutil
 from pathlib import Path
 
 import jax
@@ -94,6 +95,21 @@ def test_what_is_not_there_is_one_line(run, tmp_path, capsys):
         error = capsys.readouterr().err
         assert message in error
         assert len(error.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_left_out_and_named(run, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    for step, code in ((3, 0), (5, 2)):
+        files = [f for f in (copy / "checkpoints" / f"step_{step}").rglob("*") if f.is_file()]
+        largest = max(files, key=lambda file: file.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:-100])
+        assert main([str(copy), "--out", str(tmp_path / "page"), "--steps"]) == code
+        if code == 0:
+            page = (tmp_path / "page" / "index.html").read_text()
+            assert "1 of 2 checkpoints. Damaged, and left out: 3." in page
+    assert "has no checkpoint that can be read" in capsys.readouterr().err
 
 
 def random_rise(layers: int, heads: int, scale: float) -> Interval:

@@ -110,6 +110,15 @@ def test_a_seed_that_no_key_can_hold():
     refuse(r"training\.seed=4294967296 must be below 2\*\*32: the param", training__seed=2**32)
 
 
+def test_more_steps_than_a_device_counts():
+    refuse(r"training\.steps=2147483648 must be below 2\*\*31", training__steps=2**31)
+
+
+def test_a_constant_schedule_has_no_final_rate():
+    values = {"optimizer__schedule": "constant", "optimizer__learning_rate": 5e-6}
+    assert Config.from_dict(changed(**values)).optimizer.learning_rate == 5e-6
+
+
 def test_what_needs_attention_logits_as_they_are(registries):
     nfllm.register_attention_transform("cap", lambda logits: 50 * jnp.tanh(logits / 50))
     refuse(

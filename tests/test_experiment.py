@@ -138,6 +138,7 @@ def test_a_part_of_the_grid_is_trained_and_the_page_is_that_of_all(experimenter,
     assert code == 0, printed
     assert [path.name for path in (out / "main").iterdir()] == ["sm+g"]
     assert "1 runs\n" in printed
+    assert "--scale some '--only=main/ag*' --config." in (out / "RESULTS.md").read_text()
     found, whole = rows(out, "perplexity_main"), rows(minute, "perplexity_main")
     assert found["again"]["eval loss (nats)"] == whole["sm+g"]["eval loss (nats)"]
     assert {name: row["status"] for name, row in rows(out, "problems").items()} == {

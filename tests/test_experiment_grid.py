@@ -13,7 +13,9 @@ from nfllm.experiment import Experiment, Group, Variant
 from nfllm.experiment.cause import CAUSE_FILE
 from nfllm.experiment.grid import Entry, expand, load_experiment, read_overrides, select
 from nfllm.experiment.outcome import Outcome, read_outcome, refuse_other_data
+from nfllm.experiment.scheduler import _last_line
 from nfllm.rundir import read_record
+from nfllm.rundir.metrics import MetricsWriter
 
 PAPER = Path(paper.__file__)
 
@@ -61,6 +63,33 @@ def test_a_part_is_chosen_by_name_and_a_duplicate_stands_for_the_run_that_it_use
     assert select(entries, "main/[ac]/seed0") == [a0, b0]
     with pytest.raises(ConfigError, match=r"--only 'A/.' matches no run.* such as 'main/a/seed0'"):
         select(entries, "A/*")
+
+
+def test_a_grid_without_a_run_is_an_error():
+    for empty in (grid(), grid(a=Variant({}, seeds=()))):
+        with pytest.raises(ConfigError, match="the grid has no run at this scale"):
+            expand(empty)
+
+
+def test_the_last_error_is_that_of_this_start(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text("error: the disk is full\n")
+    start = log.stat().st_size
+    assert _last_line(log, start) == "it printed nothing"
+    with log.open("a") as file:
+        file.write("Traceback\nMemoryError\n")
+    assert _last_line(log, start) == "MemoryError"
+    assert _last_line(log, 0) == "error: the disk is full"
+
+
+def test_a_diverged_run_whose_reason_is_damaged_stays_diverged(tmp_path):
+    (entry,) = expand(grid(a=Variant({})))
+    write_run(tmp_path / entry.name, {}, None, 4.0)
+    entry = dataclasses.replace(entry, config=read_record(tmp_path / entry.name).config)
+    with MetricsWriter(tmp_path / entry.name) as metrics:
+        metrics.write("event", 1000, message="of no kind")
+        metrics.write("event", 1000, event="stopped", message="")
+    assert read_outcome(tmp_path, entry) == Outcome("diverged", "the line that says why is lost")
 
 
 def test_overrides_reach_every_run_and_the_grid_is_left_alone():

@@ -11,6 +11,7 @@ from page_checks import check
 
 from nfllm.config import ConfigError, get_config
 from nfllm.experiment import Experiment, Group, Variant
+from nfllm.experiment.cause import Cause
 from nfllm.experiment.grid import expand, load_experiment
 from nfllm.experiment.measured import read_group
 from nfllm.experiment.outcome import Outcome
@@ -18,7 +19,7 @@ from nfllm.experiment.provenance import Provenance, read_provenance
 from nfllm.experiment.results import results_markdown
 from nfllm.experiment.sections import comparison_sections
 from nfllm.experiment.slots import Machine, Slot
-from nfllm.experiment.tables import comparison_table, varying_keys
+from nfllm.experiment.tables import comparison_table, shown_runs, varying_keys
 from nfllm.experiment.write import write_results
 from nfllm.papers.published import REFERENCE
 from nfllm.papers.sections import paper_sections
@@ -139,6 +140,45 @@ def test_what_did_not_finish_is_named(tmp_path):
     content = markdown(tmp_path, own_grid(), LOSSES, outcomes)
     assert "| relu_1e-3 | norm-free, final normalised | relu | 0.001 | 2 | 4.1000 |" in content
     assert "diverged (seed 1)" in content
+
+
+def test_heads_of_other_context_lengths_are_not_compared(tmp_path):
+    variants = {f"T{n}": Variant({"model.context_length": n}) for n in (64, 128)}
+    experiment = Experiment("", {"main": Group("Lengths", get_config(), variants)})
+    content = markdown(tmp_path, experiment, {name: [4.0] for name in variants})
+    assert "heads ≥ 3M/4" not in content
+    _, _, groups = measured_groups(tmp_path, experiment, {name: [4.0] for name in variants})
+    (lead,) = (s.lead for s in comparison_sections(groups) if s.title == "Overloaded heads")
+    assert "Left out for Lengths: with the context length M differs." in lead
+
+
+def test_nothing_of_a_run_that_failed_is_shown(tmp_path):
+    """Its directory may hold another run. An unfinished one has no measurement at its end."""
+    cause = json.dumps(dataclasses.asdict(Cause(9, 4.0, [4.0], 4, 4, 4, [1.0], [1.0], [1.0], 9)))
+    failed = Outcome("failed", "its directory holds another run", blocked=True)
+    outcomes = {"main/sm+g/seed0": failed, "main/sm+r/seed0": Outcome("not run")}
+    group = group_of(
+        tmp_path,
+        {"sm+g": [4.1], "sm+r": [4.0]},
+        causes={"sm+g": cause, "sm+r": cause},
+        outcomes=outcomes,
+    )
+    gelu, relu = (group.variants[name][0] for name in ("sm+g", "sm+r"))
+    assert gelu.run is gelu.cause is relu.cause is None
+    assert relu.run is not None
+    assert [run.entry.variant for run in shown_runs(group)] == ["sm+r"]
+
+
+def test_a_run_that_two_variants_share_is_shown_by_the_name_of_the_first(tmp_path):
+    variants = {name: Variant({}, seeds) for name, seeds in (("first", (0, 1)), ("again", (0,)))}
+    experiment = Experiment("", {"main": Group("", get_config(), variants)})
+    entries, outcomes, _ = measured_groups(
+        tmp_path, experiment, {"first": [4.0, 4.2], "again": [4.0]}
+    )
+    page, _ = write_results(experiment, entries, outcomes, tmp_path)
+    charts = re.findall(r"<script type=application/json>(.*?)</script>", page.read_text())
+    (loss,) = (c for c in map(json.loads, charts) if c["ylabel"].startswith("eval"))
+    assert [line["label"] for line in loss["lines"]] == ["first, 2 seeds"]
 
 
 def test_keys_that_vary_are_those_of_the_configs(tmp_path):

@@ -6,6 +6,7 @@ import signal
 import pytest
 from tiny import make_corpus, tiny_config
 
+from nfllm.rundir.metrics import read_metrics
 from nfllm.trainer.loop import fit
 from nfllm.trainer.program import Program
 from nfllm.trainer.step_lines import StepLines
@@ -44,3 +45,19 @@ def test_nobody_waits_for_an_evaluation(
     assert (result.interrupted, result.step) == (signal.SIGTERM, stops_at)
     assert evaluated[-1] == (stops_at, saved_before_evaluation)
     assert (run / "checkpoints" / f"step_{stops_at}").is_dir()
+
+
+@pytest.mark.slow
+def test_a_signal_during_the_last_evaluation_ends_the_run_after_it(tmp_path, monkeypatch):
+    evaluate = Program.evaluate
+
+    def evaluate_interrupted(self, state):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, state)
+
+    monkeypatch.setattr(Program, "evaluate", evaluate_interrupted)
+    config = tiny_config(make_corpus(tmp_path / "corpus"), tmp_path / "data", training__steps=2)
+    result = fit(config, tmp_path / "run")
+    assert (result.interrupted, result.step) == (signal.SIGTERM, 2)
+    assert result.evaluation is not None
+    assert read_metrics(tmp_path / "run").rows["event"][-1]["event"] == "finished"

@@ -117,6 +117,8 @@ def test_a_step_is_diagnosed_with_the_parameters_that_it_was_given(
         fit(config, run)
         trained = nfllm.load_run(run)
         jax.tree.map(np.testing.assert_array_equal, trained.params, jax.device_get(state.params))
+        waited = [row["input_wait_seconds"] for row in read_metrics(run).rows["train"]]
+        assert waited == sorted(waited)  # what was waited for before a bad step counts as well
     assert [step for step, _, _ in seen] == diagnosed
     for step, params, site in seen:
         jax.tree.map(np.testing.assert_array_equal, params, expected[step])

@@ -1,5 +1,7 @@
 """The grid of recipes: every variant differs in what its name says, and page tables by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -59,7 +61,8 @@ def group() -> GroupResults:
         {
             "ln_gelu": {
                 0: measured(plain, {"tokens_per_second": np.array([100.0, 300.0])}),
-                1: measured(plain, {"tokens_per_second": np.array([200.0, 200.0])}),
+                # The first step after a start has no speed.
+                1: measured(plain, {"tokens_per_second": np.array([np.nan, 200.0])}),
             },
             "dyt": {
                 0: measured(
@@ -77,6 +80,15 @@ def group() -> GroupResults:
 
 def test_speeds_are_medians_against_the_first_variant(group: GroupResults) -> None:
     assert speed_table(group).rows == (("ln_gelu", 200.0, 1.0), ("dyt", 100.0, 2.0))
+
+
+def test_only_finished_runs_count(group: GroupResults) -> None:
+    stopped = dataclasses.replace(group.variants["dyt"][0], outcome=Outcome("not run"))
+    seeds = {"dyt": {**group.variants["dyt"], 1: stopped}}
+    both = dataclasses.replace(group, variants={**group.variants, **seeds})
+    assert saturation_table(both) == saturation_table(group)
+    alone = dataclasses.replace(group, variants={"dyt": {1: stopped}})
+    assert not saturation_table(alone).rows
 
 
 def test_saturation_is_that_of_the_last_probe(group: GroupResults) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import re
 import types
 from pathlib import Path
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from tiny import make_corpus, tiny_config
 from training_parts import make_parts, random_batch, small_config
 
@@ -20,9 +22,10 @@ from nfllm.data import batches
 from nfllm.experiment.grid import expand
 from nfllm.model.frozen_norm import FrozenLayerNorm
 from nfllm.report import figures, write_report
+from nfllm.report.charts import curves_chart, layers_chart
 from nfllm.report.figures import Curve, LayerCurves
 from nfllm.report.page import Pictures, Section
-from nfllm.report.removal_sections import mark_removals
+from nfllm.report.removal_sections import mark_removals, removal_sections
 from nfllm.rundir.metrics import read_metrics
 from nfllm.trainer.checkpoints import restore_params
 from nfllm.trainer.loop import fit
@@ -394,11 +397,26 @@ def test_marks_in_every_curve_over_steps():
     by_layer = figures.layer_profiles([curve], "layer", "rms")
     lines = [len(axes.lines) for figure in (by_step, panels, by_layer) for axes in figure.axes]
     blocks = [Pictures("x", "", figure, [figure]) for figure in (by_step, panels, by_layer)]
-    mark_removals([Section("", "", blocks)], runs)
+    charts = [curves_chart([curve], by_step.axes[0])]
+    charts += [layers_chart(p, a) for p, a in zip(layers, panels.axes, strict=False)]
+    blocks.append(blocks[0]._replace(panels=[], whole=Figure(), charts=charts))
+    (section,) = mark_removals([Section("", "", blocks)], runs)
+    assert [list(chart.marks) for chart in section.blocks[-1].charts] == [[3, 5], [3, 5], []]
+    assert json.loads(section.blocks[-1].charts[0].json())["marks"] == [3, 5]
     after = [len(axes.lines) for figure in (by_step, panels, by_layer) for axes in figure.axes]
     added = [new - old for new, old in zip(after, lines, strict=True)]
     assert (added[0], added[1:3], sum(added)) == (2, [2, 0], 4)
     assert [line.get_xdata()[0] for line in by_step.axes[0].lines[-2:]] == [3, 5]
+
+
+def test_a_removal_that_was_repeated_is_one():
+    """After a kill, the steps since the last checkpoint are trained again; or all of them."""
+    rows = [(0, "started"), (100, "removed"), (50, "removed"), (0, "started")]
+    rows += [(50, "removed"), (100, "removed"), (50, "resumed"), (100, "removed")]
+    events = [{"step": step, "event": event, "site": "mlp", "layer": 0} for step, event in rows]
+    run = types.SimpleNamespace(label="a", metrics=types.SimpleNamespace(rows={"event": events}))
+    (section,) = removal_sections([run])
+    assert [row[1] for row in section.blocks[0].table.rows] == [50, 100]
 
 
 def interrupt(*_):

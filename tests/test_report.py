@@ -20,7 +20,8 @@ from nfllm.papers.published import REFERENCE
 from nfllm.report import write_report
 from nfllm.report.__main__ import main
 from nfllm.report.runs import notation, read_runs
-from nfllm.rundir import RunError
+from nfllm.report.training_sections import slope_sections, slopes_without_gradient
+from nfllm.rundir import Origin, RunError
 from nfllm.rundir.metrics import MetricsWriter
 
 pytestmark = pytest.mark.slow
@@ -89,6 +90,8 @@ def mixed(tmp_path_factory) -> Path:
         undecayed_parameters=(),
     )
     write_run(runs / "silent", {"training.seed": 1}, None, 3.4)
+    with MetricsWriter(runs / "silent") as metrics:
+        metrics.write("event", 500, event="removed", message="", site="mlp", layer=0)
     half = runs / "half"
     half.mkdir()
     (half / "config.json").write_text('{"format_version": 1, "nf')
@@ -276,8 +279,6 @@ def test_slopes_are_held_against_decay_alone(tmp_path):
     write_run(
         tmp_path / "b", changes, np.ones((4, 4)), 3.0, slopes_NL, decayed_parameters=("mlp.kernel",)
     )
-    from nfllm.report.training_sections import slope_sections
-
     (section,) = slope_sections(read_runs([tmp_path / "a", tmp_path / "b"]))
     decayed, kept = (axes for axes in section.blocks[0].whole.axes if axes.get_title(loc="left"))
     steps, curve = decayed.lines[-1].get_data()
@@ -285,6 +286,21 @@ def test_slopes_are_held_against_decay_alone(tmp_path):
     assert decayed.texts[0].get_text() == "decay alone"
     np.testing.assert_array_equal(kept.lines[-1].get_ydata(), np.full(21, 0.01))
     assert kept.texts[0].get_text() == "start (no decay)"
+
+
+def test_slopes_of_a_run_that_has_just_begun_or_began_with_those_of_another(tmp_path):
+    changes = {"model.activation": "learnable_leaky_relu", "optimizer.decay_slopes": True}
+    decayed = {"slopes_NL": np.full((1, 4), 0.01), "decayed_parameters": ("mlp.slope",)}
+    write_run(tmp_path / "young", changes, np.ones((4, 4)), 3.0, num_probes=1, **decayed)
+    origin = Origin("another", 9, "abc")
+    write_run(
+        tmp_path / "warm", changes, np.ones((4, 4)), 3.0, num_probes=1, origin=origin, **decayed
+    )
+    young, warm = read_runs([tmp_path / "young", tmp_path / "warm"])
+    curve = slopes_without_gradient(young)
+    assert (curve.x.tolist(), curve.y.tolist()) == ([0], pytest.approx([0.01]))
+    assert slopes_without_gradient(warm) is None
+    assert len([*slope_sections([young, warm])]) == 1
 
 
 def test_seeds_of_one_variant_are_averaged(tmp_path):
@@ -471,6 +487,7 @@ document.title = JSON.stringify({
   statics: document.querySelectorAll(".chart [role=img] svg").length,
   overflow: document.documentElement.scrollWidth - innerWidth,
   wide: wide.length,
+  marks: [...document.querySelectorAll(".chart [data-mark]")].map((mark) => mark.dataset.mark),
   focused: document.activeElement.title,
   output: document.querySelector(".heat output").textContent,
   smallest: Math.min(...[...document.querySelectorAll(".panel svg text")].map((text) =>
@@ -524,6 +541,7 @@ def test_page_in_a_browser(paper, mixed, width, tmp_path):
         assert measured["output"] == measured["focused"]
         assert measured["smallest"] >= 9  # CSS pixels of the smallest text in any figure
         assert measured["charts"] > 0 == measured["statics"]
+        assert set(measured["marks"]) == ({"500"} if name == "mixed" else set())
         if name == "paper":
             assert_zoomable(measured["states"])
         assert re.fullmatch(r"layer \d+, step \d+: [\d.]+|causal ceiling.*", measured["told"])

@@ -56,6 +56,13 @@ def test_the_learning_rate_before_and_after_is_named(new: Config, step: int, exp
     assert describe_changes(config_of(10), new, step) == expected
 
 
+def test_steps_without_an_update_are_not_counted() -> None:
+    whole = describe_changes(config_of(10), config_of(20), 10)
+    assert describe_changes(config_of(10), config_of(20), 12, skipped=2) == whole.replace(
+        "step 11", "step 13"
+    ).replace("step 10", "step 12")
+
+
 @pytest.mark.slow
 def test_it_is_that_of_the_metrics(tmp_path) -> None:
     corpus = make_corpus(tmp_path / "corpus")

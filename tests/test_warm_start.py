@@ -2,6 +2,7 @@
 
 import dataclasses
 import operator
+import types
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from trainer import Trainer
 from training_parts import make_parts, random_batch, small_config
 
 from nfllm.config import Config, ConfigError
+from nfllm.data.tokenizer import bytes_tokenizer
 from nfllm.model.parameters import name_of
 from nfllm.report import write_report
 from nfllm.rundir import RunError, read_record
@@ -23,6 +25,7 @@ from nfllm.trainer.loop import fit
 from nfllm.trainer.program import Program
 from nfllm.trainer.record import write_run
 from nfllm.trainer.warm_start import (
+    _same_tokenizer,
     first_state,
     fit_parameters,
     resize_positions,
@@ -306,6 +309,18 @@ def test_another_tokenizer(corpus, source, tmp_path):
     named = dataclasses.replace(bpe.training, init_skip="token_embedding")
     _, origin = first_state(Program(dataclasses.replace(bpe, training=named)))
     assert "not copied: token_embedding" in origin.notes
+
+
+def test_every_table_of_another_tokenizer_must_be_named(tmp_path):
+    theirs, ours = bytes_tokenizer(), bytes_tokenizer()
+    theirs.save(tmp_path / "tokenizer.json")
+    other = types.SimpleNamespace(fingerprint="another")
+    assert _same_tokenizer(tmp_path, ours, {"head_embedding"})
+    assert not _same_tokenizer(tmp_path, other, set())
+    with pytest.raises(
+        ConfigError, match=r"or add head_bias, head_embedding to training.init_skip"
+    ):
+        _same_tokenizer(tmp_path, other, {"head_embedding", "head_bias"})
 
 
 @pytest.mark.parametrize("method", ["weight_input", "weight_output", "spectral"])

@@ -142,7 +142,8 @@ def check_optimizer(optimizer: OptimizerConfig) -> None:
     at_least(optimizer, "optimizer", "clip_norm", 0)
     if optimizer.qk_clip is not None:
         positive(optimizer, "optimizer", "qk_clip")
-    if optimizer.final_learning_rate > optimizer.learning_rate:
+    decays = optimizer.schedule != "constant"
+    if decays and optimizer.final_learning_rate > optimizer.learning_rate:
         raise ConfigError(
             f"optimizer.final_learning_rate={optimizer.final_learning_rate} exceeds "
             f"optimizer.learning_rate={optimizer.learning_rate}; the schedule decays, "
@@ -161,6 +162,10 @@ def check_training(training: TrainingConfig) -> None:
         )
     for key in ("steps", "batch_size", "log_every"):
         at_least(training, "training", key, 1)
+    if training.steps >= 2**31:
+        raise ConfigError(
+            f"training.steps={training.steps} must be below 2**31: a device counts steps in 32 bits"
+        )
     at_least(training, "training", "max_skipped_steps", 0)
     at_least(training, "training", "seed", 0)
     if training.seed >= 2**32:

@@ -55,12 +55,13 @@ def main(arguments: list[str] | None = None) -> int:
         experiment = load_experiment(options.config, options.scale)
         entries = expand(experiment, read_overrides(rest))
         chosen = select(entries, options.only)
-        given = [*(f"--import={file}" for file in options.imports), *rest]
+        only = [] if options.only == "*" else [f"--only={options.only}"]
+        given = [*only, *(f"--import={file}" for file in options.imports), *rest]
         machine = find_machine(options.jobs)
         options.out.mkdir(parents=True, exist_ok=True)
         # This process computes little and leaves the accelerator to the runs.
         jax.config.update("jax_platforms", "cpu")
-        with lock.hold(options.out):
+        with lock.hold(options.out, "--out"):
             print(experiment.note)
             with Provenance.record(options.out, options.config, options.scale, machine, given):
                 outcomes, is_done = run_grid(entries, chosen, options.out, machine.slots)

@@ -163,6 +163,8 @@ def expand(experiment: Experiment, overrides: Mapping[str, Value] | None = None)
             )
             first_of.setdefault(config, entry.name)
             entries.append(entry)
+    if not entries:
+        raise ConfigError("the grid has no run at this scale; give a group variants with seeds")
     return entries
 
 

@@ -17,7 +17,11 @@ from nfllm.rundir import RunError
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One run and its measurements. `run` and `cause` are None if there is nothing to read."""
+    """One run and its measurements.
+
+    `run` and `cause` are None if there is nothing to read, and for a run that failed: its directory
+    may hold another run. `cause` is None unless the run is finished.
+    """
 
     entry: Entry
     outcome: Outcome
@@ -97,6 +101,10 @@ def read_group(
             cause = read_cause(directory)
         except RunError as error:
             cause, outcome = None, Outcome("failed", str(error))
+        if outcome.status == "failed":
+            run = None
+        if outcome.status != "finished":
+            cause = None
         measured = Measured(entry, outcome, run, cause)
         variants.setdefault(entry.variant, {})[entry.seed] = measured
     return GroupResults(name, title, variants)

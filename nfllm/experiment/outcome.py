@@ -56,8 +56,8 @@ def read_outcome(out: epath.PathLike, entry: Entry) -> Outcome:
     events = read_metrics(run).rows["event"] if (run / METRICS_FILE).exists() else []
     last = events[-1] if events else {}
     if last.get("event") == "stopped":
-        faults = [event["message"] for event in events if event["event"] == "non_finite"]
-        return Outcome("diverged", str(faults[-1]))
+        faults = [event.get("message") for event in events if event.get("event") == "non_finite"]
+        return Outcome("diverged", str(faults[-1]) if faults else "the line that says why is lost")
     measured = not entry.linear_replacement or (run / CAUSE_FILE).exists()
     if last.get("event") == "finished" and measured:
         return Outcome("finished")

@@ -72,7 +72,7 @@ class _Job:
     def __init__(self, entry: Entry, out: Path, slot: Slot) -> None:
         self.entry, self.slot = entry, slot
         self._out, self._was_interrupted = out, False
-        self._log = out / LOGS_DIR / f"{entry.name.replace('/', '-')}.txt"
+        self._log = out / LOGS_DIR / f"{entry.name}.txt"
         self._log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "nfllm.experiment.worker", str(out / entry.name)]
         command += ["--parent", str(os.getpid())]
@@ -83,6 +83,7 @@ class _Job:
         if slot.cores:
             command += ["--cores", ",".join(map(str, slot.cores))]
         with open(self._log, "a") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -111,11 +112,13 @@ class _Job:
         if self._was_interrupted or (found.is_final and code in (0, DIVERGED)):
             return found
         ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        where = f"{LOGS_DIR}/{self._log.name}"
-        return Outcome("failed", f"{ended}; {_last_line(self._log)} (whole log: {where})")
+        where = self._log.relative_to(self._out)
+        last = _last_line(self._log, self._log_start)
+        return Outcome("failed", f"{ended}; {last} (whole log: {where})")
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
+def _last_line(log: Path, start: int) -> str:
+    """The last error, or else the last line, behind the first `start` bytes of the log."""
+    lines = log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
     wanted = [line for line in lines if line.startswith("error: ")] or lines
     return wanted[-1][:500] if wanted else "it printed nothing"

@@ -40,20 +40,25 @@ def entropy_sections(
 
     `more` is text added to its lead.
     """
-    blocks = [
-        Rows(f"heads_{group.name}", f"{group.title}; M = {group.maximum:.3f} nats", table)
-        for group, table in zip(groups, tables, strict=True)
-        if table.rows
-    ]
+    blocks: list[Block] = []
+    left_out = ""
+    for group, table in zip(groups, tables, strict=True):
+        if table.rows and "model.context_length" in varying_keys(group):
+            left_out += f" Left out for {group.title}: with the context length M differs."
+        elif table.rows:
+            caption = f"{group.title}; M = {group.maximum:.3f} nats"
+            blocks.append(Rows(f"heads_{group.name}", caption, table))
     entries = [run.entry for group in groups for run in group]
     without = {e.variant for e in entries if not e.config.model.has_attention_maps}
     if without:
         named = ", ".join(sorted(without))
         more += f" Not defined for {named}: their mixer has no softmax."
-    if blocks or without:
+    if blocks or without or left_out:
         yield Section(
             "Overloaded heads",
-            "Shares of heads at the last probe; M is the largest head entropy of the group." + more,
+            "Shares of heads at the last probe; M is the largest head entropy of the group."
+            + more
+            + left_out,
             blocks,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import get_args
 
@@ -34,7 +35,8 @@ def speed_table(group: GroupResults) -> Table:
     found: dict[str, float] = {}
     for variant in group.variants:
         series = group.series(variant, "tokens_per_second").values()
-        speeds = [float(speed) for by_step in series for speed in by_step.values()]
+        logged = [float(speed) for by_step in series for speed in by_step.values()]
+        speeds = [speed for speed in logged if math.isfinite(speed)]  # the first step has none
         if speeds:
             found[variant] = float(np.median(speeds))
     first = next(iter(found.values()), 1.0)
@@ -56,14 +58,18 @@ def saturation_sections(groups: Sequence[GroupResults]) -> Iterator[Section]:
 
 def saturation_table(group: GroupResults) -> Table:
     """One row for each variant with a point function."""
-    runs = [run.run for run in group if run.run]
-    others = [s for s in get_args(Site) if any(f"saturation_{s}" in run.series for run in runs)]
+    finished = {
+        variant: [r.run for r in seeds.values() if r.run and r.outcome.status == "finished"]
+        for variant, seeds in group.variants.items()
+    }
+    fields = {field for runs in finished.values() for run in runs for field in run.series}
+    others = [site for site in get_args(Site) if f"saturation_{site}" in fields]
     sites = dict.fromkeys(["attention", "mlp", "final", *others])
     rows: list[tuple[Cell, ...]] = []
-    for variant, seeds in group.variants.items():
+    for variant, runs in finished.items():
         cells: list[Cell] = []
         for site in sites:
-            last = [run.run.last(f"saturation_{site}") for run in seeds.values() if run.run]
+            last = [run.last(f"saturation_{site}") for run in runs]
             values = [100 * float(np.mean(value)) for value in last if value is not None]
             cells.append(float(np.mean(values)) if values else None)
         if any(cell is not None for cell in cells):

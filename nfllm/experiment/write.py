@@ -15,6 +15,7 @@ from nfllm.experiment.results import results_markdown
 from nfllm.experiment.sections import comparison_sections
 from nfllm.experiment.tables import problem_table, shown_runs
 from nfllm.report.page import Rows, Section
+from nfllm.report.removal_sections import mark_removals
 from nfllm.report.runs import ReportedRun, read_runs
 from nfllm.report.sections import figure_sections
 from nfllm.report.seeds import SeedGroup
@@ -62,7 +63,9 @@ def _problem_sections(
 
 def _figure_sections(experiment: Experiment, group: GroupResults, out: Path) -> Iterator[Section]:
     """Figures of one run of each variant, labelled by the variant; losses of all its seeds."""
-    shown = {run.entry.same_as or run.entry.name: run.entry for run in shown_runs(group)}
+    shown: dict[str, Entry] = {}
+    for run in shown_runs(group):
+        shown.setdefault(run.entry.same_as or run.entry.name, run.entry)
     if shown:
         labels = [entry.variant for entry in shown.values()]
         runs = read_runs([out / name for name in shown], labels)
@@ -70,7 +73,8 @@ def _figure_sections(experiment: Experiment, group: GroupResults, out: Path) -> 
             SeedGroup(run.label, place, _finished(group, run.label) or [run])
             for place, run in enumerate(runs)
         ]
-        yield from figure_sections(runs, experiment.reference, groups)
+        sections = [*figure_sections(runs, experiment.reference, groups)]
+        yield from mark_removals(sections, runs)
 
 
 def _finished(group: GroupResults, variant: str) -> list[ReportedRun]:

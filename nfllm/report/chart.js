@@ -169,6 +169,10 @@ class Chart {
     this.shape("text", svg, { "text-anchor": "middle",
       transform: `translate(12 ${(MARGIN.top + bottom) / 2}) rotate(-90)` }, this.data.ylabel);
     const plot = this.shape("g", svg, { "clip-path": `url(#${clip})` });
+    for (const step of this.data.marks.filter((step) => !this.logX || step > 0)) {
+      this.shape("path", plot, { class: "rule", "stroke-dasharray": "1 2", "data-mark": step,
+        d: `M${this.across.place(step).toFixed(1)} ${MARGIN.top}V${bottom}` });
+    }
     this.data.lines.forEach((line, i) => this.line(plot, line, all[i], bottom));
     this.drawn = all;
     for (const [name, button] of Object.entries(this.buttons)) {

@@ -34,7 +34,8 @@ class Chart(NamedTuple):
     """What the page's script draws in place of a static figure of curves over steps.
 
     `title` is the run's label where each run has a panel; `limits` is the initial vertical range;
-    `is_by_layer` is whether the lines are layers, coloured by depth.
+    `is_by_layer` is whether the lines are layers, coloured by depth; `marks` are the steps of
+    dotted lines.
     """
 
     title: str
@@ -43,6 +44,7 @@ class Chart(NamedTuple):
     limits: tuple[float, float]
     lines: Sequence[Line]
     is_by_layer: bool = False
+    marks: Sequence[int] = ()
 
     def json(self) -> str:
         """The chart as JSON that is safe inside a `<script>`; values not finite become null."""
@@ -53,6 +55,7 @@ class Chart(NamedTuple):
             "log": self.log,
             "limits": self.limits,
             "byLayer": self.is_by_layer,
+            "marks": list(self.marks),
             "lines": [_line(line, most) for line in self.lines],
         }
         return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")

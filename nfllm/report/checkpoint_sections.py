@@ -76,8 +76,13 @@ def step_sections(paths: Sequence[epath.Path], labels: Sequence[str]) -> Iterato
         places = np.linspace(0, len(kept) - 1, min(len(kept), _MOST_STEPS)).round().astype(int)
         batches = None
         heatmaps: list[Heatmap] = []
+        unreadable: list[str] = []
         for step in (kept[place] for place in places):
-            run = nfllm.load_run(path, step=step)
+            try:
+                run = nfllm.load_run(path, step=step)
+            except RunError:
+                unreadable.append(f"{step:,}")
+                continue
             if not run.config.model.has_attention_maps:
                 blocks.append(_without_entropy(label, run))
                 break
@@ -86,7 +91,11 @@ def step_sections(paths: Sequence[epath.Path], labels: Sequence[str]) -> Iterato
             ceiling = causal_entropy_ceiling(run.config.model.context_length)
             heatmaps.append(Heatmap(f"step {step:,}", measured["head_entropy"].mean, ceiling))
         name = f"entropy_steps_{index}"
+        if len(unreadable) == len(places):
+            raise RunError(f"{path} has no checkpoint that can be read")
         lead = f"<b>{html.escape(label)}</b>, {len(heatmaps)} of {len(kept)} checkpoints."
+        if unreadable:
+            lead += f" Damaged, and left out: {', '.join(unreadable)}."
         if heatmaps:
             blocks.append(heatmaps_block(heatmaps, name, name, lead))
     yield Section(

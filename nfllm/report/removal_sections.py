@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from nfllm.report import figures
 from nfllm.report.page import Block, Pictures, Rows, Section
@@ -87,38 +86,45 @@ def frozen_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
     )
 
 
-def mark_removals(sections: Sequence[Section], runs: Sequence[ReportedRun]) -> None:
-    """Draws a dotted line in every curve over steps where a norm of its run is removed.
+def mark_removals(sections: Sequence[Section], runs: Sequence[ReportedRun]) -> list[Section]:
+    """The sections; in curves over steps a dotted line marks the removal of a norm of their run.
 
     A panel of one run has the run's label as title; a panel without a title shows all runs.
     """
     steps = {run.label: [row["step"] for row in _events(run, "removed")] for run in runs}
     if not any(steps.values()):
-        return
-    for section in sections:
-        for block in section.blocks:
-            if isinstance(block, Pictures):
-                for figure in {id(f): f for f in (block.whole, *block.panels)}.values():
-                    _mark(figure, steps)
-
-
-def _mark(figure: Figure, steps: dict[str, list[int]]) -> None:
-    titles = {literal(shortened(label, 36)): label for label in steps}
-    for axes in figure.axes:
-        if axes.get_xlabel() != "step":
-            continue
-        label = titles.get(axes.get_title(loc="left"))
-        found = (
-            steps[label]
-            if label is not None
-            else sorted({s for own in steps.values() for s in own})
+        return list(sections)
+    return [
+        section._replace(
+            blocks=[_marked(b, steps) if isinstance(b, Pictures) else b for b in section.blocks]
         )
-        for step in found:
-            axes.axvline(step, color=FAINT, linestyle=":", linewidth=0.6, zorder=0.5)
+        for section in sections
+    ]
+
+
+def _marked(pictures: Pictures, steps: Mapping[str, Sequence[int]]) -> Pictures:
+    every = sorted({step for own in steps.values() for step in own})
+    by_title = {literal(shortened(label, 36)): own for label, own in steps.items()}
+    for figure in {id(f): f for f in (pictures.whole, *pictures.panels)}.values():
+        for axes in figure.axes:
+            if axes.get_xlabel() == "step":
+                for step in by_title.get(axes.get_title(loc="left"), every):
+                    axes.axvline(step, color=FAINT, linestyle=":", linewidth=0.6, zorder=0.5)
+    charts = [c._replace(marks=steps.get(c.title, every)) for c in pictures.charts]
+    return pictures._replace(charts=charts)
 
 
 def _events(run: ReportedRun, kind: str) -> list[dict[str, Any]]:
-    return [row for row in run.metrics.rows["event"] if row.get("event") == kind]
+    """The events of a kind, without those of steps that the run went back behind and repeated."""
+    found: list[dict[str, Any]] = []
+    for row in run.metrics.rows["event"]:
+        if row.get("event") == "started":
+            found = []
+        elif row.get("event") == "resumed":
+            found = [earlier for earlier in found if earlier["step"] <= row["step"]]
+        elif row.get("event") == kind:
+            found.append(row)
+    return found
 
 
 def _frozen(run: ReportedRun) -> list[dict[str, Any]]:

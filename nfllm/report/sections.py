@@ -52,8 +52,7 @@ def build_sections(
         *figure_sections(runs, reference),
         *_record_sections(runs),
     ]
-    mark_removals(sections, runs)
-    return sections
+    return mark_removals(sections, runs)
 
 
 def figure_sections(

@@ -129,15 +129,19 @@ def saturation_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
 
 
 def slopes_without_gradient(run: ReportedRun) -> Curve | None:
-    """What the slopes would be at the recorded steps if only weight decay acted on them."""
-    if run.record is None:
+    """What the slopes would be at the recorded steps if only weight decay acted on them.
+
+    None for a run that began with the slopes of another.
+    """
+    if run.record is None or run.record.origin is not None:
         return None
     config = run.record.config
     steps = run.series["negative_slopes"][0]
     names = run.record.decayed_parameters
     if not any(name.rpartition(".")[2] == "slope" for name in names):
         return Curve("start (no decay)", steps, np.full(len(steps), config.model.slope))
-    rates = make_schedule(config.optimizer, config.training.steps)(jnp.arange(steps[-1]))
+    updates = jnp.arange(max(1, steps[-1]))
+    rates = make_schedule(config.optimizer, config.training.steps)(updates)
     values = weight_decay_curve(config.model.slope, rates, config.optimizer.weight_decay)
     return Curve("decay alone", steps, np.asarray(values)[steps])
 

@@ -18,8 +18,10 @@ except ImportError:  # Windows
 
 
 @contextlib.contextmanager
-def hold(run: epath.Path) -> Iterator[None]:
-    """Locks the run directory for this process; the kernel releases it when the process ends.
+def hold(run: epath.Path, flag: str = "--workdir") -> Iterator[None]:
+    """Locks the directory for this process; the kernel releases it when the process ends.
+
+    `flag` is the one that names the directory, for the error.
 
     Remote directories (`gs://`) are not locked. If the file system does not support locks, there is
     a warning.
@@ -37,7 +39,7 @@ def hold(run: epath.Path) -> Iterator[None]:
             file.seek(0)
             raise RunError(
                 f"{run} is in use by process {file.read() or '?'}; wait for it, stop it, or give "
-                "another --workdir"
+                f"another {flag}"
             ) from error
         except OSError as error:
             logging.warning("%s cannot be locked (%s): do not start a second run in it", run, error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from signal import Signals
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from etils import epath
 from nfllm.config import Config
 from nfllm.config.paths import user_path
 from nfllm.config.recipes import recipe_note
+from nfllm.data.batches import Batch, Prefetcher
 from nfllm.rundir import RunError, read_record
 from nfllm.trainer import hosts, interrupt, lock, peers, warm_start
 from nfllm.trainer.between import BetweenSteps
@@ -35,7 +36,8 @@ from nfllm.training.step import StepMetrics
 class FitResult(NamedTuple):
     """How a run ended.
 
-    `evaluation` and `entropy_LH` (nats) are None if the signal `interrupted` stopped the run.
+    `interrupted` is the signal that asked the run to end, if one did. If it stopped the training,
+    `evaluation` and `entropy_LH` (nats) are None.
     """
 
     step: int
@@ -94,7 +96,8 @@ def fit(config: Config, workdir: epath.PathLike, *, loggers: Sequence[Logger] = 
             for line in checkpoints.fallbacks:
                 journal.event("fell_back", step, f"{line}; continuing from step {step}")
             if resumed:
-                note = describe_changes(earlier, config, step) if earlier else ""
+                skipped = int(state.skipped)
+                note = describe_changes(earlier, config, step, skipped) if earlier else ""
                 journal.event("resumed", step, f"resumed at step {step}{note}")
             else:
                 parts = [program.describe(), origin, recipe_note(config)]
@@ -138,12 +141,13 @@ class _Loop:
         evaluation = self.between.evaluate(state, total)
         self.checkpoints.wait()
         self.journal.event("finished", total, f"finished {total} steps")
-        return FitResult(total, evaluation, entropy_LH, self.lines.clock.tokens_per_second, None)
+        speed = self.lines.clock.tokens_per_second
+        return FitResult(total, evaluation, entropy_LH, speed, self.signals.signal)
 
     def _train(self, state: TrainState, step: int) -> tuple[TrainState, Signals | None]:
         """Trains from `step` on: to the end, to a signal, or to a step that tripped the guard."""
         unread: StepMetrics | None = None
-        with self.program.train_batches(step) as batches:
+        with self.program.train_batches(step) as batches, self._waiting(batches):
             batches.on_stall = self.lines.input.stalled
 
             def read(metrics: StepMetrics, step: int) -> StepMetrics | None:
@@ -171,10 +175,17 @@ class _Loop:
                     signal = self.between.do(state, step, due, signal)
                 if signal is not None:
                     return state, signal
-            self.waited_seconds += batches.waited_seconds
             if unread is not None and (bad := read(unread, step)) is not None:
                 state = self.faults.resolve(state, bad, step)
         return state, None
+
+    @contextlib.contextmanager
+    def _waiting(self, batches: Prefetcher[Batch]) -> Iterator[None]:
+        """Adds the time that was waited for batches, however the block ends."""
+        try:
+            yield
+        finally:
+            self.waited_seconds += batches.waited_seconds
 
     def _interrupted(self, signal: Signals, state: TrainState) -> FitResult:
         step = int(state.step)

@@ -95,21 +95,22 @@ def check_resumable(run: epath.Path, config: Config) -> Config | None:
     return earlier
 
 
-def describe_changes(earlier: Config, config: Config, step: int) -> str:
+def describe_changes(earlier: Config, config: Config, step: int, skipped: int = 0) -> str:
     """The changes of a run that is resumed at `step`, in words, for its event `resumed`.
 
-    For example " with training.steps=200 (was 100); the learning rate goes from ... at step 100 to
-    ... at step 101"; empty without changes.
+    `skipped` steps made no update, and the schedule counts updates. For example " with
+    training.steps=200 (was 100); the learning rate goes from ... at step 100 to ... at step 101";
+    empty without changes.
     """
     changed = differences(earlier, config)
     if not changed:
         return ""
     listed = ", ".join(f"{key}={new!r} (was {old!r})" for key, (old, new) in changed.items())
-    if "training.steps" not in changed or step == 0:
+    if "training.steps" not in changed or step == skipped:
         return f" with {listed}"
     before, after = (
         float(make_schedule(c.optimizer, c.training.steps)(update))
-        for c, update in ((earlier, step - 1), (config, step))
+        for c, update in ((earlier, step - skipped - 1), (config, step - skipped))
     )
     return (
         f" with {listed}; the learning rate goes from {before:.2g} at step {step} to {after:.2g} "

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import NamedTuple
 
 import jax
@@ -34,7 +34,7 @@ Arrays = dict[str, np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]
 
 LAYERS = "layers"
-_TABLES = ("token_embedding", "head_embedding")
+_TABLES = ("token_embedding", "head_embedding", "head_bias")  # a row for each token
 
 
 class Fitted(NamedTuple):
@@ -60,8 +60,9 @@ def first_state(program: Program) -> tuple[TrainState, Origin | None]:
     ours = _flat(program.abstract_state().params)
     shapes = {name: leaf.shape for name, leaf in ours.items()}
     skip = _names(config.training.init_skip)
-    same = _same_tokenizer(path, program.dataset.tokenizer, skip)
     theirs = {name: np.asarray(value) for name, value in _flat(params).items()}
+    copied = {n for n in shapes.keys() & theirs.keys() if not _is_named(n, skip)}
+    same = _same_tokenizer(path, program.dataset.tokenizer, copied.intersection(_TABLES))
     measured: frozenset[str] = frozenset()
     if config.removal.start is not None:
         measured = _statistics(ours)
@@ -250,22 +251,22 @@ def _statistics(leaves: Iterable[str]) -> frozenset[str]:
     return frozenset(name for name in leaves if kind(name) == Kind.STATISTIC)
 
 
-def _same_tokenizer(path: epath.Path, tokenizer: Tokenizer, skip: tuple[str, ...]) -> bool:
+def _same_tokenizer(path: epath.Path, tokenizer: Tokenizer, tables: Set[str]) -> bool:
     """Whether the source has this tokenizer; False if that is unknown.
 
     Raises:
-      ConfigError: it has another one, in which ids mean other tokens.
+      ConfigError: it has another one, in which ids mean other tokens, and `tables` are copied.
     """
     file = path / TOKENIZER_FILE
     try:
         theirs = Tokenizer.load(file)
     except (OSError, ValueError):  # a checkpoint may be imported without a tokenizer
         return False
-    if theirs.fingerprint != tokenizer.fingerprint and not _is_named(_TABLES[0], skip):
+    if theirs.fingerprint != tokenizer.fingerprint and tables:
         raise ConfigError(
             f"training.init_from={path} has another tokenizer than this run's data, so its "
             f"embeddings are those of other tokens; set data.tokenizer={file}, or add "
-            "token_embedding (and head_embedding if the model has it) to training.init_skip"
+            f"{', '.join(sorted(tables))} to training.init_skip"
         )
     return theirs.fingerprint == tokenizer.fingerprint
 
