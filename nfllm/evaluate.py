@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from absl import logging
 
@@ -30,8 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m nfllm.evaluate",
         description="Loss, perplexity and bits per byte of a run: on its own validation documents, "
-        "or on all documents of a corpus given by --config.data.KEY=VALUE, with the keys of "
-        "train.py.",
+        "or on all documents of a corpus given by --config.data.dataset or --config.data.sources, "
+        "with the keys of train.py.",
     )
     parser.add_argument("run", metavar="RUN", help="a run directory")
     parser.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
@@ -39,11 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--max_documents", type=int, help="use only the first N; default: all")
     add_import_flag(parser)
     options, others = parser.parse_known_args(arguments)
+    if options.max_documents is not None and options.max_documents < 1:
+        parser.error(f"--max_documents {options.max_documents} must be at least 1")
     logging.set_verbosity(logging.WARNING)  # Orbax and TFDS log every step
     try:
         changes = _changes(others)
         run = load_run(options.run, step=options.step)
-        texts = _documents(run.config.data, changes) if changes else _own_documents(run)
+        texts = _own_documents(run, changes) or _documents(run.config.data, changes)
         chosen = itertools.islice(texts, options.max_documents)
         print(f"step {run.step}  {evaluate(run, chosen, batch_size=options.batch_size)}")
     except (MalformedRecordError, ValueError, OSError) as error:
@@ -52,8 +54,39 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _own_documents(run: Run) -> Iterator[str]:
-    return validation_texts(run.dataset())
+def _own_documents(run: Run, changes: Mapping[str, object]) -> Iterator[str] | None:
+    """The run's validation documents; None if the command line chooses another corpus.
+
+    Raises:
+      ConfigError: it sets a key that evaluation does not read.
+    """
+    is_own = not changes.keys() & {"dataset", "sources", "split"}
+    read = ("data_dir",) if is_own else _READ_KEYS
+    if unread := sorted(changes.keys() - set(read)):
+        raise ConfigError(
+            f"data.{unread[0]} has no effect here: "
+            + (
+                "to evaluate another corpus, name it by data.dataset or data.sources"
+                if is_own
+                else f"of a corpus only data.{', data.'.join(_READ_KEYS)} are read"
+            )
+        )
+    if not is_own:
+        return None
+    data = dataclasses.replace(run.config.data, **changes)  # type: ignore[arg-type]
+    config = dataclasses.replace(run.config, data=data)
+    return validation_texts(dataclasses.replace(run, config=config).dataset())
+
+
+_READ_KEYS = (
+    "dataset",
+    "split",
+    "sources",
+    "data_dir",
+    "text_field",
+    "document_separator",
+    "malformed",
+)
 
 
 def _changes(arguments: Sequence[str]) -> dict[str, object]:

@@ -252,6 +252,36 @@ def test_no_sequence_is_an_error(model_and_params: tuple[Decoder, Any]) -> None:
         analyze(*model_and_params, [], ["head_entropy"])
 
 
+def test_one_batch_is_one_batch(model_and_params: tuple[Decoder, Any]) -> None:
+    batch = Batch(SEQUENCES, SEQUENCES)
+    for alone in (batch, SEQUENCES):
+        found = analyze(*model_and_params, alone, ["head_entropy"])["head_entropy"]
+        expected = analyze(*model_and_params, [SEQUENCES], ["head_entropy"])["head_entropy"]
+        np.testing.assert_array_equal(found.size, expected.size)
+        np.testing.assert_array_equal(found.mean, expected.mean)
+    with pytest.raises(ValueError, match=r"token ids are \[B, T\]"):
+        analyze(*model_and_params, SEQUENCES[0], ["head_entropy"])
+    with pytest.raises(
+        ValueError, match=r"token ids are \[B, T\], not \[\d+\]; give tokens\[None\]"
+    ):
+        capture(*model_and_params, SEQUENCES[0])
+
+
+@pytest.mark.parametrize("mlp", ["fused", "none"])
+def test_what_a_model_without_hidden_layers_has(mlp: str, caplog: pytest.LogCaptureFixture) -> None:
+    model, params = random_model(0.3, mlp=mlp, activation="identity")
+    found = analyze(model, params, [SEQUENCES])
+    assert "head_entropy" in found
+    assert not {"linear_fit", "unit_activity"} & found.keys()
+    assert (
+        f"model.mlp='{mlp}' has no hidden layer: linear_fit, unit_activity are left" in caplog.text
+    )
+    with pytest.raises(
+        ValueError, match=f"'spectra' is about the hidden .* model.mlp='{mlp}' does"
+    ):
+        analyze(model, params, [SEQUENCES], ["spectra"])
+
+
 def test_what_no_metric_reads_is_not_computed(model_and_params: tuple[Decoder, Any]) -> None:
     """A metric of the residual stream alone compiles to a program without attention entropies."""
     from nfllm.measure.metrics import Observed
@@ -274,3 +304,6 @@ def test_a_ratio_that_a_model_does_not_have_is_refused() -> None:
     model, params = random_model(0.3, normalization="layernorm", norm_placement="post")
     with pytest.raises(ValueError, match=r"'mlp_ratio' needs .* model.norm_placement='post'"):
         analyze(model, params, [SEQUENCES], ["mlp_ratio"])
+    model, params = random_model(0.3, attention_skip=0.5)
+    with pytest.raises(ValueError, match=r"'attention_ratio' needs .* model.attention_skip=0\.5"):
+        analyze(model, params, [SEQUENCES], ["attention_ratio"])

@@ -100,6 +100,34 @@ def test_loss_of_batches_is_that_of_training(run: Run) -> None:
     assert (found.num_documents, found.bits_per_byte) == (20, None)
 
 
+def test_one_batch_is_one_batch(run: Run) -> None:
+    """As a Batch, or as an array of ids; not its tokens, and its labels, as two batches."""
+    tokens = np.arange(48).reshape(4, 12)
+    for alone in (Batch(tokens, tokens), tokens):
+        found, expected = (dataclasses.asdict(nfllm.evaluate(run, x)) for x in (alone, [tokens]))
+        np.testing.assert_equal(found, expected)
+        assert found["num_documents"] == 4
+        rises = [nfllm.head_importance(run, x).rise_LH for x in (alone, [tokens])]
+        np.testing.assert_array_equal(rises[0].high, rises[1].high)
+    with pytest.raises(
+        ValueError, match=r"token ids are \[B, T\], not \[12\]; give tokens\[None\]"
+    ):
+        nfllm.evaluate(run, tokens[0])
+
+
+def test_few_documents_have_no_interval_in_words(run: Run) -> None:
+    assert "95%" not in str(nfllm.evaluate(run, ["a = 1", "b = 2", "c = 3"]))
+    assert "(95% " in str(nfllm.evaluate(run, [f"a = {i}" for i in range(6)]))
+
+
+@pytest.mark.parametrize("text", ["éa", "日本", "a日"])
+def test_the_bytes_of_a_first_token_that_is_part_of_a_character(run: Run, text: str) -> None:
+    """Where the first token is no target, it is one byte of this run's tokenizer."""
+    data = dataclasses.replace(run.config.data, window="documents")
+    documents = dataclasses.replace(run, config=dataclasses.replace(run.config, data=data))
+    assert nfllm.evaluate(documents, [text]).num_bytes == len(text.encode()) - 1
+
+
 def test_masked_labels_are_no_targets(run: Run) -> None:
     tokens = np.arange(24).reshape(2, 12)
     labels = tokens.copy()
@@ -128,6 +156,12 @@ def test_bad_input(run: Run, texts: list[str], overlap: int) -> None:
     message = "there is no target" if overlap == 1 else f"overlap={overlap} is outside 1 to 31"
     with pytest.raises(ValueError, match=message):
         nfllm.evaluate(run, texts, overlap=overlap)
+
+
+def test_sizes_of_batches(run: Run) -> None:
+    for score in (run.validation_batches, lambda n: nfllm.evaluate(run, ["ab"], batch_size=n)):
+        with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+            score(0)
 
 
 def test_an_earlier_step(run: Run, path: Path) -> None:
@@ -170,6 +204,10 @@ def test_command(
     monkeypatch.setattr(sys, "argv", [])
     assert command(path) == 0
     assert capsys.readouterr().out == f"step 8  {nfllm.evaluate(run, run.dataset())}\n"
+    moved = tmp_path / "moved"
+    assert command(path, f"--config.data.data_dir={moved}") == 0
+    assert capsys.readouterr().out == f"step 8  {nfllm.evaluate(run, run.dataset())}\n"
+    assert list(moved.iterdir())
     texts = ["a = 1\n", "while a: pass\n"]
     for number, text in enumerate(texts):
         (tmp_path / f"{number}.txt").write_text(text)
@@ -186,6 +224,9 @@ def test_command(
         ("x", "unexpected argument 'x'"),
         ("--config.data.sources=nowhere.txt", "nowhere.txt"),
         ("--step=5", "no checkpoint of step 5; it holds 4, 8"),
+        ("--batch_size=0", "batch_size=0 must be at least 1"),
+        ("--max_documents=0", "--max_documents 0 must be at least 1"),
+        ("--config.data.window=packed", r"data\.window has no effect here: .*data\.sources"),
     ],
 )
 def test_bad_command(

@@ -124,6 +124,28 @@ def test_windows_without_a_label_are_passed_over(run, frozen):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_ids_outside_the_table(run):
+    for bad in (-5, VOCAB_SIZE):
+        tokens = np.where(TOKENS_BT[0, 0] == TOKENS_BT, bad, TOKENS_BT)
+        with pytest.raises(ValueError, match=f"token id {bad} at"):
+            freeze_norms(run, [Batch(tokens, TOKENS_BT)], with_losses=False)
+
+
+@pytest.mark.slow
+def test_directions_of_spectral_norms_stay():
+    run = run_of(weight_reparametrization="sigma")
+    frozen = freeze_norms(run, BATCHES, with_losses=False).run.params
+
+    def directions(tree):
+        found = jax.tree_util.tree_leaves_with_path(tree)
+        return {str(path): np.asarray(x) for path, x in found if "direction" in str(path)}
+
+    expected = directions(run.params)
+    assert expected
+    jax.tree.map(np.testing.assert_array_equal, directions(frozen), expected)
+
+
 def test_gates_that_are_open_change_nothing(run):
     model, params = with_gates(run.model, run.params)
     found = model.apply({"params": params}, TOKENS_BT)

@@ -177,6 +177,29 @@ def test_logit_lens(model_and_params: tuple[Any, Any]) -> None:
     np.testing.assert_allclose(found[1], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", ["LBTD", "LTD", "BTD", "TD"])
+def test_logit_lens_with_a_deviation_of_the_first_position(shape: str) -> None:
+    model, params = random_model(
+        0.3,
+        normalization="none",
+        final_normalization="frozen_layernorm",
+        frozen_first_position=True,
+    )
+    closed = {"norm_gate": np.zeros(1, np.float32), "sigma": np.array([[9.0, 2.0]], np.float32)}
+    params["final_norm"] = {**params["final_norm"], **closed}
+    tokens_BT = TOKENS_BT if "B" in shape else TOKENS_BT[:1]
+    captured = capture(model, params, tokens_BT)
+    residual = captured.residual if shape.startswith("L") else captured.residual[-1:]
+    residual = residual if "B" in shape else residual[:, 0]
+    found = logit_lens(model, params, residual if shape.startswith("L") else residual[0])
+    last = found[-1] if shape.startswith("L") else found
+    np.testing.assert_allclose(
+        last, captured.logits if "B" in shape else captured.logits[0], atol=1e-5
+    )
+    with pytest.raises(ValueError, match="have no positions"):
+        logit_lens(model, params, captured.residual[-1, 0, 0])
+
+
 def test_the_later_patch_of_a_place_counts() -> None:
     config = small_config(model={"num_layers": 3}).model
     first = [interventions.replace_mlp(config, layer, 1.0) for layer in (0, 1)]

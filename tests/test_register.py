@@ -281,6 +281,25 @@ def test_a_name_is_registered_once_but_its_line_may_run_again():
         nfllm.register_activation("swish", jnp.tanh)
 
 
+def test_the_same_line_may_register_another_metric():
+    """As that of a function which is called with other values."""
+
+    def share_above(threshold):
+        def share(x):
+            return nfllm.analysis.Moments.of(x.captured.residual > threshold, axis=(0, 1, 2, 3))
+
+        nfllm.register_analysis("share_above", share)
+
+    parts = make_parts(small_config())
+    params = parts.init(jax.random.key(0)).params
+    means = []
+    for threshold in (0.0, 1e9):
+        share_above(threshold)
+        found = nfllm.analyze(parts.model, params, [random_batch(0).tokens], ["share_above"])
+        means.append(float(found["share_above"].mean))
+    assert means[0] > 0 == means[1]
+
+
 def test_a_derivative_that_rounds_otherwise_is_no_mixing():
     """The value that comes with a derivative is another program's: tanh differs in its last bit."""
     nfllm.register_attention_transform("soft_cap", lambda logits: 50 * jnp.tanh(logits / 50))

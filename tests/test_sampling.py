@@ -25,6 +25,7 @@ from nfllm.measure.sampling import kept, make_sampling, sample
         (None, 1.0, [0, 1, 2, 3]),
         (2, 0.7, [2, 3]),  # of what is left, 5/8 and 3/8
         (2, 0.6, [2]),
+        (None, 1e-46, [2]),  # zero in single precision
     ],
 )
 def test_what_is_kept_by_hand(top_k: int | None, top_p: float | None, expected: list[int]) -> None:

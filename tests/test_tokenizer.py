@@ -327,6 +327,12 @@ def test_lost_and_unknown_characters_of_a_text_are_said(bpe, caplog, monkeypatch
     assert "1 of 4 tokens are the tokenizer's unknown token" in caplog.text
 
 
+def test_the_bytes_of_tokens_add_up_to_those_of_the_text(bpe):
+    text = "def f():\n    return 'é日本 \ufffd'\n"
+    for tokenizer in (bytes_tokenizer(), bpe):
+        assert sum(map(tokenizer.num_bytes, tokenizer.encode(text))) == len(text.encode())
+
+
 def test_a_text_that_cannot_be_encoded(bpe):
     model = tokenizers.models.WordLevel({"a": 0, END_OF_TEXT: 1}, unk_token="?")
     with pytest.raises(

@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -36,6 +36,20 @@ class Batch(NamedTuple):
 
     tokens: np.ndarray | jax.Array
     labels: np.ndarray | jax.Array
+
+
+def as_batches(batches: Any) -> Iterable[Any]:
+    """Batches as they are; of a single batch, or of one array [B, T] of token ids, a list of it.
+
+    Raises:
+      ValueError: token ids without the axis of sequences.
+    """
+    if isinstance(batches, Batch):
+        return [batches]
+    rank = getattr(batches, "ndim", None)
+    if rank == 1:
+        raise ValueError(f"token ids are [B, T], not [{len(batches)}]; give tokens[None]")
+    return [batches] if rank == 2 else batches
 
 
 def train_indices(num_windows: int, seed: int, step: int, batch_size: int) -> np.ndarray:

@@ -36,6 +36,9 @@ class UnencodableTextError(ValueError):
     """A text that a tokenizer cannot encode."""
 
 
+_FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")
+
+
 class Tokenizer:
     """Text to token ids and back.
 
@@ -170,6 +173,15 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids, special tokens included."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def num_bytes(self, token_id: int) -> int:
+        """Number of UTF-8 bytes that a token stands for, also if it is part of a character."""
+        text = self.decode([token_id])
+        if "\ufffd" not in text:
+            return len(text.encode())
+        name = str(self._backend.id_to_token(int(token_id)))
+        # Byte-level tokens are named by one letter for each byte; those of a byte fallback <0x..>.
+        return 1 if _FALLBACK.fullmatch(name) else len(name)
 
     def save(self, path: epath.PathLike) -> None:
         """Writes `tokenizer.json`."""

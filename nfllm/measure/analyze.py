@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 
 from nfllm.analysis import to_host
 from nfllm.config import IGNORED_LABEL, ModelConfig
-from nfllm.data.batches import Batch
+from nfllm.data.batches import Batch, as_batches
 from nfllm.measure.metrics import DEFAULT_METRICS, Metric, Observed, find_metrics
 from nfllm.measure.sites import Sites
 from nfllm.model.capture import Captured, capture
@@ -75,6 +75,18 @@ def analyze(
             "metric 'mlp_ratio' needs the skip connection that the MLP's output is added to, which "
             "is not captured with model.norm_placement='post'; leave the metric out"
         )
+    if "attention_ratio" in chosen and model.config.attention_skip != 1.0:
+        raise ValueError(
+            "metric 'attention_ratio' needs the skip connection that attention is added to, which "
+            f"is not captured with model.attention_skip={model.config.attention_skip}; leave the "
+            "metric out"
+        )
+    lacking = sorted(_OF_HIDDEN_LAYERS & chosen.keys())
+    if lacking and not _has_hidden(model.config):
+        raise ValueError(
+            f"metric {lacking[0]!r} is about the hidden layer of MLPs, which model.mlp="
+            f"{model.config.mlp!r} does not have; leave the metric out"
+        )
     states = merge_across_processes(accumulate(model, params, batches, chosen, put=put))
     return {name: metric.result(states[name]) for name, metric in chosen.items()}
 
@@ -118,13 +130,27 @@ def _measure(
 
 
 def _default_metrics(config: ModelConfig) -> Sequence[str]:
-    if config.has_attention_maps:
-        return DEFAULT_METRICS
-    of_maps = [name for name in DEFAULT_METRICS if name.endswith("entropy")]
-    logging.warning(
-        "model.mixer=%r has no attention entropy: %s are left out", config.mixer, ", ".join(of_maps)
-    )
-    return [name for name in DEFAULT_METRICS if name not in of_maps]
+    left_out: list[str] = []
+    if not config.has_attention_maps:
+        left_out = [name for name in DEFAULT_METRICS if name.endswith("entropy")]
+        logging.warning(
+            "model.mixer=%r has no attention entropy: %s are left out",
+            *(config.mixer, ", ".join(left_out)),
+        )
+    if not _has_hidden(config):
+        of_mlps = [name for name in DEFAULT_METRICS if name in _OF_HIDDEN_LAYERS]
+        logging.warning(
+            "model.mlp=%r has no hidden layer: %s are left out", config.mlp, ", ".join(of_mlps)
+        )
+        left_out += of_mlps
+    return [name for name in DEFAULT_METRICS if name not in left_out]
+
+
+_OF_HIDDEN_LAYERS = {"linear_fit", "unit_activity", "spectra"}
+
+
+def _has_hidden(config: ModelConfig) -> bool:
+    return config.has_hidden_layers and config.num_mlp_layers > 0
 
 
 def stream(
@@ -144,7 +170,7 @@ def stream(
             total[name] = merge(total[name], state) if name in total else state
 
     pending: dict[str, State] = {}
-    for batch in batches:
+    for batch in as_batches(batches):
         tokens = _real_rows(batch)
         if len(tokens):
             # The device computes this batch while the host merges the previous one.

@@ -15,7 +15,7 @@ import numpy as np
 
 from nfllm.analysis import Interval, bootstrap_interval
 from nfllm.config import IGNORED_LABEL
-from nfllm.data.batches import Batch
+from nfllm.data.batches import Batch, as_batches
 from nfllm.data.dataset import Dataset
 from nfllm.data.tokenizer import Tokenizer
 from nfllm.data.tokens import TokenFile, token_dtype
@@ -53,8 +53,8 @@ class Evaluation:
 
     def __str__(self) -> str:
         text = f"loss {self.loss_nats:.4f} nats per token"
-        if self.num_documents > 1:
-            low, high = self.interval_nats
+        low, high = self.interval_nats
+        if math.isfinite(low):
             text += f" (95% {low:.4f} to {high:.4f} over {self.num_documents:,} documents)"
         text += f", perplexity {self.perplexity:.2f}"
         if self.bits_per_byte is not None:
@@ -97,9 +97,12 @@ def evaluate(
       The loss, perplexity and bits per byte.
 
     Raises:
-      ValueError: there is no target, or `overlap` is not 1 to `context_length - 1`.
+      ValueError: there is no target, or `overlap` is not 1 to `context_length - 1`, or
+        `batch_size` is not positive.
       RunError: the run has no tokenizer to encode texts with.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
     context_length = run.config.model.context_length
     overlap = context_length // 2 if overlap is None else overlap
     if not 1 <= overlap < context_length:
@@ -109,7 +112,7 @@ def evaluate(
         )
     if isinstance(texts, Dataset):
         texts = validation_texts(texts)
-    items = iter([texts] if isinstance(texts, str) else texts)
+    items = iter([texts] if isinstance(texts, str) else as_batches(texts))
     first = next(items, None)
     items = itertools.chain([] if first is None else [first], items)
     sums = _Sums([], [], [])
@@ -189,7 +192,7 @@ def _encode(tokenizer: Tokenizer, starts_with_end: bool, text: str) -> tuple[np.
     tokens, num_bytes = tokenizer.encode(text), len(text.encode())
     if starts_with_end:
         return np.concatenate([[tokenizer.end_of_text_id], tokens]).astype(np.int32), num_bytes
-    return tokens, num_bytes - len(tokenizer.decode(tokens[:1]).encode())
+    return tokens, num_bytes - (tokenizer.num_bytes(tokens[0]) if len(tokens) else 0)
 
 
 def _windows(

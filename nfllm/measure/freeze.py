@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,12 +12,13 @@ import numpy as np
 
 from nfllm.config import IGNORED_LABEL, RemovalConfig
 from nfllm.config.derived import Site
-from nfllm.data.batches import Batch
+from nfllm.data.batches import Batch, as_batches
 from nfllm.model.decoder import Decoder
 from nfllm.model.frozen_norm import FROZEN, GATE, SIGMA
 from nfllm.model.intermediates import UPDATES
 from nfllm.model.norm_sites import Place, at_places, frozen_places, map_norms, of_norms
 from nfllm.model.parameters import Params, Variables
+from nfllm.model.token_ids import check_token_ids
 from nfllm.run import Run
 from nfllm.trainer.evaluation import evaluate
 from nfllm.training.eval_step import make_eval_step
@@ -68,7 +69,8 @@ def freeze_norms(
         norm frozen, up to 2 L + 3 evaluations.
 
     Raises:
-      ValueError: the model has no LayerNorm, or no window has a label.
+      ValueError: the model has no LayerNorm, no window has a label, or a token id is outside the
+        model's vocabulary.
 
     Example:
       >>> import nfllm
@@ -78,9 +80,12 @@ def freeze_norms(
       >>> frozen.run.config.model.final_normalization
       'frozen_layernorm'
     """
-    batches = [rows for batch in batches if len((rows := _labelled(batch)).tokens)]
+    batches = [rows for b in as_batches(batches) if len((rows := _labelled(b)).tokens)]
     if not batches:
         raise ValueError("no window has a label; give batches of the text to measure over")
+    for batch in batches:
+        check_token_ids(batch.tokens, run.model.vocab_size)
+        check_token_ids(batch.labels, run.model.vocab_size, ignored=IGNORED_LABEL)
     model, params = with_gates(run.model, run.params, first_position=first_position)
     open_gates = of_norms(model.config, params, GATE)
     real = map_norms(_at_zero, params, open_gates)
@@ -140,6 +145,13 @@ def with_gates(model: Decoder, params: Params, *, first_position: bool = False) 
     return Gated(model.clone(config=config), map_norms(gated, params, ones))
 
 
+def _sigmas(updates: Mapping[str, Any]) -> dict[str, Any]:
+    """The updates of deviations; the directions of spectral norms stay as they are."""
+    parts = {name: _sigmas(x) for name, x in updates.items() if isinstance(x, Mapping)}
+    found = {name: part for name, part in parts.items() if part}
+    return {**found, SIGMA: updates[SIGMA]} if SIGMA in updates else found
+
+
 def _labelled(batch: Batch) -> Batch:
     has = np.any(np.asarray(batch.labels)[:, 1:] != IGNORED_LABEL, axis=1)
     return Batch(np.asarray(batch.tokens)[has], np.asarray(batch.labels)[has])
@@ -165,7 +177,7 @@ def _measure(model: Decoder, params: Params, batches: Iterable[Batch]) -> Params
         _, state = model.apply(
             {"params": params}, tokens_BT, method=model.features, mutable=[UPDATES]
         )
-        return state[UPDATES]
+        return _sigmas(state[UPDATES])
 
     total, count = None, 0
     for batch in batches:

@@ -109,8 +109,10 @@ def generate_ids(
     Returns:
       int32 [n] for each prompt, with n at most `max_tokens`.
     """
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens={max_tokens} must be at least 1")
+    if not 1 <= max_tokens < 2**31:
+        raise ValueError(f"max_tokens={max_tokens} is outside 1 to 2**31 - 1")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed} is outside 0 to 2**32 - 1")
     sampling = make_sampling(temperature, top_k, top_p)
     context_length = model.config.context_length
     texts = [np.asarray(prompt) for prompt in prompts]
@@ -275,6 +277,11 @@ def _logits_at(model: Decoder, tokens_BT: jax.Array, place_B: jax.Array) -> jax.
 
 def _check_prompt(prompt: np.ndarray, name: str, model: Decoder) -> None:
     context_length = model.config.context_length
+    if prompt.ndim != 1:
+        raise ValueError(
+            f"{name} has the shape {list(prompt.shape)}; prompts are a list of texts, each the ids "
+            "[T] of its tokens"
+        )
     if not prompt.size:
         raise ValueError(f"{name} has no token; give at least one, such as a line break")
     if len(prompt) > context_length:

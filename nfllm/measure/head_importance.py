@@ -13,7 +13,7 @@ import numpy as np
 from nfllm.analysis import Interval, bootstrap_interval
 from nfllm.analysis.shown import shown_in_a_line
 from nfllm.config import IGNORED_LABEL, suggest
-from nfllm.data.batches import Batch
+from nfllm.data.batches import Batch, as_batches
 from nfllm.measure.evaluation import row_losses, row_targets
 from nfllm.measure.interventions import (
     freeze_heads,
@@ -75,7 +75,7 @@ def head_importance(
         raise ValueError(
             f"unknown replacement {replacement!r}; {suggest(replacement, get_args(Replacement))}"
         )
-    model, params = run.model, run.params
+    model, params, batches = run.model, run.params, as_batches(batches)
     if replacement in ("uniform", "mean_pattern") and not model.config.has_attention_maps:
         raise ValueError(
             f"replacement={replacement!r} takes the place of a head's attention, which "

@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from nfllm.analysis import LinearFit
 from nfllm.analysis.shown import shown_in_a_line
 from nfllm.config import IGNORED_LABEL
-from nfllm.data.batches import Batch
+from nfllm.data.batches import Batch, as_batches
 from nfllm.measure.analyze import merge_across_processes, of_this_process
 from nfllm.model.decoder import Decoder
 from nfllm.model.mlp import TwoLayerMlp
@@ -108,7 +108,7 @@ def replace_by_linear(
 
     params = of_this_process(params)
     sums = _Sums(np.zeros(len(chosen)), np.int64(0))
-    for batch in batches:
+    for batch in as_batches(batches):
         check_token_ids(batch.tokens, model.vocab_size)
         check_token_ids(batch.labels, model.vocab_size, ignored=IGNORED_LABEL)
         tokens, labels = put(np.asarray(batch.tokens)), put(np.asarray(batch.labels))

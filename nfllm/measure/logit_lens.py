@@ -12,6 +12,10 @@ def logit_lens(model: Decoder, params: Params, residual: jax.Array) -> jax.Array
     """head(final_norm(x_l)), the logits [..., V] of hidden states [..., D] at any depth.
 
     The logit lens of nostalgebraist (2020). At the last depth it gives the model's own logits.
+    With `model.frozen_first_position` the hidden states are [..., T, D], from position 0 on.
+
+    Raises:
+      ValueError: hidden states without positions, for a model that needs them.
 
     Example:
       >>> import nfllm
@@ -19,6 +23,11 @@ def logit_lens(model: Decoder, params: Params, residual: jax.Array) -> jax.Array
       >>> captured = nfllm.capture(run.model, run.params, run.tokenizer.encode("def f(")[None])
       >>> logits_LTV = nfllm.logit_lens(run.model, run.params, captured.residual[:, 0])
     """
+    if model.config.frozen_first_position and residual.ndim < 2:
+        raise ValueError(
+            f"hidden states of shape {list(residual.shape)} have no positions, which the final norm"
+            " needs with model.frozen_first_position; give [..., T, D] from position 0 on"
+        )
     return model.apply({"params": params}, residual, method=_read_out)  # type: ignore[return-value]
 
 

@@ -46,8 +46,8 @@ def register_analysis(
     """
     source = caller()
     what = f"metric {name!r}"
-    if is_known("metric", {n: metric.source for n, metric in METRICS.items()}, name, source):
-        return
+    # The same line may register another function, such as a closure over another value.
+    is_known("metric", {n: metric.source for n, metric in METRICS.items()}, name, source)
     try:
         state = jax.eval_shape(lambda: of(_batch()))
     except Exception as error:

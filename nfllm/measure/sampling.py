@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Sampling(NamedTuple):
@@ -40,7 +41,7 @@ def make_sampling(temperature: float, top_k: int | None, top_p: float | None) ->
     return Sampling(
         jnp.float32(temperature),
         None if top_k is None else jnp.int32(min(top_k, 2**31 - 1)),
-        None if top_p is None else jnp.float32(top_p),
+        None if top_p is None else jnp.float32(max(top_p, np.finfo(np.float32).tiny)),
     )
 
 

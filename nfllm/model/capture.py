@@ -46,7 +46,7 @@ class Captured(NamedTuple):
     mlp_post: jax.Array  # [L, B, T, F]
     mlp_out: jax.Array  # [L, B, T, D], what the MLP adds to the stream, with its gain
     logits: jax.Array  # [B, T, V]
-    # By site of a point function, such as DyT: share of |alpha x| > 2, [L, B]; of `final` [B]
+    # By site of a point function, such as DyT: share of |alpha x + shift| > 2, [L, B], of final [B]
     saturation: dict[str, jax.Array] = {}  # noqa: RUF012 (never written to)
 
 
@@ -69,7 +69,8 @@ def capture(
       The arrays named in `Captured`, with their shapes.
 
     Raises:
-      ValueError: a token id is outside the model's vocabulary, or a patch does not fit its site.
+      ValueError: a token id is outside the model's vocabulary, the ids are not [B, T], or a patch
+        does not fit its site.
 
     Example:
       >>> import nfllm
@@ -79,6 +80,10 @@ def capture(
     """
     check_token_ids(tokens_BT, model.vocab_size)
     tokens_BT = jnp.asarray(tokens_BT)
+    if tokens_BT.ndim != 2:
+        raise ValueError(
+            f"token ids are [B, T], not {list(tokens_BT.shape)}; give tokens[None] for one text"
+        )
     shapes = site_shapes(model, tokens_BT)
     variables = patch_variables(patches, shapes, model.config)
     return _capture(model, params, variables, tokens_BT)

@@ -71,12 +71,13 @@ class FrozenLayerNorm(nn.Module):
         leading = (None,) * (x.ndim - 1)
         return (centred * factor * scale[leading] + bias[leading]).astype(self.dtype)
 
-    def _at_positions(self, sigma: jax.Array, x_BTD: jax.Array) -> jax.Array:
-        """The sigma of every position of x, in a shape that broadcasts against x."""
+    def _at_positions(self, sigma: jax.Array, x: jax.Array) -> jax.Array:
+        """The sigma of every position of x, `[..., T, D]`, in a shape that broadcasts against x."""
         if not self.first_position:
             return sigma
-        is_first = positions(x_BTD.shape[1], start_of(self)) == 0
-        return jnp.where(is_first, sigma[0], sigma[1])[..., None]
+        is_first = positions(x.shape[-2], start_of(self)) == 0
+        sigma_BTD = jnp.where(is_first, sigma[0], sigma[1])[..., None]  # its B and D may be 1
+        return sigma_BTD[0] if x.ndim == 2 else sigma_BTD[(None,) * (x.ndim - 3)]
 
     def _next(self, sigma: jax.Array, gate_P: jax.Array, deviation_BT: jax.Array) -> jax.Array:
         found = jnp.mean(deviation_BT)
