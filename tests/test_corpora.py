@@ -57,7 +57,8 @@ def test_standard_library_is_its_files_without_tests_and_generated_ones(tmp_path
 
 
 def test_python_source_reads_every_file_below_its_roots(tmp_path):
-    for name in ("one/a.py", "one/sub/b.py", "two/c.py", "two/c.txt", "two/.hidden/d.py"):
+    names = ("one/a.py", "one/sub/b.py", "two/c.py", "two/c.txt", "two/.hidden/d.py")
+    for name in (*names, "one/__editable___nfllm_0_1_0_finder.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"# {name}")
     (tmp_path / "two" / "__init__.py").write_text("")

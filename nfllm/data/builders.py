@@ -26,6 +26,10 @@ from nfllm.data.python_files import python_files, standard_library, standard_lib
 from nfllm.data.records import MalformedPolicy, MalformedRecordError, Record, printable
 from nfllm.data.text_files import find_files, read_file
 
+# What pip writes for packages installed with -e: paths of this machine, so that the corpus of
+# installed packages would differ from machine to machine.
+_NOT_SOURCE = ("__editable__*",)
+
 
 @dataclasses.dataclass(kw_only=True)
 class FilesConfig(tfds.core.BuilderConfig):
@@ -117,7 +121,8 @@ class PythonSource(FilesBuilder):
     """Python files of directories; one document a file, with the fields `path` and `package`.
 
     The package is the first name of the path: a directory, or a module without its suffix. Paths
-    are relative to the root, or to its parent if the root itself is a package.
+    are relative to the root, or to its parent if the root itself is a package. Files that only
+    point to packages installed with `pip install -e` are left out.
 
     Raises:
       ConfigError: there is no root, or a root is not a directory or has no Python file.
@@ -131,7 +136,8 @@ class PythonSource(FilesBuilder):
         files = []
         for root in roots:
             base = root.parent if (root / "__init__.py").exists() else root
-            files += [(file.relative_to(base).as_posix(), file) for file in python_files(root)]
+            found = python_files(root, exclude=_NOT_SOURCE)
+            files += [(file.relative_to(base).as_posix(), file) for file in found]
         super().__init__(config=FilesConfig(files=files, malformed=malformed), data_dir=data_dir)
 
     def records(self, policy: MalformedPolicy) -> Iterator[Record]:
