@@ -43,10 +43,11 @@ def factor_sections(
     group = groups[0]
     losses = {variant: group.losses(variant) for variant in group.variants}
     shares = {variant: _early_overload(group, variant) for variant in group.variants}
-    words = "; ".join(f"{name}: {high}" for name, high in factors.items())
+    words = "; ".join(f"{name} ({high})" for name, high in factors.items())
     yield Section(
         "Cells",
-        f"The end of each cell's training. A cell is named after its high levels. {words}. "
+        "The end of each cell's training. A cell is named after its factors at a high level: "
+        f"{words}. "
         "Intervals are those of the difference of losses, by the spread between seeds pooled over "
         "the cells. M is the largest head entropy of all runs.",
         [Rows("cells", "", cells_table(group, design, pair, losses, shares))],
