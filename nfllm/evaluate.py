@@ -23,6 +23,16 @@ from nfllm.flags import split_overrides
 from nfllm.measure.evaluation import evaluate, validation_texts
 from nfllm.run import Run, load_run
 
+_READ_KEYS = (
+    "dataset",
+    "split",
+    "sources",
+    "data_dir",
+    "text_field",
+    "document_separator",
+    "malformed",
+)
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints loss, perplexity and bits per byte; returns 2 for faulty arguments."""
@@ -76,17 +86,6 @@ def _own_documents(run: Run, changes: Mapping[str, object]) -> Iterator[str] | N
     data = dataclasses.replace(run.config.data, **changes)  # type: ignore[arg-type]
     config = dataclasses.replace(run.config, data=data)
     return validation_texts(dataclasses.replace(run, config=config).dataset())
-
-
-_READ_KEYS = (
-    "dataset",
-    "split",
-    "sources",
-    "data_dir",
-    "text_field",
-    "document_separator",
-    "malformed",
-)
 
 
 def _changes(arguments: Sequence[str]) -> dict[str, object]:

@@ -34,6 +34,9 @@ State = Any
 Put = Callable[[np.ndarray], jax.Array]
 
 
+_OF_HIDDEN_LAYERS = {"linear_fit", "unit_activity", "spectra"}
+
+
 def analyze(
     model: Decoder,
     params: Params,
@@ -144,9 +147,6 @@ def _default_metrics(config: ModelConfig) -> Sequence[str]:
         )
         left_out += of_mlps
     return [name for name in DEFAULT_METRICS if name not in left_out]
-
-
-_OF_HIDDEN_LAYERS = {"linear_fit", "unit_activity", "spectra"}
 
 
 def _has_hidden(config: ModelConfig) -> bool:
