@@ -31,7 +31,7 @@ def cell_means(
 
     Example:
       >>> cell_means([[1.0, 1.2], [2.0, 2.2]])[0]
-      Interval(estimate=1.1, low=0.669757, high=1.530243)
+      Interval(estimate=1.1, low=0.6697347, high=1.530265)
     """
     cells = _cells(responses_CS)
     halves = [_half_width(cells, 1 / len(seeds), confidence) for seeds in cells]
