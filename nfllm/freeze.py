@@ -7,6 +7,7 @@ import sys
 
 from absl import logging
 
+from nfllm.config.paths import make_writable
 from nfllm.console import escape_unprintable
 from nfllm.convert.fold import fold
 from nfllm.data.batches import Batch, evaluation_batches
@@ -48,14 +49,15 @@ def main(arguments: list[str] | None = None) -> int:
         if (value := getattr(options, name)) < 1:
             parser.error(f"--{name} {value} must be at least 1")
     try:
-        new_directory(options.out)
+        out = new_directory(options.out)
         run = load_run(options.run, step=options.step)
+        make_writable(out, "OUT")
         batches = _batches(run, options.split, options.batch_size, options.max_windows)
         frozen = freeze_norms(run, batches, first_position=options.first_position)
         result = fold(frozen.run) if options.fold else frozen.run
         print(_text(frozen))
         how = "frozen and folded" if options.fold else "frozen"
-        print(f"written  {save_run(result, options.out, how=how, **_fields(frozen))}")
+        print(f"written  {save_run(result, out, how=how, **_fields(frozen))}")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -183,6 +183,25 @@ def test_rotary_options_of_learned_positions(key):
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"optimizer__schedule_power": 2.0},
+            r"schedule_power=2\.0 has no effect with optimizer\.schedule='cosine'; set that key to "
+            r"'polynomial', or set optimizer\.schedule_power to 1\.0",
+        ),
+        (
+            {"optimizer__warmup_steps": 0, "optimizer__warmup_fraction": 0.1},
+            r"warmup_fraction=0\.1 has no effect with optimizer\.warmup_steps=0; set that key to "
+            r"None, or set optimizer\.warmup_fraction to 0\.05",
+        ),
+    ],
+)
+def test_a_key_that_another_makes_idle_is_refused(changes, message):
+    refuse(message, **changes)
+
+
+@pytest.mark.parametrize(
     ("name", "value", "message"),
     [
         ("model__embedding_dropout", 1.0, r"embedding_dropout=1\.0 is outside \[0\.0, 1\.0\)"),

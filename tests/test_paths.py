@@ -1,6 +1,7 @@
 """Paths as people write them, and files whose owner has no name."""
 
 import contextlib
+import dataclasses
 import os
 import pwd
 
@@ -9,6 +10,7 @@ from etils import epath
 from tiny import make_corpus, tiny_config
 
 import nfllm
+from nfllm import data
 from nfllm.config import ConfigError
 from nfllm.config.paths import local_path, status, user_path
 from nfllm.data import tfds_reader
@@ -44,6 +46,29 @@ def test_a_tilde_is_the_home_directory(monkeypatch, tmp_path):
 def test_an_empty_path_is_refused(path):
     with pytest.raises(ConfigError, match="--workdir is empty"):
         user_path(path, "--workdir")
+
+
+_WRITERS = {
+    "--workdir": lambda config, _, path: fit(config, path),
+    "--out": lambda _, run, path: write_report([run], path),
+    "data.data_dir": lambda config, _, path: data.load(
+        dataclasses.replace(config.data, data_dir=str(path)), config.model.context_length
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _WRITERS)
+def test_a_directory_that_cannot_be_written_is_named_before_any_work(monkeypatch, tmp_path, name):
+    def too_late(*_, **__):
+        raise AssertionError("too late")
+
+    config, run = tiny_config(make_corpus(tmp_path / "corpus"), tmp_path / "data"), tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "file").touch()
+    for work in ("trainer.loop.Program", "report.write.build_sections", "data.prepare.prepare"):
+        monkeypatch.setattr(f"nfllm.{work}", too_late)
+    with pytest.raises(ConfigError, match=rf"{name}=.*file/x cannot be written \(Not a directory"):
+        _WRITERS[name](config, run, tmp_path / "file" / "x")
 
 
 def _report(path):

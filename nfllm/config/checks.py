@@ -168,3 +168,23 @@ def between(
     if not (low <= value < high or (closed and value == high)):
         bracket = "]" if closed else ")"
         raise ConfigError(f"{name}.{key}={value} is outside [{low}, {high}{bracket}")
+
+
+def no_effect(
+    section: object, name: str, unused: Mapping[str, object], beside: str, remedy: str
+) -> None:
+    """Raises ConfigError if a field that does nothing `beside` another key has a value of its own.
+
+    Args:
+      section: a section of the config.
+      name: its name.
+      unused: the fields that do nothing, each with the one value that it may have.
+      beside: "with" or "without" and the other key, such as "with model.mlp='none'".
+      remedy: what to do for them to have an effect.
+    """
+    for key, default in unused.items():
+        if (value := getattr(section, key)) != default:
+            raise ConfigError(
+                f"{name}.{key}={value!r} has no effect {beside}; {remedy}, or set {name}.{key} to "
+                f"{default!r}"
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nfllm.config.checks import ConfigError, between
+from nfllm.config.checks import ConfigError, between, no_effect
 
 if TYPE_CHECKING:
     from nfllm.config.keys import ModelConfig
@@ -39,9 +39,6 @@ def check_frozen(model: ModelConfig) -> None:
                 )
     if has:
         return
-    for key, default in (("frozen_first_position", False), ("frozen_momentum", 0.9)):
-        if (value := getattr(model, key)) != default:
-            raise ConfigError(
-                f"model.{key}={value} has no effect with model.normalization="
-                f"{model.normalization!r}; set that key to {_FROZEN!r}, or model.{key} to {default}"
-            )
+    unused: dict[str, object] = {"frozen_first_position": False, "frozen_momentum": 0.9}
+    beside = f"with model.normalization={model.normalization!r}"
+    no_effect(model, "model", unused, beside, f"set that key to {_FROZEN!r}")

@@ -8,11 +8,21 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from nfllm.config.checks import ConfigError, at_least, between, check_types, positive, suggest
+from nfllm.config.checks import (
+    ConfigError,
+    at_least,
+    between,
+    check_types,
+    no_effect,
+    positive,
+    suggest,
+)
 from nfllm.config.recipes import RECIPES
 from nfllm.config.removal import read_order
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from nfllm.config.keys import (
         CheckpointConfig,
         DataConfig,
@@ -111,13 +121,8 @@ def check_objective(objective: ObjectiveConfig) -> None:
     between(objective, "objective", "entropy_threshold", 0.0, 1.0, closed=True)
     if objective.entropy_weight:
         return
-    defaults = {field.name: field.default for field in dataclasses.fields(objective)}
-    for key, default in defaults.items():
-        if (value := getattr(objective, key)) != default:
-            raise ConfigError(
-                f"objective.{key}={value!r} has no effect with objective.entropy_weight=0; give "
-                f"the regularizer a weight such as 1e-5, or leave the key at {default!r}"
-            )
+    beside, remedy = "with objective.entropy_weight=0", "give that key a value such as 1e-5"
+    no_effect(objective, "objective", _defaults(objective), beside, remedy)
 
 
 def check_optimizer(optimizer: OptimizerConfig) -> None:
@@ -128,12 +133,6 @@ def check_optimizer(optimizer: OptimizerConfig) -> None:
     positive(optimizer, "optimizer", "schedule_power")
     for key in ("beta1", "beta2", "muon_momentum"):
         between(optimizer, "optimizer", key, 0.0, 1.0)
-    for key, default in (("muon_momentum", 0.95), ("muon_per_head", False)):
-        if optimizer.variant != "muon" and (value := getattr(optimizer, key)) != default:
-            raise ConfigError(
-                f"optimizer.{key}={value} has no effect with optimizer.variant="
-                f"{optimizer.variant!r}; set that key to 'muon', or optimizer.{key} to {default}"
-            )
     between(optimizer, "optimizer", "warmup_fraction", 0.0, 1.0, closed=True)
     at_least(optimizer, "optimizer", "weight_decay", 0)
     at_least(optimizer, "optimizer", "final_learning_rate", 0)
@@ -149,6 +148,19 @@ def check_optimizer(optimizer: OptimizerConfig) -> None:
             f"optimizer.learning_rate={optimizer.learning_rate}; the schedule decays, "
             "so lower optimizer.final_learning_rate"
         )
+    _check_unused(optimizer)
+
+
+def _check_unused(optimizer: OptimizerConfig) -> None:
+    for switch, needed, keys in (
+        ("variant", "muon", ("muon_momentum", "muon_per_head")),
+        ("schedule", "polynomial", ("schedule_power",)),
+        ("warmup_steps", None, ("warmup_fraction",)),
+    ):
+        if (chosen := getattr(optimizer, switch)) != needed:
+            beside = f"with optimizer.{switch}={chosen!r}"
+            remedy = f"set that key to {needed!r}"
+            no_effect(optimizer, "optimizer", _defaults(optimizer, *keys), beside, remedy)
 
 
 def check_training(training: TrainingConfig) -> None:
@@ -208,13 +220,9 @@ def check_removal(removal: RemovalConfig) -> None:
     if removal.start is not None:
         at_least(removal, "removal", "start", 1)
         return
-    defaults = {field.name: field.default for field in dataclasses.fields(removal)}
-    for key in ("gap", "order", "taper_steps"):
-        if (value := getattr(removal, key)) != defaults[key]:
-            raise ConfigError(
-                f"removal.{key}={value!r} has no effect without removal.start; give the step of "
-                f"the first removal, or leave the key at {defaults[key]!r}"
-            )
+    unused = _defaults(removal, "gap", "order", "taper_steps")
+    remedy = "give the step of the first removal"
+    no_effect(removal, "removal", unused, "without removal.start", remedy)
 
 
 def check_evaluation(evaluation: EvaluationConfig) -> None:
@@ -258,3 +266,9 @@ def check_parallel(parallel: ParallelConfig) -> None:
     check_types(parallel, "parallel")
     if parallel.cpu_devices is not None:
         at_least(parallel, "parallel", "cpu_devices", 1)
+
+
+def _defaults(section: DataclassInstance, *keys: str) -> dict[str, object]:
+    """The defaults of these keys of a section, or of all."""
+    defaults = {field.name: field.default for field in dataclasses.fields(section)}
+    return {key: defaults[key] for key in keys or defaults}

@@ -11,7 +11,7 @@ from nfllm.config.block_limits import (
     check_shaping,
     check_weights,
 )
-from nfllm.config.checks import ConfigError, at_least, between, check_types, positive
+from nfllm.config.checks import ConfigError, at_least, between, check_types, no_effect, positive
 from nfllm.config.frozen_limits import check_frozen
 from nfllm.config.normalization_limits import check_groups, check_point_functions
 
@@ -116,12 +116,8 @@ def _check_mlp(model: ModelConfig) -> None:
         neutral |= {"mlp_pruned_layers": 0, "mlp_scaling": "none", "mlp_branch_scale": 1.0}
         neutral |= {"mlp_skip": 1.0, "mlp_skip_gains": False, "mlp_weight_norm": "none"}
         neutral |= {"mlp_normalization": None}
-    for key, value in neutral.items():
-        if (found := getattr(model, key)) != value:
-            raise ConfigError(
-                f"model.{key}={found!r} has no effect with model.mlp={model.mlp!r}; set "
-                f"model.{key} to {value!r}, or model.mlp to 'two_layer' or 'gated'"
-            )
+    beside, remedy = f"with model.mlp={model.mlp!r}", "set that key to 'two_layer' or 'gated'"
+    no_effect(model, "model", neutral, beside, remedy)
 
 
 def _check_temperature(model: ModelConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +67,24 @@ def local_path(path: epath.PathLike, name: str) -> Path:
             "yourself"
         )
     return Path(found)
+
+
+def make_writable(directory: epath.Path, name: str) -> None:
+    """Makes the directory that is the value of `name`, and sees that a file can be made in it.
+
+    Raises:
+      ConfigError: it cannot be made or written.
+    """
+    probe = directory / f".writable-{uuid.uuid4().hex}"  # several hosts try at the same time
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{name}={directory} cannot be written ({error.strerror or error}); choose a directory "
+            "that you may write to, with space on its disk"
+        ) from error
 
 
 def status(path: epath.Path) -> Status:

@@ -12,7 +12,7 @@ from absl import logging
 from etils import epath
 
 from nfllm.config import ConfigError, DataConfig
-from nfllm.config.paths import user_path
+from nfllm.config.paths import make_writable, user_path
 from nfllm.data import cache, corpora, coverage, prepare, separators
 from nfllm.data.records import printable
 from nfllm.data.tokenizer import Tokenizer
@@ -72,8 +72,8 @@ def load(config: DataConfig, context_length: int, *, progress: bool = False) -> 
       The dataset, its tokens memory-mapped.
 
     Raises:
-      ConfigError: there is no such corpus, the configuration does not fit it, or a split would be
-        without a window.
+      ConfigError: there is no such corpus, the configuration does not fit it, a split would be
+        without a window, or `data.data_dir` cannot be written.
       MalformedRecordError: a record cannot be read and `config.malformed` is "error".
       OSError: the disk is full; incomplete files are removed.
     """
@@ -82,6 +82,7 @@ def load(config: DataConfig, context_length: int, *, progress: bool = False) -> 
     directory = root / "tokens" / prepare.cache_name(config, corpus)
     manifest = cache.read_manifest(directory)
     if manifest is None:
+        make_writable(root, "data.data_dir")
         with cache.explain_full_disk(root), cache.staged(directory) as staging:
             prepare.prepare(config, corpus, staging, progress=progress)
         manifest = cache.read_manifest(directory)

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import jax
+from etils import epath
 
 from nfllm.config import ConfigError
 from nfllm.config.extensions import add_import_flag
+from nfllm.config.paths import make_writable
 from nfllm.experiment.grid import expand, load_experiment, read_overrides, select
 from nfllm.experiment.provenance import Provenance
 from nfllm.experiment.scheduler import run_grid
@@ -58,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         only = [] if options.only == "*" else [f"--only={options.only}"]
         given = [*only, *(f"--import={file}" for file in options.imports), *rest]
         machine = find_machine(options.jobs)
-        options.out.mkdir(parents=True, exist_ok=True)
+        make_writable(epath.Path(options.out), "--out")
         # This process computes little and leaves the accelerator to the runs.
         jax.config.update("jax_platforms", "cpu")
         with lock.hold(options.out, "--out"):

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from etils import epath
 
+from nfllm.config.paths import make_writable
 from nfllm.report import render
 from nfllm.report.cost_sections import cost_sections
 from nfllm.report.page import Block, Markup, Pictures, Rows, Section, render_page
@@ -26,6 +27,7 @@ def write(
 ) -> epath.Path:
     """See `nfllm.report.write_report`."""
     read = read_runs(runs)
+    make_writable(run_directory(out), "--out")
     requested = list(_checkpoint_sections(runs, read, importance, steps))
     requested += cost_sections(read) if private_cost else ()
     sections = build_sections(read, reference, requested)

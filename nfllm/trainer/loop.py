@@ -59,8 +59,9 @@ def fit(config: Config, workdir: epath.PathLike, *, loggers: Sequence[Logger] = 
       loggers: further loggers that get each line of metrics.jsonl, beside `telemetry.loggers`.
 
     Raises:
-      ConfigError: the config cannot be run on these devices or this data.
-      RunError: `workdir` cannot be written, or holds a run of another config or of other data.
+      ConfigError: the config cannot be run on these devices or this data, or `workdir` cannot be
+        written.
+      RunError: `workdir` holds a run of another config or of other data.
       NonFiniteError: the loss or a gradient is not finite and `training.non_finite` is "stop".
     """
     run = user_path(workdir, "--workdir")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 
 import jax
 from etils import epath
 
 from nfllm.config import Config, differences
 from nfllm.config.checks import Value
+from nfllm.config.paths import make_writable
 from nfllm.data.records import printable
 from nfllm.model.parameters import Params
 from nfllm.rundir import (
@@ -52,21 +52,17 @@ _FREE_KEYS = (
 
 
 def check_writable(run: epath.Path) -> None:
-    """Raises RunError unless the run directory can be created and written, also by Orbax."""
+    """Makes the run directory, and sees that it can be written, also by Orbax.
+
+    Raises:
+      RunError: its name is not valid UTF-8.
+      ConfigError: it cannot be made or written.
+    """
     if (name := printable(os.fspath(run))) != os.fspath(run):
         raise RunError(
             f"--workdir {name} is not valid UTF-8, which Orbax needs; choose another directory"
         )
-    probe = run / f".writable-{uuid.uuid4().hex}"  # several hosts try at the same time
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise RunError(
-            f"--workdir {run} cannot be written ({error.strerror or error}); choose a directory "
-            "that you may write to, with space on its disk"
-        ) from error
+    make_writable(run, "--workdir")
 
 
 def check_resumable(run: epath.Path, config: Config) -> Config | None:
