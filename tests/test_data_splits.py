@@ -64,6 +64,13 @@ def test_slice_takes_the_last_documents_after_duplicates_are_dropped():
     assert sides(["a", "b", "c"], validation_split="slice", validation_fraction=0.01) == [T, T, V]
 
 
+@pytest.mark.parametrize(("fraction", "count"), [(0.07, 7), (0.071, 8), (0.28, 28), (0.01, 1)])
+def test_a_share_is_rounded_up_in_decimals(fraction, count):
+    documents = [str(index) for index in range(100)]
+    found = sides(documents, validation_split="slice", validation_fraction=fraction)
+    assert found.count(V) == count
+
+
 def test_field_split_holds_out_whole_values():
     documents = packaged(("1", "x"), ("2", "y"), ("3", "x"), ("4", "z"))
     assert sides(documents, **BY_PACKAGE, validation_values="x") == [V, T, V, T]

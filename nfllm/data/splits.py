@@ -11,6 +11,7 @@ import dataclasses
 import enum
 import hashlib
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ class Survey:
         sides[self._repeated(validation) & (lengths > 0)] = Side.DUPLICATE
         if self._config.validation_split == "slice":
             kept = np.flatnonzero(sides == Side.TRAIN)
-            count = math.ceil(len(kept) * self._config.validation_fraction)
+            count = _share(len(kept), self._config.validation_fraction)
             sides[kept[len(kept) - count :]] = Side.VALIDATION
         self._check(sides)
         return Assignment(sides, lengths, bytes(self._digests), held_out)
@@ -109,7 +110,7 @@ class Survey:
         if named:
             return sorted(set(named))
         ranked = sorted(self._values, key=lambda value: uniform(value.encode(), "field"))
-        return sorted(ranked[: math.ceil(len(ranked) * config.validation_fraction)])
+        return sorted(ranked[: _share(len(ranked), config.validation_fraction)])
 
     def _check(self, sides: np.ndarray) -> None:
         for side, name in ((Side.TRAIN, "training"), (Side.VALIDATION, "validation")):
@@ -160,6 +161,11 @@ class Assignment:
             "empty": int((self.sides == Side.EMPTY).sum()),
             "duplicate": int((self.sides == Side.DUPLICATE).sum()),
         }
+
+
+def _share(count: int, fraction: float) -> int:
+    """`fraction` of `count`, rounded up; in decimals, since 0.07 * 100 exceeds 7 in binary."""
+    return math.ceil(count * Fraction(str(fraction)))
 
 
 def _grouped(digests: bytes | bytearray, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
