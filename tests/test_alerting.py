@@ -112,17 +112,29 @@ def test_dead_units() -> None:
     assert "2 of 4 layers have 50% dead units or more, up to 80%" in alert.message
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_an_alert_and_in_no_share(bad: float) -> None:
     entropy = HEALTHY.copy()
-    entropy[2, 1] = np.nan
+    entropy[2] = bad
     (alert,) = alerts(entropy_LH=entropy, maximum=1.0)
-    assert (alert.kind, alert.where, alert.value) == ("not_finite", ((2, 1),), 1)
-    assert "entropy at 1 of 8 entries, first in layer 2" in alert.message
+    assert (alert.kind, alert.where, alert.value) == ("not_finite", ((2, 0), (2, 1)), 2)
+    assert "entropy at 2 of 8 entries, first in layer 2" in alert.message
+    (alert,) = alerts(entropy_LH=[[bad, bad], [0.5, 0.5]], maximum=1.0)
+    assert alert.kind == "not_finite"
     (alert,) = alerts(logit_max_abs_NLH=logits_of(1, bad, bad), steps_N=[0, 1, 2])
     assert (alert.kind, alert.where, alert.value) == ("not_finite", ((0, 1),), 2)
-    (alert,) = alerts(dead_share_L=[0.0, np.nan])
+    (alert,) = alerts(dead_share_L=[0.0, bad])
     assert (alert.kind, alert.where) == ("not_finite", ((1,),))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint32, np.int64, np.float32])
+def test_steps_of_any_type(dtype: type) -> None:
+    (alert,) = alerts(
+        logit_max_abs_NLH=logits_of(10, 30, 100), steps_N=np.array([0, 100, 200], dtype)
+    )
+    assert (alert.kind, alert.value) == ("logit_growth", pytest.approx(10.0))
+    with pytest.raises(ValueError, match="in rising order"):
+        alerts(logit_max_abs_NLH=logits_of(1, 2), steps_N=np.array([100, 0], dtype))
 
 
 def test_thresholds_are_what_they_are_set_to() -> None:

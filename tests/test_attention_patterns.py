@@ -122,11 +122,12 @@ def test_entropy_by_temperature() -> None:
     np.testing.assert_allclose(entropy, np.stack([plain, sharper, uniform]), atol=1e-6)
 
 
-def test_masked_logits_stay_masked_at_any_temperature() -> None:
-    lowest = np.finfo(np.float32).min
-    logits = np.where(np.tri(5, dtype=bool), 0, lowest).astype(np.float32)[None]
-    entropy = analysis.entropy_by_temperature(logits, [0.1, 100.0])
-    expected = np.broadcast_to(np.log(np.arange(1, 6)), (2, 1, 5))
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_masked_logits_stay_masked_at_any_temperature(dtype: type) -> None:
+    lowest = np.finfo(dtype).min
+    logits = np.where(np.tri(5, dtype=bool), 0, lowest).astype(dtype)[None]
+    entropy = analysis.entropy_by_temperature(logits, [0.1, 100.0, 1e5])
+    expected = np.broadcast_to(np.log(np.arange(1, 6)), (3, 1, 5))
     np.testing.assert_allclose(entropy, expected, atol=1e-6)
 
 

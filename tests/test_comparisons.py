@@ -138,6 +138,11 @@ def test_a_ratio_to_nothing_is_unbounded() -> None:
     assert ratio_interval([0.1, 0.2, 0.15], [0.5] * 3)[1:] == pytest.approx((low / 0.5, high / 0.5))
 
 
+def test_a_confidence_is_a_fraction() -> None:
+    with pytest.raises(ValueError, match="confidence must lie between 0 and 1, got 95"):
+        ratio_interval([1.0, 1.1], [2.0, 2.1], confidence=95)
+
+
 def test_p_by_inversion_is_that_of_the_test() -> None:
     x = [0.09, 0.12, 0.11, 0.02]
     inverted = p_value(lambda c: seed_interval(x, confidence=c), 0.02)

@@ -45,6 +45,12 @@ def test_uniform_causal_row_t_has_entropy_ln_t() -> None:
     np.testing.assert_allclose(entropy[0], np.log(np.arange(1, 301)), atol=1e-5)
 
 
+def test_known_probabilities_inside_jit() -> None:
+    probs = np.eye(4)[None]
+    traced = jax.jit(lambda offset: analysis.attention_entropy(probs) + offset)
+    np.testing.assert_array_equal(traced(1.0), np.ones((1, 4)))
+
+
 @pytest.mark.parametrize("block_size", [4, 128])
 def test_uniform_causal_from_logits_and_from_qk(block_size: int) -> None:
     expected = np.log(np.arange(1, 11))

@@ -92,6 +92,17 @@ def test_a_diverged_run_whose_reason_is_damaged_stays_diverged(tmp_path):
     assert read_outcome(tmp_path, entry) == Outcome("diverged", "the line that says why is lost")
 
 
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_run_that_ends_without_a_finite_loss_has_diverged(tmp_path, loss):
+    (entry,) = expand(grid(a=Variant({})))
+    write_run(tmp_path / entry.name, {}, None, 4.0)
+    entry = dataclasses.replace(entry, config=read_record(tmp_path / entry.name).config)
+    with MetricsWriter(tmp_path / entry.name) as metrics:
+        metrics.write("eval", 1000, eval_loss_nats=loss)
+    expected = Outcome("diverged", f"its last evaluation loss is {loss}")
+    assert read_outcome(tmp_path, entry) == expected
+
+
 def test_overrides_reach_every_run_and_the_grid_is_left_alone():
     experiment = grid(a=Variant({}), b=Variant({"model.activation": "gelu"}))
     overrides = read_overrides(

@@ -69,6 +69,16 @@ def test_levels_that_are_no_design(levels: list[list[int]]) -> None:
         main_effects(np.array(levels), [[1.0], [2.0]])
 
 
+def test_levels_and_confidence_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"expected \[cells, factors\], got shape \(2,\)"):
+        main_effects(np.array([-1, 1]), [[1.0], [2.0]])
+    cells = [[1.0, 1.2], [2.0, 2.2]]
+    with pytest.raises(ValueError, match="confidence must lie between 0 and 1, got 95"):
+        main_effects(np.array([[-1], [1]]), cells, confidence=95)
+    with pytest.raises(ValueError, match="confidence must lie between 0 and 1, got 95"):
+        cell_means(cells, confidence=95)
+
+
 def test_responses_that_are_missing() -> None:
     with pytest.raises(ValueError, match="responses of 2 cells, got 1"):
         main_effects(np.array([[1], [-1]]), [[1.0]])

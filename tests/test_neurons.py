@@ -185,6 +185,16 @@ def test_intra_class_selectivity_by_hand() -> None:
     assert np.isnan(selectivity[0, 3])
 
 
+def test_responses_too_small_to_be_squared_are_none() -> None:
+    """A class whose squares underflow would look more selective than is possible."""
+    tiny = np.geomspace(1e-25, 1e-15, 64)[None, :, None]
+    found = float(ClassResponses.of(tiny, np.zeros(64, int), 1).intra_class_selectivity()[0, 0])
+    x = np.where(tiny < 1e-18, 0, tiny)[0, :, 0]
+    assert found == pytest.approx((1 - x.mean() ** 2 / (x**2).mean()) / (1 - 1 / 64), rel=1e-5)
+    none = ClassResponses.of(np.full((1, 4, 1), 1e-20), np.zeros(4, int), 1)
+    assert np.isnan(none.intra_class_selectivity()).all()
+
+
 def test_class_responses_merge_and_leave_out_other_labels() -> None:
     rng = np.random.default_rng(0)
     post, classes = rng.normal(size=(2, 3, 8, 5)), rng.integers(-1, 4, size=(3, 8))

@@ -105,6 +105,8 @@ def test_ledger_masks_one_site() -> None:
     masked = analysis.ledger(sites, where={"attention_logits": analysis.causal_mask(4)})
     assert analysis.first_bad_site(masked) is None
     assert analysis.first_bad_site(analysis.ledger(sites)).site == "attention_logits"
+    with pytest.raises(ValueError, match="for 'gradients', but gradients are counted whole"):
+        analysis.ledger({"gradients": [[1.0]]}, where={"gradients": [[True]]})
 
 
 def test_merged_ledgers_are_the_ledger_of_both() -> None:

@@ -91,6 +91,23 @@ def test_where_leaves_entries_out_nan_included() -> None:
     np.testing.assert_allclose(merged.mean, [11 / 3, 8, np.nan], rtol=1e-6)
 
 
+@pytest.mark.parametrize("axis", [2, -3, (0, 2)])
+def test_an_axis_that_is_not_there(axis: int | tuple[int, ...]) -> None:
+    x = np.arange(6.0).reshape(2, 3)
+    with pytest.raises(ValueError, match=r"axis=.*: shape \(2, 3\) has 2 axes"):
+        Moments.of(x, axis=axis)
+    with pytest.raises(ValueError, match=r"axis=.*: shape \(2, 3\) has 2 axes"):
+        Comoments.of(x, x, axis=axis)
+
+
+def test_nothing_merges_with_anything() -> None:
+    nothing = Moments.of([1.0], axis=0, where=[False])
+    for state in (Moments.of([np.inf, 1.0], axis=0), Moments.of([2.0, 4.0], axis=0), nothing):
+        for merged in (state.merge(nothing), nothing.merge(state)):
+            assert merged.mean == state.mean
+            assert merged.size == state.size
+
+
 def test_sample_variance_and_standard_error() -> None:
     state = Moments.of(np.array([1.0, 2.0, 3.0, 6.0]), axis=0)
     assert float(state.variance(ddof=1)) == pytest.approx(14 / 3, rel=1e-6)
@@ -144,6 +161,11 @@ def test_histogram_equals_numpy_and_loses_nothing() -> None:
     np.testing.assert_array_equal(state.above, (x > 1).sum(1))
     total = state.counts.sum(-1) + state.below + state.above + state.nan
     np.testing.assert_array_equal(total, [500, 500])
+
+
+def test_a_histogram_keeps_no_more_axes_than_there_are() -> None:
+    with pytest.raises(ValueError, match=r"keep=3 leading axes: shape \(2, 3\) has 2"):
+        Histogram.of(np.zeros((2, 3)), [0.0, 1.0], keep=3)
 
 
 def test_histograms_merge_if_their_edges_agree() -> None:

@@ -15,7 +15,7 @@ from nfllm.experiment.cause import Cause
 from nfllm.experiment.outcome import Outcome
 from nfllm.experiment.tables import cause_table, loss_cells
 from nfllm.papers.claims import LOSS_TOLERANCE, claims_of
-from nfllm.papers.evidence import common_steps
+from nfllm.papers.evidence import common_steps, divergence_of
 from nfllm.papers.tables import entropy_table, perplexity_table, verdict_table
 from nfllm.papers.verdicts import (
     Claim,
@@ -239,6 +239,16 @@ def test_diverged_seeds_are_counted(tmp_path, diverged, expected):
     assert f"diverged: 1 of 3 seeds of {diverged[0].partition('/')[0]}" in relu.measured
     early = found["Early layers of norm-free GELU are overloaded"]
     assert ("sm+g/seed2" in diverged) == ("diverged" in early.measured)
+
+
+def test_a_seed_that_diverged_on_both_sides_counts_for_neither(tmp_path):
+    names = {"sm+g/seed2", "sm+r/seed2"}
+    losses = {"sm+g": [4.10, 4.101, 4.1], "sm+r": [4.00, 4.00, 4.0]}
+    outcomes = {f"main/{name}": Outcome("diverged", "NaN") for name in names}
+    group = group_of(tmp_path, losses, outcomes=outcomes)
+    both, one = ("sm+g", "sm+r"), ("sm+g",)
+    assert divergence_of(group, supports=both, opposes=both)[:2] == (0, 0)
+    assert divergence_of(group, supports=one, opposes=one)[:2] == (1, 1)
 
 
 def test_entropy_claims_share_one_maximum(tmp_path):

@@ -122,6 +122,8 @@ def alerts(
             raise ValueError("logit_max_abs_NLH needs steps_N, the step of each")
         logits = _on_host("logit_max_abs_NLH", logit_max_abs_NLH, "N L H")
         steps = np.asarray(as_array(steps_N))
+        if np.issubdtype(steps.dtype, np.integer):
+            steps = steps.astype(np.int64)  # unsigned differences would wrap
         if steps.shape != logits.shape[:1] or bool(np.any(np.diff(steps) <= 0)):
             raise ValueError(
                 f"steps_N: expected {logits.shape[0]} steps in rising order, one for each entry of "
@@ -137,9 +139,10 @@ def alerts(
 
 
 def _on_host(name: str, x: Arrays, axes: str) -> np.ndarray:
+    """The values, NaN where they are not finite: Inf would pass thresholds."""
     array = as_float32(x)
     check_axes(name, array, axes)
-    return np.asarray(array)
+    return np.where(np.isfinite(array), array, np.nan)
 
 
 def _not_finite(name: str, values: np.ndarray) -> Alert | None:
@@ -204,18 +207,17 @@ def _heads(
 
 
 def _logit_growth(logits: np.ndarray, steps: np.ndarray, limits: AlertThresholds) -> Alert | None:
-    known = np.where(np.isfinite(logits), logits, np.nan)
     factor = np.zeros(logits.shape[1:])
     first_step = None
     for now in range(1, len(steps)):
         before = int(np.searchsorted(steps, steps[now] - limits.logit_growth_steps))
-        earlier = np.where(np.isnan(known[before:now]), np.inf, known[before:now])
+        earlier = np.where(np.isnan(logits[before:now]), np.inf, logits[before:now])
         least = earlier.min(axis=0, initial=np.inf)
-        has_grown = (known[now] >= limits.logit_growth * least) & (known[now] >= limits.logit_level)
+        has_grown = logits[now] >= np.maximum(limits.logit_growth * least, limits.logit_level)
         if has_grown.any() and first_step is None:
             first_step = steps[now]
         with np.errstate(divide="ignore", invalid="ignore"):
-            factor = np.where(has_grown, np.maximum(factor, known[now] / least), factor)
+            factor = np.where(has_grown, np.maximum(factor, logits[now] / least), factor)
     if first_step is None:
         return None
     where = _indices(factor > 0)

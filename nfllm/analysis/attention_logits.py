@@ -56,11 +56,16 @@ def logit_spread(
     return _logit_spread(logits, mask, causal)
 
 
-@functools.partial(jax.jit, static_argnames="causal")
-def _logit_spread(logits: jax.Array, mask: jax.Array | None, causal: bool) -> jax.Array:
+def _are_masked(logits: jax.Array) -> jax.Array:
+    """Whether each logit is -Inf, or below half the most negative finite number of its type."""
     floating = jnp.issubdtype(logits.dtype, jnp.floating)
     lowest = jnp.finfo(logits.dtype if floating else jnp.float32).min
-    visible = ~(logits <= 0.5 * float(lowest))
+    return logits <= 0.5 * float(lowest)
+
+
+@functools.partial(jax.jit, static_argnames="causal")
+def _logit_spread(logits: jax.Array, mask: jax.Array | None, causal: bool) -> jax.Array:
+    visible = ~_are_masked(logits)
     if causal:
         visible &= jnp.broadcast_to(causal_mask(*logits.shape[-2:]), logits.shape)
     if mask is not None:
@@ -110,7 +115,8 @@ def entropy_by_temperature(
         raise ValueError(f"temperatures must be positive, got {temperatures}")
 
     def at(temperature: jax.Array) -> jax.Array:
-        scaled = logits.astype(jnp.float32) / temperature
+        # The lowest number of a type would stop being one of a masked key.
+        scaled = jnp.where(_are_masked(logits), -jnp.inf, logits.astype(jnp.float32) / temperature)
         return attention_entropy_from_logits(scaled, mask=mask, causal=causal)
 
     return jax.lax.map(at, temperatures)

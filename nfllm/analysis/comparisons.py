@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.special import stdtrit
 
-from nfllm.analysis.intervals import Interval
+from nfllm.analysis.intervals import Interval, check_confidence
 
 _SMALLEST_P = 1e-9
 
@@ -18,8 +18,8 @@ def ratio_interval(
 
     The interval holds every ratio r for which the mean of a[i] - r b[i] does not differ from zero
     by Student's t test, the solutions of (ā - r b̄)² <= t² (s_aa - 2 r s_ab + r² s_bb) / n. Where
-    the mean of the denominators does not differ from zero, any ratio is possible: the bounds are
-    infinite.
+    the mean of the denominators does not differ from zero, these ratios reach to infinity on both
+    sides, in some cases with a gap: the bounds are then infinite, and the gap is not reported.
 
     Args:
       numerators: a, one a seed.
@@ -30,12 +30,13 @@ def ratio_interval(
       ā / b̄ and its bounds; NaN bounds for one seed.
 
     Raises:
-      ValueError: no seed, or not equally many.
+      ValueError: no seed, not equally many, or a confidence outside (0, 1).
 
     Example:
       >>> ratio_interval([1.0, 1.1, 0.9], [2.0, 2.1, 1.9])
       Interval(estimate=0.5, low=0.4291, high=0.5552)
     """
+    check_confidence(confidence)
     a, b = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
     if a.shape != b.shape or a.ndim != 1 or a.size == 0:
         raise ValueError(f"expected as many numerators as denominators, got {a.shape}, {b.shape}")

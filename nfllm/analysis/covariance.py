@@ -45,7 +45,7 @@ class Covariance(NamedTuple):
     def merge(self, other: Covariance) -> Covariance:
         """The state of both."""
         count = self.size + other.size
-        weight = other.size / count
+        weight = other.size / jnp.maximum(count, 1)
         difference = other.mean - self.mean
         outer = difference[..., :, None] * difference[..., None, :]
         return Covariance(

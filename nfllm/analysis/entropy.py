@@ -62,7 +62,7 @@ def attention_entropy(probs: Arrays, *, tolerance: float | None = None) -> jax.A
     probs = as_array(probs)
     check_axes("probs", probs, "... H T S")
     entropy, deviation = _entropy_and_deviation(probs)
-    if is_concrete(probs):
+    if is_concrete(probs, deviation):
         _check_distributions(probs, np.asarray(deviation), tolerance)
     return entropy
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import stdtrit
 
-from nfllm.analysis.intervals import Interval
+from nfllm.analysis.intervals import Interval, check_confidence
 
 
 def cell_means(
@@ -27,12 +27,13 @@ def cell_means(
       One interval for each cell; NaN bounds if no cell has two seeds.
 
     Raises:
-      ValueError: a cell has no response.
+      ValueError: a cell has no response, or a confidence outside (0, 1).
 
     Example:
       >>> cell_means([[1.0, 1.2], [2.0, 2.2]])[0]
       Interval(estimate=1.1, low=0.6697347, high=1.530265)
     """
+    check_confidence(confidence)
     cells = _cells(responses_CS)
     halves = [_half_width(cells, 1 / len(seeds), confidence) for seeds in cells]
     means = [float(seeds.mean()) for seeds in cells]
@@ -58,7 +59,8 @@ def main_effects(
       One interval for each factor; NaN bounds if no cell has two seeds.
 
     Raises:
-      ValueError: a column is not balanced, or a cell has no response.
+      ValueError: the levels are not `[C, F]`, a column is not balanced, a cell has no response, or
+        a confidence outside (0, 1).
 
     Example:
       >>> import numpy as np
@@ -66,6 +68,9 @@ def main_effects(
       [Interval(estimate=1, low=0.391513, high=1.608487)]
     """
     levels_CF = np.asarray(levels_CF)
+    check_confidence(confidence)
+    if levels_CF.ndim != 2:
+        raise ValueError(f"levels: expected [cells, factors], got shape {levels_CF.shape}")
     if (np.abs(levels_CF) != 1).any() or levels_CF.sum(axis=0).any():
         raise ValueError("each factor needs as many cells at +1 as at -1, and no other levels")
     cells = _cells(responses_CS)

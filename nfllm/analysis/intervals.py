@@ -61,7 +61,7 @@ def bootstrap_interval(
       True
     """
     values = as_float32(values)
-    _check_confidence(confidence)
+    check_confidence(confidence)
     if values.ndim == 0 or values.shape[0] < 2:
         raise ValueError(
             f"values: expected [N, ...] with at least two sequences, got {values.shape}"
@@ -103,7 +103,7 @@ def seed_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
       [4.031, 3.988, 4.074]
     """
     x = _seeds("values", values)
-    _check_confidence(confidence)
+    check_confidence(confidence)
     half = math.nan
     if len(x) > 1:
         half = stdtrit(len(x) - 1, (1 + confidence) / 2) * x.std(ddof=1) / math.sqrt(len(x))
@@ -149,7 +149,7 @@ def compare_seeds(
       (-0.09, 0.003)
     """
     x, y = _seeds("a", a), _seeds("b", b)
-    _check_confidence(confidence)
+    check_confidence(confidence)
     sizes, samples = (len(x), len(y)), [x, y]
     difference = float(x.mean() - y.mean())
     if paired:
@@ -183,6 +183,7 @@ def _seeds(name: str, values: Sequence[float]) -> np.ndarray:
     return x
 
 
-def _check_confidence(confidence: float) -> None:
+def check_confidence(confidence: float) -> None:
+    """Raises ValueError unless a coverage lies between 0 and 1."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")

@@ -133,7 +133,7 @@ def weight_decay_curve(initial: Arrays, learning_rates: Arrays, weight_decay: fl
     Args:
       initial: Start value, of any shape `[...]`.
       learning_rates: `[N]`, the rate of each step, without unit.
-      weight_decay: The coefficient, such as 0.1.
+      weight_decay: The coefficient, such as 0.1; times each rate at most 1, else NaN.
 
     Returns:
       `[N+1, ...]` float32, in the units of `initial`: the value before the first step, and after

@@ -84,7 +84,7 @@ def count_nonfinite(x: Arrays, *, keep: int = 0, where: ArrayLike | None = None)
     """Counts NaN, +Inf and -Inf over all axes but the first `keep`.
 
     Args:
-      x: Of any shape `[...]` and any float type.
+      x: Of any shape `[...]` and any float type; float64 is read as float32 unless JAX has x64.
       keep: Number of leading axes to keep: 1 gives counts by layer.
       where: Booleans of a shape that broadcasts to `x`, True for entries to look at; masked
         attention logits are left out.
@@ -137,7 +137,8 @@ def ledger(sites: Mapping[str, Any], *, where: Mapping[str, ArrayLike] | None = 
       float32 in the units of the site.
 
     Raises:
-      ValueError: An unknown site, a mask without its site, or a tree without a gradient.
+      ValueError: An unknown site, a mask without its site or for gradients, or a tree without a
+        gradient.
 
     Example:
       >>> counts = ledger({"mlp_pre": [[1.0, 2.0], [1.0, np.nan]], "loss": np.nan})
@@ -154,6 +155,8 @@ def ledger(sites: Mapping[str, Any], *, where: Mapping[str, ArrayLike] | None = 
     for name in where:
         if name not in sites:
             raise ValueError(f"where has a mask for {name!r}, which is not among the sites")
+        if name in GRADIENT_SITES:
+            raise ValueError(f"where has a mask for {name!r}, but gradients are counted whole")
     result = {}
     for name, value in sites.items():
         keep = int(name in LAYER_SITES or name == "gradients")

@@ -103,7 +103,8 @@ def branch_ratio(branch: Arrays, skip: Arrays, *, keep: int = 1) -> jax.Array:
       keep: Number of leading axes to keep.
 
     Returns:
-      The first `keep` axes, float32, a ratio without unit; Inf where a token's skip is zero.
+      The first `keep` axes, float32, a ratio without unit; Inf where a token's skip is zero,
+      NaN where its branch is so too.
 
     Raises:
       ValueError: The shapes differ.

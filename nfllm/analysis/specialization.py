@@ -1,7 +1,8 @@
 """What units respond to: some classes of inputs, or some inputs within each class.
 
 Classes are integer labels of tokens: token ids, or a few categories (keyword, name, operator, ...).
-The response of a unit is the absolute value of its output.
+The response of a unit is the absolute value of its output; below 1e-18, whose square float32 cannot
+hold, it counts as none.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from nfllm.analysis.arrays import Arrays, as_array, as_float32, check_axes
 from nfllm.analysis.shown import shown_in_a_line
 
 _GROUP = 64
+_LEAST = 1e-18
 
 
 @functools.partial(jax.jit, static_argnames="num_classes")
@@ -24,6 +26,7 @@ def _sums_by_class(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     labels = classes.reshape(-1).astype(jnp.int32)  # num_classes may not fit into their own type
     responses = jnp.abs(post).reshape(post.shape[0], -1, post.shape[-1])
+    responses = jnp.where(responses < _LEAST, 0.0, responses)
     number = jax.ops.segment_sum(jnp.ones(labels.shape, jnp.int32), labels, num_classes)
     total, squares = (
         jax.vmap(lambda x: _sum_by_class(x, labels, num_classes))(x)

@@ -61,6 +61,7 @@ def projected_participation_ratio(covariance: Arrays, kernel: Arrays) -> jax.Arr
     # Divided first, as in `participation_ratio`.
     shares = (x / jnp.trace(x, axis1=-2, axis2=-1)[..., None, None] for x in (c, gram))
     a = jnp.matmul(*shares, precision=highest)
+    a = a / scale_of(a, axis=(-2, -1))
     square = jnp.sum(a * jnp.swapaxes(a, -1, -2), axis=(-2, -1))
     return jnp.trace(a, axis1=-2, axis2=-1) ** 2 / square
 

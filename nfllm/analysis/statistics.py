@@ -34,6 +34,7 @@ from nfllm.analysis.arrays import (
     check_axes,
     check_same_shape,
     is_concrete,
+    tail_axes,
 )
 from nfllm.analysis.scaling import center
 from nfllm.analysis.shown import shown_in_a_line
@@ -117,7 +118,10 @@ def to_host(state: Tree) -> Tree:
 
 
 def _axes(x: jax.Array, axis: int | tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(a % x.ndim for a in ((axis,) if isinstance(axis, int) else axis))
+    axes = (axis,) if isinstance(axis, int) else axis
+    if not all(-x.ndim <= a < x.ndim for a in axes):
+        raise ValueError(f"axis={axis}: shape {x.shape} has {x.ndim} axes")
+    return tuple(a % x.ndim for a in axes)
 
 
 @functools.partial(jax.jit, static_argnames="axes")
@@ -190,7 +194,8 @@ class Moments(NamedTuple):
         difference = other.mean - self.mean
         return Moments(
             count,
-            self.mean + difference * weight,
+            # An infinite mean times a weight of 0 would be NaN.
+            self.mean + xp.where(weight > 0, difference * weight, 0),
             self.m2 + other.m2 + difference**2 * self.size * weight,
             xp.minimum(self.minimum, other.minimum),
             xp.maximum(self.maximum, other.maximum),
@@ -289,6 +294,7 @@ class Histogram(NamedTuple):
         """Histogram over all axes but the first `keep`, whose shape the counts have."""
         x, edges = as_float32(x), as_float32(edges)
         check_axes("edges", edges, "N+1")
+        tail_axes(x, keep)
         if len(edges) < 2 or (is_concrete(edges) and not np.all(np.diff(np.asarray(edges)) > 0)):
             raise ValueError(f"edges: expected at least two ascending numbers, got {edges}")
         counts = _slot_counts(x, edges, keep)

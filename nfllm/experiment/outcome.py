@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from etils import epath
 from nfllm.config.paths import status
 from nfllm.experiment.cause import CAUSE_FILE
 from nfllm.experiment.grid import Entry
-from nfllm.rundir import METRICS_FILE, RECORD_FILE, RunError, read_record
+from nfllm.rundir import RECORD_FILE, RunError, read_record
 from nfllm.rundir.metrics import read_metrics
 from nfllm.trainer.record import measured_differently
 
@@ -53,13 +54,17 @@ def read_outcome(out: epath.PathLike, entry: Entry) -> Outcome:
             "choose another --out",
             blocked=True,
         )
-    events = read_metrics(run).rows["event"] if (run / METRICS_FILE).exists() else []
+    rows = read_metrics(run).rows
+    events = rows["event"]
     last = events[-1] if events else {}
     if last.get("event") == "stopped":
         faults = [event.get("message") for event in events if event.get("event") == "non_finite"]
         return Outcome("diverged", str(faults[-1]) if faults else "the line that says why is lost")
     measured = not entry.linear_replacement or (run / CAUSE_FILE).exists()
     if last.get("event") == "finished" and measured:
+        loss = rows["eval"][-1].get("eval_loss_nats", 0.0) if rows["eval"] else 0.0
+        if not math.isfinite(loss):  # with training.non_finite="continue"
+            return Outcome("diverged", f"its last evaluation loss is {loss}")
         return Outcome("finished")
     return Outcome("not run", f"it stopped at step {last.get('step', 0)}")
 

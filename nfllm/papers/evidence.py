@@ -41,9 +41,9 @@ def common_steps(series: Mapping[str, Mapping[int, Mapping[int, np.ndarray]]]) -
 def divergence_of(
     group: GroupResults, *, supports: tuple[str, ...], opposes: tuple[str, ...]
 ) -> Divergence:
-    """Seeds of these variants that diverged; a seed that diverged in all counts for no side."""
+    """Seeds of these variants that diverged; one that did in all of several counts for no side."""
     found = {name: group.diverged(name) for name in dict.fromkeys((*supports, *opposes))}
-    everywhere = set.intersection(*found.values()) if supports != opposes else set()
+    everywhere = set.intersection(*found.values()) if len(found) > 1 else set()
     text = ", ".join(
         f"{len(seeds)} of {len(group.variants[name])} seeds of {name}"
         for name, seeds in found.items()
