@@ -453,7 +453,12 @@ def test_values_and_outputs_beside_the_identity() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"norm_placement": "peri"}, "norm_placement='peri' has no effect with model.normalizat"),
+        ({"norm_placement": "peri"}, "norm_placement='peri' has no effect: no branch has a norm"),
+        (
+            {"norm_placement": "peri", "normalization": "layernorm", "mlp": "none"}
+            | {"attention_normalization": "none", "activation": "identity"},
+            "norm_placement='peri' has no effect: no branch has a norm",
+        ),
         (
             {"norm_placement": "post", "normalization": "dyt", "architecture": "gpt_neox"},
             "norm_placement='post' does not work with model.architecture='gpt_neox'",

@@ -30,12 +30,17 @@ from nfllm.rundir.metrics import read_metrics
 from nfllm.trainer.checkpoints import restore_params
 from nfllm.trainer.loop import fit
 from nfllm.trainer.non_finite import NonFiniteError
-from nfllm.trainer.removals import last_removal
+from nfllm.trainer.removals import Removals, last_removal
 from nfllm.training.auxiliary import scale_spread
 from nfllm.training.guard import leave_out_step
 from nfllm.training.removal import gate_of, make_gating
 
 FROZEN = {"normalization": "frozen_layernorm", "final_normalization": "frozen_layernorm"}
+BRANCHES_WITHOUT = {
+    "normalization": "frozen_layernorm",
+    "attention_normalization": "none",
+    "mlp_normalization": "none",
+}
 X = np.asarray([[[1.0, 3.0, 5.0, 7.0]]], np.float32)
 
 
@@ -198,6 +203,11 @@ def test_gates_by_step():
         ({}, {"scale_weight": 0.1}, "needs the deviation that a frozen final norm"),
         ({"qk_normalization": "frozen_layernorm"}, {}, "model.qk_normalization='frozen_layernorm'"),
         ({"frozen_first_position": True}, {}, "model.frozen_first_position=True has no effect"),
+        (
+            {**BRANCHES_WITHOUT, "frozen_momentum": 0.5},
+            {},
+            "model.frozen_momentum=0.5 has no effect without a frozen norm; set model.normalizat",
+        ),
     ],
 )
 def test_what_cannot_be_run(model, removal, message):
@@ -299,6 +309,22 @@ def test_the_first_position_joins_the_others():
         assert np.asarray(gated["final_norm"]["norm_gate"]).tolist() == [1.0]
 
 
+def test_an_event_is_about_one_norm_also_where_tapers_overlap():
+    config = config_of(FROZEN, {"start": 5, "gap": 2, "taper_steps": 10, "order": "mlp"})
+    state = make_parts(config).init(jax.random.key(0))
+    seen = []
+
+    def probe(gated):
+        seen.append(np.asarray(gated.params["blocks"]["mlp_norm"]["norm_gate"])[:, 0])
+        return {"entropy_nats": np.zeros((2, 2))}
+
+    program = types.SimpleNamespace(config=config, probe=probe)
+    journal = types.SimpleNamespace(event=lambda *_, **__: None)
+    Removals(program, journal).report(state, 7)  # of layer 1, while layer 0 is at 2 of 10 steps
+    others = (1 + np.cos(np.pi * 0.2)) / 2
+    np.testing.assert_allclose(seen, [[others, 1.0], [others, 0.0]], atol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("removal")
@@ -349,6 +375,11 @@ def test_resume_in_the_middle_of_the_schedule(strategy, corpus, tmp_path):
     assert not changed[-1]  # no attention comes after the final norm
     page = Path(write_report([tmp_path / "whole"], tmp_path / "report")).read_text()
     assert "Norms that were removed" in page
+
+
+def test_a_frozen_norm_that_no_branch_has_forbids_nothing():
+    model = config_of({**BRANCHES_WITHOUT, "value_projection": "none"}, {}).model
+    assert model.statistics == "norm-free, final normalised"
 
 
 @pytest.mark.slow

@@ -69,6 +69,14 @@ def test_by_hand() -> None:
     assert own["in_gain"].shape == ()
 
 
+def test_a_column_of_zeros_has_the_gradient_of_torchs_normalize() -> None:
+    """Of a unit that was pruned, say. torch: F.normalize(W, dim=0), W = [[3, 0], [4, 0]]."""
+    module, x_I = Linear("hypersphere", ((3.0, 0.0), (4.0, 0.0))), jnp.asarray([2.0, 4.0])
+    params = module.init(jax.random.key(0))
+    gradient = jax.grad(lambda p: (x_I @ module.apply(p)).sum())(params)["params"]["in_kernel"]
+    np.testing.assert_allclose(gradient, [[-0.128, 2e12], [0.096, 4e12]], rtol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["weight_input", "weight_output"])
 def test_weight_norm_starts_where_nothing_changes(method: str) -> None:
     kernel = np.random.default_rng(0).normal(size=(5, 7))

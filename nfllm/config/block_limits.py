@@ -122,11 +122,10 @@ def _check_placement(model: ModelConfig) -> None:
     placement = model.norm_placement
     if placement == "pre":
         return
-    of_branches = (model.attention_normalization, model.mlp_normalization)
-    if all((model.normalization if own is None else own) == "none" for own in of_branches):
+    if all(model.normalization_of(branch) == "none" for branch in model.branches):
         raise ConfigError(
-            f"model.norm_placement={placement!r} has no effect with model.normalization='none'; "
-            "choose a normalization, or set model.norm_placement to 'pre'"
+            f"model.norm_placement={placement!r} has no effect: no branch has a normalization; "
+            "choose one, or set model.norm_placement to 'pre'"
         )
     if placement == "post":
         if model.architecture == "gpt_neox":

@@ -116,6 +116,11 @@ class ModelShape:
         return 0 if self.mlp == "none" else self.num_layers - self.mlp_pruned_layers
 
     @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The branches of the first block."""
+        return ("attention", "mlp") if self.num_mlp_layers else ("attention",)
+
+    @property
     def first_temperature(self) -> float:
         """Start value of the learned temperatures of the softmax."""
         return 1.0 if self.softmax_temperature_init is None else self.softmax_temperature_init

@@ -28,17 +28,16 @@ def check_frozen(model: ModelConfig) -> None:
                 "residual stream before a branch or the head; choose another normalization, or "
                 "'none'"
             )
-    before = ("normalization", "attention_normalization", "mlp_normalization")
-    has = [key for key in (*before, "final_normalization") if getattr(model, key) == _FROZEN]
-    if set(has) & set(before):
+    in_blocks = any(model.normalization_of(branch) == _FROZEN for branch in model.branches)
+    if in_blocks:
         for key, value in (("norm_placement", "pre"), ("value_projection", "dense")):
             if (found := getattr(model, key)) != value:
                 raise ConfigError(
-                    f"model.{key}={found!r} does not work with model.{has[0]}={_FROZEN!r}, which "
+                    f"model.{key}={found!r} does not work with {_FROZEN!r} in the blocks, which "
                     f"needs a matrix after each norm of a branch; set model.{key} to {value!r}"
                 )
-    if has:
+    if in_blocks or model.final_normalization == _FROZEN:
         return
     unused: dict[str, object] = {"frozen_first_position": False, "frozen_momentum": 0.9}
-    beside = f"with model.normalization={model.normalization!r}"
-    no_effect(model, "model", unused, beside, f"set that key to {_FROZEN!r}")
+    remedy = f"set model.normalization to {_FROZEN!r}"
+    no_effect(model, "model", unused, "without a frozen norm", remedy)

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from nfllm.analysis.scaling import safe_sqrt
 from nfllm.config import ModelConfig
 from nfllm.model.intermediates import record_update
 from nfllm.model.parameters import constant_param, start_param
@@ -37,7 +38,8 @@ def reparametrized(module: nn.Module, name: str, kernel: jax.Array, method: str)
     if method == "none":
         return kernel
     if method == "hypersphere":
-        return kernel / jnp.maximum(norm(kernel, -2), SMALLEST_NORM)
+        size = safe_sqrt(jnp.sum(kernel**2, axis=-2, keepdims=True))
+        return kernel / jnp.maximum(size, SMALLEST_NORM)
     if method in ("weight_input", "weight_output"):
         axis = -1 if method == "weight_input" else -2
         size = norm(kernel, axis)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from nfllm.config import Config
 from nfllm.config.removal import Removal, removals
 from nfllm.trainer.journal import Journal
 from nfllm.trainer.program import Program
-from nfllm.training.removal import make_gating
+from nfllm.training.removal import NEVER, Schedule, make_gating, schedule_of
 from nfllm.training.state import TrainState
 
 
@@ -28,14 +27,13 @@ class Removals:
         self._journal = journal
         self._all = removals(program.config.model, program.config.removal)
         self.steps = frozenset(removal.step for removal in self._all)
-        self._gate: Callable[[Any, int], Any] | None = None
 
     def report(self, state: TrainState, step: int) -> None:
         """Writes an event about the norm that is removed at `step`; `state` is that after `step`.
 
-        Entropies, [L, H] in nats, are measured on the probe batch with the weights of `state`: once
-        with the gates before the removal, once with those at its end. There are none about
-        `first_position`, whose old statistic is no longer in `state`.
+        Entropies, [L, H] in nats, are measured on the probe batch with the weights of `state` and
+        the gates of `step` at all other norms, once with this norm and once without it. There are
+        none about `first_position`, whose old statistic is no longer in `state`.
         """
         removal = next(removal for removal in self._all if removal.step == step)
         is_gated = removal.site != "first_position"
@@ -47,16 +45,19 @@ class Removals:
         message = f"step {step}: the norm of {removal} {change}"
         config = self._program.config
         if is_gated and config.telemetry.every and config.model.has_attention_maps:
-            before, after = (self._entropies(state, at) for at in (step - 1, step + taper))
+            place, whole = (removal.site, removal.layer), schedule_of(config)
+            before, after = (
+                self._entropies(state, step, {**whole, place: start})
+                for start in (NEVER, step - taper)
+            )
             fields |= {"entropy_before_nats": before, "entropy_after_nats": after}
             message += f"; mean entropy {np.mean(before):.3f} nats, then {np.mean(after):.3f}"
         self._journal.event("removed", step, message, **fields)
 
-    def _entropies(self, state: TrainState, step: int) -> np.ndarray:
-        if self._gate is None:
-            placed = jax.tree.map(lambda x: x.sharding, state.params)
-            self._gate = jax.jit(make_gating(self._program.config), out_shardings=placed)
-        gated = state.replace(params=self._gate(state.params, step))
+    def _entropies(self, state: TrainState, step: int, schedule: Schedule) -> np.ndarray:
+        placed = jax.tree.map(lambda x: x.sharding, state.params)
+        gating = make_gating(self._program.config, schedule)
+        gated = state.replace(params=jax.jit(gating, out_shardings=placed)(state.params, step))
         entropy_LH: np.ndarray = self._program.probe(gated)["entropy_nats"]
         return entropy_LH
 

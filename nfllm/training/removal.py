@@ -8,7 +8,7 @@ was never interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -22,20 +22,33 @@ from nfllm.model.parameters import Params
 
 Gating = Callable[[Params, jax.Array | int], Params]
 
-_NEVER = np.iinfo(np.int32).max
+NEVER = np.iinfo(np.int32).max
+"""The step of a norm that is not removed."""
+
+Schedule = Mapping[tuple[str, int | None], int]
+"""The step of each removal, by site and layer."""
 
 
-def make_gating(config: Config) -> Gating:
+def schedule_of(config: Config) -> Schedule:
+    """The removals of a run."""
+    return {(r.site, r.layer): r.step for r in removals(config.model, config.removal)}
+
+
+def make_gating(config: Config, schedule: Schedule | None = None) -> Gating:
     """Returns `gating(params, step)`: the parameters with the gates for batch number `step`.
 
     From the removal of `first_position` on, the first position has the sigma of the others. Without
-    a schedule, parameters are unchanged.
+    any removal, parameters are unchanged.
+
+    Args:
+      config: the config of the run.
+      schedule: the removals; by default those of `config`.
     """
-    steps = {(r.site, r.layer): r.step for r in removals(config.model, config.removal)}
+    steps = schedule_of(config) if schedule is None else schedule
     if not steps:
         return lambda params, step: params
-    starts = at_places(config.model, steps, np.int32(_NEVER))
-    joined_at = steps.get(("first_position", None), _NEVER)
+    starts = at_places(config.model, steps, np.int32(NEVER))
+    joined_at = steps.get(("first_position", None), NEVER)
 
     def gating(params: Params, step: jax.Array | int) -> Params:
         def gated(norm: Params, start_P: np.ndarray) -> Params:
@@ -55,6 +68,6 @@ def gate_of(step: jax.Array | int, start: np.ndarray, taper_steps: int) -> jax.A
 
 
 def _joined(sigma: jax.Array, step: jax.Array | int, joined_at: int) -> jax.Array:
-    if joined_at == _NEVER:
+    if joined_at == NEVER:
         return sigma
     return jnp.where(step >= joined_at, sigma[..., 1:], sigma)
