@@ -7,6 +7,7 @@ import sys
 
 from absl import logging
 
+from nfllm.config.extensions import add_import_flag
 from nfllm.config.paths import make_writable
 from nfllm.console import escape_unprintable
 from nfllm.convert.fold import fold
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--fold", action="store_true", help="fold the frozen norms into the matrices"
     )
+    add_import_flag(parser)
     options = parser.parse_args(arguments)
     logging.set_verbosity(logging.WARNING)  # Orbax logs every step of reading
     for name in ("max_windows", "batch_size"):

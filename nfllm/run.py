@@ -103,12 +103,14 @@ class Run:
 
         Raises:
           RunError, ConfigError: as `dataset`.
-          ValueError: `batch_size` is not positive.
+          ValueError: `batch_size` or `max_windows` is not positive.
         """
         from nfllm.data.batches import evaluation_batches
 
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
+        if max_windows is not None and max_windows < 1:
+            raise ValueError(f"max_windows={max_windows} must be at least 1")
         dataset = self.dataset()
         ignored = dataset.tokenizer.end_of_text_id if self.config.data.mask_end_of_text else None
         return list(

@@ -243,6 +243,9 @@ def test_checkpoints_of_a_run_are_measured_by_one_program(
 
 
 def test_unknown_metrics_are_named(model_and_params: tuple[Decoder, Any]) -> None:
+    for wrong in ([], "head_entropy"):
+        with pytest.raises(ValueError, match=r"metrics=.* must be a list of names, of "):
+            find_metrics(wrong)
     with pytest.raises(ValueError, match="unknown metric 'head_entropie'; did you mean 'head_entr"):
         analyze(*model_and_params, [SEQUENCES], ["head_entropie"])
 

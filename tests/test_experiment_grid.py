@@ -12,9 +12,9 @@ from nfllm.config import Config, ConfigError, get_config
 from nfllm.experiment import Experiment, Group, Variant
 from nfllm.experiment.cause import CAUSE_FILE
 from nfllm.experiment.grid import Entry, expand, load_experiment, read_overrides, select
-from nfllm.experiment.outcome import Outcome, read_outcome, refuse_other_data
+from nfllm.experiment.outcome import Outcome, read_outcome, refuse_other_data, refuse_other_runs
 from nfllm.experiment.scheduler import _last_line
-from nfllm.rundir import read_record
+from nfllm.rundir import RunError, read_record
 from nfllm.rundir.metrics import MetricsWriter
 
 PAPER = Path(paper.__file__)
@@ -66,9 +66,8 @@ def test_a_part_is_chosen_by_name_and_a_duplicate_stands_for_the_run_that_it_use
 
 
 def test_a_grid_without_a_run_is_an_error():
-    for empty in (grid(), grid(a=Variant({}, seeds=()))):
-        with pytest.raises(ConfigError, match="the grid has no run at this scale"):
-            expand(empty)
+    with pytest.raises(ConfigError, match="the grid has no run at this scale"):
+        expand(grid())
 
 
 def test_the_last_error_is_that_of_this_start(tmp_path):
@@ -155,6 +154,55 @@ def test_a_file_that_is_no_grid(tmp_path):
         load_experiment(PAPER, "cpus")
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("SCALES = 'small'\ndef get_experiment(scale): pass", r"SCALES='small' must be a tuple"),
+        ("SCALES = ('mal',)\ndef get_experiment(scale): pass", "returns NoneType, expected an Exp"),
+        ("SCALES = ('mal',)\ndef get_experiment(): pass", "TypeError: get_experiment.* takes 0"),
+        (
+            "SCALES = ('mal',)\ndef get_experiment(scale):\n  return {}['x']",
+            r"grid\.py, scale mal: line 3: KeyError: 'x'",
+        ),
+    ],
+)
+def test_a_grid_file_that_makes_no_experiment(tmp_path, body, message):
+    (tmp_path / "grid.py").write_text(body)
+    with pytest.raises(ConfigError, match=message):
+        load_experiment(tmp_path / "grid.py", "mal")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Variant({}, seeds=3), "Variant: seeds=3 must be a Sequence, such as"),
+        (lambda: Variant({}, seeds="01"), "Variant: seeds='01' must be a Sequence"),
+        (lambda: Variant({}, seeds=()), r"Variant: seeds=\(\) must be integers"),
+        (lambda: Variant({}, seeds=(0.5,)), r"seeds=\(0\.5,\) must be integers"),
+        (lambda: Variant(None), "changes=None must be a Mapping, such as {'model.activation'"),
+        (lambda: Variant({"model": {"activation": "gelu"}}), "the change 'model': .* such as 'mod"),
+        (lambda: Variant({3: "gelu"}), "the change 3: 'gelu' must be a key and its value"),
+        (lambda: Group("", Config.from_dict(get_config()), {}), "base=.* must be a ConfigDict"),
+        (lambda: Group("", get_config(), {"a": {}}), "variants has 'a': {}, expected a name and a"),
+        (lambda: Group("", get_config(), {1: Variant({})}), "variants has 1: .* expected a name"),
+        (lambda: Experiment("", []), "groups=.* must be a Mapping, from names to Groups"),
+    ],
+)
+def test_parts_of_a_grid_of_the_wrong_type(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_an_output_directory_of_another_grid_is_left_alone(tmp_path):
+    (entry,) = expand(grid(a=Variant({"training.steps": 1000})))
+    refuse_other_runs([entry], tmp_path)  # nothing is there
+    write_run(tmp_path / entry.name, {"training.steps": 999}, None, 4.0)
+    with pytest.raises(RunError, match=r"is of another grid: of main/a/seed0, its directory holds"):
+        refuse_other_runs([entry], tmp_path)
+    other = dataclasses.replace(entry, variant="b")
+    refuse_other_runs([entry, other], tmp_path)  # which can be trained
+
+
 @pytest.mark.parametrize("scale", paper.SCALES)
 def test_the_paper_grid_compares_like_with_like(scale):
     entries = paper_entries(scale)
@@ -222,6 +270,7 @@ def test_only_what_is_trained_and_measured_makes_another_run(tmp_path):
     assert read_outcome(tmp_path, measured).status == "not run"  # no cause.json
     (tmp_path / entry.name / CAUSE_FILE).write_text("{}")
     assert outcome(model__remat=True, parallel__cpu_devices=1) == Outcome("finished")
+    assert outcome(training__log_every=1, checkpoint__keep=5) == Outcome("finished")
     for change in (
         {"optimizer__weight_decay": 0.3},
         {"evaluation__max_windows": 5},

@@ -155,3 +155,29 @@ def test_a_wrong_argument_is_one_line(argument):
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert argument.split("=")[0].strip("-").rpartition(".")[2] in line
+
+
+_FAULTS = {
+    "config.model.num_layer = 12": "line 5: unknown key 'num_layer'; did you mean model.num_layers",
+    "config.optimizer.learnig_rate = 1.0": "did you mean optimizer.learning_rate",
+    "config.nothing_like_it = 1": "line 5: unknown key 'nothing_like_it'$",
+    "config.model.num_layers = '12'": "line 5: TypeError: Could not override field 'num_layers'",
+    "config.model = undefined": "line 5: NameError: name 'undefined' is not defined",
+}
+
+
+@pytest.mark.parametrize("line", _FAULTS)
+def test_a_fault_in_a_config_file_is_one_line(tmp_path, line):
+    lines = ["from nfllm.config import get_config as default", "", "def get_config():"]
+    lines += ["    config = default()", f"    {line}", "    return config"]
+    file = tmp_path / "mine.py"
+    file.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=_FAULTS[line]) as caught:
+        load_config(str(file))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_file_that_cannot_be_run(tmp_path):
+    (tmp_path / "mine.py").write_text("x = 1\ny = z\n")
+    with pytest.raises(ConfigError, match=r"mine\.py: line 2: NameError: name 'z' is not defined"):
+        load_config(str(tmp_path / "mine.py"))

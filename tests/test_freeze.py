@@ -294,6 +294,7 @@ def test_the_command(trained, tmp_path, capsys):
     assert (event["event"], len(event["each"]), event["num_windows"]) == ("frozen", 7, 6)
     page = Path(write_report([tmp_path / "frozen"], tmp_path / "report")).read_text()
     assert "What each norm is worth" in page
+    assert "unfinished" not in page
     assert f"weights of {path} at step 0" in page
 
     split = ["--split", "train", "--max_windows", "4", "--fold"]

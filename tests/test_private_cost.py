@@ -506,6 +506,13 @@ def test_a_link_that_cannot_be(changes: dict[str, Any], message: str) -> None:
         ({"head_dim": 0}, "head_dim=0 must be at least 1"),
         ({"num_kv_heads": 5}, "num_kv_heads=5 does not divide num_heads=12"),
         ({"num_kv_heads": 0}, "num_kv_heads=0 does not divide num_heads=12"),
+        ({"num_layers": 1.5}, r"shape\.num_layers=1\.5 is of type float, expected int"),
+        (
+            {"mlp": "none"},
+            "unknown mlp 'none' .key shape.mlp.; choose from fused, gated, two_",
+        ),
+        ({"softmax_temperature": "heads"}, "did you mean 'head'"),
+        ({"rotary_dim": -4}, "rotary_dim=-4 must be at least 0"),
     ],
 )
 def test_a_shape_that_cannot_be(changes: dict[str, Any], message: str) -> None:
@@ -514,8 +521,9 @@ def test_a_shape_that_cannot_be(changes: dict[str, Any], message: str) -> None:
 
 
 def test_no_tokens() -> None:
-    with pytest.raises(ConfigError, match="num_tokens=0 must be at least 1"):
-        private_cost(GPT2, 0)
+    for number in (0, 2.5, "8"):
+        with pytest.raises(ConfigError, match=f"num_tokens={number!r} must be a whole number of"):
+            private_cost(GPT2, number)
 
 
 def scaled_decoder(

@@ -207,6 +207,9 @@ REFUSED = {
     r"activation 'mine' makes float32\[2, 4, 6\] of bfloat16\[2, 4, 6\]; .* \.astype": lambda: (
         nfllm.register_activation("mine", lambda x: x.astype(jnp.float32))
     ),
+    r"activation 'mine' gives values that are not finite": lambda: nfllm.register_activation(
+        "mine", jnp.sqrt
+    ),
     r"activation 'mine' mixes positions": lambda: nfllm.register_activation(
         "mine", lambda x: x - x.mean(1, keepdims=True)
     ),

@@ -564,3 +564,15 @@ def assert_zoomable(states: dict) -> None:
     assert states["log"]["x"] == [0, 1000]
     assert states["log"]["texts"] != start["texts"]
     assert states["logSteps"]["x"] == [50, 1000]  # step 0 has no logarithm
+
+
+def test_costs_leave_out_what_is_not_counted_and_say_so(tmp_path):
+    runs = [tmp_path / "counted", tmp_path / "gated"]
+    write_run(runs[0], {}, None, 4.0)
+    write_run(runs[1], {"model.mixer": "regla"}, None, 4.0)
+    page = write_report(runs, tmp_path / "both", private_cost=True).read_text()
+    assert "against the cost of private inference" in page
+    assert len(rows_of(tmp_path / "both", "private_cost")) == 1
+    assert "model.mixer=&#x27;regla&#x27; is not counted" in page
+    alone = write_report(runs[1:], tmp_path / "one", private_cost=True).read_text()
+    assert "model.mixer=&#x27;regla&#x27; is not counted" in alone

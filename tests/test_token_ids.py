@@ -84,3 +84,9 @@ def test_classes_for_fewer_ids_than_the_table_has():
     metric = class_responses(np.zeros(VOCAB_SIZE - 1, np.int32), 1)
     with pytest.raises(ValueError, match=rf"has {VOCAB_SIZE - 1} entries.* has {VOCAB_SIZE};"):
         analyze(model, params, [ids_with(3)], [metric])
+
+
+def test_a_single_id() -> None:
+    check_token_ids(7, 8)
+    with pytest.raises(ValueError, match=r"token id 8 at \[\] is outside the model's table of 8"):
+        check_token_ids(8, 8)

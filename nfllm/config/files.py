@@ -7,16 +7,19 @@ files are in `configs/` of a checkout, and below `nfllm/shipped` of an installed
 from __future__ import annotations
 
 import contextlib
+import difflib
 import inspect
+import re
 import runpy
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from nfllm.config import ConfigError
+from nfllm.config import ConfigError, get_config
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _IN_A_WHEEL = _PACKAGE / "shipped"
@@ -73,6 +76,27 @@ def run_file(path: str | Path) -> dict[str, Any]:
         return runpy.run_path(str(file))
 
 
+def fault_in(path: str | Path, error: Exception) -> str:
+    """In one line: where a user's file raised `error`, and what is wrong.
+
+    An error about a key of a config names the nearest key.
+    """
+    file = str(find_file(path).resolve())
+    frames = traceback.extract_tb(error.__traceback__)
+    at = [f"line {frame.lineno}: " for frame in frames if frame.filename == file][-1:]
+    text = str(error).partition("\n")[0]
+    if isinstance(error, ConfigError):
+        return text
+    unknown = re.match(r"'?\"?Key \"(\w+)\" does not exist", text)
+    if unknown is None:
+        return f"{''.join(at)}{type(error).__name__}: {text}"
+    key, known = unknown[1], [f"{s}.{k}" for s, keys in get_config().items() for k in keys]
+    near = difflib.get_close_matches(key, [name.partition(".")[2] for name in known], n=1)
+    hints = [name for name in known if near and name.endswith(f".{near[0]}")]
+    hint = f"; did you mean {' or '.join(hints)}?" if hints else ""
+    return f"{''.join(at)}unknown key {key!r}{hint}"
+
+
 def load_config(choice: str) -> ConfigDict:
     """The config of a file, given as FILE or FILE:ARGUMENT.
 
@@ -90,6 +114,8 @@ def load_config(choice: str) -> ConfigDict:
         names = run_file(path)
     except (SyntaxError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {choice} cannot be read as Python: {error}") from error
+    except Exception as error:
+        raise ConfigError(f"--config {choice}: {fault_in(path, error)}") from error
     if "get_config" not in names:
         remedy = (
             f"it is a grid of runs, for `python -m nfllm.experiment {path} --scale SCALE --out DIR`"
@@ -106,8 +132,8 @@ def load_config(choice: str) -> ConfigDict:
     try:
         with before_devices():
             config = names["get_config"](*arguments)
-    except ConfigError as error:
-        raise ConfigError(f"--config {choice}: {error}") from error
+    except Exception as error:
+        raise ConfigError(f"--config {choice}: {fault_in(path, error)}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(
             f"--config {path}: get_config() returns {type(config).__name__}, expected a ConfigDict"

@@ -10,9 +10,9 @@ import resource
 import sys
 import time
 
-from absl import app, logging
+from absl import logging
 
-from nfllm import data
+from nfllm import data, flags
 from nfllm.config import Config, ConfigError
 from nfllm.console import escape_unprintable
 from nfllm.data.records import MalformedRecordError
@@ -77,4 +77,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    flags.run(main)

@@ -13,6 +13,7 @@ from nfllm.config import ConfigError
 from nfllm.config.extensions import add_import_flag
 from nfllm.config.paths import make_writable
 from nfllm.experiment.grid import expand, load_experiment, read_overrides, select
+from nfllm.experiment.outcome import refuse_other_runs
 from nfllm.experiment.provenance import Provenance
 from nfllm.experiment.scheduler import run_grid
 from nfllm.experiment.slots import find_machine
@@ -64,6 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         # This process computes little and leaves the accelerator to the runs.
         jax.config.update("jax_platforms", "cpu")
         with lock.hold(options.out, "--out"):
+            refuse_other_runs(chosen, options.out)
             print(experiment.note)
             with Provenance.record(options.out, options.config, options.scale, machine, given):
                 outcomes, is_done = run_grid(entries, chosen, options.out, machine.slots)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from nfllm.config import Config, ConfigError, suggest
 from nfllm.config.checks import Value
-from nfllm.config.files import before_devices, find_file, run_file
+from nfllm.config.files import before_devices, fault_in, find_file, run_file
 from nfllm.config.overrides import key_type, override_value
 
 if TYPE_CHECKING:
@@ -31,6 +31,18 @@ class Variant:
     changes: Mapping[str, Value]
     seeds: Sequence[int] = (0,)
 
+    def __post_init__(self) -> None:
+        _expect(self, "changes", Mapping, "such as {'model.activation': 'gelu'}")
+        for key, value in self.changes.items():
+            if not isinstance(key, str) or isinstance(value, Mapping):
+                raise ConfigError(
+                    f"Variant: the change {key!r}: {value!r} must be a key and its value, such as "
+                    "'model.activation': 'gelu'"
+                )
+        _expect(self, "seeds", Sequence, "such as (0, 1, 2)")
+        if not self.seeds or not all(type(seed) is int for seed in self.seeds):
+            raise ConfigError(f"Variant: seeds={self.seeds!r} must be integers, such as (0, 1, 2)")
+
 
 @dataclasses.dataclass(frozen=True)
 class Group:
@@ -42,6 +54,10 @@ class Group:
     title: str
     base: ConfigDict
     variants: Mapping[str, Variant]
+
+    def __post_init__(self) -> None:
+        _expect(self, "base", ConfigDict, "such as nfllm.config.get_config()")
+        _expect_names(self, "variants", Variant)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +82,9 @@ class Experiment:
     sections: Callable[[Sequence[GroupResults]], Iterable[Section]] | None = None
     reference: Reference | None = None
     linear_replacement: bool = False
+
+    def __post_init__(self) -> None:
+        _expect_names(self, "groups", Group)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +127,20 @@ def load_experiment(path: Path, scale: str) -> Experiment:
         raise ConfigError(
             f"{path} has no get_experiment(scale) and SCALES; see configs/paper.py for an example"
         )
+    if isinstance(scales, str) or not isinstance(scales, Sequence):
+        raise ConfigError(f"{path}: SCALES={scales!r} must be a tuple of names: ('small',)")
     if scale not in scales:
         raise ConfigError(f"unknown scale {scale!r}; {suggest(scale, scales)}")
-    with before_devices():
-        experiment: Experiment = get_experiment(scale)
+    try:
+        with before_devices():
+            experiment = get_experiment(scale)
+    except Exception as error:
+        raise ConfigError(f"{path}, scale {scale}: {fault_in(path, error)}") from error
+    if not isinstance(experiment, Experiment):
+        raise ConfigError(
+            f"{path}: get_experiment({scale!r}) returns {type(experiment).__name__}, expected an "
+            "Experiment"
+        )
     return experiment
 
 
@@ -221,6 +250,25 @@ def _changed(base: ConfigDict, changes: Mapping[str, Value], where: str) -> Conf
     return config
 
 
+def _expect(part: object, name: str, kind: type, remedy: str) -> None:
+    """Raises ConfigError unless a field is of this kind."""
+    if isinstance(value := getattr(part, name), str) or not isinstance(value, kind):
+        raise ConfigError(
+            f"{type(part).__name__}: {name}={value!r} must be a {kind.__name__}, {remedy}"
+        )
+
+
+def _expect_names(part: object, name: str, kind: type) -> None:
+    """Raises ConfigError unless a field maps names to parts of this kind."""
+    _expect(part, name, Mapping, f"from names to {kind.__name__}s")
+    for key, value in getattr(part, name).items():
+        if not isinstance(key, str) or not isinstance(value, kind):
+            raise ConfigError(
+                f"{type(part).__name__}: {name} has {key!r}: {value!r}, expected a name and a "
+                f"{kind.__name__}"
+            )
+
+
 def _check_seed(changes: Mapping[str, Value], where: str) -> None:
     if _SEED in changes:
         raise ConfigError(
@@ -246,5 +294,5 @@ def _run(path: Path) -> dict[str, Any]:
     try:
         return run_file(path)
     except Exception as error:
-        line = f"{type(error).__name__}: {error}"
+        line = fault_in(path, error)
         raise ConfigError(f"{path} cannot be read as a grid ({line})") from error

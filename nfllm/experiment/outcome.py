@@ -69,6 +69,17 @@ def read_outcome(out: epath.PathLike, entry: Entry) -> Outcome:
     return Outcome("not run", f"it stopped at step {last.get('step', 0)}")
 
 
+def refuse_other_runs(chosen: Sequence[Entry], out: epath.PathLike) -> None:
+    """Raises RunError if the directories of all these entries hold other runs.
+
+    Nothing could be trained, and the page would replace that of the other runs.
+    """
+    own = [entry for entry in chosen if entry.same_as is None]
+    outcomes = [read_outcome(out, entry) for entry in own]
+    if outcomes and all(outcome.blocked for outcome in outcomes):
+        raise RunError(f"--out {out} is of another grid: of {own[0].name}, {outcomes[0].message}")
+
+
 def refuse_other_data(
     entries: Sequence[Entry], outcomes: Mapping[str, Outcome], out: epath.PathLike
 ) -> dict[str, Outcome]:

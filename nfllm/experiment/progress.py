@@ -88,7 +88,8 @@ class GridProgress:
             print(line, file=self._stream, flush=True)
 
     def _num_done(self) -> int:
-        return sum(self._outcomes[entry.name].is_final for entry in self._own)
+        outcomes = [self._outcomes[entry.name] for entry in self._own]
+        return sum(outcome.is_final and not outcome.blocked for outcome in outcomes)
 
     def _tokens_done(self) -> int:
         return sum(

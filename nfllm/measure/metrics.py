@@ -97,8 +97,10 @@ def find_metrics(metrics: Sequence[str | Metric]) -> dict[str, Metric]:
     """The metrics by name.
 
     Raises:
-      ValueError: an unknown name.
+      ValueError: no metric, or an unknown name.
     """
+    if isinstance(metrics, str) or not metrics:
+        raise ValueError(f"metrics={metrics!r} must be a list of names, of {', '.join(METRICS)}")
     chosen = {}
     for metric in metrics:
         if isinstance(metric, str):

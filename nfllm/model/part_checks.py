@@ -108,6 +108,8 @@ def check_apart(
         )
         _, backward = jax.vjp(function, jnp.asarray(x))
         gradient = np.asarray(backward(jnp.asarray(cotangent))[0])
+    if not np.isfinite(at_rest).all():
+        raise ConfigError(f"{what} gives values that are not finite for inputs between -4 and 4")
     if np.any((moved != at_rest)[others]) or np.any(gradient[others]):
         raise ConfigError(
             f"{what} mixes positions: what it gives for one {unit} changes with another, which may "

@@ -30,7 +30,7 @@ def check_token_ids(tokens: Any, vocab_size: int, *, ignored: int | None = None)
         if ignored is not None:
             outside &= ids != ignored
         if outside.any():
-            place = tuple(int(axis[0]) for axis in np.nonzero(outside))
+            place = tuple(np.argwhere(outside)[0].tolist())
             raise ValueError(
                 f"token id {ids[place]} at {list(place)} is outside the model's table of "
                 f"{vocab_size} ids, 0 to {vocab_size - 1}; encode with the tokenizer that the "

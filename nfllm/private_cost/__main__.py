@@ -65,8 +65,9 @@ def _describe(options: argparse.Namespace, changes: Mapping[str, Value]) -> str:
         )
     cost = private_cost(DecoderShape.from_config(config.model, vocab_size), num_tokens)
     if options.bandwidth_mbps is None:
-        if options.round_trip_ms:
-            raise ConfigError("--round_trip_ms needs --bandwidth_mbps, for a bound on the time")
+        for name, default in (("round_trip_ms", 0.0), ("rounds", 1)):
+            if getattr(options, name) != default:
+                raise ConfigError(f"--{name} needs --bandwidth_mbps, for a bound on the time")
         return cost_as_text(cost)
     time = least_time_as_text(
         cost,

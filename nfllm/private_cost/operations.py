@@ -7,6 +7,7 @@ Attention maps are counted as full squares [T, T], as in the tables of arXiv 241
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Iterable
 
 from nfllm.config import ConfigError, Normalization
@@ -54,10 +55,10 @@ def count_operations(shape: DecoderShape, num_tokens: int) -> tuple[Operation, .
     computes logits at all T positions.
 
     Raises:
-      ConfigError: `num_tokens` is below 1.
+      ConfigError: `num_tokens` is not a whole number, or below 1.
     """
-    if num_tokens < 1:
-        raise ConfigError(f"num_tokens={num_tokens} must be at least 1")
+    if not isinstance(num_tokens, numbers.Integral) or num_tokens < 1:
+        raise ConfigError(f"num_tokens={num_tokens!r} must be a whole number of at least 1")
     T, L, L_mlp = num_tokens, shape.num_layers, shape.num_mlp_layers
     D, H, K, V = shape.embed_dim, shape.num_heads, shape.head_dim, shape.vocab_size
     # Columns of the matrices of query and key, and usually of value and output.

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from nfllm.config import Activation, ConfigError, ModelConfig, Normalization
+from nfllm.config.checks import check_types
 from nfllm.config.names import AttentionTransform
 
 
@@ -42,7 +43,7 @@ class DecoderShape:
       rotary_dim: leading features of each head that are rotated; 0: none.
 
     Raises:
-      ConfigError: a size is out of range.
+      ConfigError: a size is out of range, a name is unknown, or a value is of a wrong type.
     """
 
     num_layers: int
@@ -65,6 +66,9 @@ class DecoderShape:
     rotary_dim: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self, "shape")
+        if self.rotary_dim < 0:
+            raise ConfigError(f"rotary_dim={self.rotary_dim} must be at least 0")
         for key in ("num_layers", "num_heads", "embed_dim", "head_dim", "vocab_size", "mlp_dim"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key}={getattr(self, key)} must be at least 1")

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from nfllm.config import ConfigError
 from nfllm.private_cost import DecoderShape, PrivateCost, private_cost
 from nfllm.report.page import Pictures, Rows, Section
 from nfllm.report.runs import ReportedRun
@@ -32,14 +33,21 @@ class _Point(NamedTuple):
 
 
 def cost_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
-    """A figure and a table of all evaluated runs, each at its full context length."""
-    points = []
+    """A figure and a table of all evaluated runs, each at its full context length.
+
+    A run with a part whose cost is not counted is left out, and the text says why.
+    """
+    points, left_out = [], ""
     for run in runs:
         perplexity = run.last("eval_perplexity")
         if run.record is None or perplexity is None or not np.isfinite(perplexity):
             continue
         model = run.record.config.model
-        shape = DecoderShape.from_config(model, run.record.vocab_size)
+        try:
+            shape = DecoderShape.from_config(model, run.record.vocab_size)
+        except ConfigError as error:
+            left_out += f" Without {run.label}: {error}."
+            continue
         points.append(_Point(run.label, perplexity, private_cost(shape, model.context_length)))
     if points:
         figure = _scatter(points)
@@ -48,12 +56,14 @@ def cost_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
             "Costs are of one forward pass over a whole context. No run is both cheaper and better "
             "than a run on the line. Comparisons on secret values are counted by the protocols of "
             "arXiv 2307.12533, for any network; bytes come from a formula fitted to arXiv "
-            "2501.03489, and are given only for networks of similar shape.",
+            f"2501.03489, and are given only for networks of similar shape.{left_out}",
             [
                 Pictures("private_cost", "", figure, [figure]),
                 Rows("private_cost", "", Table(_COLUMNS, tuple(map(_row, points)))),
             ],
         )
+    elif left_out:
+        yield Section("Perplexity against the cost of private inference", left_out.strip(), [])
 
 
 _COLUMNS = (

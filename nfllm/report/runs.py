@@ -53,6 +53,8 @@ _ENDINGS = {
     "interrupted": "interrupted",
     "stopped": "stopped by a non-finite value",
     "finished": "finished",
+    "frozen": "frozen",
+    "frozen and folded": "frozen and folded",
 }
 _ACTIVATION_LETTERS = {"gelu": "+G", "relu": "+R", "identity": ""}
 _NORMALIZATION_LETTERS = {"layernorm": "+LN", "none": ""}

@@ -119,7 +119,8 @@ def measured_differently(old: Config, new: Config) -> dict[str, tuple[Value, Val
     return {
         key: values
         for key, values in differences(old, new).items()
-        if key not in _SPEED_KEYS and not key.startswith("parallel.")
+        if key not in (*_SPEED_KEYS, "training.log_every")
+        and not key.startswith(("parallel.", "checkpoint."))
     }
 
 
