@@ -296,7 +296,9 @@ def test_a_grid_imports_what_stands_beside_it(tmp_path, monkeypatch):
     (entry,) = expand(load_experiment(grid, "only"))
     assert entry.name == "main/0.001/seed0"
     grid.write_text("import nothing_of_that_name\n")
-    with pytest.raises(ConfigError, match=r"grid.py cannot be read as a grid \(ModuleNotFound"):
+    with pytest.raises(
+        ConfigError, match=r"grid.py cannot be read as a grid \(line 1: ModuleNotFound"
+    ):
         load_experiment(grid, "only")
 
 
