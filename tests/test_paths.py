@@ -16,7 +16,7 @@ from nfllm.config.paths import local_path, status, user_path
 from nfllm.data import tfds_reader
 from nfllm.data.corpora import default_data_dir
 from nfllm.report import write_report
-from nfllm.rundir import RunError, read_record
+from nfllm.rundir import METRICS_FILE, RunError, read_record
 from nfllm.rundir.metrics import read_metrics
 from nfllm.trainer import program
 from nfllm.trainer.checkpoints import restore_params
@@ -64,6 +64,7 @@ def test_a_directory_that_cannot_be_written_is_named_before_any_work(monkeypatch
 
     config, run = tiny_config(make_corpus(tmp_path / "corpus"), tmp_path / "data"), tmp_path / "run"
     run.mkdir()
+    (run / METRICS_FILE).touch()
     (tmp_path / "file").touch()
     for work in ("trainer.loop.Program", "report.write.build_sections", "data.prepare.prepare"):
         monkeypatch.setattr(f"nfllm.{work}", too_late)

@@ -13,7 +13,7 @@ from nfllm.report.page import Block, Markup, Pictures, Rows, Section, render_pag
 from nfllm.report.reference import Reference
 from nfllm.report.runs import ReportedRun, read_runs
 from nfllm.report.sections import build_sections
-from nfllm.rundir import run_directory
+from nfllm.rundir import METRICS_FILE, RECORD_FILE, RunError, run_directory
 
 
 def write(
@@ -27,6 +27,7 @@ def write(
 ) -> epath.Path:
     """See `nfllm.report.write_report`."""
     read = read_runs(runs)
+    _check_are_runs(runs)
     make_writable(run_directory(out), "--out")
     requested = list(_checkpoint_sections(runs, read, importance, steps))
     requested += cost_sections(read) if private_cost else ()
@@ -50,6 +51,16 @@ def write_page(
     index = directory / "index.html"
     index.write_bytes(_utf8(render_page(title, lead, sections)))
     return index
+
+
+def _check_are_runs(paths: Sequence[epath.PathLike]) -> None:
+    """Raises RunError for a directory that has neither of the files that make it a run."""
+    for directory in map(run_directory, paths):
+        if not any((directory / name).exists() for name in (RECORD_FILE, METRICS_FILE)):
+            raise RunError(
+                f"{directory} has neither {RECORD_FILE} nor {METRICS_FILE}, so it is no run; "
+                "name the --workdir of a training"
+            )
 
 
 def _checkpoint_sections(
