@@ -130,6 +130,15 @@ def test_head_importance_is_readable(layers, heads):
         assert_readable(panel)
 
 
+def test_heads_that_only_hurt_keep_their_digits_and_equal_entropies_their_axis():
+    rise = np.array([[-0.0007, -0.0003]])
+    entropy = [[2.5486861, 2.5486865]]
+    figure = importance_figure(Interval(rise, rise - 1e-4, rise + 1e-4), entropy, ceiling=None)
+    _, middle, right = figure.axes[:3]
+    assert [text.get_text() for text in middle.texts] == ["-0.0007", "-0.0003"]
+    assert right.get_xlim() == pytest.approx((0.95 * 2.5486863, 1.05 * 2.5486863), abs=1e-5)
+
+
 def test_the_head_that_matters_most_is_named_and_small_rises_keep_their_digits():
     rise = np.array([[0.0, -0.0001], [0.0182, 0.0004]])
     figure = importance_figure(Interval(rise, rise - 0.01, rise + 0.02), [[3.0, 2.0], [1.0, 0.5]])

@@ -229,6 +229,18 @@ def test_axes_begin_where_the_values_do(draw):
         assert 3.4 < axes.get_ylim()[0] <= 3.5
 
 
+@pytest.mark.parametrize("draw", ["curves", "layer_curves"])
+def test_rounding_errors_do_not_look_like_curves(draw):
+    """As of heads that attend uniformly, whose entropies differ in the seventh digit."""
+    y_NL = 2.5486862 + 1e-7 * np.random.default_rng(0).normal(size=(100, 2))
+    panels = {
+        "curves": [Curve("a", STEPS, y_NL[:, 0])],
+        "layer_curves": [LayerCurves("a", STEPS, y_NL, None)],
+    }[draw]
+    low, high = getattr(figures, draw)(panels, "entropy (nats)").axes[0].get_ylim()
+    assert (low, high) == pytest.approx((0.95 * 2.5486862, 1.05 * 2.5486862), abs=1e-5)
+
+
 def test_layer_curves_on_a_logarithmic_axis_hold_every_positive_value():
     y_NL = np.stack([np.full(100, 3.0), np.full(100, 600.0)], axis=1)
     y_NL[5] = [0.0, np.nan]

@@ -79,6 +79,11 @@ def test_the_scale_marks_the_largest_entropy():
     assert "ceiling" not in scale_html((0.0, 4.0), observed=None, ceiling=5.0)
 
 
+def test_a_long_key_may_break_where_its_words_end():
+    table = Table((Column("run"), Column("optimizer.learning_rate", ".2f")), (("a", 1.0),))
+    assert "<th scope=col class=n>optimizer.<wbr>learning_<wbr>rate</th>" in table_html(table)
+
+
 def test_tables_align_numbers_and_show_what_is_missing():
     table = Table((Column("run"), Column("loss", ".2f")), (("a", 1.234), ("b", None)))
     checker = check(table_html(table))

@@ -34,6 +34,7 @@ from nfllm.report.style import (
     entropy_digits,
     entropy_limits,
     literal,
+    padded,
     panel_grid,
     run_style,
     set_index_ticks,
@@ -198,6 +199,8 @@ def curves(series: Sequence[Curve], ylabel: str, log: bool = False) -> Figure:
         set_log_scale(axes)
     elif max(tops) > 2.0 * max(highs):
         axes.set_ylim(top=1.1 * max(highs))
+    else:
+        axes.set_ylim(*padded(*axes.dataLim.intervaly))
     if len(series) > 1:
         add_legend(figure, lines, [curve.label for curve in series], columns=2)
     return figure
@@ -282,9 +285,7 @@ def common_range(panels: Sequence[LayerCurves], *, log: bool = False) -> tuple[f
     if log:
         positive = finite[finite > 0]
         return (0.9 * positive.min(), 1.1 * positive.max()) if positive.size else (0.9, 1.1)
-    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
-    margin = 0.05 * float(high - low or abs(high)) or 1.0
-    return float(low) - margin, float(high) + margin
+    return padded(float(finite.min()), float(finite.max())) if finite.size else (-1.0, 1.0)
 
 
 def _write_values(axes: Axes, entropy_LH: np.ndarray, scale: ScalarMappable, digits: int) -> None:

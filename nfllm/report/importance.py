@@ -23,6 +23,7 @@ from nfllm.report.style import (
     entropy_colormap,
     entropy_limits,
     literal,
+    padded,
     set_index_ticks,
     style_axes,
 )
@@ -107,7 +108,8 @@ def _maps(
 ) -> None:
     limits = entropy_limits([entropy_LH], float(ceiling or np.nanmax(entropy_LH, initial=1e-3)))
     _map(left, entropy_LH, entropy_colormap(), limits, "entropy (nats)", digits=2)
-    most = float(np.nanmax(rise_LH, initial=0.0)) or 1.0
+    # Where no head helps, the values are still written with their digits.
+    most = float(np.nanmax(rise_LH, initial=0.0) or np.nanmax(np.abs(rise_LH), initial=0.0)) or 1.0
     digits = min(4, max(1, 1 - math.floor(math.log10(most))))
     _map(right, rise_LH, attention_colormap(), (0.0, most), "rise of the loss (nats)", digits)
 
@@ -130,6 +132,9 @@ def _scatter(
         style: Any = {"fmt": "o", "markersize": 4, "elinewidth": 1, "color": shades[layer]}
         axes.errorbar(entropy_LH[layer], rise_LH[layer], ends, **style)
     axes.axhline(0.0, color=FAINT, linewidth=0.6, zorder=0)
+    if np.isfinite(entropy_LH).any():
+        known = [entropy_LH[np.isfinite(entropy_LH)], [] if ceiling is None else [ceiling]]
+        axes.set_xlim(*padded(*(float(end(np.concatenate(known))) for end in (np.min, np.max))))
     if ceiling is not None:
         axes.axvline(ceiling, color=FAINT, linewidth=1.0, linestyle="--", zorder=0)
     _name(axes, entropy_LH, rise_LH)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import importlib.resources
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -93,7 +94,7 @@ def table_html(table: Table) -> str:
     """A table whose first column holds the row headings; numbers are aligned to the right."""
     numeric = [bool(column.form) for column in table.columns]
     head = "".join(
-        f"<th scope=col{_right(number)}>{html.escape(column.title)}</th>"
+        f"<th scope=col{_right(number)}>{_breakable(column.title)}</th>"
         for column, number in zip(table.columns, numeric, strict=True)
     )
     lines = []
@@ -109,6 +110,11 @@ def table_html(table: Table) -> str:
         f"<div class=wide tabindex=0><table class=numbers>\n<thead><tr>{head}</tr></thead>\n"
         f"<tbody>\n{body}\n</tbody></table></div>"
     )
+
+
+def _breakable(title: str) -> str:
+    """A column's title, which may be a long key, with places where its line may break."""
+    return re.sub(r"(?<=[._])(?=\w)", "<wbr>", html.escape(title))
 
 
 def details_html(summary: str, content: str) -> str:

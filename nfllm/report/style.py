@@ -113,6 +113,19 @@ def style_axes(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
     axes.set_ylabel(ylabel, fontsize=TEXT, color=INK)
 
 
+def padded(low: float, high: float) -> tuple[float, float]:
+    """The range of an axis that holds these values, with a margin.
+
+    Values that hardly differ get a margin of their own size, so that rounding errors do not look
+    like a curve.
+    """
+    if not math.isfinite(high - low):
+        return -1.0, 1.0
+    span, size = high - low, max(abs(low), abs(high))
+    margin = 0.05 * (span if span > 1e-3 * size else size) or 1.0
+    return low - margin, high + margin
+
+
 def set_index_ticks(axis: Any, count: int, most: int) -> None:
     """Ticks at the indices 0 to `count` - 1, thinned to at most `most`."""
     step = 2 ** max(0, math.ceil(math.log2(count / most)))

@@ -71,6 +71,12 @@ def spectrum_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
     blocks: list[Block] = []
     for field, ylabel in labels.items():
         blocks += _profile(runs, field, "layer", ylabel)
+    if blocks:
+        table = participation_table(
+            {run.label: tuple(map(run.last, _PARTICIPATION)) for run in runs},
+            {run.label: run.model.mlp_width for run in runs if run.model is not None},
+        )
+        blocks.append(Rows("participation", "By layer, at the last probe.", table, shown=False))
     for field, ylabel in labels.items():
         panels = [
             LayerCurves(run.label, *run.series[field], None) for run in runs if field in run.series
@@ -79,11 +85,6 @@ def spectrum_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
             name = f"{field}_training"
             blocks.append(through_training(name, "Through training.", panels, ylabel, log=True))
     if blocks:
-        table = participation_table(
-            {run.label: tuple(map(run.last, _PARTICIPATION)) for run in runs},
-            {run.label: run.model.mlp_width for run in runs if run.model is not None},
-        )
-        blocks.append(Rows("participation", "By layer, at the last probe.", table, shown=False))
         yield Section(
             "Spectra of the MLP",
             "Participation ratio of the covariance of the MLP's units over all probe tokens, "
