@@ -255,6 +255,15 @@ def test_no_sequence_is_an_error(model_and_params: tuple[Decoder, Any]) -> None:
         analyze(*model_and_params, [], ["head_entropy"])
 
 
+def test_without_a_repeated_token_there_is_no_induction_score(
+    model_and_params: tuple[Decoder, Any],
+) -> None:
+    found = analyze(*model_and_params, np.array([[1, 2, 3], [4, 5, 6]]), ["induction_score"])
+    score = found["induction_score"]
+    assert not score.size.any()
+    assert np.isnan([score.mean, score.minimum, score.maximum]).all()
+
+
 def test_one_batch_is_one_batch(model_and_params: tuple[Decoder, Any]) -> None:
     batch = Batch(SEQUENCES, SEQUENCES)
     for alone in (batch, SEQUENCES):

@@ -407,14 +407,18 @@ def test_attributes_are_refused_by_name(source, case, attributes, message):
 
 def test_impossible_sizes_of_a_foreign_config(source):
     folder = source("gpt2", n_head=5)
-    with pytest.raises(ConfigError, match=r"num_heads=5 does not divide model\.embed_dim=24"):
+    with pytest.raises(
+        ConversionError, match=r"config\.json .*num_heads=5 does not divide model\.embed_dim=24"
+    ):
         load_checkpoint(folder)
     folder = source("llama_grouped_biased", num_key_value_heads=3)
-    with pytest.raises(ConfigError, match=r"num_kv_heads=3 does not divide model\.num_heads=4"):
+    with pytest.raises(
+        ConversionError, match=r"config\.json .*num_kv_heads=3 does not divide model\.num_heads=4"
+    ):
         load_checkpoint(folder)
     rope = {"rope_type": "default", "partial_rotary_factor": 0.375, "rope_theta": 1e4}
     folder = source("gpt_neox", rope_parameters=rope)
-    with pytest.raises(ConfigError, match="rotary width of 3 of head width 8"):
+    with pytest.raises(ConversionError, match="rotary width of 3 of head width 8"):
         load_checkpoint(folder)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -111,11 +113,13 @@ def test_linen_modules_that_scan(model_and_params: tuple[Any, Any], captured: Ca
         "attention_probs": "blocks/attention/attention_probs",
         "mlp_post": "blocks/mlp/mlp_post",
         "mlp_out": "blocks/mlp/__call__",
+        "residual": ["blocks/residual", "residual"],
     }
     found = foreign.from_linen(model, {"params": params}, where)(TOKENS)
     assert set(found) == {*where, "logits"}
     for site, value in found.items():
-        np.testing.assert_allclose(value, getattr(captured, site), rtol=1e-5, atol=1e-6)
+        stacked = np.stack(value)
+        np.testing.assert_allclose(stacked, getattr(captured, site), rtol=1e-5, atol=1e-6)
 
 
 NUM_LAYERS = 11  # of which the last comes after the second in alphabetical order
@@ -203,6 +207,38 @@ def test_modules_of_flax_that_sow(make: Any) -> None:
     entropy = -(probs * np.log(np.where(probs > 0, probs, 1))).sum(-1).mean((1, 3))
     found = foreign.analyze(sites_of, [TOKENS[:2], TOKENS[2:]], ["head_entropy"])
     np.testing.assert_allclose(found["head_entropy"].mean, entropy, atol=2e-6)
+
+
+class LinenBlock(nn.Module):
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        self.sow("own", "number", x)
+        return x + nn.Dense(8, name="mlp")(x)
+
+
+class LinenBlocks(nn.Module):
+    @nn.compact
+    def __call__(self, tokens: Any) -> Any:
+        x = nn.Embed(VOCAB_SIZE, 8, name="embed")(tokens)
+        for layer in range(NUM_LAYERS):
+            x = LinenBlock(name=f"block_{layer}")(x)
+        return nn.Dense(VOCAB_SIZE)(x)
+
+
+def test_a_pattern_does_not_extend_over_submodules() -> None:
+    """And outputs of submodules are found beside what modules sow into a collection."""
+    module, tokens = LinenBlocks(), jnp.asarray(TOKENS)
+    variables = {"params": module.init(jax.random.key(0), tokens)["params"]}
+    where = {"residual": ["embed/__call__", "block_*/__call__"], "mlp_out": "block_*/number"}
+    sites = foreign.from_linen(module, variables, where, collection="own")(tokens)
+    assert [len(sites[site]) for site in where] == [NUM_LAYERS + 1, NUM_LAYERS]
+    np.testing.assert_array_equal(sites["residual"][:-1], sites["mlp_out"])
+
+
+def test_a_name_in_place_of_a_list_of_sites_is_refused() -> None:
+    model = types.SimpleNamespace(config=types.SimpleNamespace(model_type="gpt2"))
+    with pytest.raises(ValueError, match=r"sites='head_out' must be a list .* \['head_out'\]"):
+        foreign.from_transformers(model, "head_out")
 
 
 @pytest.mark.parametrize(

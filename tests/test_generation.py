@@ -202,6 +202,9 @@ def test_a_text_beyond_the_context_says_so(caplog: pytest.LogCaptureFixture) -> 
         ([[1]], {"temperature": -1.0}, r"temperature=-1.0 must be a finite number, at least 0"),
         ([[1]], {"temperature": float("nan")}, "temperature=nan must be a finite number"),
         ([[1]], {"top_k": 0}, "top_k=0 must be at least 1"),
+        ([[1]], {"top_k": 2.5}, r"top_k=2.5 must be a whole number"),
+        ([[1]], {"max_tokens": 2.5}, r"max_tokens=2.5 must be a whole number"),
+        ([[1]], {"seed": 1.5}, r"seed=1.5 must be a whole number"),
         ([[1]], {"top_p": 0.0}, r"top_p=0.0 is outside \(0, 1\]"),
         ([[1]], {"top_p": 1.5}, r"top_p=1.5 is outside \(0, 1\]"),
     ],
@@ -209,6 +212,14 @@ def test_a_text_beyond_the_context_says_so(caplog: pytest.LogCaptureFixture) -> 
 def test_bad_input(prompts: list, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         generate_ids(*random_model(0.2), prompts, **options)
+
+
+@pytest.mark.slow
+def test_double_precision_of_the_caller_does_not_matter() -> None:
+    expected = generate_ids(*random_model(0.2), [[1, 2], [3]], max_tokens=14)
+    with jax.experimental.enable_x64():
+        found = generate_ids(*random_model(0.2), [[1, 2], [3]], max_tokens=14)
+    assert list(map(len, found)) == list(map(len, expected))
 
 
 @pytest.mark.slow

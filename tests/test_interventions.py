@@ -18,6 +18,7 @@ from nfllm.analysis.numerics import LAYER_SITES
 from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
 from nfllm.measure.evaluation import row_losses, row_targets
+from nfllm.measure.head_importance import _mean_site
 from nfllm.model.capture import Captured
 from nfllm.model.intermediates import SITES
 from nfllm.model.patch import patch_variables
@@ -268,6 +269,10 @@ def test_bad_input() -> None:
         interventions.replace_mlp(config, 2)
     with pytest.raises(ValueError, match="there is no head -1 in layer 0; a layer has 2, 0 to 1"):
         interventions.replace_head(config, 0, -1)
+    with pytest.raises(ValueError, match=r"there is no layer 0\.5; the model has 2, 0 to 1"):
+        interventions.replace_head(config, 0.5, 0)
+    with pytest.raises(ValueError, match=r"there is no head 0\.5 in layer 0; a layer has 2"):
+        interventions.replace_head(config, 0, 0.5)
     for patch, message in [
         (Patch("mlp_owt", 0.0), "unknown site 'mlp_owt'; did you mean 'mlp_out'"),
         (Patch("logits", 0.0), "unknown site 'logits'"),
@@ -275,7 +280,8 @@ def test_bad_input() -> None:
             Patch("mlp_out", jnp.zeros((2, 3, 12, 15))),
             r"the value of mlp_out has shape \(2, 3, 12, 15\), .* fit \(2, 3, 12, 16\): give it",
         ),
-        (Patch("mlp_out", 0.0, jnp.zeros(2)), r"the where of mlp_out has shape \(2,\)"),
+        (Patch("mlp_out", 0.0, jnp.zeros(2, bool)), r"the where of mlp_out has shape \(2,\)"),
+        (Patch("mlp_out", 0.0, jnp.full((2, 1, 1, 1), 0.5)), "where of mlp_out: expected booleans"),
     ]:
         with pytest.raises(ValueError, match=message):
             capture(model, params, TOKENS_BT, patches=[patch])
@@ -284,6 +290,18 @@ def test_bad_input() -> None:
         head_importance(run, [TOKENS_BT], "men")
     with pytest.raises(ValueError, match="needs two sequences with a target, but batches has 1"):
         head_importance(run, [TOKENS_BT[:1]], "zero")
+    with pytest.raises(ValueError, match=r"'mean_pattern' needs sequences of one length, .* 5 and"):
+        head_importance(run, [TOKENS_BT, TOKENS_BT[:, :5]], "mean_pattern")
+
+
+@pytest.mark.slow
+def test_the_mean_output_is_over_positions_of_any_number() -> None:
+    model, params = random_model(0.3)
+    batches = [TOKENS_BT[:2, :3], TOKENS_BT[:2, :9]]
+    found = _mean_site(model, params, batches, "mean")
+    outputs = [np.asarray(capture(model, params, x).head_out, np.float64) for x in batches]
+    expected = sum(x.sum((1, 2)) for x in outputs) / (2 * 3 + 2 * 9)
+    np.testing.assert_allclose(found[:, 0, 0], expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow

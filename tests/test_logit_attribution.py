@@ -115,12 +115,23 @@ def test_one_token_for_all_positions_and_under_jit(model_and_params: tuple[Any, 
     np.testing.assert_allclose(found, captured.logits[..., 5], rtol=0, atol=1e-5)
 
 
+def test_targets_may_be_lists() -> None:
+    model, params = random_model(0.3, head_bias=True)
+    captured = capture(model, params, TOKENS)
+    for against in (None, [5]):
+        found, expected = (
+            logit_attribution(model, params, captured, of(TARGETS), against).total()
+            for of in (np.ndarray.tolist, np.asarray)
+        )
+        np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("kind", ["dyt", "derf"])
 def test_elementwise_norms_are_refused(kind: str) -> None:
     model, params = random_model(0.3, final_normalization=kind)
     captured = capture(model, params, TOKENS)
     with pytest.raises(
-        ValueError, match=f"model.final_normalization='{kind}' is an elementwise function"
+        ValueError, match=f"model.final_normalization='{kind}' is not linear for fixed statistics"
     ):
         logit_attribution(model, params, captured, TARGETS)
 

@@ -194,6 +194,19 @@ def test_a_metric_of_ones_own_is_measured():
     )
 
 
+def test_a_metric_may_read_the_saturation_of_a_site():
+    nfllm.register_analysis(
+        "final_saturation",
+        lambda x: nfllm.analysis.Moments.of(x.captured.saturation["final"], axis=0),
+    )
+    parts = make_parts(small_config(model={"final_normalization": "dyt"}))
+    params = parts.init(jax.random.key(0)).params
+    tokens_BT = random_batch(0).tokens
+    found = nfllm.analyze(parts.model, params, [tokens_BT], ["final_saturation"])
+    expected = nfllm.capture(parts.model, params, tokens_BT).saturation["final"]
+    np.testing.assert_allclose(found["final_saturation"].mean, np.mean(expected), rtol=1e-6)
+
+
 def normalization(module=Scale, parameters=(("gain", "undecayed"),), statistics="norm-free"):
     nfllm.register_normalization("mine", module, parameters=dict(parameters), statistics=statistics)
 

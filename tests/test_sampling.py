@@ -35,6 +35,20 @@ def test_what_is_kept_by_hand(top_k: int | None, top_p: float | None, expected: 
     np.testing.assert_array_equal(np.asarray(found_V)[expected], np.asarray(logits_V)[expected])
 
 
+@pytest.mark.parametrize(("top_k", "top_p", "expected"), [(1, None, 1), (None, 0.5, 2)])
+def test_of_equal_logits_the_first_are_kept(
+    top_k: int | None, top_p: float | None, expected: int
+) -> None:
+    found_V = kept(jnp.zeros(4), make_sampling(1.0, top_k, top_p))
+    assert np.isfinite(found_V).tolist() == [place < expected for place in range(4)]
+
+
+def test_a_share_of_all_leaves_out_nothing() -> None:
+    """The sum of many small probabilities rounds to 1 before the last of them."""
+    logits_V = jnp.asarray(6 * np.random.default_rng(0).normal(size=50_000), jnp.float32)
+    np.testing.assert_array_equal(kept(logits_V, make_sampling(1.0, None, 1.0)), logits_V)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "rules", [(1.0, None, None), (0.7, 5, None), (1.5, None, 0.6), (0.5, 20, 0.9), (1, 500, 1e-6)]

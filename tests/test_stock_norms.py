@@ -88,6 +88,15 @@ def test_models_with_real_norms_stay_as_they_are():
     assert (config, read) == (decoder.config, params)
 
 
+@pytest.mark.parametrize("normalization", ["none", "layernorm"])
+def test_layernorm_may_be_named_by_branch(normalization):
+    own = dict.fromkeys(("attention_normalization", "mlp_normalization"), "layernorm")
+    decoder, params = random_model(0.3, normalization=normalization, **own)
+    config, found = stock_form(decoder.config, params)
+    assert config == random_model(0.3, normalization="layernorm")[0].config
+    assert found is params
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -14,11 +14,13 @@ from nfllm.analysis import LinearFit
 from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
 from nfllm.measure.analyze import analyze
+from nfllm.measure.labelled import labelled
 from nfllm.measure.linear_replacement import replace_by_linear
 from nfllm.measure.metrics import class_responses
 from nfllm.model.capture import capture
 from nfllm.model.decoder import Decoder
 from nfllm.model.token_ids import check_token_ids
+from nfllm.training.loss import count_targets
 
 LINE = LinearFit(np.zeros(2), np.zeros(2), np.zeros(2))
 ENTRIES: dict[str, Callable[[Decoder, Any, Any], Any]] = {
@@ -50,6 +52,33 @@ def test_an_id_outside_the_table_is_named_with_the_size(entry, bad):
     message = rf"id {bad} at \[1, 2\] is outside .* table of {VOCAB_SIZE}"
     with pytest.raises(ValueError, match=message):
         ENTRIES[entry](model, params, ids_with(bad))
+
+
+def test_unsigned_ids_keep_all_their_targets():
+    """In 8 bits -100 is 156, which may be a token."""
+    ids = np.array([[1, 156, 3, 156, 5]])
+    for dtype in (np.uint8, np.uint16, np.int64):
+        ((tokens, labels),) = labelled([ids.astype(dtype)], 257)
+        assert (tokens.dtype, labels.dtype) == (np.int32, np.int32)
+        np.testing.assert_array_equal(labels, ids)
+        assert count_targets(labels) == 4
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (np.arange(3), r"token ids are \[B, T\], not \[3\]; give tokens\[None\]"),
+        ([1, 2], r"not \[2\]; give tokens\[None\]"),
+        (np.zeros((1, 2, 3), int), r"not \[1, 2, 3\]; give an array with a row a sequence"),
+        (Batch(np.zeros((2, 3), int), np.zeros((2, 2), int)), r"labels have shape \[2, 2\], but"),
+    ],
+)
+def test_batches_of_another_form_are_refused(batch, message):
+    with pytest.raises(ValueError, match=message):
+        list(labelled([batch], VOCAB_SIZE))
+    model, params = random_model(0.2)
+    with pytest.raises(ValueError, match=message):
+        analyze(model, params, [batch], ["head_entropy"])
 
 
 @pytest.mark.parametrize("entry", sorted(ENTRIES.keys() - {"labels"}))

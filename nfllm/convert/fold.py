@@ -22,15 +22,14 @@ from nfllm.convert.foreign import ConversionError
 from nfllm.model.decoder import Decoder
 from nfllm.model.frozen_norm import FROZEN, GATE, QUERY_KEY, SIGMA, VALUE
 from nfllm.model.layers import stacks
+from nfllm.model.norm_sites import KEYS, norm_names
 from nfllm.model.parameters import Params
 from nfllm.run import Run
 
 Arrays = dict[str, Any]
 
-_SITES: tuple[Site, ...] = ("attention", "mlp", "final")
 # For each part of a matrix, the output of the norm before attention that it reads.
 _PATHS = {"qkv": (QUERY_KEY, QUERY_KEY, VALUE), "q": (QUERY_KEY,), "kv": (QUERY_KEY, VALUE)}
-_KEYS = ("normalization", "attention_normalization", "mlp_normalization", "final_normalization")
 
 
 def fold(run: Run) -> Run:
@@ -62,7 +61,7 @@ def fold(run: Run) -> Run:
 
 def fold_params(config: ModelConfig, params: Params) -> tuple[ModelConfig, Arrays]:
     """Config and parameters, float64, of the norm-free model; see `fold`."""
-    names = {site: config.normalization_at(site) for site in _SITES}
+    names = norm_names(config)
     if FROZEN not in names.values():
         listed = ", ".join(f"{site}: {name}" for site, name in names.items())
         raise ConversionError(
@@ -72,7 +71,7 @@ def fold_params(config: ModelConfig, params: Params) -> tuple[ModelConfig, Array
     _check_matrices(config)
     tree: Arrays = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     changes: dict[str, Any] = {"frozen_first_position": False, "frozen_momentum": 0.9}
-    changes |= {key: "none" for key in _KEYS if getattr(config, key) == FROZEN}
+    changes |= {key: "none" for key in KEYS if getattr(config, key) == FROZEN}
     for name in stacks(config):
         block = tree[name]
         if names["attention"] == FROZEN:

@@ -16,7 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from nfllm.config import ModelConfig, suggest
+from nfllm.config import ConfigError, ModelConfig, suggest
 from nfllm.convert import gpt2, gpt_neox, llama
 from nfllm.convert.foreign import Attributes, ConversionError, TensorReader, Tensors
 from nfllm.convert.stock_norms import read_frozen, stock_form
@@ -76,7 +76,10 @@ def load_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
             f"{suggest(str(kind), _FORMATS)}"
         )
     form = _FORMATS[kind]
-    config, vocab_size = form.read_config(Attributes(values, str(folder / CONFIG_FILE)))
+    try:
+        config, vocab_size = form.read_config(Attributes(values, str(folder / CONFIG_FILE)))
+    except ConfigError as error:  # in our names for its sizes
+        raise ConversionError(f"{folder / CONFIG_FILE} describes no model: {error}") from error
     reader = TensorReader(_read_tensors(folder, form, config), f"the checkpoint in {folder}")
     params = form.read_tensors(reader, config, vocab_size)
     reader.finish()
@@ -101,6 +104,7 @@ def save_checkpoint(
     """
     config, params = stock_form(checkpoint.config, jax.tree.map(np.asarray, checkpoint.params))
     form = _FORMATS[config.architecture]
+    end_of_text_id = None if end_of_text_id is None else int(end_of_text_id)
     values = {
         "architectures": [form.ARCHITECTURE],
         "model_type": config.architecture,

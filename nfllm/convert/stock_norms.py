@@ -20,15 +20,14 @@ import jax
 import numpy as np
 
 from nfllm.config import ConfigError, ModelConfig
-from nfllm.config.derived import Site
 from nfllm.convert.fold import affine, fold_params
 from nfllm.convert.foreign import LAYERNORM, check_form
 from nfllm.convert.shared import full_qkv_bias, layer_bias
 from nfllm.model.frozen_norm import FROZEN, GATE, SIGMA
+from nfllm.model.norm_sites import norm_names
 
 Arrays = dict[str, Any]
 
-_SITES: tuple[Site, ...] = ("attention", "mlp", "final")
 EPSILON = 1e20
 _LEAST_FROZEN = 1e10
 """Above this epsilon the variance of a stream, at most some 10,000, has no influence."""
@@ -61,8 +60,11 @@ def stock_form(config: ModelConfig, params: Arrays) -> tuple[ModelConfig, Arrays
         gpt2.
       ConversionError: a frozen norm is not removed, or treats the first position differently.
     """
-    names = {site: config.normalization_at(site) for site in _SITES}
+    names = norm_names(config)
     if config.architecture == "llama" or not set(names.values()) & {"none", FROZEN}:
+        if len(set(names.values())) == 1:  # the same, named by one key
+            own: dict[str, Any] = dict.fromkeys(("attention_normalization", "mlp_normalization"))
+            config = dataclasses.replace(config, normalization=names["final"], **own)
         return config, params  # a Llama has no LayerNorm: an error follows if it has none at all
     # Everything must be expressible but the norms, and the head's bias that folding one gives.
     all_frozen = set(names.values()) == {FROZEN}

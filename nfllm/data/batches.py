@@ -48,8 +48,31 @@ def as_batches(batches: Any) -> Iterable[Any]:
         return [batches]
     rank = getattr(batches, "ndim", None)
     if rank == 1:
-        raise ValueError(f"token ids are [B, T], not [{len(batches)}]; give tokens[None]")
+        _check_rows(batches)
     return [batches] if rank == 2 else batches
+
+
+def with_labels(batch: Any) -> Batch:
+    """A batch on the host; an array of token ids counts as its own labels.
+
+    Raises:
+      ValueError: token ids or labels are not [B, T], or their shapes differ.
+    """
+    parts = batch if isinstance(batch, Batch) else (batch, batch)
+    tokens, labels = (np.asarray(part) for part in parts)
+    _check_rows(tokens)
+    if labels.shape != tokens.shape:
+        raise ValueError(
+            f"labels have shape {list(labels.shape)}, but token ids {list(tokens.shape)}; a label "
+            "is the id at its own position, or -100"
+        )
+    return Batch(tokens, labels)
+
+
+def _check_rows(tokens: np.ndarray) -> None:
+    if tokens.ndim != 2:
+        hint = "give tokens[None]" if tokens.ndim == 1 else "give an array with a row a sequence"
+        raise ValueError(f"token ids are [B, T], not {list(tokens.shape)}; {hint}")
 
 
 def train_indices(num_windows: int, seed: int, step: int, batch_size: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 
 from nfllm.analysis import to_host
 from nfllm.config import IGNORED_LABEL, ModelConfig
-from nfllm.data.batches import Batch, as_batches
+from nfllm.data.batches import Batch, as_batches, with_labels
 from nfllm.measure.metrics import DEFAULT_METRICS, Metric, Observed, find_metrics
 from nfllm.measure.sites import Sites
 from nfllm.model.capture import Captured, capture
@@ -221,10 +221,8 @@ def merge_across_processes(states: dict[str, State] | None) -> dict[str, State]:
 
 
 def _real_rows(batch: np.ndarray | Batch) -> np.ndarray:
-    if isinstance(batch, Batch):
-        is_real = (np.asarray(batch.labels) != IGNORED_LABEL).any(axis=-1)
-        return np.asarray(batch.tokens)[is_real]
-    return np.asarray(batch)
+    tokens, labels = map(np.asarray, with_labels(batch))
+    return tokens[(labels != IGNORED_LABEL).any(axis=-1)] if isinstance(batch, Batch) else tokens
 
 
 def of_this_process(params: Params) -> Params:

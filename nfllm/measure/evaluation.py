@@ -17,8 +17,8 @@ from nfllm.analysis import Interval, bootstrap_interval
 from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch, as_batches
 from nfllm.data.dataset import Dataset
-from nfllm.data.tokenizer import Tokenizer
 from nfllm.data.tokens import TokenFile, token_dtype
+from nfllm.measure.labelled import labelled
 from nfllm.model.decoder import Decoder
 from nfllm.model.parameters import Params
 from nfllm.model.token_ids import check_token_ids
@@ -118,14 +118,12 @@ def evaluate(
     sums = _Sums([], [], [])
     if isinstance(first, str):
         starts_with_end = run.config.data.window != "documents"
-        encode = functools.partial(_encode, run.tokenizer, starts_with_end)
+        encode = functools.partial(_encode, run, starts_with_end)
         rows = _windows(map(encode, items), sums, context_length, overlap)
         batches: Iterable[_Rows] = _batched(rows, batch_size, context_length)
     else:
-        batches = _rows_of_batches(items, sums)
+        batches = _rows_of_batches(items, run.model.vocab_size, sums)
     for batch in batches:
-        check_token_ids(batch.tokens, run.model.vocab_size)
-        check_token_ids(batch.labels, run.model.vocab_size, ignored=IGNORED_LABEL)
         nats, targets = _losses(run.model, run.params, batch.tokens, batch.labels)
         sums.add(batch.documents, np.asarray(nats), np.asarray(targets))
     return _summary(sums)
@@ -187,12 +185,16 @@ def _losses(
     return row_losses(logits_BTV, labels_BT), row_targets(labels_BT)
 
 
-def _encode(tokenizer: Tokenizer, starts_with_end: bool, text: str) -> tuple[np.ndarray, int]:
+def _encode(run: Run, starts_with_end: bool, text: str) -> tuple[np.ndarray, int]:
     """Tokens of a document, of which the first is not a target, and the bytes of the others."""
+    tokenizer = run.tokenizer
     tokens, num_bytes = tokenizer.encode(text), len(text.encode())
     if starts_with_end:
-        return np.concatenate([[tokenizer.end_of_text_id], tokens]).astype(np.int32), num_bytes
-    return tokens, num_bytes - (tokenizer.num_bytes(tokens[0]) if len(tokens) else 0)
+        tokens = np.concatenate([[tokenizer.end_of_text_id], tokens]).astype(np.int32)
+    elif len(tokens):
+        num_bytes -= tokenizer.num_bytes(tokens[0])
+    check_token_ids(tokens, run.model.vocab_size)
+    return tokens, num_bytes
 
 
 def _windows(
@@ -224,9 +226,8 @@ def _batched(
         yield rows
 
 
-def _rows_of_batches(batches: Iterable[Any], sums: _Sums) -> Iterator[_Rows]:
-    for batch in batches:
-        tokens, labels = batch if isinstance(batch, Batch) else (batch, batch)
+def _rows_of_batches(batches: Iterable[Any], vocab_size: int, sums: _Sums) -> Iterator[_Rows]:
+    for tokens, labels in labelled(batches, vocab_size):
         numbers = [sums.open(None) if count else -1 for count in row_targets(jnp.asarray(labels))]
         yield _Rows(np.asarray(tokens), np.asarray(labels), np.array(numbers))
 

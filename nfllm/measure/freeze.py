@@ -11,21 +11,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from nfllm.config import IGNORED_LABEL, RemovalConfig
-from nfllm.config.derived import Site
-from nfllm.data.batches import Batch, as_batches
+from nfllm.data.batches import Batch
+from nfllm.measure.labelled import labelled
 from nfllm.model.decoder import Decoder
 from nfllm.model.frozen_norm import FROZEN, GATE, SIGMA
 from nfllm.model.intermediates import UPDATES
-from nfllm.model.norm_sites import Place, at_places, frozen_places, map_norms, of_norms
+from nfllm.model.norm_sites import (
+    KEYS,
+    Place,
+    at_places,
+    frozen_places,
+    map_norms,
+    norm_names,
+    of_norms,
+)
 from nfllm.model.parameters import Params, Variables
-from nfllm.model.token_ids import check_token_ids
 from nfllm.run import Run
 from nfllm.trainer.evaluation import evaluate
 from nfllm.training.eval_step import make_eval_step
 from nfllm.training.updates import with_statistics
-
-_SITES: tuple[Site, ...] = ("attention", "mlp", "final")
-_KEYS = ("normalization", "attention_normalization", "mlp_normalization", "final_normalization")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +70,7 @@ def freeze_norms(
       first_position: give the first position its own deviation, since its residual stream may be
         far larger.
       with_losses: also evaluate the original model, the frozen one, and the model with each single
-        norm frozen, up to 2 L + 3 evaluations.
+        norm frozen, up to 3 L + 3 evaluations.
 
     Raises:
       ValueError: the model has no LayerNorm, no window has a label, or a token id is outside the
@@ -80,12 +84,10 @@ def freeze_norms(
       >>> frozen.run.config.model.final_normalization
       'frozen_layernorm'
     """
-    batches = [rows for b in as_batches(batches) if len((rows := _labelled(b)).tokens)]
+    every = labelled(batches, run.model.vocab_size)
+    batches = [rows for batch in every if len((rows := _with_target(batch)).tokens)]
     if not batches:
         raise ValueError("no window has a label; give batches of the text to measure over")
-    for batch in batches:
-        check_token_ids(batch.tokens, run.model.vocab_size)
-        check_token_ids(batch.labels, run.model.vocab_size, ignored=IGNORED_LABEL)
     model, params = with_gates(run.model, run.params, first_position=first_position)
     open_gates = of_norms(model.config, params, GATE)
     real = map_norms(_at_zero, params, open_gates)
@@ -126,12 +128,12 @@ def with_gates(model: Decoder, params: Params, *, first_position: bool = False) 
       ValueError: the model has neither kind of norm.
     """
     old = model.config
-    at = {site: old.normalization_at(site) for site in _SITES}
+    at = norm_names(old)
     if not {"layernorm", FROZEN} & set(at.values()):
         listed = ", ".join(f"{site}: {name}" for site, name in at.items())
         raise ValueError(f"the model has no LayerNorm to freeze ({listed})")
     has = old.frozen_first_position or first_position
-    new: dict[str, Any] = {key: FROZEN for key in _KEYS if getattr(old, key) == "layernorm"}
+    new: dict[str, Any] = {key: FROZEN for key in KEYS if getattr(old, key) == "layernorm"}
     config = dataclasses.replace(old, **new, frozen_first_position=has)
     ones = at_places(config, {}, np.float32(1.0))
 
@@ -152,7 +154,7 @@ def _sigmas(updates: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, SIGMA: updates[SIGMA]} if SIGMA in updates else found
 
 
-def _labelled(batch: Batch) -> Batch:
+def _with_target(batch: Batch) -> Batch:
     has = np.any(np.asarray(batch.labels)[:, 1:] != IGNORED_LABEL, axis=1)
     return Batch(np.asarray(batch.tokens)[has], np.asarray(batch.labels)[has])
 

@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 from numpy.typing import ArrayLike
 
-from nfllm.measure.sampling import Sampling, make_sampling, sample
+from nfllm.measure.sampling import Sampling, as_whole, make_sampling, sample
 from nfllm.model.cache import CACHE, empty_cache, move
 from nfllm.model.decoder import Decoder
 from nfllm.model.parameters import Params, Variables
@@ -109,9 +109,9 @@ def generate_ids(
     Returns:
       int32 [n] for each prompt, with n at most `max_tokens`.
     """
-    if not 1 <= max_tokens < 2**31:
+    if not 1 <= as_whole("max_tokens", max_tokens) < 2**31:
         raise ValueError(f"max_tokens={max_tokens} is outside 1 to 2**31 - 1")
-    if not 0 <= seed < 2**32:
+    if not 0 <= as_whole("seed", seed) < 2**32:
         raise ValueError(f"seed={seed} is outside 0 to 2**32 - 1")
     sampling = make_sampling(temperature, top_k, top_p)
     context_length = model.config.context_length
@@ -129,7 +129,7 @@ def generate_ids(
     room = _next_power_of_two(max_tokens)
     longest = max(map(len, texts))
     padded = min(context_length, max(_FEWEST_POSITIONS, _next_power_of_two(longest)))
-    length_B = np.array([len(text) for text in texts])
+    length_B = np.array([len(text) for text in texts], np.int32)
     written = _nothing_written(len(texts), room)
     has_cache = model.config.has_attention_maps
     if has_cache:
@@ -146,7 +146,7 @@ def generate_ids(
             np.concatenate([text, np.asarray(row)[: int(written.num_tokens)]])[-context_length:]
             for text, row in zip(texts, written.tokens_BN, strict=True)
         ]
-        length_B = np.array([len(text) for text in texts])
+        length_B = np.array([len(text) for text in texts], np.int32)
         written = _beyond_context(
             model, params, _rows(texts, context_length), length_B, written, request
         )

@@ -12,7 +12,7 @@ import numpy as np
 
 from nfllm.analysis import Interval, bootstrap_interval
 from nfllm.analysis.shown import shown_in_a_line
-from nfllm.config import IGNORED_LABEL, suggest
+from nfllm.config import suggest
 from nfllm.data.batches import Batch, as_batches
 from nfllm.measure.evaluation import row_losses, row_targets
 from nfllm.measure.interventions import (
@@ -20,11 +20,11 @@ from nfllm.measure.interventions import (
     replace_heads,
     uniform_attention,
 )
+from nfllm.measure.labelled import labelled
 from nfllm.model.capture import capture, site_shapes
 from nfllm.model.decoder import Decoder
 from nfllm.model.parameters import Params
 from nfllm.model.patch import Patch, patch_variables
-from nfllm.model.token_ids import check_token_ids
 from nfllm.run import Run
 
 Replacement = Literal["zero", "mean", "uniform", "mean_pattern"]
@@ -61,8 +61,8 @@ def head_importance(
       batches: token ids [B, T], with or without labels; a sequence rather than a generator, since
         it is iterated over twice.
       replacement: "zero" or "mean" replaces a head's output, by 0 or by its mean over all positions
-        of `batches`; "uniform" or "mean_pattern" replaces its attention, by a uniform pattern or by
-        its mean over all sequences, which must have one length.
+        of the sequences with a target; "uniform" or "mean_pattern" replaces its attention, by a
+        uniform pattern or by its mean over these sequences, which must have one length.
 
     Returns:
       The rise for each head and its interval.
@@ -86,9 +86,7 @@ def head_importance(
     if replacement in ("mean", "mean_pattern"):
         value = _mean_site(model, params, batches, replacement)
     nats, targets = [], []
-    for tokens, labels in map(_tokens_and_labels, batches):
-        check_token_ids(tokens, model.vocab_size)
-        check_token_ids(labels, model.vocab_size, ignored=IGNORED_LABEL)
+    for tokens, labels in labelled(batches, model.vocab_size):
         if replacement == "uniform":
             value = uniform_attention(tokens.shape[1])
         nats.append(np.asarray(_losses(model, params, value, replace, tokens, labels), np.float64))
@@ -109,11 +107,6 @@ def head_importance(
     rise_LH = Interval(*(jnp.asarray(bound).reshape(heads) for bound in interval))
     num_targets = int(targets_B.sum())
     return HeadImportance(rise_LH, float(nats_BN[:, 0].sum() / num_targets), num_targets)
-
-
-def _tokens_and_labels(batch: Batch | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    tokens, labels = batch if isinstance(batch, Batch) else (batch, batch)
-    return np.asarray(tokens), np.asarray(labels)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -148,17 +141,23 @@ def _mean_site(
     def summed(params: Params, tokens_BT: jax.Array, counted_B: jax.Array) -> jax.Array:
         captured = capture(model, params, tokens_BT)
         if replacement == "mean":
-            site = jnp.mean(captured.head_out, axis=2, keepdims=True)
+            site = jnp.sum(captured.head_out, axis=2, keepdims=True)
         else:
             site = captured.attention_probs
         counted = counted_B[None, :, None, None, None]
         return jnp.sum(jnp.where(counted, site, 0), axis=1, keepdims=True)
 
     total: float | np.ndarray = 0.0
-    count = 0
-    for tokens, labels in map(_tokens_and_labels, batches):
-        check_token_ids(tokens, model.vocab_size)
+    count, lengths = 0, set[int]()
+    for tokens, labels in labelled(batches, model.vocab_size):
+        length = tokens.shape[1]
+        lengths.add(length)
+        if replacement == "mean_pattern" and len(lengths) > 1:
+            raise ValueError(
+                "replacement='mean_pattern' needs sequences of one length, but batches has "
+                f"{' and '.join(map(str, sorted(lengths)))}; use 'mean' or 'uniform'"
+            )
         counted_B = row_targets(jnp.asarray(labels)) > 0
         total = total + np.asarray(summed(params, tokens, counted_B), np.float64)
-        count += int(counted_B.sum())
+        count += int(counted_B.sum()) * (length if replacement == "mean" else 1)
     return jnp.asarray(total / max(1, count), jnp.float32)

@@ -131,7 +131,7 @@ def mean_over_positions(site: jax.Array) -> jax.Array:
 
 
 def _layer(config: ModelConfig, layer: int) -> jax.Array:
-    if not 0 <= layer < config.num_layers:
+    if int(layer) != layer or not 0 <= layer < config.num_layers:
         raise ValueError(
             f"there is no layer {layer}; the model has {config.num_layers}, 0 to "
             f"{config.num_layers - 1}"
@@ -141,7 +141,7 @@ def _layer(config: ModelConfig, layer: int) -> jax.Array:
 
 def _head(config: ModelConfig, layer: int, head: int) -> jax.Array:
     is_layer_L = _layer(config, layer)
-    if not 0 <= head < config.num_heads:
+    if int(head) != head or not 0 <= head < config.num_heads:
         raise ValueError(
             f"there is no head {head} in layer {layer}; a layer has {config.num_heads}, 0 to "
             f"{config.num_heads - 1}"

@@ -16,13 +16,12 @@ from jax.typing import ArrayLike
 
 from nfllm.analysis import LinearFit
 from nfllm.analysis.shown import shown_in_a_line
-from nfllm.config import IGNORED_LABEL
-from nfllm.data.batches import Batch, as_batches
+from nfllm.data.batches import Batch
 from nfllm.measure.analyze import merge_across_processes, of_this_process
+from nfllm.measure.labelled import labelled
 from nfllm.model.decoder import Decoder
 from nfllm.model.mlp import TwoLayerMlp
 from nfllm.model.parameters import Params
-from nfllm.model.token_ids import check_token_ids
 from nfllm.training.loss import count_targets, next_token_loss
 
 _FIT = "linear_fit"
@@ -108,9 +107,7 @@ def replace_by_linear(
 
     params = of_this_process(params)
     sums = _Sums(np.zeros(len(chosen)), np.int64(0))
-    for batch in as_batches(batches):
-        check_token_ids(batch.tokens, model.vocab_size)
-        check_token_ids(batch.labels, model.vocab_size, ignored=IGNORED_LABEL)
+    for batch in labelled(batches, model.vocab_size):
         tokens, labels = put(np.asarray(batch.tokens)), put(np.asarray(batch.labels))
         loss = np.asarray(losses(params, tokens, labels), np.float64)
         sums = sums.merge(_Sums(loss, np.int64(count_targets(labels))))

@@ -82,13 +82,18 @@ def logit_attribution(
     """
     _check_sums(model.config)
     shape = captured.logits.shape[:-1]
-    u_BTD = _rows(model, params, targets, shape)
-    if against is not None:
-        u_BTD = u_BTD - _rows(model, params, against, shape)
+    targets_BT = _broadcast(model, targets, shape)
+    against_BT = None if against is None else _broadcast(model, against, shape)
+    table_VD = _output_embedding(model, params)
+    u_BTD = table_VD[targets_BT]
+    if against_BT is not None:
+        u_BTD = u_BTD - table_VD[against_BT]
     direction_BTD, constant_BT = _through_final_norm(model, params, u_BTD, captured.residual[-1])
     if model.config.head_bias:
-        bias_V = params["head_bias"]
-        constant_BT += bias_V[targets] - (0.0 if against is None else bias_V[against])
+        bias_V = jnp.asarray(params["head_bias"])
+        constant_BT += bias_V[targets_BT]
+        if against_BT is not None:
+            constant_BT -= bias_V[against_BT]
 
     def along(x: jax.Array, axes: str) -> jax.Array:
         x, u = x.astype(jnp.float32), direction_BTD
@@ -141,20 +146,22 @@ def _check_sums(config: ModelConfig) -> None:
             )
 
 
-def _rows(model: Decoder, params: Params, tokens: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
-    """Rows of the output embedding, [B, T, D]."""
+def _broadcast(model: Decoder, tokens: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
+    """Checked token ids, [B, T]."""
     check_token_ids(tokens, model.vocab_size)
     tokens = jnp.asarray(tokens)
     try:
-        tokens_BT = jnp.broadcast_to(tokens, shape)
+        return jnp.broadcast_to(tokens, shape)
     except ValueError as error:
         raise ValueError(
             f"token ids of shape {tokens.shape} do not broadcast to {shape}, the sequences and "
             "positions that were captured"
         ) from error
+
+
+def _output_embedding(model: Decoder, params: Params) -> jax.Array:
     tied = model.config.ties_embeddings
-    table = params["token_embedding" if tied else "head_embedding"]
-    return jnp.asarray(table)[tokens_BT]
+    return jnp.asarray(params["token_embedding" if tied else "head_embedding"])
 
 
 def _through_final_norm(
@@ -167,8 +174,9 @@ def _through_final_norm(
         return u_BTD, jnp.zeros(u_BTD.shape[:-1], u_BTD.dtype)
     if kind not in ("layernorm", "rmsnorm", FROZEN):
         raise ValueError(
-            f"model.final_normalization={kind!r} is an elementwise function, not linear for fixed "
-            "statistics: the parts of a logit would not add up"
+            f"model.final_normalization={kind!r} is not linear for fixed statistics, so the parts "
+            "of a logit would not add up; use a model with layernorm, rmsnorm or none there, or "
+            "patch parts with nfllm.interventions"
         )
     norm, x_BTD = params["final_norm"], x_BTD.astype(jnp.float32)
     v_BTD = u_BTD * norm["scale"][None, None]

@@ -148,6 +148,17 @@ def _induction(x: Observed) -> Moments:
     return _per_sequence(score_LBH, where=repeats_B[None, :, None])
 
 
+def _nan_without_sequence(state: Moments) -> Moments:
+    """NaN where no sequence counts, so that 0 always is a measured value."""
+    xp = analysis.array_namespace(*state)
+    has_none = state.size == 0
+    return state._replace(
+        mean=xp.where(has_none, xp.nan, state.mean),
+        minimum=xp.where(has_none, xp.nan, state.minimum),
+        maximum=xp.where(has_none, xp.nan, state.maximum),
+    )
+
+
 def _entropy_by_temperature(x: Observed) -> Moments:
     entropy_NLBHT = analysis.entropy_by_temperature(
         x.captured.attention_logits, TEMPERATURES, causal=True
@@ -252,7 +263,7 @@ _ALL = (
         "last_keys_mass",
         lambda x: _per_sequence(analysis.last_keys_mass(x.captured.attention_probs, LAST_KEYS)),
     ),
-    Metric("induction_score", _induction),
+    Metric("induction_score", _induction, _nan_without_sequence),
     Metric(
         "head_diversity",
         lambda x: _per_sequence(analysis.head_divergence(x.captured.attention_probs)),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 
 from nfllm.config import ConfigError, ModelConfig
+from nfllm.config.derived import Site
 from nfllm.measure.metrics import METRICS, Metric, Observed
 from nfllm.model.capture import Captured, site_shapes
 from nfllm.model.decoder import Decoder
@@ -68,4 +69,9 @@ def _batch() -> Observed:
     shapes = site_shapes(Decoder(_TINY, 5), tokens_BT)
     sites: dict[str, Any] = {site: jnp.zeros(shape) for site, shape in shapes.items()}
     logits_BTV = jnp.zeros((*tokens_BT.shape, 5))
-    return Observed(Captured(**sites, logits=logits_BTV), tokens_BT)
+    # As of a model with a point function at every site.
+    shares = {
+        site: jnp.zeros((3,) if site in ("embedding", "final") else (_TINY.num_layers, 3))
+        for site in get_args(Site)
+    }
+    return Observed(Captured(**sites, logits=logits_BTV, saturation=shares), tokens_BT)

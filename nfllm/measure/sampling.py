@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+import operator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,8 @@ def make_sampling(temperature: float, top_k: int | None, top_p: float | None) ->
 
     Args:
       temperature: logits are divided by it; 0 always chooses the most probable token.
-      top_k: draw only from this number of most probable tokens; None: from all.
+      top_k: draw only from this number of most probable tokens, of equal ones the first; None:
+        from all.
       top_p: draw only from the smallest set of most probable tokens whose probabilities add up to
         at least this (arXiv 1904.09751, section 3.1); None: from all.
 
@@ -32,17 +34,27 @@ def make_sampling(temperature: float, top_k: int | None, top_p: float | None) ->
     """
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature={temperature} must be a finite number, at least 0")
-    if top_k is not None and top_k < 1:
+    if top_k is not None and as_whole("top_k", top_k) < 1:
         raise ValueError(f"top_k={top_k} must be at least 1; leave it out to draw from all tokens")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p={top_p} is outside (0, 1]; leave it out to draw from all tokens")
     if temperature == 0:
         return Sampling(None, None, None)
+    if top_p == 1:
+        top_p = None  # a sum of float32 may reach 1 before the last token
     return Sampling(
         jnp.float32(temperature),
         None if top_k is None else jnp.int32(min(top_k, 2**31 - 1)),
         None if top_p is None else jnp.float32(max(top_p, np.finfo(np.float32).tiny)),
     )
+
+
+def as_whole(name: str, value: Any) -> int:
+    """The value of `name` as an integer; raises ValueError for a fraction or another type."""
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise ValueError(f"{name}={value!r} must be a whole number") from error
 
 
 def sample(logits_V: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
@@ -59,13 +71,14 @@ def sample(logits_V: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array
 
 def kept(logits_V: jax.Array, sampling: Sampling) -> jax.Array:
     """The logits, with -Inf for tokens that `top_k` or `top_p` excludes."""
+    if sampling.top_k is None and sampling.top_p is None:
+        return logits_V
+    ids_V = jnp.argsort(logits_V, descending=True)  # stable: of equal logits, the first id
+    ranked_V = logits_V[ids_V]
     if sampling.top_k is not None:
-        lowest = jnp.sort(logits_V, descending=True)[jnp.minimum(sampling.top_k, len(logits_V)) - 1]
-        logits_V = jnp.where(logits_V < lowest, -jnp.inf, logits_V)
+        ranked_V = jnp.where(jnp.arange(len(ranked_V)) < sampling.top_k, ranked_V, -jnp.inf)
     if sampling.top_p is not None:
-        descending_V = jnp.sort(logits_V, descending=True)
-        probs_V = jax.nn.softmax(descending_V)
+        probs_V = jax.nn.softmax(ranked_V)
         before_V = jnp.cumsum(probs_V) - probs_V
-        lowest = jnp.min(jnp.where(before_V < sampling.top_p, descending_V, jnp.inf))
-        logits_V = jnp.where(logits_V < lowest, -jnp.inf, logits_V)
-    return logits_V
+        ranked_V = jnp.where(before_V < sampling.top_p, ranked_V, -jnp.inf)
+    return jnp.zeros_like(logits_V).at[ids_V].set(ranked_V)

@@ -78,7 +78,12 @@ def with_earlier(
 
     def extended(name: str, new_BTHK: jax.Array) -> jax.Array:
         kept_BSHK: jax.Array = module.get_variable(CACHE, name)
-        write = jax.vmap(lambda kept, new, at: jax.lax.dynamic_update_slice(kept, new, (at, 0, 0)))
+
+        def put(kept: jax.Array, new: jax.Array, at: jax.Array) -> jax.Array:
+            zero = jnp.zeros_like(at)  # of the type of `at`, whatever JAX's default is
+            return jax.lax.dynamic_update_slice(kept, new, (at, zero, zero))
+
+        write = jax.vmap(put)
         kept_BSHK = write(kept_BSHK, new_BTHK.astype(kept_BSHK.dtype), start_B)
         module.put_variable(CACHE, name, kept_BSHK)
         return kept_BSHK

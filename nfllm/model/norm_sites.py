@@ -17,12 +17,23 @@ from nfllm.model.parameters import Params, Variables
 Place = tuple[str, int | None]
 """A site (`mlp`, `query_key`, `value`, `final`) and its layer; None for the final norm."""
 
+SITES: tuple[Site, ...] = ("attention", "mlp", "final")
+"""Sites of the norms that can be frozen."""
+
+KEYS = ("normalization", "attention_normalization", "mlp_normalization", "final_normalization")
+"""Keys that name these norms."""
+
 _NORMS = {
     "mlp": ("mlp_norm", 0),
     "query_key": ("attention_norm", QUERY_KEY),
     "value": ("attention_norm", VALUE),
 }
 """For each site, the norm in a block and the index of the site's path through it."""
+
+
+def norm_names(config: ModelConfig) -> dict[Site, str]:
+    """The normalization at each of `SITES`."""
+    return {site: config.normalization_at(site) for site in SITES}
 
 
 def frozen_places(config: ModelConfig) -> list[Place]:

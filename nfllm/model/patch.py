@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
+from nfllm.analysis.arrays import as_booleans
 from nfllm.config import ModelConfig, suggest
 from nfllm.model import intermediates as names
 from nfllm.model.layers import BLOCKS, split_layers
@@ -66,7 +67,8 @@ def patch_variables(
     by_site: dict[str, dict[str, jax.Array]] = {}
     for patch in patches:
         site = patch.site
-        new = {"value": jnp.asarray(patch.value), "where": jnp.asarray(patch.where, bool)}
+        where = as_booleans(f"where of {site}", patch.where)
+        new = {"value": jnp.asarray(patch.value), "where": where}
         if site not in shapes:
             raise ValueError(f"unknown site {site!r}; {suggest(site, shapes)}")
         if not shapes[site][0]:

@@ -21,8 +21,8 @@ from nfllm.model.parameters import Variables
 Patterns = Mapping[str, str | Sequence[str]]
 """From a site to the paths where its layers are sown: a pattern such as
 `"block_*/attention/weights"`, or several in order (for a residual stream, `["block_*/residual",
-"residual"]`). Layers are ordered by the numbers in their paths; an array that is sown inside
-`nn.scan` has all layers already."""
+"residual"]`). A `*` does not extend over a `/`. Layers are ordered by the numbers in their paths;
+an array that is sown inside `nn.scan` has all layers already."""
 
 
 def from_linen(
@@ -70,8 +70,10 @@ def from_linen(
             mutable=[collection, "intermediates"],
             **arguments,
         )
-        sown = {**state.get("intermediates", {}), **state.get(collection, {})}
-        return _select(traverse_util.flatten_dict(sown, sep="/"), sites, logits)
+        sown: dict[str, Any] = {}
+        for kind in ("intermediates", collection):
+            sown |= traverse_util.flatten_dict(state.get(kind, {}), sep="/")
+        return _select(sown, sites, logits)
 
     return lambda tokens_BT: apply(variables, tokens_BT)
 
@@ -122,18 +124,28 @@ def _select(sown: Variables, sites: Patterns, logits: ArrayLike) -> Variables:
 def _layers(
     sown: Variables, site: str, patterns: str | Sequence[str]
 ) -> jax.Array | list[jax.Array]:
-    """The layers of a site, stacked."""
-    layers = []
+    """The layers of a site, stacked or in order; the one array of a site without layers."""
+    rank = len(AXES[site].split())
+    found: list[jax.Array] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        paths = sorted((p for p in sown if fnmatch.fnmatchcase(p, pattern)), key=_by_number)
+        paths = sorted((path for path in sown if _matches(path, pattern)), key=_by_number)
         if not paths:
             raise ValueError(
                 f"no sown array matches the pattern {pattern!r} of {site!r}; there is "
                 f"{', '.join(sorted(sown, key=_by_number)) or 'none at all'}"
             )
-        layers += [_once(path, sown[path]) for path in paths]
-    has_layers = len(layers) == 1 and np.ndim(layers[0]) == len(AXES[site].split())
-    return layers[0] if has_layers else layers
+        found += [_once(path, sown[path]) for path in paths]
+    if len(found) == 1 and found[0].ndim == rank:
+        return found[0]
+    layers: list[jax.Array] = []
+    for array in found:  # of one layer, or of all layers of a scan
+        layers += [*array] if array.ndim == rank else [array]
+    return layers
+
+
+def _matches(path: str, pattern: str) -> bool:
+    parts, patterns = path.split("/"), pattern.split("/")
+    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
 
 
 def _once(path: str, value: object) -> jax.Array:

@@ -111,6 +111,8 @@ def from_transformers(
     known = [names.ATTENTION_PROBS, LOGITS]
     if layout is not None:
         known += [names.RESIDUAL, names.HEAD_OUT, *layout.outputs, *layout.inputs]
+    if isinstance(sites, str):
+        raise ValueError(f"sites={sites!r} must be a list of sites, such as [{sites!r}]")
     wanted = set(known if sites is None else sites)
     for site in sorted(wanted - set(known)):
         raise ValueError(
