@@ -336,6 +336,16 @@ def test_other_data_and_newer_formats_are_refused_by_name(tmp_path, parts, state
         restore_params(tmp_path)
 
 
+def test_damaged_checkpoints_do_not_take_the_place_of_good_ones(tmp_path, parts, state):
+    _save(tmp_path, state, [3, 7])
+    _truncate(_largest_file(tmp_path, 7))
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        checkpoints.restore(_abstract(parts), "data")
+        assert checkpoints.steps() == [3, 7]
+        checkpoints.save(_at(state, 4), "data")
+        assert checkpoints.steps() == [3, 4]
+
+
 def test_the_step_of_a_damaged_checkpoint_that_is_gone_by_then_is_saved(tmp_path, parts, state):
     """More frequent checkpoints than before push it out before its step comes again."""
     _save(tmp_path, state, [3, 7])

@@ -195,6 +195,25 @@ def test_rotary_options_of_learned_positions(key):
             r"warmup_fraction=0\.1 has no effect with optimizer\.warmup_steps=0; set that key to "
             r"None, or set optimizer\.warmup_fraction to 0\.05",
         ),
+        (
+            {
+                "data__dataset": "text_files",
+                "data__sources": "a.txt",
+                "data__validation_split": "separate",
+                "data__validation_source": "b.txt",
+                "data__validation_fraction": 0.3,
+            },
+            r"validation_fraction=0\.3 has no effect with data\.validation_split='separate'; set",
+        ),
+        (
+            {
+                "data__validation_split": "field",
+                "data__validation_field": "package",
+                "data__validation_values": "json",
+                "data__validation_fraction": 0.3,
+            },
+            r"validation_fraction=0\.3 has no effect with data\.validation_split='field' and named",
+        ),
     ],
 )
 def test_a_key_that_another_makes_idle_is_refused(changes, message):
@@ -212,6 +231,10 @@ def test_a_key_that_another_makes_idle_is_refused(changes, message):
         ("optimizer__beta2", 1.0, r"beta2=1\.0 is outside \[0\.0, 1\.0\)"),
         ("optimizer__clip_norm", -1.0, r"clip_norm=-1\.0 must be at least 0"),
         ("optimizer__warmup_fraction", 1.5, r"warmup_fraction=1\.5 is outside \[0\.0, 1\.0\]"),
+        ("optimizer__epsilon", 1e-46, r"epsilon=1e-46 cannot be held in float32, from 1\.2e-38 to"),
+        ("optimizer__learning_rate", 1e39, r"learning_rate=1e\+39 cannot be held in float32"),
+        ("optimizer__beta2", 1 - 1e-9, r"beta2=0\.999999999 is outside \[0\.0, 1\.0\)"),
+        ("data__dataset", " ", r"data\.dataset=' ' names no dataset; leave it at 'python_stdlib'"),
         ("optimizer__final_learning_rate", 0.1, r"=0\.1 exceeds optimizer\.learning_rate=0\.001"),
         ("training__steps", 0, "steps=0 must be at least 1"),
         ("evaluation__every", -1, "evaluation.every=-1 must be at least 0"),

@@ -79,10 +79,10 @@ def test_python_source_reads_every_file_below_its_roots(tmp_path):
 def test_a_root_without_python_files_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
     config = data_config(tmp_path, dataset="python_source", sources=f"{tmp_path}/empty")
-    with pytest.raises(ConfigError, match=r"empty has no Python file \(\*\.py\)"):
+    with pytest.raises(ConfigError, match=r"data\.sources names .*empty, which has no Python file"):
         open_corpus(config, epath.Path(tmp_path))
     config = data_config(tmp_path, dataset="python_source", sources=f"{tmp_path}/missing")
-    with pytest.raises(ConfigError, match="missing is not a directory"):
+    with pytest.raises(ConfigError, match="missing, which is not a directory"):
         open_corpus(config, epath.Path(tmp_path))
 
 
@@ -94,7 +94,7 @@ def test_a_source_beside_a_directory_is_not_left_out_unseen(tmp_path):
     for other in ("pakage", "pak*", "p*.py", "pack.py"):
         sources = f"{tmp_path}/package,{tmp_path}/{other}"
         config = data_config(tmp_path / "cache", dataset="python_source", sources=sources)
-        with pytest.raises(ConfigError, match=rf"{re.escape(other)} is not a directory"):
+        with pytest.raises(ConfigError, match=rf"{re.escape(other)}, which is not a directory"):
             open_corpus(config, epath.Path(tmp_path))
     config = data_config(tmp_path / "cache", dataset="python_source", sources=f"{tmp_path}/p*")
     found, _ = documents(config)

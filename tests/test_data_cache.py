@@ -34,7 +34,9 @@ def source(tmp_path_factory):
 
 
 def config_of(source, data_dir, **changes):
-    changes = {"tokenizer": "bytes", "validation_fraction": 0.2, **changes}
+    by_hash = changes.get("validation_split", "hash") == "hash"
+    changes = {"validation_fraction": 0.2, **changes} if by_hash else changes
+    changes = {"tokenizer": "bytes", **changes}
     return data_config(data_dir, dataset="text_files", sources=str(source), **changes)
 
 
@@ -56,6 +58,24 @@ def test_the_second_load_reads_no_text(source, tmp_path, monkeypatch):
     every = np.arange(len(first.train))
     assert np.array_equal(second.train.gather(every), first.train.gather(every))
     assert nfllm.data.load(config, 32).fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("name", ["train.tokens", "manifest.json"])
+def test_a_directory_in_place_of_a_file_is_made_anew(source, tmp_path, name):
+    config = config_of(source, tmp_path)
+    first = nfllm.data.load(config, 16)
+    path = Path(first.directory) / name
+    path.unlink()
+    path.mkdir()
+    assert nfllm.data.load(config, 16).fingerprint == first.fingerprint
+    assert path.is_file()
+
+
+def test_names_that_are_no_path_are_refused(source, tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.data_dir is empty"):
+        nfllm.data.load(config_of(source, ""), 16)
+    with pytest.raises(ConfigError, match=r"data\.tokenizer='.*' is neither a file nor a built-in"):
+        nfllm.data.load(config_of(source, tmp_path, tokenizer=str(tmp_path)), 16)
 
 
 @pytest.mark.parametrize("name", ["train.tokens", "train.offsets", "tokenizer.json"])

@@ -11,12 +11,14 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from data_configs import write_jsonl
+from data_configs import data_config, write_jsonl
+from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nfllm.config import ConfigError
 from nfllm.data import text_files, xz, zstd
+from nfllm.data.corpora import open_corpus
 from nfllm.data.records import MalformedPolicy, MalformedRecordError, Record
 from nfllm.data.text_files import find_files, read_file
 
@@ -377,13 +379,30 @@ def test_sources_are_paths_directories_and_globs(tmp_path):
         (tmp_path / name).write_bytes(b"")
     assert names(f"{tmp_path}/c[1].jsonl") == ["c[1].jsonl"]
     assert names(f"{tmp_path}/c[12].jsonl") == ["c1.jsonl", "c2.jsonl"]
-    with pytest.raises(ConfigError, match=r"names '.*nothing', but there is no such file"):
+    with pytest.raises(ConfigError, match=r"sources names '.*nothing', but there is no such"):
         find_files(f"{tmp_path}/nothing")
-    with pytest.raises(ConfigError, match=r"notes\.md cannot be read; files must end in \.jsonl"):
+    with pytest.raises(ConfigError, match=r"notes\.md, which cannot be read; files must end in"):
         find_files(f"{tmp_path}/notes.md")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="empty holds no file that ends in"):
+    with pytest.raises(ConfigError, match="empty, which holds no file that ends in"):
         find_files(f"{tmp_path}/empty")
+
+
+@pytest.mark.parametrize("dataset", ["text_files", "python_source"])
+@pytest.mark.parametrize("place", ["nowhere", "empty"])
+def test_the_key_of_a_source_without_files_is_named(tmp_path, dataset, place):
+    (tmp_path / "empty").mkdir()
+    for name in ("a.txt", "a.py"):
+        (tmp_path / name).write_text("x = 1\n")
+    config = data_config(
+        tmp_path / "data",
+        dataset=dataset,
+        sources=str(tmp_path / "a.txt" if dataset == "text_files" else tmp_path),
+        validation_split="separate",
+        validation_source=str(tmp_path / place),
+    )
+    with pytest.raises(ConfigError, match=rf"data\.validation_source names '?{tmp_path / place}"):
+        open_corpus(config, epath.Path(tmp_path / "data"))
 
 
 def test_builders_without_a_file_are_an_error(tmp_path):

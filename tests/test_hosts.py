@@ -220,6 +220,7 @@ def test_an_unreachable_coordinator_is_an_error_in_bounded_time():
         ((None, 2, 0), "give all three, or none"),
         (("host:1", 2, 2), r"--process_id=2 is not one of --num_processes=2"),
         (("host", 2, 0), "write HOST:PORT"),
+        (("host:1", 0, 0), r"--process_id=0 is not one of --num_processes=0"),
     ],
 )
 def test_incomplete_addresses_are_named(values, message):

@@ -153,12 +153,19 @@ def test_torn_last_line_is_left_out_and_named(tmp_path):
 
 def test_unreadable_lines_are_left_out_and_named(tmp_path):
     whole = json.dumps(train_line(1, 2.0)).encode()
-    lines = [b"\x00\x00\xff", whole, b'{"step": "3", "kind": "train"}', b"[1, 2]", b""]
+    lines = [
+        b"\x00\x00\xff",
+        whole,
+        b'{"step": "3", "kind": "train"}',
+        b"[1, 2]",
+        b"",
+        b"[" * 100_000,
+    ]
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     read = read_metrics(tmp_path)
     assert read.warnings == [
         f"metrics.jsonl line {n} is not a JSON object with a step and a kind; left out"
-        for n in (1, 3, 4, 5)
+        for n in (1, 3, 4, 5, 6)
     ]
     assert read.rows["train"] == [train_line(1, 2.0)]
 

@@ -1,6 +1,8 @@
 """Runs that stop being finite: what their events say, and which parameters that was said of."""
 
 import functools
+import time
+import types
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from nfllm.data import batches
 from nfllm.report.nonfinite_sections import nonfinite_sections
 from nfllm.report.runs import read_runs
 from nfllm.rundir.metrics import read_metrics
+from nfllm.trainer import clock
 from nfllm.trainer.loop import fit
 from nfllm.trainer.non_finite import NonFiniteError
 from nfllm.trainer.program import Program
@@ -48,6 +51,27 @@ def plant(monkeypatch, path, index, value):
         return state
 
     monkeypatch.setattr(Program, "init_state", planted)
+
+
+@pytest.mark.slow
+def test_the_time_of_a_diagnosis_is_not_that_of_training(folder, tmp_path, monkeypatch):
+    """A clock on which every diagnosis takes a day."""
+    days = []
+
+    def diagnose(self, *arguments):
+        days.append(86_400.0)
+        return diagnosis(self, *arguments)
+
+    diagnosis = Program.diagnose
+    monkeypatch.setattr(Program, "diagnose", diagnose)
+    now = types.SimpleNamespace(perf_counter=lambda: time.perf_counter() + sum(days))
+    monkeypatch.setattr(clock, "time", now)
+    plant(monkeypatch, ("mlp", "in_kernel"), (0, 0, 0), np.nan)
+    policy = {"training__non_finite": "skip", "training__max_skipped_steps": 99}
+    config = tiny_config(folder / "corpus", folder / "data", **policy)
+    found = fit(config, tmp_path / "run")
+    assert len(days) == config.training.steps
+    assert found.tokens_per_second > TOKENS / 86_400
 
 
 BAD = {1, 4, 5, 7}

@@ -21,6 +21,7 @@ from nfllm.rundir.metrics import read_metrics
 from nfllm.trainer import program
 from nfllm.trainer.checkpoints import restore_params
 from nfllm.trainer.loop import fit
+from nfllm.trainer.record import check_writable
 
 
 @pytest.fixture
@@ -40,6 +41,11 @@ def test_a_tilde_is_the_home_directory(monkeypatch, tmp_path):
     assert user_path("~/runs", "--workdir") == epath.Path(tmp_path / "runs")
     assert user_path("./~/runs", "--workdir") == epath.Path("./~/runs")
     assert local_path("~", "SRC") == tmp_path
+
+
+def test_a_nul_character_is_named():
+    with pytest.raises(ConfigError, match=r"data\.data_dir='a\\x00b' has a NUL character"):
+        user_path("a\0b", "data.data_dir")
 
 
 @pytest.mark.parametrize("path", ["", " "])
@@ -70,6 +76,14 @@ def test_a_directory_that_cannot_be_written_is_named_before_any_work(monkeypatch
         monkeypatch.setattr(f"nfllm.{work}", too_late)
     with pytest.raises(ConfigError, match=rf"{name}=.*file/x cannot be written \(Not a directory"):
         _WRITERS[name](config, run, tmp_path / "file" / "x")
+
+
+def test_a_file_in_place_of_a_directory_is_named_before_training(tmp_path):
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(ConfigError, match=r"--workdir=.*checkpoints cannot be written"):
+        check_writable(epath.Path(tmp_path))
+    with pytest.raises(ConfigError, match=r"compilation_cache=.*checkpoints cannot be written"):
+        program._use_compilation_cache(str(tmp_path / "checkpoints"))
 
 
 def _report(path):

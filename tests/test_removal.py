@@ -215,6 +215,16 @@ def test_what_cannot_be_run(model, removal, message):
         config_of(model, removal)
 
 
+def test_the_first_position_joins_the_others_at_once():
+    """So that a taper, which is for the norms before it, does not delay the end."""
+    model = {**FROZEN, "frozen_first_position": True}
+    order = {"order": "final:4,first_position", "taper_steps": 4}
+    steps = config_of(model, None).training.steps
+    config_of(model, {"start": steps - 5, **order})
+    with pytest.raises(ConfigError, match=f"removes first_position at step {steps}"):
+        config_of(model, {"start": steps - 4, **order})
+
+
 REMOVAL = {"start": 2, "gap": 1, "order": "mlp,query_key,value,final", "scale_weight": 0.1}
 
 

@@ -6,10 +6,11 @@ import re
 import pytest
 from tiny import make_corpus, tiny_config
 
-from nfllm.config import Config
+from nfllm.config import Config, ConfigError
 from nfllm.model import attention_implementation
-from nfllm.rundir import RunError
+from nfllm.rundir import RunError, read_record
 from nfllm.rundir.metrics import read_metrics
+from nfllm.trainer import loop
 from nfllm.trainer.loop import fit
 from nfllm.trainer.program import Program
 from nfllm.trainer.record import describe_changes
@@ -84,6 +85,42 @@ def test_fewer_steps_than_there_are_is_refused_and_changes_nothing(tmp_path) -> 
     with pytest.raises(RunError, match=r"run is at step 8, but training\.steps=4; raise it, or"):
         fit(tiny_config(corpus, tmp_path / "data", training__steps=4), run)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
+
+
+@pytest.mark.slow
+def test_a_start_that_failed_does_not_hide_what_was_changed(tmp_path, monkeypatch) -> None:
+    corpus, run = make_corpus(tmp_path / "corpus"), tmp_path / "run"
+    fit(tiny_config(corpus, tmp_path / "data", training__steps=2), run)
+    longer = tiny_config(corpus, tmp_path / "data", training__steps=3)
+
+    def not_logged_in(*_):
+        raise ConfigError("not logged in")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "open_loggers", not_logged_in)
+        with pytest.raises(ConfigError, match="not logged in"):
+            fit(longer, run)
+    fit(longer, run)
+    messages = [row["message"] for row in read_metrics(run).rows["event"]]
+    assert any("training.steps=3 (was 2)" in message for message in messages)
+    assert read_record(run).config == longer
+
+
+@pytest.mark.slow
+def test_a_run_that_another_process_made_meanwhile_is_not_continued(tmp_path, monkeypatch) -> None:
+    """While this one prepared its data, which may take hours."""
+    corpus, run = make_corpus(tmp_path / "corpus"), tmp_path / "run"
+
+    def prepare(config):
+        if config.training.seed == 1:
+            fit(tiny_config(corpus, tmp_path / "data", training__steps=2), run)
+        return Program(config)
+
+    monkeypatch.setattr(loop, "Program", prepare)
+    other = tiny_config(corpus, tmp_path / "data", training__steps=4, training__seed=1)
+    with pytest.raises(RunError, match="holds a run of another config"):
+        fit(other, run)
+    assert read_record(run).config.training.seed == 0
 
 
 @pytest.mark.slow

@@ -122,9 +122,11 @@ def test_bounds(schedule, total, fraction, power, from_zero):
 
 @pytest.mark.parametrize("warmup", [10, 11])
 def test_warmup_that_leaves_no_decay_is_refused(warmup):
-    config = dataclasses.replace(DEFAULT, warmup_steps=warmup)
+    values = get_config()
+    values.optimizer.warmup_steps, values.training.steps = warmup, 10
     with pytest.raises(
         ConfigError, match=rf"optimizer\.warmup_steps={warmup} leaves no step of training\.steps=10"
     ):
-        make_schedule(config, 10)
-    make_schedule(dataclasses.replace(config, schedule="constant"), 10)
+        Config.from_dict(values)
+    values.optimizer.schedule = "constant"
+    Config.from_dict(values)

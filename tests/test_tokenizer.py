@@ -341,6 +341,13 @@ def test_a_text_that_cannot_be_encoded(bpe):
         Tokenizer(tokenizers.Tokenizer(model)).encode("b")
 
 
+@pytest.mark.parametrize("kind", ["bpe", "bytes"])
+def test_half_of_a_surrogate_pair_is_named(bpe, kind):
+    tokenizer = bpe if kind == "bpe" else bytes_tokenizer()
+    with pytest.raises(UnencodableTextError, match=r"character 1 of a text is '\\ud800', half"):
+        tokenizer.encode("a\ud800b")
+
+
 def test_a_panic_of_the_library_is_an_error_in_a_line(sources):
     class Panic(BaseException):
         """As pyo3's, which is no Exception."""

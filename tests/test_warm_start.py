@@ -112,6 +112,8 @@ def test_another_vocabulary_is_refused_but_for_padding():
     assert found.values["token_embedding"].shape == (5, 4)
     assert found.notes == ("token_embedding: 2 padding rows are left out",)
     assert "token_embedding" not in fitted(ours, ("token_embedding",)).values
+    with pytest.raises(ConfigError, match=r"token_embedding \[7, 4\] there, \[8, 4\] here"):
+        fitted({**SHAPES, "token_embedding": (8, 4)}, cut_tables=True)
 
 
 def test_parameters_of_the_objective_are_each_runs_own():
@@ -143,6 +145,19 @@ def test_sources(text, expected):
     path, step = split_source(text)
     assert step == expected
     assert str(path).endswith("a@b" if "@b" in text else "a")
+
+
+def test_a_directory_of_the_whole_name_is_the_source(tmp_path):
+    (tmp_path / "a@12").mkdir()
+    assert split_source(f"{tmp_path}/a@12") == (epath.Path(tmp_path / "a@12"), None)
+    assert split_source(f"{tmp_path}/a@12@3") == (epath.Path(tmp_path / "a@12"), 3)
+
+
+def test_a_source_that_does_not_exist_is_named_before_data_is_prepared(tmp_path):
+    corpus = make_corpus(tmp_path / "corpus"), tmp_path / "data"
+    with pytest.raises(RunError, match="nowhere does not exist"):
+        fit(config(corpus, training__init_from=f"{tmp_path}/nowhere"), tmp_path / "run")
+    assert not (tmp_path / "data").exists()
 
 
 @pytest.fixture(scope="module")

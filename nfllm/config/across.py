@@ -15,8 +15,18 @@ _FROZEN = "frozen_layernorm"
 
 def check_across(config: Config) -> None:
     """Raises ConfigError for keys whose values do not fit together."""
+    _check_warmup(config)
     _check_attention(config)
     _check_removal(config)
+
+
+def _check_warmup(config: Config) -> None:
+    warmup, steps = config.optimizer.warmup_steps, config.training.steps
+    if config.optimizer.schedule != "constant" and warmup and warmup >= steps:
+        raise ConfigError(
+            f"optimizer.warmup_steps={warmup} leaves no step of training.steps={steps} to decay "
+            "in; shorten the warmup, or use optimizer.schedule='constant'"
+        )
 
 
 def _check_attention(config: Config) -> None:
@@ -92,9 +102,10 @@ def _check_removal(config: Config) -> None:
     if removal.start is None:
         return
     last = removals(model, removal)[-1]
-    end = last.step + removal.taper_steps
+    taper_steps = 0 if last.site == "first_position" else removal.taper_steps
+    end = last.step + taper_steps
     if end >= config.training.steps:
-        taper = f" in {removal.taper_steps} steps" if removal.taper_steps else ""
+        taper = f" in {taper_steps} steps" if taper_steps else ""
         raise ConfigError(
             f"removal.start={removal.start} with removal.gap={removal.gap} removes {last}{taper} "
             f"at step {end}, but training.steps={config.training.steps}; start earlier, shorten "

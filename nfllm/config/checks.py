@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import math
+import struct
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -61,17 +62,19 @@ def section_values(values: Any, section: type, name: str) -> dict[str, Value]:
 
 def value_type(hint: Any) -> Any:
     """The type of a key's values other than None; `str` if they are names."""
-    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    options = typing.get_args(hint) if is_union else (hint,)
-    kind = next(option for option in options if option is not types.NoneType)
+    kind = next(option for option in _options(hint) if option is not types.NoneType)
     return kind if _choices(kind) is None else str
 
 
 def value_names(hint: Any) -> tuple[str, ...]:
     """The names that a key can be set to; empty if its values are not names."""
+    return tuple(name for option in _options(hint) for name in _choices(option) or ())
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; of any other type, itself."""
     is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    options = typing.get_args(hint) if is_union else (hint,)
-    return tuple(name for option in options for name in _choices(option) or ())
+    return typing.get_args(hint) if is_union else (hint,)
 
 
 def check_keys(values: Iterable[str], valid: Iterable[str], where: str) -> None:
@@ -95,17 +98,14 @@ def _wants_float(hint: object) -> bool:
 def check_types(section: object, name: str) -> None:
     """Raises ConfigError unless every field of a section has its annotated type."""
     for key, hint in field_types(type(section)).items():
-        value = getattr(section, key)
-        is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-        options = typing.get_args(hint) if is_union else (hint,)
+        value, options = getattr(section, key), _options(hint)
         if not any(_is_a(value, option) for option in options):
             raise ConfigError(_type_message(f"{name}.{key}", value, options))
 
 
 def names_of(hint: Any) -> Names | None:
     """The `Names` of a key whose values name parts; None for any other key."""
-    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    for option in typing.get_args(hint) if is_union else (hint,):
+    for option in _options(hint):
         if typing.get_origin(option) is Annotated:
             names: Names = option.__metadata__[0]
             return names
@@ -124,8 +124,13 @@ def _is_a(value: Any, hint: Any) -> bool:
     if choices is not None:
         return isinstance(value, str) and value in choices
     if hint in (int, float):
-        return type(value) is hint and (hint is int or math.isfinite(value))
+        return type(value) is hint and (hint is int or _is_in_float32(value))
     return isinstance(value, hint)
+
+
+def _is_in_float32(value: float) -> bool:
+    """Whether float32 has a normal number for it; accelerators replace smaller ones by 0."""
+    return value == 0 or 2.0**-126 <= abs(value) < 2.0**128 - 2.0**103  # which rounds to infinity
 
 
 def _type_message(key: str, value: object, options: Iterable[object]) -> str:
@@ -135,6 +140,8 @@ def _type_message(key: str, value: object, options: Iterable[object]) -> str:
         return f"unknown {word} {value!r} (key {key}); {suggest(value, names)}"
     if isinstance(value, float) and not math.isfinite(value):
         return f"{key}={value} is not a finite number"
+    if isinstance(value, float) and not _is_in_float32(value):
+        return f"{key}={value} cannot be held in float32, from 1.2e-38 to 3.4e38, or 0"
     expected = " or ".join(_option_name(option) for option in options)
     return f"{key}={value!r} is of type {type(value).__name__}, expected {expected}"
 
@@ -165,7 +172,8 @@ def between(
 ) -> None:
     """Raises ConfigError outside [low, high), or outside [low, high] if `closed`."""
     value = getattr(section, key)
-    if not (low <= value < high or (closed and value == high)):
+    (rounded,) = struct.unpack("f", struct.pack("f", value))  # 0.99999999 is 1 in float32
+    if not (low <= rounded < high or (closed and rounded == high)):
         bracket = "]" if closed else ")"
         raise ConfigError(f"{name}.{key}={value} is outside [{low}, {high}{bracket}")
 

@@ -296,7 +296,7 @@ class TrainingConfig:
     non_finite: Literal["stop", "skip", "continue"] = "stop"
     max_skipped_steps: int = 10  # of skip: stop after more than this many in a row
     log_every: int = 25  # steps between lines of metrics.jsonl
-    # Directory of compiled programs. None: ~/.cache/nfllm/compiled; empty: none
+    # Directory of compiled programs. None: ~/.cache/nfllm/compiled; empty: JAX's own setting
     compilation_cache: str | None = None
 
     def __post_init__(self) -> None:

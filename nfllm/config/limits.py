@@ -41,6 +41,11 @@ LOGGERS = ("tensorboard", "wandb")
 def check_data(data: DataConfig) -> None:
     """Raises ConfigError for invalid values."""
     check_types(data, "data")
+    if not data.dataset.strip():
+        raise ConfigError(
+            f"data.dataset={data.dataset!r} names no dataset; leave it at 'python_stdlib', or "
+            "name another"
+        )
     if not 257 <= data.vocab_size <= 65_536:
         raise ConfigError(
             f"data.vocab_size={data.vocab_size} is outside 257 to 65536 (at least 256 "
@@ -106,6 +111,11 @@ def _check_validation(data: DataConfig) -> None:
             f"data.validation_values={data.validation_values!r} names no value; name some, "
             "separated by commas, or leave it empty for a choice by hash"
         )
+    if data.validation_split == "separate" or data.validation_values:
+        beside = f"with data.validation_split={data.validation_split!r}"
+        beside += " and named values" if data.validation_values else ""
+        remedy = "set that key to 'hash' or 'slice'"
+        no_effect(data, "data", _defaults(data, "validation_fraction"), beside, remedy)
     if data.validation_split == "separate" and data.dataset == "python_stdlib":
         raise ConfigError(
             "data.validation_split='separate' does not fit data.dataset='python_stdlib', which "

@@ -28,12 +28,14 @@ def user_path(path: epath.PathLike, name: str) -> epath.Path:
     """The path that is the value of `name`, a key or a flag; a leading ~ is the home directory.
 
     Raises:
-      ConfigError: the path is empty, the home directory is not known, or the kind of storage is
-        unknown or needs packages that are not installed.
+      ConfigError: the path is empty or has a NUL character, the home directory is not known, or
+        the kind of storage is unknown or needs packages that are not installed.
     """
     text = os.fspath(path)
     if not text.strip():
         raise ConfigError(f"{name} is empty; give the path of a directory")
+    if "\0" in text:
+        raise ConfigError(f"{name}={text!r} has a NUL character, which no path may have")
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
         raise ConfigError(

@@ -131,12 +131,17 @@ class PythonSource(FilesBuilder):
     DESCRIPTION = "Python source files of local directories."
 
     def __init__(
-        self, *, roots: list[Path], data_dir: str, malformed: Literal["error", "skip"] = "error"
+        self,
+        *,
+        roots: list[Path],
+        data_dir: str,
+        malformed: Literal["error", "skip"] = "error",
+        key: str = "data.sources",
     ) -> None:
         files = []
         for root in roots:
             base = root.parent if (root / "__init__.py").exists() else root
-            found = python_files(root, exclude=_NOT_SOURCE)
+            found = python_files(root, exclude=_NOT_SOURCE, key=key)
             files += [(file.relative_to(base).as_posix(), file) for file in found]
         super().__init__(config=FilesConfig(files=files, malformed=malformed), data_dir=data_dir)
 
@@ -178,8 +183,9 @@ class TextFiles(FilesBuilder):
         text_field: str | None = None,
         malformed: Literal["error", "skip"] = "error",
         separator: str | None = None,
+        key: str = "data.sources",
     ) -> None:
-        files = [(str(path), path) for path in find_files(sources)]
+        files = [(str(path), path) for path in find_files(sources, key)]
         config = FilesConfig(
             files=files, text_field=text_field, malformed=malformed, separator=separator
         )

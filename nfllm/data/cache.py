@@ -28,7 +28,7 @@ def read_manifest(directory: epath.Path) -> dict[str, Any] | None:
     For a directory that does not match its manifest there is a warning, and it counts as absent.
     """
     path = directory / MANIFEST
-    if not path.exists():
+    if not path.is_file():
         return None
     try:
         stored = json.loads(path.read_text())
@@ -40,7 +40,7 @@ def read_manifest(directory: epath.Path) -> dict[str, Any] | None:
         logging.warning("%s is damaged: the directory is prepared again", path)
         return None
     for name, entry in manifest["files"].items():
-        found = _describe(directory / name) if (directory / name).exists() else "missing"
+        found = _describe(directory / name) if (directory / name).is_file() else "missing"
         if found != entry:
             logging.warning(
                 "%s does not match %s (expected %s, found %s): the directory is prepared again",

@@ -132,10 +132,10 @@ def open_corpus(config: DataConfig, data_dir: epath.Path) -> Corpus:
     local = default_data_dir() if "://" in os.fspath(data_dir) else data_dir
     if config.dataset in _LOCAL:
         make = _LOCAL[config.dataset]
-        builder = make(config, config.sources, os.fspath(local))
+        builder = make(config, "sources", os.fspath(local))
         parts = [Part(builder, config.split, origin=config.sources)]
         if (held_out := config.validation_source) is not None:
-            builder = make(config, held_out, os.fspath(local))
+            builder = make(config, "validation_source", os.fspath(local))
             parts.append(Part(builder, "train", validation=True, origin=held_out))
     elif config.dataset == "codeparrot":
         parts = [Part(_codeparrot("train", local), config.split)]
@@ -168,29 +168,32 @@ def default_data_dir() -> epath.Path:
     return epath.Path(caches) / "nfllm"
 
 
-def _python_stdlib(config: DataConfig, sources: str, data_dir: str) -> DatasetBuilder:
-    del config, sources  # it has no options
+def _python_stdlib(config: DataConfig, key: str, data_dir: str) -> DatasetBuilder:
+    del config, key  # it has no options
     from nfllm.data import builders
 
     return builders.PythonStdlib(data_dir=data_dir)
 
 
-def _python_source(config: DataConfig, sources: str, data_dir: str) -> DatasetBuilder:
+def _python_source(config: DataConfig, key: str, data_dir: str) -> DatasetBuilder:
     from nfllm.data import builders
 
-    roots = expand(sources, Path.is_dir)
-    return builders.PythonSource(roots=roots, data_dir=data_dir, malformed=config.malformed)
+    roots = expand(getattr(config, key), Path.is_dir)
+    return builders.PythonSource(
+        roots=roots, data_dir=data_dir, malformed=config.malformed, key=f"data.{key}"
+    )
 
 
-def _text_files(config: DataConfig, sources: str, data_dir: str) -> DatasetBuilder:
+def _text_files(config: DataConfig, key: str, data_dir: str) -> DatasetBuilder:
     from nfllm.data import builders
 
     return builders.TextFiles(
-        sources=sources,
+        sources=getattr(config, key),
         data_dir=data_dir,
         text_field=config.text_field,
         malformed=config.malformed,
         separator=config.document_separator,
+        key=f"data.{key}",
     )
 
 

@@ -52,7 +52,7 @@ def data_directory(config: DataConfig) -> epath.Path:
       ConfigError: `data.data_dir` cannot be used as a path, or the default has no home directory.
     """
     chosen = config.data_dir
-    root = user_path(chosen, "data.data_dir") if chosen else corpora.default_data_dir()
+    root = corpora.default_data_dir() if chosen is None else user_path(chosen, "data.data_dir")
     if (name := printable(os.fspath(root))) != os.fspath(root):
         raise ConfigError(
             f"data.data_dir={name} is not valid UTF-8, which TFDS needs; set another folder"

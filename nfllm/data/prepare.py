@@ -99,7 +99,7 @@ def load_tokenizer(name: str) -> Tokenizer:
       ConfigError: there is no such file, or it is not a tokenizer.
     """
     path = epath.Path(name).expanduser()
-    if not path.exists():
+    if not path.is_file():
         raise ConfigError(
             f"data.tokenizer={name!r} is neither a file nor a built-in tokenizer; "
             f"{suggest(name, ('bpe', 'bytes'))}"

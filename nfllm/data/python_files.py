@@ -27,19 +27,24 @@ def standard_library() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
 
-def python_files(root: Path, *, exclude: tuple[str, ...] = ()) -> list[Path]:
+def python_files(
+    root: Path, *, exclude: tuple[str, ...] = (), key: str = "data.sources"
+) -> list[Path]:
     """All `.py` files under `root`, sorted; names that match `exclude` are left out.
 
     As in `files.files_below`, names that begin with a dot are skipped and links are followed.
+    `key` is the one that names `root`, for errors.
 
     Raises:
       ConfigError: `root` is not a directory, or has no Python file.
     """
     if not root.is_dir():
-        raise ConfigError(f"{root} is not a directory; name directories of Python files")
+        raise ConfigError(
+            f"{key} names {root}, which is not a directory; name directories of Python files"
+        )
     found = files_below(root, lambda name: name.endswith(".py"), ("__pycache__", *exclude))
     if not found:
-        raise ConfigError(f"{root} has no Python file (*.py), so there is nothing to train on")
+        raise ConfigError(f"{key} names {root}, which has no Python file (*.py)")
     return found
 
 

@@ -36,8 +36,10 @@ TEXT_BLOCK_BYTES = 16 << 10
 _LONGEST_LINE = 1 << 30
 
 
-def find_files(sources: str) -> list[Path]:
+def find_files(sources: str, key: str = "data.sources") -> list[Path]:
     """Expands paths, directories and globs, separated by commas, into a sorted list of files.
+
+    `key` is the one whose value `sources` is, for errors.
 
     Raises:
       ConfigError: a source has no file, or a file of a format that cannot be read.
@@ -46,13 +48,18 @@ def find_files(sources: str) -> list[Path]:
     found: dict[str, Path] = {}
     for path in expand(sources):
         if not path.exists():
-            raise ConfigError(f"data.sources names {str(path)!r}, but there is no such file")
+            raise ConfigError(f"{key} names {str(path)!r}, but there is no such file")
         files = [path] if path.is_file() else files_below(path, lambda n: n.endswith(suffixes))
         if not files:
-            raise ConfigError(f"{path} holds no file that ends in {', '.join(suffixes)}")
+            raise ConfigError(
+                f"{key} names {path}, which holds no file that ends in {', '.join(suffixes)}"
+            )
         for file in files:
             if not file.name.endswith(suffixes):
-                raise ConfigError(f"{file} cannot be read; files must end in {', '.join(suffixes)}")
+                raise ConfigError(
+                    f"{key} names {file}, which cannot be read; files must end in "
+                    f"{', '.join(suffixes)}"
+                )
             found.setdefault(os.path.realpath(file), file)
     return sorted(found.values())
 

@@ -107,8 +107,8 @@ class Tokenizer:
         There is a warning about characters that have no token, and about unknown tokens.
 
         Raises:
-          UnencodableTextError: the vocabulary has no token for a part of the text, and no unknown
-            token.
+          UnencodableTextError: the text has half of a surrogate pair, or a part for which the
+            vocabulary has neither a token nor an unknown token.
         """
         ids = self.encode_batch([text])[0]
         if self._is_partial:
@@ -127,6 +127,8 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids of every text, on all cores."""
+        for text in texts:
+            _check_unicode(text)
         if self._is_bytes:
             return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
         pieces = [_pieces(text) if self._can_be_cut else [text] for text in texts]
@@ -175,7 +177,10 @@ class Tokenizer:
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def num_bytes(self, token_id: int) -> int:
-        """Number of UTF-8 bytes that a token stands for, also if it is part of a character."""
+        """Number of UTF-8 bytes that a token stands for at the start of a text.
+
+        The token may be part of a character. Some tokenizers drop a leading space there.
+        """
         text = self.decode([token_id])
         if "\ufffd" not in text:
             return len(text.encode())
@@ -268,6 +273,17 @@ def _bytes_backend() -> tokenizers.Tokenizer:
 
 def _bytes_definition() -> str:
     return json.dumps(json.loads(_bytes_backend().to_str()), sort_keys=True)
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UnencodableTextError(
+            f"character {error.start} of a text is {text[error.start]!r}, half of a surrogate "
+            "pair, which stands for no character; replace it, as by "
+            "text.encode('utf-8', 'replace').decode()"
+        ) from error
 
 
 def _extends_across_spaces(token: dict[str, Any]) -> bool:

@@ -224,7 +224,7 @@ def _lines(whole: bytes, warnings: list[str]) -> Iterator[dict[str, Any]]:
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:  # includes UnicodeDecodeError
+    except (ValueError, RecursionError):  # ValueError: also of what is not UTF-8
         return None
     whole = isinstance(row, dict) and type(row.get("step")) is int and type(row.get("kind")) is str
     return row if whole else None

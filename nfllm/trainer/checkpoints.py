@@ -103,11 +103,11 @@ class Checkpoints:
         """
         step = int(state.step)
         peers.progress(f"saving step {step}")
+        for damaged in self._broken.intersection(self._manager.all_steps()):
+            self._manager.delete(damaged)  # it would count among the `keep` newest
+        self._broken.clear()
         if step in self._manager.all_steps():
-            if step not in self._broken:
-                return
-            self._manager.delete(step)
-        self._broken.discard(step)
+            return
         notes = {
             "format_version": FORMAT_VERSION,
             "data_fingerprint": data_fingerprint,
@@ -141,7 +141,7 @@ class Checkpoints:
     def restore(self, abstract_state: SavedState, data_fingerprint: str) -> SavedState | None:
         """The newest checkpoint that is not damaged, or None if there is no checkpoint.
 
-        A damaged one is skipped and named in `fallbacks`; it is kept until its step is saved again.
+        A damaged one is skipped and named in `fallbacks`; it is kept until the next save.
 
         Args:
           abstract_state: shapes, types and shardings of the state, as `jax.ShapeDtypeStruct`.

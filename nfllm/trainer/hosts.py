@@ -86,9 +86,9 @@ def _from_environment(
     coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> dict[str, Any] | None:
     environment = os.environ
-    address = coordinator or environment.get("NFLLM_COORDINATOR")
-    count = num_processes or _whole_number("NFLLM_NUM_PROCESSES")
-    own = process_id if process_id is not None else _whole_number("NFLLM_PROCESS_ID")
+    address = environment.get("NFLLM_COORDINATOR") if coordinator is None else coordinator
+    count = _whole_number("NFLLM_NUM_PROCESSES") if num_processes is None else num_processes
+    own = _whole_number("NFLLM_PROCESS_ID") if process_id is None else process_id
     if address is None and count is None and own is None:
         return None
     if address is None or count is None or own is None:

@@ -67,7 +67,8 @@ def fit(config: Config, workdir: epath.PathLike, *, loggers: Sequence[Logger] = 
     run = user_path(workdir, "--workdir")
     check_writable(run)
     check_loggers(config, run)
-    earlier = check_resumable(run, config)
+    if check_resumable(run, config) is None:
+        warm_start.check_source(config)
     # Making the devices also waits for all processes, but would not name a missing one.
     peers.exchange(f"to look at {run}", None)
     program = Program(config)
@@ -78,6 +79,8 @@ def fit(config: Config, workdir: epath.PathLike, *, loggers: Sequence[Logger] = 
         interrupt.watch() as signals,
         Checkpoints(run, config.checkpoint) as checkpoints,
     ):
+        # Again: while the data was prepared, another run may have been made there.
+        earlier = check_resumable(run, config)
         state = checkpoints.restore(program.abstract_state(), fingerprint)
         resumed = state is not None
         if state is not None and int(state.step) > config.training.steps:
@@ -89,8 +92,6 @@ def fit(config: Config, workdir: epath.PathLike, *, loggers: Sequence[Logger] = 
             state, origin = warm_start.first_state(program)
         else:
             state, origin = program.placement.from_checkpoint(state), read_record(run).origin
-        if hosts.is_first():
-            write_run(run, program, state.params, origin)
         step = int(state.step)
         others = [*open_loggers(config, run, step), *loggers]
         with Journal(run, config.training.steps, step, others) as journal:
@@ -104,6 +105,9 @@ def fit(config: Config, workdir: epath.PathLike, *, loggers: Sequence[Logger] = 
                 parts = [program.describe(), origin, recipe_note(config)]
                 text = "; ".join(str(part) for part in parts if part)
                 journal.event("started", step, f"started: {text}")
+            # After the event: until then the next start can still tell what was changed.
+            if hosts.is_first():
+                write_run(run, program, state.params, origin)
             clock = Clock(config.training.batch_size * config.model.context_length)
             faults = NonFiniteSteps(program, checkpoints, journal)
             watch = InputWatch(journal, step)
@@ -159,7 +163,7 @@ class _Loop:
                 state, metrics = self.program.train_step(state, batch)
                 # Metrics are read one step late, so that the device never waits for the host.
                 if unread is not None and (bad := read(unread, step)) is not None:
-                    return self.faults.resolve(state, bad, step), None
+                    return self._resolve(state, bad, step), None
                 step, unread = step + 1, metrics
                 due = self.between.due(step)
                 signal = self.signals.signal
@@ -168,7 +172,7 @@ class _Loop:
                 if not (due or signal) or step == self.program.config.training.steps:
                     continue
                 if (bad := read(unread, step)) is not None:
-                    state = self.faults.resolve(state, bad, step)
+                    state = self._resolve(state, bad, step)
                     if int(state.step) != step:  # the step is repeated
                         return state, None
                 unread = None
@@ -177,8 +181,12 @@ class _Loop:
                 if signal is not None:
                     return state, signal
             if unread is not None and (bad := read(unread, step)) is not None:
-                state = self.faults.resolve(state, bad, step)
+                state = self._resolve(state, bad, step)
         return state, None
+
+    def _resolve(self, state: TrainState, bad: StepMetrics, step: int) -> TrainState:
+        with self.lines.clock.paused():
+            return self.faults.resolve(state, bad, step)
 
     @contextlib.contextmanager
     def _waiting(self, batches: Prefetcher[Batch]) -> Iterator[None]:

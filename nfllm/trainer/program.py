@@ -11,7 +11,7 @@ import numpy as np
 from nfllm import data
 from nfllm.analysis import Ledger
 from nfllm.config import Config, ConfigError
-from nfllm.config.paths import user_path
+from nfllm.config.paths import make_writable, user_path
 from nfllm.data import batches
 from nfllm.data.corpora import default_data_dir
 from nfllm.model.attention_implementation import check_implementation, implementation_of_step
@@ -177,6 +177,6 @@ def _use_compilation_cache(directory: str | None) -> None:
             return
     else:
         path = user_path(directory, "training.compilation_cache")
-    directory = os.fspath(path)
-    jax.config.update("jax_compilation_cache_dir", directory)
+        make_writable(path, "training.compilation_cache")
+    jax.config.update("jax_compilation_cache_dir", os.fspath(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -14,6 +14,7 @@ from nfllm.config.paths import make_writable
 from nfllm.data.records import printable
 from nfllm.model.parameters import Params
 from nfllm.rundir import (
+    CHECKPOINTS_DIR,
     CORPUS_FILE,
     RECORD_FILE,
     TOKENIZER_FILE,
@@ -52,17 +53,18 @@ _FREE_KEYS = (
 
 
 def check_writable(run: epath.Path) -> None:
-    """Makes the run directory, and sees that it can be written, also by Orbax.
+    """Makes the run directory and that of its checkpoints; sees that Orbax can write them.
 
     Raises:
       RunError: its name is not valid UTF-8.
-      ConfigError: it cannot be made or written.
+      ConfigError: one cannot be made or written.
     """
     if (name := printable(os.fspath(run))) != os.fspath(run):
         raise RunError(
             f"--workdir {name} is not valid UTF-8, which Orbax needs; choose another directory"
         )
-    make_writable(run, "--workdir")
+    for directory in (run, run / CHECKPOINTS_DIR):
+        make_writable(directory, "--workdir")
 
 
 def check_resumable(run: epath.Path, config: Config) -> Config | None:

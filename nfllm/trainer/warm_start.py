@@ -83,6 +83,12 @@ def first_state(program: Program) -> tuple[TrainState, Origin | None]:
     return state, origin
 
 
+def check_source(config: Config) -> None:
+    """Raises RunError if `training.init_from` names no run."""
+    if config.training.init_from is not None:
+        read_record(split_source(config.training.init_from)[0])
+
+
 def with_params(state: TrainState, values: Arrays) -> TrainState:
     """The state with `values` in place of the parameters of their names, placed as these are.
 
@@ -109,9 +115,9 @@ def with_params(state: TrainState, values: Arrays) -> TrainState:
 
 
 def split_source(source: str) -> tuple[epath.Path, int | None]:
-    """The run directory and the step of RUN or RUN@STEP."""
+    """The run directory and the step of RUN or RUN@STEP; a directory of the whole name is a RUN."""
     path, separator, step = source.rpartition("@")
-    if separator and step.isdecimal():
+    if separator and step.isdecimal() and not run_directory(source).is_dir():
         return run_directory(path), int(step)
     return run_directory(source), None
 
@@ -163,7 +169,7 @@ def fit_parameters(
         elif name == "position_embedding" and value.shape[1:] == shape[1:]:
             values[name], note = resize_positions(value, shape[0])
             notes.append(note)
-        elif cut_tables and name in _TABLES and value.shape[1:] == shape[1:]:
+        elif cut_tables and _is_padded(name, value, shape):
             values[name] = value[: shape[0]]
             notes.append(f"{name}: {len(value) - shape[0]} padding rows are left out")
         elif _is_of_layers(name) and value.shape[1:] == shape[1:]:
@@ -221,6 +227,10 @@ def _refusal(source: str, problems: Mapping[str, list[str]], skip: tuple[str, ..
 
 def _fate(there: int, here: int) -> str:
     return "left out" if there > here else "new"
+
+
+def _is_padded(name: str, value: np.ndarray, shape: tuple[int, ...]) -> bool:
+    return name in _TABLES and value.shape[1:] == shape[1:] and len(value) > shape[0]
 
 
 def _is_of_layers(name: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from nfllm.config import ConfigError, OptimizerConfig
+from nfllm.config import OptimizerConfig
 
 Schedule = Callable[[jax.Array | int], jax.Array]
 
@@ -26,9 +26,6 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
     polynomial: floor + (peak - floor) r^power; cosine: floor + (peak - floor) (1 - cos πr) / 2;
     constant: peak. From N on, r stays 0.
 
-    Raises:
-      ConfigError: warmup is as long as the run or longer.
-
     Example:
       >>> config = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, warmup_from_zero=True)
       >>> schedule = make_schedule(config, total_steps=10)
@@ -36,11 +33,6 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
       [0.0, 0.0005, 0.001]
     """
     warmup = warmup_length(config, total_steps)
-    if warmup >= total_steps and warmup > 0 and config.schedule != "constant":
-        raise ConfigError(
-            f"optimizer.warmup_steps={warmup} leaves no step of training.steps={total_steps} to "
-            "decay in; shorten the warmup, or use optimizer.schedule='constant'"
-        )
     peak, floor = config.learning_rate, config.final_learning_rate
     offset = 0 if config.warmup_from_zero else 1
 
