@@ -45,7 +45,7 @@ def test_of_equal_logits_the_first_are_kept(
 
 def test_a_share_of_all_leaves_out_nothing() -> None:
     """The sum of many small probabilities rounds to 1 before the last of them."""
-    logits_V = jnp.asarray(6 * np.random.default_rng(0).normal(size=50_000), jnp.float32)
+    logits_V = jnp.asarray(20 * np.random.default_rng(0).normal(size=1000), jnp.float32)
     np.testing.assert_array_equal(kept(logits_V, make_sampling(1.0, None, 1.0)), logits_V)
 
 
