@@ -237,6 +237,11 @@ def test_the_papers_grid_has_its_verdicts_and_published_numbers(tmp_path):
         "Over all layers, norm-free GELU is more overloaded",
     ]
     assert all(axes.collections for axes in drawn.whole.axes)
+    first = [row for row in drawn.table.rows if row[0] == titles[0]]
+    np.testing.assert_array_equal(
+        [row[1] for row in first], drawn.whole.axes[0].lines[0].get_xdata()
+    )
+    assert first[-1][2] == pytest.approx(0.1)  # of both seeds
 
 
 def groups_of(out, experiment):

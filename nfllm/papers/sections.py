@@ -12,7 +12,12 @@ from nfllm.papers.claims import claims_of
 from nfllm.papers.departure import departure_table
 from nfllm.papers.entropy_figures import layers_through_training, overload_picture
 from nfllm.papers.figures import effects_through_training
-from nfllm.papers.tables import entropy_table, perplexity_table, verdict_table
+from nfllm.papers.tables import (
+    entropy_table,
+    perplexity_table,
+    trajectory_table,
+    verdict_table,
+)
 from nfllm.papers.verdicts import Claim, Verdict, judge_together, summary
 from nfllm.report.page import Block, Pictures, Rows, Section
 
@@ -120,11 +125,12 @@ def _history_sections(
             name = f"effects_{group.name}"
             whole = effects_through_training(drawn)
             panels = [effects_through_training([found]) for found in drawn]
-            blocks.append(Pictures(name, group.title, whole, panels))
+            table = trajectory_table(drawn)
+            blocks.append(Pictures(name, group.title, whole, panels, table=table))
     if blocks:
         yield Section(
             "Effects through training",
             "The effect of each claim, positive if as claimed, with its 95% interval over seeds, "
-            "which needs two seeds. M is that of the last probe.",
+            "which needs two seeds. M is that of the last probe. The CSV has the numbers.",
             blocks,
         )

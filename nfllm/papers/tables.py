@@ -11,7 +11,7 @@ from nfllm.experiment.measured import GroupResults
 from nfllm.papers.published import BASELINE, find_published
 from nfllm.papers.verdicts import Verdict
 from nfllm.report.runs import notation
-from nfllm.report.tables import Column, Table, percent_change
+from nfllm.report.tables import Cell, Column, Table, percent_change
 from nfllm.rundir.perplexity import perplexity_change
 
 _BASELINE_VARIANT = "sm+ln+g"
@@ -45,6 +45,24 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
         for verdict in verdicts
     )
     return Table(columns, rows)
+
+
+def trajectory_table(verdicts: Sequence[Verdict]) -> Table:
+    """One row for each claim and step: the effect and its 95% interval over seeds."""
+    columns = (
+        Column("claim"),
+        Column("step", ",d"),
+        Column("effect", "+.4f"),
+        Column("95% from", "+.4f"),
+        Column("95% to", "+.4f"),
+        Column("unit"),
+    )
+    rows: list[tuple[Cell, ...]] = [
+        (verdict.claim, step, *map(float, interval), verdict.unit)
+        for verdict in verdicts
+        for step, interval in verdict.trajectory
+    ]
+    return Table(columns, tuple(rows))
 
 
 def perplexity_table(group: GroupResults) -> Table:
