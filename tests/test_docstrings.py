@@ -15,6 +15,7 @@ from tiny import make_corpus, tiny_config
 
 import nfllm
 from nfllm.convert import Checkpoint, save_checkpoint
+from nfllm.rundir import METRICS_FILE
 from nfllm.trainer.checkpoints import Checkpoints
 from nfllm.trainer.program import Program
 from nfllm.trainer.record import write_run
@@ -79,6 +80,7 @@ def folder_with_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         checkpoints.wait()
     for name in ("relu", "gelu"):
         (folder / "runs" / name).mkdir()
+        (folder / "runs" / name / METRICS_FILE).touch()
     model, params = random_model(0.02, normalization="layernorm", activation="gelu")
     save_checkpoint(folder / "gpt2", Checkpoint(model.config, model.vocab_size, params))
     return folder

@@ -217,7 +217,7 @@ def test_bad_input(prompts: list, options: dict[str, Any], message: str) -> None
 @pytest.mark.slow
 def test_double_precision_of_the_caller_does_not_matter() -> None:
     expected = generate_ids(*random_model(0.2), [[1, 2], [3]], max_tokens=14)
-    with jax.experimental.enable_x64():
+    with jax.enable_x64(True):
         found = generate_ids(*random_model(0.2), [[1, 2], [3]], max_tokens=14)
     assert list(map(len, found)) == list(map(len, expected))
 

@@ -423,8 +423,7 @@ def test_command_writes_into_the_run(tmp_path, capsys):
 def test_command_names_what_is_wrong(tmp_path, capsys):
     assert main([str(tmp_path / "nowhere")]) == 2
     assert "nowhere is not a directory; name the directory of a run" in capsys.readouterr().err
-    run = write_run(tmp_path / "run", {}, None, 3.0)
-    assert main([str(run), str(tmp_path), "--out", str(tmp_path / "report")]) == 2
+    assert main([str(tmp_path), "--out", str(tmp_path / "report")]) == 2
     expected = f"{tmp_path} has neither config.json nor metrics.jsonl, so it is no run"
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "report").exists()

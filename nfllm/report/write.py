@@ -54,13 +54,14 @@ def write_page(
 
 
 def _check_are_runs(paths: Sequence[epath.PathLike]) -> None:
-    """Raises RunError for a directory that has neither of the files that make it a run."""
-    for directory in map(run_directory, paths):
-        if not any((directory / name).exists() for name in (RECORD_FILE, METRICS_FILE)):
-            raise RunError(
-                f"{directory} has neither {RECORD_FILE} nor {METRICS_FILE}, so it is no run; "
-                "name the --workdir of a training"
-            )
+    """Raises RunError if no directory has one of the files that make it a run."""
+    directories = [run_directory(path) for path in paths]
+    files = [directory / name for directory in directories for name in (RECORD_FILE, METRICS_FILE)]
+    if not any(file.exists() for file in files):
+        raise RunError(
+            f"{directories[0]} has neither {RECORD_FILE} nor {METRICS_FILE}, so it is no run; name "
+            "the --workdir of a training"
+        )
 
 
 def _checkpoint_sections(
