@@ -3,8 +3,8 @@
 Without normalization the inputs of the first layers' activations are small (root mean square 0.05
 to 0.4 in small models), and there GELU(x) is about x/2. Then an activation like GELU whose linear
 zone is narrow must do as ReLU does, one like ReLU with a linear zone as GELU does, and larger
-inputs, from larger embeddings, must part GELU from x/2. These variants
-are the group `cause` of `configs/paper.py`. Fixed before any result was seen: 16, 0.5, sqrt(width).
+inputs, from larger embeddings, must part GELU from x/2. These variants are the group `cause` of
+`configs/paper.py`. Fixed before any result was seen: 16, 0.5, sqrt(width).
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def _cpu() -> Experiment:
     base.evaluation.every = 500
     base.checkpoint.keep = 1
     base.telemetry.every = 100
-    note = "The default size on the standard library's source: about an hour on 2 cores."
+    note = "The default size on the standard library's source: about half an hour on 2 cores."
     groups = {"main": _group(base, start=2000, gap=20)}
     return Experiment(note, groups, sections=removal_sections)
 

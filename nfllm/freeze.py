@@ -70,10 +70,10 @@ def _batches(run: Run, split: str, batch_size: int, max_windows: int) -> list[Ba
     if split == "validation":
         return run.validation_batches(batch_size, max_windows=max_windows)
     dataset = run.dataset()
-    ignored = dataset.tokenizer.end_of_text_id if run.config.data.mask_end_of_text else None
-    return list(
-        evaluation_batches(dataset.train, batch_size, ignored_id=ignored, max_windows=max_windows)
+    found = evaluation_batches(
+        dataset.train, batch_size, ignored_id=dataset.ignored_id, max_windows=max_windows
     )
+    return list(found)
 
 
 def _fields(frozen: FrozenNorms) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Loads a trained run for analysis."""
+"""Runs as objects: loaded for analysis, and saved when they were changed."""
 
 from __future__ import annotations
 
@@ -112,12 +112,10 @@ class Run:
         if max_windows is not None and max_windows < 1:
             raise ValueError(f"max_windows={max_windows} must be at least 1")
         dataset = self.dataset()
-        ignored = dataset.tokenizer.end_of_text_id if self.config.data.mask_end_of_text else None
-        return list(
-            evaluation_batches(
-                dataset.validation, batch_size, ignored_id=ignored, max_windows=max_windows
-            )
+        found = evaluation_batches(
+            dataset.validation, batch_size, ignored_id=dataset.ignored_id, max_windows=max_windows
         )
+        return list(found)
 
 
 def steps(path: epath.PathLike) -> list[int]:

@@ -287,7 +287,7 @@ def test_a_bad_row_costs_one_row_and_is_named(tmp_path, field, bad):
     spoilt = [b"caf\xe9" if i in bad else text for i, text in enumerate(good)]
     note = pyarrow.array(spoilt, pyarrow.binary()).view(pyarrow.string())
     path.write_bytes(parquet_of(spoilt if field == "text" else good, note=note))
-    with pytest.raises(MalformedRecordError, match=rf"row {bad[0]}: field '{field}' is not UTF-8"):
+    with pytest.raises(MalformedRecordError, match=rf"row {bad[0]}, field '{field}': not UTF-8"):
         read(path)
     policy = MalformedPolicy("skip")
     found = [record.text.encode() for record in read_file(path, None, policy)]

@@ -25,7 +25,7 @@ class Case:
         parts = make_parts(self.config)
         self.placement = Placement(self.config, jax.devices()[:1])
         self.params = jax.device_get(jax.jit(parts.init)(jax.random.key(0)).params)
-        self._diagnose = make_diagnosis(parts.model, "token", self.config.training)
+        self._diagnose = make_diagnosis(self.config, parts.model)
 
     def diagnose(self, plant=lambda params: None, loss_scale=1.0):
         params = jax.tree.map(np.array, self.params)

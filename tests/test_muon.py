@@ -12,7 +12,7 @@ from random_model import random_model
 from training_parts import make_parts, random_batch, small_config
 
 from nfllm.config import ConfigError
-from nfllm.training.muon import _axes_of
+from nfllm.training.muon import _axes
 from nfllm.training.optimizer import decay_mask, make_optimizer
 
 RATE = 0.01
@@ -64,8 +64,10 @@ def test_which_axes_are_rows_and_which_columns(
 ) -> None:
     path = tuple(map(jax.tree_util.DictKey, ("blocks", module, name)))
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
-    assert _axes_of(False)(path, x) == optax.contrib.MuonDimensionNumbers(rows, columns)
-    assert _axes_of(True)(path, x) == optax.contrib.MuonDimensionNumbers(rows, columns_per_head)
+    assert _axes(path, x, per_head=False) == optax.contrib.MuonDimensionNumbers(rows, columns)
+    assert _axes(path, x, per_head=True) == optax.contrib.MuonDimensionNumbers(
+        rows, columns_per_head
+    )
 
 
 @pytest.mark.slow

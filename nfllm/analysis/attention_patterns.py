@@ -108,10 +108,15 @@ def induction_score(probs: Arrays, tokens_BT: Arrays) -> jax.Array:
             f"probs and tokens_BT: expected [..., B, H, T, T] and [B, T], got {probs.shape} and "
             f"{tokens.shape}"
         )
-    earlier = jnp.tri(length, k=-1, dtype=bool)[None]
-    repeats = (tokens[:, :, None] == tokens[:, None, :]) & earlier
-    targets_BTS = jnp.pad(repeats, [(0, 0), (0, 0), (1, 0)])[:, :, :-1]
-    return _mean_mass(probs, targets_BTS[:, None], jnp.any(repeats, axis=-1)[:, None])
+    repeats_BTS = earlier_occurrences(tokens)
+    targets_BTS = jnp.pad(repeats_BTS, [(0, 0), (0, 0), (1, 0)])[:, :, :-1]
+    return _mean_mass(probs, targets_BTS[:, None], jnp.any(repeats_BTS, axis=-1)[:, None])
+
+
+def earlier_occurrences(tokens_BT: jax.Array) -> jax.Array:
+    """Whether the token of query t also stands at key s < t, [B, T, S]."""
+    earlier_TS = jnp.tri(tokens_BT.shape[1], k=-1, dtype=bool)
+    return (tokens_BT[:, :, None] == tokens_BT[:, None, :]) & earlier_TS
 
 
 def _read(probs: Arrays) -> jax.Array:

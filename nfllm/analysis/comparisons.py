@@ -4,9 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.special import stdtrit
 
-from nfllm.analysis.intervals import Interval, check_confidence
+from nfllm.analysis.intervals import Interval, check_confidence, t_quantile
 
 _SMALLEST_P = 1e-9
 
@@ -45,7 +44,7 @@ def ratio_interval(
     if len(a) < 2:
         return Interval(ratio, math.nan, math.nan)
     (aa, ab), (_, bb) = (np.cov(a, b, ddof=1) / len(a)).tolist()
-    t2 = float(stdtrit(len(a) - 1, (1 + confidence) / 2)) ** 2
+    t2 = t_quantile(len(a) - 1, confidence) ** 2
     square = mean_b**2 - t2 * bb
     if square <= 0:
         return Interval(ratio, -math.inf, math.inf)

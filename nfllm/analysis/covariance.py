@@ -11,9 +11,8 @@ from nfllm.analysis.arrays import Arrays, as_float32
 from nfllm.analysis.scaling import center
 from nfllm.analysis.shown import shown_in_a_line
 
-# Matrix products narrower than this are slow.
-_SMALLEST_BLOCK = 128
-_MOST_ROWS = 4096
+_SMALLEST_BLOCK = 128  # narrower matrix products are slow
+_MOST_ROWS = 4096  # of one sum in float32; see `_product`
 
 
 @shown_in_a_line

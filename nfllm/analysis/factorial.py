@@ -4,9 +4,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import stdtrit
 
-from nfllm.analysis.intervals import Interval, check_confidence
+from nfllm.analysis.intervals import Interval, check_confidence, t_quantile
 
 
 def cell_means(
@@ -96,4 +95,4 @@ def _half_width(cells: Sequence[np.ndarray], weight: float, confidence: float) -
     if not degrees:
         return math.nan
     variance = sum(float(((seeds - seeds.mean()) ** 2).sum()) for seeds in cells) / degrees
-    return float(stdtrit(degrees, (1 + confidence) / 2)) * math.sqrt(variance * weight)
+    return t_quantile(degrees, confidence) * math.sqrt(variance * weight)

@@ -105,6 +105,15 @@ def head_histogram(entropy_LH: Arrays, maximum: ArrayLike) -> jax.Array:
     return jnp.stack([jnp.mean(quarter == i, dtype=jnp.float32) for i in range(4)])
 
 
+OVERLOADED = 0.75
+"""Share of M from which a head counts as overloaded in arXiv 2410.09637."""
+
+
+def early_layers(num_layers: int) -> int:
+    """Number of layers in the early half of a model: half of them, rounded down, at least one."""
+    return max(1, num_layers // 2)
+
+
 def overload_share(entropy: Arrays, maximum: ArrayLike) -> jax.Array:
     """Share of overloaded heads (entropy of 3/4 M or more), the "entropic overload" of the paper.
 

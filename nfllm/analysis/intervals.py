@@ -73,12 +73,17 @@ def bootstrap_interval(
         return measure(values[jax.random.randint(key, (num,), 0, num)])
 
     resampled = jax.lax.map(resample, jax.random.split(key, num_resamples))
-    t = float(stdtrit(num - 1, (1 + confidence) / 2))
+    t = t_quantile(num - 1, confidence)
     tail = 50 * math.erfc(t * math.sqrt(num / (num - 1) / 2))
     low, high = jnp.percentile(resampled, jnp.array([tail, 100 - tail]), axis=0)
     if 1 - 2.0 ** (1 - num) < confidence:
         low, high = jnp.full_like(low, jnp.nan), jnp.full_like(high, jnp.nan)
     return Interval(measure(values), low, high)
+
+
+def t_quantile(degrees: float, confidence: float) -> float:
+    """Half of Student's t interval of this coverage, in standard errors."""
+    return float(stdtrit(degrees, (1 + confidence) / 2))
 
 
 def seed_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
@@ -106,7 +111,7 @@ def seed_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
     check_confidence(confidence)
     half = math.nan
     if len(x) > 1:
-        half = stdtrit(len(x) - 1, (1 + confidence) / 2) * x.std(ddof=1) / math.sqrt(len(x))
+        half = t_quantile(len(x) - 1, confidence) * x.std(ddof=1) / math.sqrt(len(x))
     return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half))
 
 
@@ -167,7 +172,7 @@ def compare_seeds(
         degrees = sum(variances) ** 2 / sum(
             v**2 / (n - 1) for v, n in zip(variances, sizes, strict=False)
         )
-    half = float(stdtrit(degrees, (1 + confidence) / 2)) * error
+    half = t_quantile(degrees, confidence) * error
     p_value = None
     if min(sizes) >= 3:
         p_value = (

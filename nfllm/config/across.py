@@ -5,18 +5,36 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nfllm.config.checks import ConfigError
+from nfllm.config.names import FROZEN, FUSED_ATTENTION
 from nfllm.config.removal import removals
 
 if TYPE_CHECKING:
     from nfllm.config.whole import Config
 
-_FROZEN = "frozen_layernorm"
+# Keys that need attention maps: why, and what else than another attention would help.
+_OF_MAPS = {
+    "telemetry.entropy_every_step": (
+        "needs attention logits, which {} does not give",
+        ", or probe with telemetry.every instead",
+    ),
+    "optimizer.qk_clip": ("needs attention logits, which {} does not give", ""),
+    "removal.scale_weight": (
+        "is computed by a step that forms attention maps, which {} does not",
+        "",
+    ),
+    "objective.entropy_weight": (
+        "needs the rows of the attention maps, which {} does not keep",
+        "",
+    ),
+}
 
 
 def check_across(config: Config) -> None:
     """Raises ConfigError for keys whose values do not fit together."""
     _check_warmup(config)
-    _check_attention(config)
+    _check_qk_clip(config)
+    _check_mixer(config)
+    _check_fused_attention(config)
     _check_removal(config)
 
 
@@ -29,8 +47,8 @@ def _check_warmup(config: Config) -> None:
         )
 
 
-def _check_attention(config: Config) -> None:
-    chosen, limit = config.model.attention_implementation, config.optimizer.qk_clip
+def _check_qk_clip(config: Config) -> None:
+    limit = config.optimizer.qk_clip
     for key in ("qk_normalization", "weight_reparametrization"):
         value = getattr(config.model, key)
         if limit is not None and value != "none":
@@ -45,33 +63,17 @@ def _check_attention(config: Config) -> None:
             f"model.attention_transform={transform!r}: it measures logits after the transform, to "
             "which smaller queries and keys do not carry over in proportion; leave one out"
         )
-    _check_mixer(config)
-    if chosen not in ("xla", "cudnn"):
+
+
+def _check_fused_attention(config: Config) -> None:
+    chosen = config.model.attention_implementation
+    if chosen not in FUSED_ATTENTION:
         return
-    if config.telemetry.entropy_every_step:
-        raise ConfigError(
-            "telemetry.entropy_every_step=True needs attention logits, which "
-            f"model.attention_implementation={chosen!r} does not give; use 'auto', "
-            "'explicit' or 'blocks', or probe with telemetry.every instead"
-        )
-    if limit is not None:
-        raise ConfigError(
-            f"optimizer.qk_clip={limit} needs attention logits, which "
-            f"model.attention_implementation={chosen!r} does not give; use 'auto', 'explicit' or "
-            "'blocks'"
-        )
-    if config.removal.scale_weight:
-        raise ConfigError(
-            f"removal.scale_weight={config.removal.scale_weight} is computed by a step that forms "
-            f"attention maps, which model.attention_implementation={chosen!r} does not; use "
-            "'auto', 'explicit' or 'blocks'"
-        )
-    if config.objective.entropy_weight:
-        raise ConfigError(
-            f"objective.entropy_weight={config.objective.entropy_weight} needs the rows of the "
-            f"attention maps, which model.attention_implementation={chosen!r} does not keep; "
-            "use 'auto', 'explicit' or 'blocks'"
-        )
+    for name, (why, more) in _OF_MAPS.items():
+        section, _, key = name.partition(".")
+        if found := getattr(getattr(config, section), key):
+            needs = why.format(f"model.attention_implementation={chosen!r}")
+            raise ConfigError(f"{name}={found} {needs}; use 'auto', 'explicit' or 'blocks'{more}")
 
 
 def _check_mixer(config: Config) -> None:
@@ -93,11 +95,11 @@ def _check_mixer(config: Config) -> None:
 
 def _check_removal(config: Config) -> None:
     model, removal = config.model, config.removal
-    if removal.scale_weight and model.final_normalization != _FROZEN:
+    if removal.scale_weight and model.final_normalization != FROZEN:
         raise ConfigError(
             f"removal.scale_weight={removal.scale_weight} needs the deviation that a frozen final "
             f"norm measures, but model.final_normalization={model.final_normalization!r}; set that "
-            f"key to {_FROZEN!r}, or the weight to 0"
+            f"key to {FROZEN!r}, or the weight to 0"
         )
     if removal.start is None:
         return

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nfllm.config.checks import ConfigError, at_least
+from nfllm.config.checks import ConfigError, at_least, needs
+from nfllm.config.names import FUSED_ATTENTION
 
 if TYPE_CHECKING:
     from nfllm.config.keys import ModelConfig
@@ -25,15 +26,17 @@ def check_residual(model: ModelConfig) -> None:
                     "'fixed'; use 'learned', which starts there, or another scale"
                 )
     if model.mlp_scaling == "learned":
-        _refuse(
+        needs(
             model,
+            "model",
             {"mlp_branch_scale": 1.0, "branch_scaling": "fixed"}
             | {"mlp_skip": 1.0, "mlp_skip_gains": False},
             "model.mlp_scaling='learned', which has gains of its own",
         )
     if model.architecture == "gpt_neox":
-        _refuse(
+        needs(
             model,
+            "model",
             {"mlp_skip": 1.0, "mlp_skip_gains": False},
             "model.architecture='gpt_neox', whose branches share model.attention_skip",
         )
@@ -54,8 +57,9 @@ def check_weights(model: ModelConfig) -> None:
             f"{model.query_init_std} with model.attention_shaping={model.attention_shaping!r}; "
             "set model.query_init_std above 0"
         )
-    _refuse(
+    needs(
         model,
+        "model",
         {"mlp_weight_norm": "none", "residual_init": "plain"},
         f"model.weight_reparametrization={model.weight_reparametrization!r}, which sets the size "
         "of every matrix",
@@ -75,8 +79,9 @@ def check_kv_heads(model: ModelConfig) -> None:
     if not model.groups_heads:
         return
     beside = f"model.num_kv_heads={model.num_kv_heads} below model.num_heads={model.num_heads}"
-    _refuse(
+    needs(
         model,
+        "model",
         {"value_projection": "dense"},
         f"{beside}, which makes values narrower than the stream",
     )
@@ -89,8 +94,9 @@ def check_kv_heads(model: ModelConfig) -> None:
 def check_mixer(model: ModelConfig) -> None:
     """Raises ConfigError for keys of softmax attention if the mixer has no softmax."""
     if not model.has_attention_maps:
-        _refuse(
+        needs(
             model,
+            "model",
             {"attention_implementation": "auto", "attention_shaping": "none"}
             | {"attention_transform": "none", "softmax_temperature": "none"}
             | {"attention_dropout": 0.0},
@@ -104,7 +110,7 @@ def check_shaping(model: ModelConfig) -> None:
         at_least(model, "model", "query_init_std", 0)
     if model.attention_shaping != "none":
         chosen = model.attention_implementation
-        if chosen in ("xla", "cudnn"):
+        if chosen in FUSED_ATTENTION:
             raise ConfigError(
                 f"model.attention_shaping={model.attention_shaping!r} needs attention maps, which "
                 f"model.attention_implementation={chosen!r} does not give; use 'auto', 'explicit' "
@@ -135,17 +141,9 @@ def _check_placement(model: ModelConfig) -> None:
                 "'gpt2'"
             )
         return
-    _refuse(
+    needs(
         model,
+        "model",
         {"attention_output_normalization": "none"},
         f"model.norm_placement={placement!r}, which puts model.normalization there",
     )
-
-
-def _refuse(model: ModelConfig, neutral: dict[str, object], beside: str) -> None:
-    """Raises ConfigError if a key differs from the only value that works with `beside`."""
-    for key, value in neutral.items():
-        if (found := getattr(model, key)) != value:
-            raise ConfigError(
-                f"model.{key}={found!r} does not work with {beside}; set model.{key} to {value!r}"
-            )

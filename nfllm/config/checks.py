@@ -38,9 +38,10 @@ def field_types(section: type) -> Mapping[str, Any]:
     return _evaluated(section)
 
 
+# Annotations are text: to evaluate them takes longer than to check the values. It is a function of
+# its own because a cached one would accept only what type checkers know to be hashable.
 @functools.cache
 def _evaluated(section: type) -> Mapping[str, Any]:
-    # Annotations are text: to evaluate them takes longer than to check the values.
     return types.MappingProxyType(typing.get_type_hints(section, include_extras=True))
 
 
@@ -195,4 +196,20 @@ def no_effect(
             raise ConfigError(
                 f"{name}.{key}={value!r} has no effect {beside}; {remedy}, or set {name}.{key} to "
                 f"{default!r}"
+            )
+
+
+def needs(section: object, name: str, needed: Mapping[str, object], beside: str) -> None:
+    """Raises ConfigError if a field differs from the one value that works with `beside`.
+
+    Args:
+      section: a section of the config.
+      name: its name.
+      needed: the fields, each with that value.
+      beside: another key with its value, and why.
+    """
+    for key, value in needed.items():
+        if (found := getattr(section, key)) != value:
+            raise ConfigError(
+                f"{name}.{key}={found!r} does not work with {beside}; set {name}.{key} to {value!r}"
             )

@@ -69,8 +69,8 @@ class ModelConfig(ModelShape):
     norm_placement: Literal["pre", "post", "peri", "output"] = added("pre")
     embedding_normalization: Normalization = added("none")  # the same names: before layer 0
     # The four parts of NormFormer (2110.09456): norms of attention's output before the sum and of
-    # the MLP's hidden layer after the activation; gains that start at 1, one for the
-    # output of each head, and one for each feature of the stream that skips the MLP
+    # the MLP's hidden layer after the activation; gains that start at 1, one for the output of each
+    # head, and one for each feature of the stream that skips the MLP
     attention_output_normalization: Normalization = added("none")
     mlp_hidden_normalization: Normalization = added("none")
     head_gains: bool = added(False)

@@ -13,6 +13,7 @@ from nfllm.config.block_limits import (
 )
 from nfllm.config.checks import ConfigError, at_least, between, check_types, no_effect, positive
 from nfllm.config.frozen_limits import check_frozen
+from nfllm.config.names import FUSED_ATTENTION
 from nfllm.config.normalization_limits import check_groups, check_point_functions
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def _check_attention_implementation(model: ModelConfig) -> None:
             f"model.attention_implementation={chosen!r} has no dropout, but "
             f"model.attention_dropout={model.attention_dropout}; use 'auto' or 'explicit'"
         )
-    if chosen in ("xla", "cudnn") and model.attention_transform != "none":
+    if chosen in FUSED_ATTENTION and model.attention_transform != "none":
         raise ConfigError(
             f"model.attention_transform={model.attention_transform!r} needs attention logits, "
             f"which model.attention_implementation={chosen!r} does not give; use 'auto', "

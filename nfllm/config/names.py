@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 Statistics = Literal["norm-free", "frozen", "normalised"]
 """The kind of statistics by which a part divides its input, when a trained model is used.
@@ -60,6 +60,12 @@ POINT_FUNCTIONS = ("dyt", "derf", "isru", "arctan", "hardtanh", "expsign")
 EVONORM = "evonorm_s0"
 """A name of both a normalization and an activation."""
 
+FROZEN: Final = "frozen_layernorm"
+"""The normalization whose deviation can be held, so that it can be removed (arXiv 2507.02559)."""
+
+FUSED_ATTENTION: Final = ("xla", "cudnn")
+"""Implementations of attention that never form logits or maps."""
+
 ACTIVATION_NAMES = Names(
     {
         "gelu": "norm-free",
@@ -88,7 +94,7 @@ NORMALIZATION_NAMES = Names(
         "arctan": "norm-free",
         "hardtanh": "norm-free",
         "expsign": "norm-free",
-        "frozen_layernorm": "frozen",
+        FROZEN: "frozen",
     },
 )
 

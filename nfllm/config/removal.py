@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nfllm.config.checks import ConfigError, suggest
 from nfllm.config.derived import Branch
+from nfllm.config.names import FROZEN
 
 if TYPE_CHECKING:
     from nfllm.config.keys import ModelConfig, RemovalConfig
@@ -77,7 +78,7 @@ def _layers(model: ModelConfig, removal: RemovalConfig, site: str) -> list[int |
     branch: Branch = "mlp" if site == "mlp" else "attention"
     own = f"{branch}_normalization"
     key = "normalization" if getattr(model, own) is None else own
-    value, needed = model.normalization_at(branch), "frozen_layernorm"
+    value, needed = model.normalization_at(branch), FROZEN
     if site == "final":
         key, value = "final_normalization", model.final_normalization
     elif site == "first_position":

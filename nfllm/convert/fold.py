@@ -18,9 +18,10 @@ import numpy as np
 
 from nfllm.config import ModelConfig, RemovalConfig
 from nfllm.config.derived import Site
+from nfllm.config.names import FROZEN
 from nfllm.convert.foreign import ConversionError
 from nfllm.model.decoder import Decoder
-from nfllm.model.frozen_norm import FROZEN, GATE, QUERY_KEY, SIGMA, VALUE
+from nfllm.model.frozen_norm import GATE, QUERY_KEY, SIGMA, VALUE
 from nfllm.model.layers import stacks
 from nfllm.model.norm_sites import KEYS, norm_names
 from nfllm.model.parameters import Params

@@ -93,13 +93,7 @@ def _import(source: Path, destination: Path) -> str:
 
 def _write_parameters(run: Path, config: Config, params: Params) -> None:
     """Writes the parameters as the run's checkpoint of step 0."""
-    state = SavedState(
-        step=jnp.zeros((), jnp.int32),
-        skipped=jnp.zeros((), jnp.int32),
-        params=jax.tree.map(jnp.asarray, params),
-        opt_state=(),
-        loss_scale=None,
-    )
+    state = SavedState.of_params(0, jax.tree.map(jnp.asarray, params))
     with Checkpoints(run, config.checkpoint) as checkpoints:
         checkpoints.save(state, UNKNOWN_DATA)
 

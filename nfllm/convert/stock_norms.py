@@ -20,10 +20,11 @@ import jax
 import numpy as np
 
 from nfllm.config import ConfigError, ModelConfig
+from nfllm.config.names import FROZEN
 from nfllm.convert.fold import affine, fold_params
 from nfllm.convert.foreign import LAYERNORM, check_form
 from nfllm.convert.shared import full_qkv_bias, layer_bias
-from nfllm.model.frozen_norm import FROZEN, GATE, SIGMA
+from nfllm.model.frozen_norm import GATE, SIGMA
 from nfllm.model.norm_sites import norm_names
 
 Arrays = dict[str, Any]

@@ -29,6 +29,7 @@ class Dataset:
 
     Attributes:
       tokenizer: the tokenizer of the corpus.
+      ignored_id: the token that is never a target (`data.mask_end_of_text`); None: any may be.
       train: training windows.
       validation: validation windows; no document occurs in both.
       fingerprint: SHA-256 over texts, tokens, tokenizer, split and windows; hosts with equal
@@ -38,6 +39,7 @@ class Dataset:
     """
 
     tokenizer: Tokenizer
+    ignored_id: int | None
     train: Windows
     validation: Windows
     fingerprint: str
@@ -125,7 +127,15 @@ def load(config: DataConfig, context_length: int, *, progress: bool = False) -> 
         },
         "fingerprint": fingerprint,
     }
-    return Dataset(tokenizer, windows["train"], windows["validation"], fingerprint, directory, card)
+    return Dataset(
+        tokenizer=tokenizer,
+        ignored_id=tokenizer.end_of_text_id if config.mask_end_of_text else None,
+        train=windows["train"],
+        validation=windows["validation"],
+        fingerprint=fingerprint,
+        directory=directory,
+        card=card,
+    )
 
 
 def remarks(card: dict[str, Any]) -> list[str]:

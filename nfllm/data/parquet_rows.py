@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nfllm.data.damage import DamagedError, damage
-from nfllm.data.records import MalformedPolicy
+from nfllm.data.records import MalformedPolicy, not_utf8
 
 _BATCH_ROWS = 256
 
@@ -49,8 +49,7 @@ def _batch_rows(
             for name, column in zip(batch.schema.names, batch.columns, strict=True):
                 values[name] = column[offset].as_py()
         except UnicodeDecodeError as error:
-            byte = f"byte 0x{error.object[error.start]:02x} at {error.start}"
-            policy.report(f"{path}, row {first + offset}: field {name!r} is not UTF-8: {byte}")
+            policy.report(f"{path}, row {first + offset}, field {name!r}: {not_utf8(error)}")
             yield None
         else:
             yield values

@@ -53,12 +53,17 @@ class MalformedPolicy:
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            self.report(f"{where}: not UTF-8: byte 0x{raw[error.start]:02x} at {error.start}")
+            self.report(f"{where}: {not_utf8(error)}")
             return None
 
     def summary(self) -> dict[str, Any]:
         """The counts, for the corpus card."""
         return {"malformed": self.skipped, "malformed_messages": self.messages}
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """What is wrong with bytes that are not UTF-8, and where in them."""
+    return f"not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}"
 
 
 def printable(text: str) -> str:

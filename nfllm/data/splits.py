@@ -47,7 +47,7 @@ class Survey:
     def __init__(self, config: DataConfig) -> None:
         self._config = config
         self._digests = bytearray()
-        self._hashed_side = bytearray()
+        self._is_validation = bytearray()
         self._lengths = array.array("q")
         self._values: dict[str, int] = {}
         self._value_of = array.array("q")
@@ -63,7 +63,7 @@ class Survey:
         if config.validation_split == "field":
             value = _field_value(fields, config.validation_field)
             self._value_of.append(self._values.setdefault(value, len(self._values)))
-        self._hashed_side.append(validation)
+        self._is_validation.append(validation)
 
     def assign(self) -> Assignment:
         """Assigns every document.
@@ -76,7 +76,7 @@ class Survey:
         """
         lengths = np.array(self._lengths, np.int64)
         held_out = self._held_out_values()
-        validation = np.frombuffer(self._hashed_side, np.bool_).copy()
+        validation = np.frombuffer(self._is_validation, np.bool_).copy()
         if self._config.validation_split == "field":
             codes = [self._values[value] for value in held_out]
             validation = np.isin(np.array(self._value_of, np.int64), codes)

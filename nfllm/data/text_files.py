@@ -24,6 +24,7 @@ from nfllm.data.records import (
     MalformedPolicy,
     Record,
     no_text,
+    not_utf8,
     plain_fields,
     printable,
     text_name,
@@ -107,7 +108,7 @@ def _read_jsonl(
         try:
             values = json.loads(line)
         except UnicodeDecodeError as error:
-            policy.report(f"{where}: not UTF-8: byte 0x{line[error.start]:02x} at {error.start}")
+            policy.report(f"{where}: {not_utf8(error)}")
             continue
         except (ValueError, RecursionError) as error:  # ValueError: also an integer too long
             policy.report(f"{where}: malformed JSON: {error}")
@@ -119,9 +120,9 @@ def _read_jsonl(
         if name is None:
             policy.report(f"{where}: {no_text(list(values), text_field)}")
             continue
-        record = _checked(values[name], where, name, policy)
-        if record is not None:
-            yield Record(record, plain_fields(values, name))
+        text = _valid_text(values[name], where, name, policy)
+        if text is not None:
+            yield Record(text, plain_fields(values, name))
 
 
 def _read_txt(
@@ -179,7 +180,7 @@ def _read_parquet(
                 policy.report(f"{path}, row {row}: field {name!r} is of type {kind}, expected text")
             return
         for row, values in parquet_rows(table, columns, path, policy):
-            text = _checked(values[name], f"{path}, row {row}", name, policy)
+            text = _valid_text(values[name], f"{path}, row {row}", name, policy)
             if text is not None:
                 yield Record(text, plain_fields(values, name))
 
@@ -245,7 +246,7 @@ def _whole_characters(block: bytes) -> tuple[bytes, bytes]:
     return block, b""
 
 
-def _checked(text: object, where: str, name: str, policy: MalformedPolicy) -> str | None:
+def _valid_text(text: object, where: str, name: str, policy: MalformedPolicy) -> str | None:
     if not isinstance(text, str):
         policy.report(f"{where}: field {name!r} is of type {type(text).__name__}, expected text")
         return None

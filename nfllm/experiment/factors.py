@@ -10,6 +10,7 @@ import numpy as np
 from nfllm.analysis import Interval, overload_share
 from nfllm.analysis.comparisons import holm, p_value
 from nfllm.analysis.factorial import cell_means, main_effects
+from nfllm.analysis.heads import early_layers
 from nfllm.experiment.measured import GroupResults
 from nfllm.experiment.tables import without_result
 from nfllm.report.page import Rows, Section
@@ -47,9 +48,8 @@ def factor_sections(
     yield Section(
         "Cells",
         "The end of each cell's training. A cell is named after its factors at a high level: "
-        f"{words}. "
-        "Intervals are those of the difference of losses, by the spread between seeds pooled over "
-        "the cells. M is the largest head entropy of all runs.",
+        f"{words}. Intervals are those of the difference of losses, by the spread between seeds "
+        "pooled over the cells. M is the largest head entropy of all runs.",
         [Rows("cells", "", cells_table(group, design, pair, losses, shares))],
     )
     responses = {
@@ -185,6 +185,6 @@ def _early_overload(group: GroupResults, variant: str) -> dict[int, float]:
     if maximum is None:
         return {}
     return {
-        seed: float(overload_share(entropy_LH[: max(1, len(entropy_LH) // 2)], maximum).mean())
+        seed: float(overload_share(entropy_LH[: early_layers(len(entropy_LH))], maximum).mean())
         for seed, entropy_LH in group.entropies(variant).items()
     }

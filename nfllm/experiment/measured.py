@@ -29,19 +29,20 @@ class Measured:
     cause: Cause | None
 
     @property
+    def finished(self) -> ReportedRun | None:
+        """The run, if it is finished and can be read."""
+        return self.run if self.outcome.status == "finished" else None
+
+    @property
     def loss(self) -> float | None:
         """Final evaluation loss in nats; None unless the run is finished and its loss finite."""
-        if self.run is None or self.outcome.status != "finished":
-            return None
-        loss = self.run.last("eval_loss_nats")
+        loss = None if self.finished is None else self.finished.last("eval_loss_nats")
         return loss if loss is not None and np.isfinite(loss) else None
 
     @property
     def entropy(self) -> np.ndarray | None:
         """Head entropies `[L, H]` in nats at the last probe; None unless the run is finished."""
-        if self.run is None or self.outcome.status != "finished":
-            return None
-        return self.run.last("entropy_nats")
+        return None if self.finished is None else self.finished.last("entropy_nats")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +60,9 @@ class GroupResults:
     def series(self, variant: str, field: str) -> dict[int, dict[int, np.ndarray]]:
         """A quantity of the metrics of the finished runs: by seed, its values by step."""
         return {
-            seed: dict(
-                zip(run.run.series[field][0].tolist(), run.run.series[field][1], strict=True)
-            )
-            for seed, run in self.variants.get(variant, {}).items()
-            if run.run is not None and run.outcome.status == "finished" and field in run.run.series
+            seed: dict(zip(run.series[field][0].tolist(), run.series[field][1], strict=True))
+            for seed, measured in self.variants.get(variant, {}).items()
+            if (run := measured.finished) is not None and field in run.series
         }
 
     def diverged(self, variant: str) -> set[int]:

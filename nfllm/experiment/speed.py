@@ -59,7 +59,7 @@ def saturation_sections(groups: Sequence[GroupResults]) -> Iterator[Section]:
 def saturation_table(group: GroupResults) -> Table:
     """One row for each variant with a point function."""
     finished = {
-        variant: [r.run for r in seeds.values() if r.run and r.outcome.status == "finished"]
+        variant: [run for measured in seeds.values() if (run := measured.finished) is not None]
         for variant, seeds in group.variants.items()
     }
     fields = {field for runs in finished.values() for run in runs for field in run.series}

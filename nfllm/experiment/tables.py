@@ -24,7 +24,7 @@ LOSS_COLUMNS = (
     Column("95% to", ".4f"),
     Column("perplexity", ".2f"),
 )
-Measure = Callable[[np.ndarray, float], jax.Array]
+HeadShare = Callable[[np.ndarray, float], jax.Array]
 _MOST_KEYS = 8  # that have a column each
 _UNCOMMON = "keys not at their most common value"
 
@@ -115,7 +115,7 @@ def entropy_table(group: GroupResults) -> Table:
             continue
         half = entropies[0].shape[0] // 2
 
-        def share(part: Sequence[np.ndarray], of: Measure = overload_share) -> float | None:
+        def share(part: Sequence[np.ndarray], of: HeadShare = overload_share) -> float | None:
             shares = [float(of(e.reshape(-1), maximum)) for e in part if e.size]
             return 100 * float(np.mean(shares)) if shares else None
 

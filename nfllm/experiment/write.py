@@ -20,8 +20,8 @@ from nfllm.report.runs import ReportedRun, read_runs
 from nfllm.report.sections import figure_sections
 from nfllm.report.seeds import SeedGroup
 from nfllm.report.write import write_page
+from nfllm.rundir import REPORT_DIR
 
-REPORT_DIR = "report"
 RESULTS_FILE = "RESULTS.md"
 
 
@@ -79,7 +79,7 @@ def _figure_sections(experiment: Experiment, group: GroupResults, out: Path) -> 
 
 def _finished(group: GroupResults, variant: str) -> list[ReportedRun]:
     measured = group.variants[variant].values()
-    return [m.run for m in measured if m.run is not None and m.outcome.status == "finished"]
+    return [run for m in measured if (run := m.finished) is not None]
 
 
 def _lead(experiment: Experiment, starts: Sequence[Provenance]) -> str:

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from nfllm.config import IGNORED_LABEL, RemovalConfig
+from nfllm.config.names import FROZEN
 from nfllm.data.batches import Batch
 from nfllm.measure.labelled import labelled
 from nfllm.model.decoder import Decoder
-from nfllm.model.frozen_norm import FROZEN, GATE, SIGMA
+from nfllm.model.frozen_norm import GATE, SIGMA
 from nfllm.model.intermediates import UPDATES
 from nfllm.model.norm_sites import (
     KEYS,
@@ -132,15 +133,15 @@ def with_gates(model: Decoder, params: Params, *, first_position: bool = False) 
     if not {"layernorm", FROZEN} & set(at.values()):
         listed = ", ".join(f"{site}: {name}" for site, name in at.items())
         raise ValueError(f"the model has no LayerNorm to freeze ({listed})")
-    has = old.frozen_first_position or first_position
+    splits_first = old.frozen_first_position or first_position
     new: dict[str, Any] = {key: FROZEN for key in KEYS if getattr(old, key) == "layernorm"}
-    config = dataclasses.replace(old, **new, frozen_first_position=has)
+    config = dataclasses.replace(old, **new, frozen_first_position=splits_first)
     ones = at_places(config, {}, np.float32(1.0))
 
     def gated(norm: Params, gate: np.ndarray) -> Params:
         gate = norm.get(GATE, gate)
         sigma = norm.get(SIGMA, np.zeros_like(gate))
-        if has and sigma.ndim == gate.ndim:
+        if splits_first and sigma.ndim == gate.ndim:
             sigma = np.stack([sigma, sigma], axis=-1)
         return {**norm, GATE: gate, SIGMA: sigma}
 
@@ -155,8 +156,8 @@ def _sigmas(updates: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_target(batch: Batch) -> Batch:
-    has = np.any(np.asarray(batch.labels)[:, 1:] != IGNORED_LABEL, axis=1)
-    return Batch(np.asarray(batch.tokens)[has], np.asarray(batch.labels)[has])
+    has_target_B = np.any(np.asarray(batch.labels)[:, 1:] != IGNORED_LABEL, axis=1)
+    return Batch(np.asarray(batch.tokens)[has_target_B], np.asarray(batch.labels)[has_target_B])
 
 
 def _at_zero(norm: Params, gate: np.ndarray) -> Params:

@@ -25,8 +25,8 @@ from nfllm.model.parameters import Params, Variables
 from nfllm.model.token_ids import check_token_ids
 from nfllm.run import Run
 
+# Prompts are padded to a power of two, at least this, so that few lengths are compiled.
 _FEWEST_POSITIONS = 16
-
 
 Text = TypeVar("Text", str, list[str])
 
@@ -160,6 +160,11 @@ def generate_ids(
 
 
 class _Request(NamedTuple):
+    """What to draw: a key for each text, how many tokens, and how.
+
+    `end_of_text` is the token that ends a text, -1 for none.
+    """
+
     keys_B: jax.Array
     max_tokens: jax.Array
     end_of_text: jax.Array

@@ -33,7 +33,7 @@ def replace_head(
       config: of the model.
       layer: the layer, from 0.
       head: the head in it, from 0.
-      replacement: 0, or an array that broadcasts to [L, B, T, H, W].
+      replacement: 0, or an array that broadcasts to [L, B, T, H, K].
 
     Returns:
       A patch for `nfllm.capture`.

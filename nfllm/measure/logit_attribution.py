@@ -11,9 +11,10 @@ from jax.typing import ArrayLike
 
 from nfllm.analysis.shown import shown_in_a_line
 from nfllm.config import ModelConfig
+from nfllm.config.names import FROZEN
 from nfllm.model.capture import Captured
 from nfllm.model.decoder import Decoder
-from nfllm.model.frozen_norm import FROZEN, held_factor
+from nfllm.model.frozen_norm import final_norm_factor
 from nfllm.model.layers import stacks
 from nfllm.model.parameters import Params
 from nfllm.model.token_ids import check_token_ids
@@ -186,6 +187,6 @@ def _through_final_norm(
         x_BTD = x_BTD - x_BTD.mean(-1, keepdims=True)
         constant_BT = jnp.sum(u_BTD * norm["bias"][None, None], axis=-1)
     if kind == FROZEN:
-        return v_BTD * held_factor(norm, x_BTD, config.norm_epsilon), constant_BT
+        return v_BTD * final_norm_factor(norm, x_BTD, config.norm_epsilon), constant_BT
     scale = jnp.sqrt(jnp.mean(x_BTD**2, axis=-1, keepdims=True) + config.norm_epsilon)
     return v_BTD / scale, constant_BT

@@ -17,6 +17,7 @@ import numpy as np
 
 from nfllm import analysis
 from nfllm.analysis import Comoments, Covariance, Moments, UnitActivity
+from nfllm.analysis.attention_patterns import earlier_occurrences
 from nfllm.analysis.numerics import LAYER_SITES
 from nfllm.analysis.shown import shown_in_a_line
 from nfllm.config import suggest
@@ -141,10 +142,8 @@ def _per_sequence(value_LB: jax.Array, where: jax.Array | None = None) -> Moment
 
 
 def _induction(x: Observed) -> Moments:
-    tokens = x.tokens_BT
-    earlier = jnp.tri(tokens.shape[1], k=-1, dtype=bool)[None]
-    repeats_B = jnp.any((tokens[:, :, None] == tokens[:, None, :]) & earlier, axis=(1, 2))
-    score_LBH = analysis.induction_score(x.captured.attention_probs, tokens)
+    repeats_B = jnp.any(earlier_occurrences(x.tokens_BT), axis=(1, 2))
+    score_LBH = analysis.induction_score(x.captured.attention_probs, x.tokens_BT)
     return _per_sequence(score_LBH, where=repeats_B[None, :, None])
 
 

@@ -10,21 +10,12 @@ from nfllm.model.capture import Captured
 
 LOGITS = "logits"
 
-# G: heads of keys and values, which several query heads may share.
 AXES = {
+    **{site: " ".join(recorded.axes) for site, recorded in names.SITES.items()},
     names.RESIDUAL: "L+1 B T D",
-    names.ATTENTION_IN: "L B T D",
-    names.QUERY: "L B T H K",
-    names.KEY: "L B T G K",
+    # Other models may have values of another width W than their queries and keys.
     names.VALUE: "L B T G W",
-    names.ATTENTION_LOGITS: "L B H T S",
-    names.ATTENTION_PROBS: "L B H T S",
     names.HEAD_OUT: "L B T H W",
-    names.ATTENTION_OUT: "L B T D",
-    names.MLP_IN: "L B T D",
-    names.MLP_PRE: "L B T F",
-    names.MLP_POST: "L B T F",
-    names.MLP_OUT: "L B T D",
     LOGITS: "B T V",
 }
 """Axes of each site, as in `nfllm.Captured`; a letter has one size in all of them, and S = T."""

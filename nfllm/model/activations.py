@@ -4,6 +4,7 @@ Each is computed in float32, whatever the type of its input and output: in 16 bi
 terms may overflow or cancel, and the gradient of a learned coefficient is a sum over B T F entries.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,40 +15,34 @@ from nfllm.config import Activation
 from nfllm.model.tuning import tuning
 
 Coefficient = jax.Array | float
+Activate = Callable[[jax.Array, Any], jax.Array]
 
 
-def _keeping_only_inputs(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def _keeping_only_inputs(function: Activate) -> Activate:
     """`function`, whose derivative keeps only its inputs if `Tuning` chooses so."""
     recomputed = jax.checkpoint(function, prevent_cse=False)
 
-    def chosen(*arguments: Coefficient) -> jax.Array:
-        return (recomputed if tuning().recompute_activations else function)(*arguments)
+    @functools.wraps(function)
+    def chosen(x: jax.Array, coefficient: Coefficient) -> jax.Array:
+        return (recomputed if tuning().recompute_activations else function)(x, coefficient)
 
     return chosen
 
 
+@_keeping_only_inputs
 def gelu(x: jax.Array, _: Coefficient) -> jax.Array:
     """x Φ(x) = x/2 (1 + erf(x / sqrt(2))), the exact GELU (arXiv 1606.08415, section 2).
 
     Computed in float32, within 1.1e-6 of the true value, as in PyTorch.
     """
-    return _gelu(x)
-
-
-# `jax.nn.gelu` uses erfc, which is more accurate for large x but twice as slow on a CPU.
-@_keeping_only_inputs
-def _gelu(x: jax.Array) -> jax.Array:
+    # `jax.nn.gelu` uses erfc, which is more accurate for large x but twice as slow on a CPU.
     x32 = x.astype(jnp.float32)
     return (0.5 * x32 * (1.0 + jax.lax.erf(x32 * 0.5**0.5))).astype(x.dtype)
 
 
+@_keeping_only_inputs
 def gelu_tanh(x: jax.Array, _: Coefficient) -> jax.Array:
     """x/2 (1 + tanh(sqrt(2/π) (x + 0.044715 x³))) (arXiv 1606.08415, section 2)."""
-    return _gelu_tanh(x)
-
-
-@_keeping_only_inputs
-def _gelu_tanh(x: jax.Array) -> jax.Array:
     x32 = x.astype(jnp.float32)
     # (1 + tanh(u)) / 2 is the logistic function of 2u, in which nothing cancels. Beyond |x| = 12 it
     # is 0 or 1 in float32, while the cube of x could overflow.
@@ -56,17 +51,13 @@ def _gelu_tanh(x: jax.Array) -> jax.Array:
     return (x32 * jax.nn.sigmoid(2 * inner)).astype(x.dtype)
 
 
+@_keeping_only_inputs
 def gelu_puma(x: jax.Array, _: Coefficient) -> jax.Array:
     """PUMA's approximation of GELU (arXiv 2307.12533, equations 2 and 3).
 
     0 below -4, a cubic below -1.95, a polynomial of degree 6 up to 3, and x beyond. Its largest
     error, 0.0199, is at 3, where it is discontinuous.
     """
-    return _gelu_puma(x)
-
-
-@_keeping_only_inputs
-def _gelu_puma(x: jax.Array) -> jax.Array:
     x32 = x.astype(jnp.float32)
     is_low, is_middle = (x32 >= -4) & (x32 < -1.95), (x32 >= -1.95) & (x32 <= 3)
     # Outside its range a polynomial could overflow, which would make the derivative of `where` NaN.
@@ -98,23 +89,15 @@ def relu(x: jax.Array, _: Coefficient) -> jax.Array:
     return jax.nn.relu(x)
 
 
+@_keeping_only_inputs
 def leaky_relu(x: jax.Array, slope: Coefficient) -> jax.Array:
     """x where x >= 0, else slope * x, with derivative 1 at 0; `slope` may be a learned scalar."""
-    return _leaky_relu(x, slope)
-
-
-@_keeping_only_inputs
-def _leaky_relu(x: jax.Array, slope: Coefficient) -> jax.Array:
     return jnp.where(x >= 0, x, (slope * x.astype(jnp.float32)).astype(x.dtype))
 
 
+@_keeping_only_inputs
 def silu(x: jax.Array, _: Coefficient) -> jax.Array:
     """x / (1 + exp(-x)) (arXiv 1702.03118, equation 3)."""
-    return _silu(x)
-
-
-@_keeping_only_inputs
-def _silu(x: jax.Array) -> jax.Array:
     x32 = x.astype(jnp.float32)
     return (x32 * jax.nn.sigmoid(x32)).astype(x.dtype)
 
@@ -149,7 +132,7 @@ def half_identity(x: jax.Array, _: Coefficient) -> jax.Array:
     return x / 2
 
 
-ACTIVATIONS: dict[Activation, Callable[[jax.Array, Any], jax.Array]] = {
+ACTIVATIONS: dict[Activation, Activate] = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "gelu_puma": gelu_puma,

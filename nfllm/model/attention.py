@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from nfllm.config import ModelConfig
+from nfllm.config.names import FUSED_ATTENTION
 from nfllm.model import intermediates as names
 from nfllm.model.attention_implementation import choose_implementation, queries_per_block
 from nfllm.model.attention_statistics import mix_for_statistics
@@ -28,12 +29,17 @@ from nfllm.model.softmax import (
     softmax_and_entropy,
 )
 
+# What a training step collects; blocks of queries can compute it.
 _OF_A_STEP = {names.BY_PRODUCTS, names.LOSSES}
+# What a telemetry probe collects, which needs no whole map.
 _PROBES = ({names.STATISTICS}, {names.STATISTICS, names.BY_PRODUCTS})
 
 
 class _ByProducts(NamedTuple):
-    """Cheap reductions of some attention rows: entropy [B, H, T], and largest logit [H]."""
+    """Cheap reductions of some attention rows: entropy [B, H, T], and largest logit [H].
+
+    They are functions, so that what the caller does not collect is not even traced.
+    """
 
     entropy: Callable[[], jax.Array]
     logit_max: Callable[[], jax.Array]
@@ -98,7 +104,7 @@ class Attention(nn.Module):
         """softmax(q kᵀ / sqrt(K) + causal mask) v, [B, T, H, K], by the chosen implementation."""
         implementation = choose_implementation(self.config, self.dtype)
         collections = asked_for(self)
-        if implementation in ("xla", "cudnn") and not collections:
+        if implementation in FUSED_ATTENTION and not collections:
             return jax.nn.dot_product_attention(
                 q_BTHK, k_BTHK, v_BTHK, is_causal=True, implementation=implementation
             )

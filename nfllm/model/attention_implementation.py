@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from nfllm.config import ConfigError, ModelConfig
+from nfllm.config.names import FUSED_ATTENTION
 from nfllm.model.tuning import tuning
 
 Implementation = Literal["explicit", "blocks", "xla", "cudnn"]
@@ -40,7 +41,7 @@ def implementation_of_step(
 ) -> Implementation:
     """The implementation in a training step, which must form logits if it computes entropies."""
     chosen = choose_implementation(config, dtype)
-    return "explicit" if with_entropy and chosen in ("xla", "cudnn") else chosen
+    return "explicit" if with_entropy and chosen in FUSED_ATTENTION else chosen
 
 
 def queries_per_block(length: int) -> int:

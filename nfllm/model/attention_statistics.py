@@ -46,15 +46,15 @@ def mix_for_statistics(
         positions_t = number * block + jnp.arange(block)
         visible_tS = positions_t[:, None] >= jnp.arange(length)[None]
         counted_11tS = (visible_tS & (positions_t[:, None] < length))[None, None]
-        of_block, logits = scores_of(q_BtHK, k_BSHK, visible_tS[None, None])
-        probs = jax.nn.softmax(logits)
-        maps = shaped_map(attention, config, probs, visible_tS[None, None])
-        mixed_BtHK = mix_values(maps.astype(dtype), v_BSHK)
+        scores_BHtS, logits_BHtS = scores_of(q_BtHK, k_BSHK, visible_tS[None, None])
+        probs_BHtS = jax.nn.softmax(logits_BHtS)
+        map_BHtS = shaped_map(attention, config, probs_BHtS, visible_tS[None, None])
+        mixed_BtHK = mix_values(map_BHtS.astype(dtype), v_BSHK)
         return (
             mixed_BtHK,
-            entropy_by_product(logits, probs),
-            jnp.where(counted_11tS, jnp.abs(of_block), 0).max((0, 2, 3)),
-            jnp.sum(counted_11tS & ~jnp.isfinite(logits)),
+            entropy_by_product(logits_BHtS, probs_BHtS),
+            jnp.where(counted_11tS, jnp.abs(scores_BHtS), 0).max((0, 2, 3)),
+            jnp.sum(counted_11tS & ~jnp.isfinite(logits_BHtS)),
         )
 
     mixed, entropy, max_abs, nonfinite = jax.lax.map(attend, (jnp.arange(num_blocks), blocks_NBTHK))

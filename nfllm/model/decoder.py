@@ -2,7 +2,8 @@
 
 Single-letter axes, suffixed to array names, here and everywhere in nfllm:
   B batch, T query position, S key position, D model width, H heads, G heads of keys and values,
-  K head width, F MLP width, V vocabulary, L layers, C one of query, key and value.
+  K head width, F MLP width, V vocabulary, L layers, C one of query, key and value;
+  in training A micro-batches, N rows of [B, T] flattened; t a block of T.
 """
 
 import jax

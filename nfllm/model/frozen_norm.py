@@ -11,19 +11,17 @@ a moving average of the stream's mean deviation; g follows the config section `r
 
 from __future__ import annotations
 
-from typing import Final
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from nfllm.config import ModelConfig
 from nfllm.config.derived import Site
+from nfllm.config.names import FROZEN
 from nfllm.model.cache import positions, start_of
 from nfllm.model.intermediates import LOSSES, record_statistic, record_update
 from nfllm.model.parameters import constant_param
 
-FROZEN: Final = "frozen_layernorm"
 GATE, SIGMA = "norm_gate", "sigma"
 QUERY_KEY, VALUE = 0, 1
 """Paths of the norm before attention, which are frozen at different steps."""
@@ -89,7 +87,7 @@ class FrozenLayerNorm(nn.Module):
         return jnp.where(is_real, jnp.where(sigma > 0, average, found), sigma)
 
 
-def held_factor(norm: dict[str, jax.Array], x_BTD: jax.Array, epsilon: float) -> jax.Array:
+def final_norm_factor(norm: dict[str, jax.Array], x_BTD: jax.Array, epsilon: float) -> jax.Array:
     """g / sqrt(var(x) + epsilon) + (1 - g) / sigma, with a final norm's parameters, [B, T, 1]."""
     deviation = jnp.sqrt(jnp.var(x_BTD, axis=-1, keepdims=True) + epsilon)
     gate, sigma = norm[GATE][0], measured(norm[SIGMA])[0]

@@ -61,7 +61,7 @@ WATCHED = (RESIDUAL, ATTENTION_LOGITS, ATTENTION_OUT, MLP_PRE, MLP_OUT)
 """
 
 
-class Site(NamedTuple):
+class Recorded(NamedTuple):
     """Where a tensor of a block is recorded, and its axes in the result of `nfllm.capture`."""
 
     module: str | None  # a submodule of the block; None: the block itself
@@ -69,19 +69,19 @@ class Site(NamedTuple):
 
 
 SITES = {
-    RESIDUAL: Site(None, "LBTD"),
-    ATTENTION_IN: Site(None, "LBTD"),
-    QUERY: Site("attention", "LBTHK"),
-    KEY: Site("attention", "LBTGK"),
-    VALUE: Site("attention", "LBTGK"),
-    ATTENTION_LOGITS: Site("attention", "LBHTS"),
-    ATTENTION_PROBS: Site("attention", "LBHTS"),
-    HEAD_OUT: Site("attention", "LBTHK"),
-    ATTENTION_OUT: Site(None, "LBTD"),
-    MLP_IN: Site(None, "LBTD"),
-    MLP_PRE: Site("mlp", "LBTF"),
-    MLP_POST: Site("mlp", "LBTF"),
-    MLP_OUT: Site(None, "LBTD"),
+    RESIDUAL: Recorded(None, "LBTD"),
+    ATTENTION_IN: Recorded(None, "LBTD"),
+    QUERY: Recorded("attention", "LBTHK"),
+    KEY: Recorded("attention", "LBTGK"),
+    VALUE: Recorded("attention", "LBTGK"),
+    ATTENTION_LOGITS: Recorded("attention", "LBHTS"),
+    ATTENTION_PROBS: Recorded("attention", "LBHTS"),
+    HEAD_OUT: Recorded("attention", "LBTHK"),
+    ATTENTION_OUT: Recorded(None, "LBTD"),
+    MLP_IN: Recorded(None, "LBTD"),
+    MLP_PRE: Recorded("mlp", "LBTF"),
+    MLP_POST: Recorded("mlp", "LBTF"),
+    MLP_OUT: Recorded(None, "LBTD"),
 }
 """Every site of a block, in the order of execution."""
 
@@ -128,11 +128,7 @@ def asked_for(module: nn.Module) -> frozenset[str]:
 
 def record_size(module: nn.Module, site: str, x: jax.Array) -> None:
     """Records the root mean square of x, and its largest absolute value."""
-    record_statistic(
-        module,
-        f"{RMS}_{site}",
-        lambda: rms(x, keep=0),
-    )
+    record_statistic(module, f"{RMS}_{site}", lambda: rms(x, keep=0))
     record_statistic(module, f"{MAX_ABS}_{site}", lambda: jnp.max(jnp.abs(x)).astype(jnp.float32))
 
 

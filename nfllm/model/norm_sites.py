@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 
 from nfllm.config import ModelConfig
 from nfllm.config.derived import Site
-from nfllm.model.frozen_norm import FROZEN, QUERY_KEY, VALUE
+from nfllm.config.names import FROZEN
+from nfllm.model.frozen_norm import QUERY_KEY, VALUE
 from nfllm.model.layers import split_layers
 from nfllm.model.parameters import Params, Variables
 

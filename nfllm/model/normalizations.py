@@ -14,9 +14,9 @@ from flax import linen as nn
 
 from nfllm.config import ModelConfig
 from nfllm.config.derived import Site
-from nfllm.config.names import EVONORM
+from nfllm.config.names import EVONORM, FROZEN
 from nfllm.model.evonorm import EvoNorm
-from nfllm.model.frozen_norm import FROZEN, FrozenLayerNorm, frozen_options
+from nfllm.model.frozen_norm import FrozenLayerNorm, frozen_options
 from nfllm.model.parameters import Variables
 from nfllm.model.pointwise import FUNCTIONS, Pointwise, options_at
 from nfllm.model.tuning import tuning

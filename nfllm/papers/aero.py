@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib.resources
-import json
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from nfllm.config import ModelConfig
 from nfllm.experiment.measured import GroupResults
@@ -16,20 +12,19 @@ from nfllm.experiment.sections import comparison_sections
 from nfllm.papers.entropy_claims import overload_claim
 from nfllm.papers.evidence import has_all
 from nfllm.papers.loss_claims import loss_claim
+from nfllm.papers.numbers import published_numbers
 from nfllm.papers.sections import judge_groups, verdict_section
 from nfllm.papers.verdicts import Claim
 from nfllm.report.cost_sections import cost_sections
 from nfllm.report.page import Section
 from nfllm.report.reference import Published, Reference
-from nfllm.report.runs import ReportedRun
-
-BASELINE = "SM+LN+G"
+from nfllm.report.runs import BASELINE, ReportedRun
 
 
 def find_aero(model: ModelConfig, notation: str) -> Published | None:
     """The published perplexity of a GPT-2 of that depth and context, whatever its width."""
     row = f"{model.architecture}_L{model.num_layers}_T{model.context_length}"
-    perplexity = _published()["perplexity"].get(row, {}).get(notation)
+    perplexity = published_numbers("aero.json")["perplexity"].get(row, {}).get(notation)
     if perplexity is None or model.final_normalization != "layernorm":
         return None
     return Published(f"GPT-2 of {model.num_layers} layers", perplexity, None, None, None)
@@ -108,12 +103,6 @@ _NOTATIONS = {
 
 def _published_effect(worse: str, better: str) -> float | None:
     """The published effect, in nats, for GPT-2 with 12 layers at T = 128."""
-    row = _published()["perplexity"]["gpt2_L12_T128"]
+    row = published_numbers("aero.json")["perplexity"]["gpt2_L12_T128"]
     there, here = (row.get(_NOTATIONS.get(name, "")) for name in (worse, better))
     return math.log(there / here) if there and here else None
-
-
-@functools.cache
-def _published() -> dict[str, Any]:
-    file = importlib.resources.files("nfllm.papers").joinpath("aero.json")
-    return json.loads(file.read_text("utf-8"))

@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from nfllm.analysis.heads import OVERLOADED
 from nfllm.experiment.measured import GroupResults
 from nfllm.papers.evidence import common_steps
 from nfllm.report.tables import Column, Table
-
-OVERLOADED = 0.75
-"""Share of M from which a head counts as overloaded in arXiv 2410.09637."""
 
 
 def layer_entropies(group: GroupResults, variant: str) -> tuple[np.ndarray, np.ndarray]:

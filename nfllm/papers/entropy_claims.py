@@ -8,6 +8,7 @@ import numpy as np
 
 from nfllm.analysis import overload_share
 from nfllm.analysis.clustered_shares import share_difference_interval, share_interval
+from nfllm.analysis.heads import early_layers
 from nfllm.analysis.intervals import Interval
 from nfllm.experiment.measured import GroupResults
 from nfllm.papers.evidence import (
@@ -145,7 +146,7 @@ def _shares(entropies: Mapping[int, np.ndarray], maximum: float, *, early: bool)
     entropy_NLH = np.stack([entropies[seed] for seed in sorted(entropies)])
     layers = entropy_NLH.shape[1]
     return np.asarray(
-        overload_share(entropy_NLH[:, : max(1, layers // 2) if early else layers], maximum),
+        overload_share(entropy_NLH[:, : early_layers(layers) if early else layers], maximum),
         np.float64,
     )
 

@@ -9,10 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, MaxNLocator
 
+from nfllm.analysis.heads import OVERLOADED, early_layers
 from nfllm.experiment.measured import GroupResults
-from nfllm.papers.departure import OVERLOADED, layer_entropies
+from nfllm.papers.departure import layer_entropies
 from nfllm.report.figures import Heatmap, draw_heatmap
 from nfllm.report.style import (
     FAINT,
@@ -71,9 +73,9 @@ def layers_through_training(group: GroupResults, names: Mapping[str, str]) -> Fi
     Bands are from the lowest seed to the highest; the dashed line is 3/4 of the group's M.
     """
     found = {variant: layer_entropies(group, variant) for variant in names}
-    layers = max(1, next(iter(found.values()))[1].shape[2] // 2)
+    layers = early_layers(next(iter(found.values()))[1].shape[2])
     figure, all_axes = panel_grid(PANEL[0], [PANEL[1]] * layers)
-    lines: dict[str, object] = {}
+    lines: dict[str, Line2D] = {}
     for layer, axes in enumerate(all_axes):
         style_axes(axes, f"layer {layer}", "step", "entropy (nats)")
         for place, (variant, (steps_N, entropy_SNL)) in enumerate(found.items()):
@@ -96,7 +98,7 @@ def _by_seed(group: GroupResults, variant: str) -> np.ndarray:
 
 def _draw_band(
     axes: Axes, x_N: np.ndarray, y_SN: np.ndarray, place: int, label: str, marker: str = ""
-) -> object:
+) -> Line2D:
     """The mean over seeds, and a band from the lowest seed to the highest."""
     style = run_style(place)
     (line,) = axes.plot(x_N, y_SN.mean(0), **style, marker=marker, markersize=4, label=label)

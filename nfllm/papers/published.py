@@ -5,17 +5,13 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.resources
-import json
-from typing import Any
-
 import numpy as np
 
+from nfllm.analysis.heads import OVERLOADED, early_layers
 from nfllm.config import ModelConfig
+from nfllm.papers.numbers import published_numbers
 from nfllm.report.reference import Published, Reference
-
-BASELINE = "SM+LN+G"
+from nfllm.report.runs import BASELINE
 
 _MAXIMUM = 3.866  # nats; the M that gives the published histograms from the published entropies
 _ROWS = {
@@ -37,19 +33,22 @@ def find_published(model: ModelConfig, notation: str) -> Published | None:
     row = _ROWS.get((model.architecture, model.context_length))
     if row is None or model.final_normalization != "layernorm" or model.qk_normalization != "none":
         return None
-    perplexity = _published()["perplexity"][row].get(notation)
+    published = published_numbers("published.json")
+    perplexity = published["perplexity"][row].get(notation)
     if perplexity is None:
         return None
-    shares = heads = None
+    shares = heads = early = None
     if row == "gpt2_T128":
-        shares = _published()["head_entropy_histogram_pct"].get(notation)
-        heads = _published()["head_entropy_nats"].get(notation)
-    early = None if heads is None else np.asarray(heads[: len(heads) // 2], np.float64)
+        shares = published["head_entropy_histogram_pct"].get(notation)
+        heads = published["head_entropy_nats"].get(notation)
+    if heads is not None:
+        is_overloaded_LH = np.asarray(heads, np.float64) >= OVERLOADED * _MAXIMUM
+        early = 100 * float(np.mean(is_overloaded_LH[: early_layers(len(heads))]))
     return Published(
         model=_MODELS[model.architecture],
         perplexity=perplexity if isinstance(perplexity, float) else None,
         head_shares=None if shares is None else np.asarray(shares) / np.sum(shares),
-        early_overload=None if early is None else 100 * float(np.mean(early >= 0.75 * _MAXIMUM)),
+        early_overload=early,
         overload=None if shares is None else float(shares[-1]),
     )
 
@@ -66,9 +65,3 @@ REFERENCE = Reference(
         "The paper defines M in the same way. Published rows refer to their own M of 3.87 nats."
     ),
 )
-
-
-@functools.cache
-def _published() -> dict[str, Any]:
-    file = importlib.resources.files("nfllm.papers").joinpath("published.json")
-    return json.loads(file.read_text("utf-8"))

@@ -8,9 +8,9 @@ import numpy as np
 
 from nfllm.experiment import tables
 from nfllm.experiment.measured import GroupResults
-from nfllm.papers.published import BASELINE, find_published
+from nfllm.papers.published import find_published
 from nfllm.papers.verdicts import Verdict
-from nfllm.report.runs import notation
+from nfllm.report.runs import BASELINE, notation
 from nfllm.report.tables import Cell, Column, Table, percent_change
 from nfllm.rundir.perplexity import perplexity_change
 

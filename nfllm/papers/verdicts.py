@@ -232,35 +232,36 @@ def _spans(judged: Sequence[tuple[int, Judgement]]) -> str:
 def _cost(claim: Claim) -> str:
     """How many seeds would decide an undecided claim, by the spread found so far."""
     assert claim.final is not None
-    estimate, low, high = map(float, claim.final.interval)
+    _, low, high = claim.final.interval
     has_size = claim.published_effect is not None
     alone = judge(claim.final.interval, claim.tolerance, has_size=has_size)
     if alone != "undecided at this scale":
         return "no number of seeds while some diverge against the verdict of the others"
-    num, more = claim.final.num_seeds, 2
-    if num > 1 and not (math.isfinite(low) and math.isfinite(high)):
+    num, has_bounds = claim.final.num_seeds, math.isfinite(low) and math.isfinite(high)
+    if num > 1 and not has_bounds:
         return "more seeds; how many is unknown, since the interval has no bounds"
-    text = "more seeds than one"
-    if math.isfinite(low) and math.isfinite(high) and high > low:
-        half = (high - low) / 2
-        numbers = np.arange(num, _MOST_SEEDS + 1)
-        factors = 1 / np.sqrt(numbers)
-        if claim.final.is_student:
-            factors *= stdtrit(numbers - 1, 0.975)
-        halves = half * factors / factors[0]
-        # The claim is decided once the interval excludes either zero or the tolerance.
-        distance = (
-            estimate if estimate > claim.tolerance else max(estimate, claim.tolerance - estimate)
-        )
-        enough = halves < distance
-        enough[0] = False
-        if not enough.any():
+    more, text = 2, "more seeds than one"
+    if has_bounds and high > low:
+        needed = _seeds_to_decide(claim.final, claim.tolerance)
+        if needed is None:
             return f"more than {_MOST_SEEDS} seeds, if the spread stays"
-        more = int(numbers[enough][0]) - num
-        text = f"{num + more} seeds, if effect and spread stay"
+        more, text = needed - num, f"{needed} seeds, if effect and spread stay"
     if claim.run_cost is not None:
         tokens, hours = claim.run_cost
         text += f": {more} more, {more * tokens / 1e6:,.1f} M tokens"
         if hours is not None:
             text += f", {more * hours:.2g} hours of one run at a time on this machine"
     return text
+
+
+def _seeds_to_decide(evidence: Evidence, tolerance: float) -> int | None:
+    """The fewest seeds whose interval would exclude zero or the tolerance; None above the most."""
+    estimate, low, high = map(float, evidence.interval)
+    numbers = np.arange(evidence.num_seeds, _MOST_SEEDS + 1)
+    widths = 1 / np.sqrt(numbers)
+    if evidence.is_student:
+        widths *= stdtrit(numbers - 1, 0.975)
+    halves = (high - low) / 2 * widths / widths[0]
+    enough = halves < (estimate if estimate > tolerance else max(estimate, tolerance - estimate))
+    enough[0] = False  # these seeds did not decide it
+    return int(numbers[enough][0]) if enough.any() else None

@@ -24,7 +24,8 @@ class PrivateCost:
     Attributes:
       operations: exact counts, see `count_operations`.
       communication: fitted bytes, see `communication`.
-      published_mlp_flops, published_attention_flops: FLOPs as counted in the papers' tables.
+      published_mlp_flops: FLOPs of the MLPs as counted in the papers' tables.
+      published_attention_flops: the same of attention.
     """
 
     shape: DecoderShape

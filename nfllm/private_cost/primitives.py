@@ -1,10 +1,10 @@
 """The primitive operations of secure computation, and how many each nonlinearity needs.
 
-Their number does not depend on a network or a machine. The numbers are those of
-PUMA's protocols (arXiv 2307.12533): GELU is a polynomial on each of four intervals (its algorithm
-1); the exponential in softmax is (1 + x/32)^32 above a cut-off at -14, which takes five squares.
-For other activations and normalizations, the numbers follow from PUMA's steps if PUMA has all steps
-needed. Other protocols have other numbers.
+Their number does not depend on a network or a machine. The numbers are those of PUMA's protocols
+(arXiv 2307.12533): GELU is a polynomial on each of four intervals (its algorithm 1); the
+exponential in softmax is (1 + x/32)^32 above a cut-off at -14, which takes five squares. For other
+activations and normalizations, the numbers follow from PUMA's steps if PUMA has all steps needed.
+Other protocols have other numbers.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 
 from nfllm.config import Activation, Normalization
+from nfllm.config.names import FROZEN
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ NORMALIZATION_ELEMENT: dict[Normalization, Primitives | None] = {
     "arctan": None,
     "hardtanh": None,
     "expsign": None,
-    "frozen_layernorm": NOTHING,  # affine: it folds into the matrices
+    FROZEN: NOTHING,  # affine: it folds into the matrices
 }
 """Primitives of one element; each row of LayerNorm and RMSNorm also takes an inverse root."""
 

@@ -25,7 +25,7 @@ from nfllm.report.style import (
     add_color_bar,
     add_depth_bar,
     attention_colormap,
-    depth_colormap,
+    depth_colors,
     literal,
     style_axes,
 )
@@ -148,7 +148,7 @@ def entropy_by_position_figure(entropy: Any, *, title: str = "") -> Figure:
     axes = figure.add_subplot()
     style_axes(axes, title, "position of the query", "entropy (nats)")
     positions = np.arange(length)
-    shades = depth_colormap()(np.arange(layers) / max(1, layers - 1))
+    shades = depth_colors(layers)
     most = np.log(positions + 1)
     axes.plot(positions, most, "--", color=FAINT, linewidth=1.2, label="uniform")
     for layer in range(layers):

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
 from nfllm.report.figures import Curve, LayerCurves, binned
-from nfllm.report.style import FAINT, depth_colormap, run_style
+from nfllm.report.style import FAINT, depth_colors, run_style
 from nfllm.report.tables import Column, Table
 
 _MOST_POINTS = 20_000  # of a chart, all lines together: about 200 kB
@@ -73,7 +73,7 @@ def curves_chart(series: Sequence[Curve], axes: Axes) -> Chart:
 def layers_chart(panel: LayerCurves, axes: Axes) -> Chart:
     """The chart of one panel of `figures.layer_curves`, which drew it into `axes`."""
     layers = panel.y.shape[1]
-    shades = [to_hex(c) for c in depth_colormap()(np.arange(layers) / max(1, layers - 1))]
+    shades = [to_hex(c) for c in depth_colors(layers)]
     lines = [
         Line(f"layer {layer}", shades[layer], panel.x, panel.y[:, layer]) for layer in range(layers)
     ]

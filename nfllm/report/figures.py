@@ -29,7 +29,7 @@ from nfllm.report.style import (
     add_depth_bar,
     add_legend,
     contrast,
-    depth_colormap,
+    depth_colors,
     entropy_colormap,
     entropy_digits,
     entropy_limits,
@@ -242,7 +242,7 @@ def layer_curves(
     for axes, (label, x_N, y_NL, reference) in zip(all_axes, panels, strict=True):
         style_axes(axes, label, "step", ylabel)
         layers = y_NL.shape[1]
-        shades = depth_colormap()(np.arange(layers) / max(1, layers - 1))
+        shades = depth_colors(layers)
         for layer in range(layers):
             x, y = binned(x_N, y_NL[:, layer])
             marker = "o" if len(x) == 1 else ""

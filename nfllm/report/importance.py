@@ -19,7 +19,7 @@ from nfllm.report.style import (
     add_depth_bar,
     attention_colormap,
     contrast,
-    depth_colormap,
+    depth_colors,
     entropy_colormap,
     entropy_limits,
     literal,
@@ -126,7 +126,7 @@ def _scatter(
     """A point a head, with its interval, coloured by layer."""
     style_axes(axes, "rise against entropy", "entropy (nats)", "rise of the loss (nats)")
     layers = len(entropy_LH)
-    shades = depth_colormap()(np.arange(layers) / max(1, layers - 1))
+    shades = depth_colors(layers)
     for layer in range(layers):
         ends = np.abs(np.stack([rise_LH - low_LH, high_LH - rise_LH])[:, layer])
         style: Any = {"fmt": "o", "markersize": 4, "elinewidth": 1, "color": shades[layer]}

@@ -110,6 +110,10 @@ class ReportedRun:
         return float(value) if np.ndim(value) == 0 else value
 
 
+BASELINE = "SM+LN+G"
+"""The papers' name of the usual decoder, with LayerNorm and GELU."""
+
+
 def notation(config: Config) -> str:
     """The papers' name of a model: SM softmax, LN LayerNorm, G GELU, R ReLU.
 

@@ -12,7 +12,7 @@ from nfllm.report.page import Block, Markup, Rows, Section, details_html, list_h
 from nfllm.report.reference import Published, Reference
 from nfllm.report.regularizer_sections import regularizer_sections
 from nfllm.report.removal_sections import frozen_sections, mark_removals, removal_sections
-from nfllm.report.runs import ReportedRun
+from nfllm.report.runs import BASELINE, ReportedRun
 from nfllm.report.seeds import SeedGroup, data_of, seed_groups
 from nfllm.report.tables import (
     Column,
@@ -31,7 +31,6 @@ from nfllm.report.training_sections import (
     spectrum_sections,
 )
 
-_BASELINE = "SM+LN+G"  # the usual decoder
 _MOST_WARNINGS = 12
 
 
@@ -93,7 +92,7 @@ def _warning_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
 
 def _result_sections(runs: Sequence[ReportedRun], reference: Reference | None) -> Iterator[Section]:
     named = {run.label: run.notation for run in runs if run.notation}
-    usual = _BASELINE if reference is None else reference.baseline
+    usual = BASELINE if reference is None else reference.baseline
     baseline = next((label for label, name in named.items() if name == usual), None)
     if baseline is None and len(runs) > 1:
         baseline = next(iter(named), None)

@@ -69,6 +69,11 @@ def depth_colormap() -> Colormap:
     return LinearSegmentedColormap.from_list("depth", DEPTH_COLORS)
 
 
+def depth_colors(layers: int) -> np.ndarray:
+    """The colour of each layer, RGBA, [L, 4]."""
+    return depth_colormap()(np.arange(layers) / max(1, layers - 1))
+
+
 def run_style(place: int) -> dict[str, Any]:
     """Colour and dashes of a run by its index; after eight runs, colours repeat with new dashes."""
     cycle, color = divmod(place, len(RUN_COLORS))

@@ -57,7 +57,7 @@ def configure_devices(config: Config) -> None:
     )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     alone = not jax.distributed.is_initialized()
-    most = cores or 1 if alone else 1
+    most = (cores or 1) if alone else 1
     fitting = max(n for n in range(1, most + 1) if sequences % n == 0)
     try:
         jax.config.update("jax_num_cpu_devices", wanted or fitting)

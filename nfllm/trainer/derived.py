@@ -64,13 +64,8 @@ def write_derived(
     """
     directory, record = new_directory(path), read_record(source)
     directory.mkdir(parents=True, exist_ok=True)
-    state = SavedState(
-        step=jnp.int32(origin.step),
-        skipped=jnp.zeros((), jnp.int32),
-        params=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params),
-        opt_state=(),
-        loss_scale=None,
-    )
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    state = SavedState.of_params(origin.step, params)
     with Checkpoints(directory, config.checkpoint) as checkpoints:
         checkpoints.save(state, record.data_fingerprint)
     for name in (TOKENIZER_FILE, CORPUS_FILE):

@@ -155,20 +155,21 @@ class _Loop:
         with self.program.train_batches(step) as batches, self._waiting(batches):
             batches.on_stall = self.lines.input.stalled
 
-            def read(metrics: StepMetrics, step: int) -> StepMetrics | None:
+            def read(metrics: StepMetrics | None, step: int) -> StepMetrics | None:
+                """Writes the line of a step, if there was one; its metrics if it tripped."""
+                if metrics is None:
+                    return None
                 waited = self.waited_seconds + batches.waited_seconds
                 return self.lines.read(metrics, step, waited)
 
             for batch in batches:
                 state, metrics = self.program.train_step(state, batch)
                 # Metrics are read one step late, so that the device never waits for the host.
-                if unread is not None and (bad := read(unread, step)) is not None:
+                if (bad := read(unread, step)) is not None:
                     return self._resolve(state, bad, step), None
                 step, unread = step + 1, metrics
-                due = self.between.due(step)
-                signal = self.signals.signal
-                if hosts.stop_agreed(step):
-                    signal = Signals.SIGTERM
+                due, signal = self.between.due(step), self._signal(step)
+                # What is due after the last step is done by `run`.
                 if not (due or signal) or step == self.program.config.training.steps:
                     continue
                 if (bad := read(unread, step)) is not None:
@@ -180,9 +181,14 @@ class _Loop:
                     signal = self.between.do(state, step, due, signal)
                 if signal is not None:
                     return state, signal
-            if unread is not None and (bad := read(unread, step)) is not None:
+            if (bad := read(unread, step)) is not None:
                 state = self._resolve(state, bad, step)
         return state, None
+
+    def _signal(self, step: int) -> Signals | None:
+        """The signal that ends the run after `step`: of this process, or SIGTERM for another's."""
+        # Every process must ask after every step.
+        return Signals.SIGTERM if hosts.stop_agreed(step) else self.signals.signal
 
     def _resolve(self, state: TrainState, bad: StepMetrics, step: int) -> TrainState:
         with self.lines.clock.paused():

@@ -37,7 +37,7 @@ class NonFiniteSteps:
     journal: Journal
     in_a_row: int = 0
 
-    def count(self, values: StepMetrics, step: int) -> None:
+    def count(self, values: StepMetrics) -> None:
         """Updates `in_a_row`; to be called for every step, in order."""
         self.in_a_row = 0 if values.finite else self.in_a_row + 1
 
@@ -45,7 +45,8 @@ class NonFiniteSteps:
         """The state from which training continues after step number `step` tripped the guard.
 
         `skip`: the state after the step, without its update. `continue`: the state before the step,
-        which will be applied although it is not finite. An event names the first bad site.
+        with its guard open, so that the repeated step is applied although it is not finite. An
+        event names the first bad site.
 
         Raises:
           NonFiniteError: the policy is `stop`, or too many consecutive steps were skipped.

@@ -59,9 +59,6 @@ class Program:
                 f"training.batch_size={training.batch_size} exceeds the {windows} windows of the "
                 "training split; lower it or model.context_length, or add documents"
             )
-        self._ignored_id = (
-            self.dataset.tokenizer.end_of_text_id if config.data.mask_end_of_text else None
-        )
         built = build(config, self.dataset.tokenizer.vocab_size)
         self.model, self._init = built.model, built.init
         self.train_step = self.placement.train_step(built.train_step)
@@ -71,11 +68,7 @@ class Program:
             config.telemetry.entropy_every_step or config.optimizer.qk_clip is not None
         )
         self._diagnose = make_diagnosis(
-            self.model,
-            config.optimizer.accumulation_weighting,
-            training,
-            self.placement.replicated,
-            built.auxiliaries,
+            config, self.model, built.auxiliaries, self.placement.replicated
         )
 
     def describe(self) -> str:
@@ -107,7 +100,7 @@ class Program:
             training.seed,
             step,
             training.batch_size,
-            ignored_id=self._ignored_id,
+            ignored_id=self.dataset.ignored_id,
             micro_batches=self.placement.micro_batches,
             shard=jax.process_index(),
             num_shards=jax.process_count(),
@@ -123,7 +116,7 @@ class Program:
         found = batches.evaluation_batches(
             self.dataset.validation,
             self.config.evaluation.batch_size,
-            ignored_id=self._ignored_id,
+            ignored_id=self.dataset.ignored_id,
             max_windows=self.config.evaluation.max_windows,
             shard=jax.process_index(),
             num_shards=jax.process_count(),
@@ -142,7 +135,7 @@ class Program:
             training.seed,
             step,
             training.batch_size,
-            ignored_id=self._ignored_id,
+            ignored_id=self.dataset.ignored_id,
         )
         parts = put_parts(self.placement, whole)
         micro_batches = self.placement.micro_batches

@@ -11,7 +11,7 @@ from nfllm.config import Config
 from nfllm.config.removal import Removal, removals
 from nfllm.trainer.journal import Journal
 from nfllm.trainer.program import Program
-from nfllm.training.removal import NEVER, Schedule, make_gating, schedule_of
+from nfllm.training.removal import NEVER, RemovalSteps, make_gating, removal_steps
 from nfllm.training.state import TrainState
 
 
@@ -45,7 +45,7 @@ class Removals:
         message = f"step {step}: the norm of {removal} {change}"
         config = self._program.config
         if is_gated and config.telemetry.every and config.model.has_attention_maps:
-            place, whole = (removal.site, removal.layer), schedule_of(config)
+            place, whole = (removal.site, removal.layer), removal_steps(config)
             before, after = (
                 self._entropies(state, step, {**whole, place: start})
                 for start in (NEVER, step - taper)
@@ -54,9 +54,9 @@ class Removals:
             message += f"; mean entropy {np.mean(before):.3f} nats, then {np.mean(after):.3f}"
         self._journal.event("removed", step, message, **fields)
 
-    def _entropies(self, state: TrainState, step: int, schedule: Schedule) -> np.ndarray:
+    def _entropies(self, state: TrainState, step: int, steps: RemovalSteps) -> np.ndarray:
         placed = jax.tree.map(lambda x: x.sharding, state.params)
-        gating = make_gating(self._program.config, schedule)
+        gating = make_gating(self._program.config, steps)
         gated = state.replace(params=jax.jit(gating, out_shardings=placed)(state.params, step))
         entropy_LH: np.ndarray = self._program.probe(gated)["entropy_nats"]
         return entropy_LH

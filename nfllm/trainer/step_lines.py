@@ -31,7 +31,7 @@ class StepLines:
         """
         values = jax.device_get(metrics)
         self.clock.tick()
-        self.faults.count(values, step)
+        self.faults.count(values)
         is_repeated = values.tripped and self.config.non_finite != "skip"
         if not is_repeated:
             self.write(values, step, waited)

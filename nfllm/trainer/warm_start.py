@@ -258,7 +258,7 @@ def _statistics(leaves: Iterable[str]) -> frozenset[str]:
     def kind(name: str) -> Kind:
         return kind_of(tuple(jax.tree_util.DictKey(part) for part in name.split(".")))
 
-    return frozenset(name for name in leaves if kind(name) == Kind.STATISTIC)
+    return frozenset(name for name in leaves if kind(name) is Kind.STATISTIC)
 
 
 def _same_tokenizer(path: epath.Path, tokenizer: Tokenizer, tables: Set[str]) -> bool:

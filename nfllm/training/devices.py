@@ -1,4 +1,7 @@
-"""Reductions of a step over the devices that share its batch; without an axis there is only one."""
+"""Reductions of a step over its micro-batches, and over the devices that share them.
+
+Without the name of an axis there is one device.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +21,16 @@ def sum_over_devices(tree: Tree, axis_name: str | None) -> Tree:
     return summed
 
 
-def mean_over_devices(tree: Tree, axis_name: str | None) -> Tree:
+def mean_over_step(tree: Tree, axis_name: str | None) -> Tree:
     """Mean over micro-batches and devices, which all have the same number of sequences."""
     tree = jax.tree.map(lambda x_A: jnp.mean(x_A, axis=0), tree)
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
-def max_over_devices(x_ALH: jax.Array | None, axis_name: str | None) -> jax.Array | None:
+def max_over_step(tree: Tree, axis_name: str | None) -> Tree:
     """Maximum over micro-batches and devices."""
-    if x_ALH is None:
-        return None
-    x_LH = jnp.max(x_ALH, axis=0)
-    return x_LH if axis_name is None else jax.lax.pmax(x_LH, axis_name)
+    tree = jax.tree.map(lambda x_A: jnp.max(x_A, axis=0), tree)
+    return tree if axis_name is None else jax.lax.pmax(tree, axis_name)
 
 
 def num_devices(axis_name: str | None) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 from nfllm import analysis
 from nfllm.analysis import Ledger, NonfiniteCounts
 from nfllm.analysis.numerics import LAYER_SITES
-from nfllm.config import TrainingConfig
+from nfllm.config import Config
 from nfllm.data.batches import Batch
 from nfllm.model.decoder import Decoder
 from nfllm.model.intermediates import COUNTS, nonfinite_by_site
@@ -33,11 +33,10 @@ Diagnose = Callable[[Params, Batch, int, float, int], Ledger]
 
 
 def make_diagnosis(
+    config: Config,
     model: Decoder,
-    weighting: str,
-    training: TrainingConfig,
-    result_sharding: jax.sharding.Sharding | None = None,
     auxiliaries: tuple[Auxiliary, ...] = (),
+    result_sharding: jax.sharding.Sharding | None = None,
 ) -> Diagnose:
     """Returns `diagnose(params, parts, step, loss_scale, num_micro_batches)`, compiled when called.
 
@@ -56,7 +55,8 @@ def make_diagnosis(
     `gradients` are those of the blocks, `other_gradients` those of embeddings, head and final
     normalization; `loss` has one entry for each part.
     """
-    objective = Objective(model, training, auxiliaries)
+    objective = Objective(model, config.training, auxiliaries)
+    weighting = config.optimizer.accumulation_weighting
 
     @functools.partial(jax.jit, static_argnames="num_micro_batches", out_shardings=result_sharding)
     def diagnose(

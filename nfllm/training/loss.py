@@ -39,10 +39,15 @@ def loss_of_head(
     head: Callable[[jax.Array], jax.Array], x_BTD: jax.Array, targets_BT: jax.Array
 ) -> jax.Array:
     """The loss of head(x_BTD) on targets [B, T], of which `IGNORED_LABEL` is none."""
-    if 4 * jax.eval_shape(head, x_BTD).size <= tuning().plain_loss_bytes:
+    if has_few_logits(head, x_BTD):
         return _summed_nats(head(x_BTD), targets_BT)[0]
     # With logits [N, V], XLA reuses their memory for their gradient; with [B, T, V] it would copy.
     return _cross_entropy(head(rows(x_BTD)), targets_BT.reshape(-1))
+
+
+def has_few_logits(head: Callable[[jax.Array], jax.Array], x: jax.Array) -> bool:
+    """Whether `head(x)` is so small that JAX's own derivative of the loss is faster (`Tuning`)."""
+    return 4 * jax.eval_shape(head, x).size <= tuning().plain_loss_bytes
 
 
 def rows(x: jax.Array) -> jax.Array:

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+# Halved on overflow and doubled after 2000 finite steps, as in torch.cuda.amp.GradScaler, which
+# starts at 2**16.
 _FIRST_LOSS_SCALE = 2.0**15
-
-
-# As in torch.cuda.amp.GradScaler: halve on overflow, double after 2000 finite steps.
 _GROWTH_STEPS = 2000
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from nfllm.config import IGNORED_LABEL
 from nfllm.model.tuning import tuning
-from nfllm.training.loss import loss_of_head, rows, shift_labels
+from nfllm.training.loss import has_few_logits, loss_of_head, rows, shift_labels
 
 
 def next_token_loss_from_features(
@@ -70,11 +70,9 @@ def _fastest_tile_rows(head: Callable[[jax.Array], jax.Array], x_BTD: jax.Array)
     """Positions in a tile by `Tuning`, None for all."""
     sixteen_bit = x_BTD.dtype.itemsize == 2
     most = tuning().tile_logits_16_bit if sixteen_bit else tuning().tile_logits
-    if most is None:
+    if most is None or has_few_logits(head, x_BTD):
         return None
-    logits = jax.eval_shape(head, x_BTD)
-    few = 4 * logits.size <= tuning().plain_loss_bytes
-    return None if few else max(1, most // logits.shape[-1])
+    return max(1, most // jax.eval_shape(head, x_BTD).shape[-1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

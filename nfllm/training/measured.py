@@ -36,12 +36,12 @@ def measured_of(forward: Forward) -> Measured:
     )
 
 
-def layer_norms(grads: Params) -> jax.Array:
+def grad_norm_by_layer(grads: Params) -> jax.Array:
     """The L2 norm of each layer's gradient, [L]."""
 
     def squares(blocks: Params) -> jax.Array:
         leaves = jax.tree.leaves(blocks)
         return sum((jnp.sum(jnp.square(g), axis=range(1, g.ndim)) for g in leaves), jnp.zeros(()))
 
-    stacks = [squares(grads[name]) for name in (BLOCKS, ATTENTION_BLOCKS) if name in grads]
-    return jnp.sqrt(jnp.concatenate(stacks))
+    stacks = (BLOCKS, ATTENTION_BLOCKS)
+    return jnp.sqrt(jnp.concatenate([squares(grads[name]) for name in stacks if name in grads]))

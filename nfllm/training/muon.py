@@ -7,7 +7,7 @@ rows and columns; its other axes (the layer; query, key and value) index a batch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import TypeAlias
 
 import jax
@@ -43,7 +43,8 @@ def muon(
     """
 
     def axes(params: Params) -> Params:
-        return jax.tree_util.tree_map_with_path(_axes_of(config.muon_per_head), params)
+        axes_of = functools.partial(_axes, per_head=config.muon_per_head)
+        return jax.tree_util.tree_map_with_path(axes_of, params)
 
     def labels(params: Params) -> Params:
         found = jax.tree_util.tree_map_with_path(
@@ -72,17 +73,15 @@ def is_matrix(path: Path, x: jax.Array) -> bool:
     return stacked and kind_of(path) is Kind.DECAYED
 
 
-def _axes_of(per_head: bool) -> Callable[[Path, jax.Array], Axes | None]:
-    def axes(path: Path, x: jax.Array) -> Axes | None:
-        if not is_matrix(path, x):
-            return None
-        name, last = path[-1].key, x.ndim - 1
-        if name in ("q_kernel", "forget_kernel", "refine_kernel"):  # [L, D, H, K]
-            return Axes((last - 2,), (last,) if per_head else (last - 1, last))
-        if name in ("qkv_kernel", "qk_kernel", "kv_kernel"):  # [L, D, 3, H, K]
-            return Axes((last - 3,), (last,) if per_head else (last - 1, last))
-        if name == "out_kernel" and "attention" in [key.key for key in path]:  # [L, H, K, D]
-            return Axes((last - 1,) if per_head else (last - 2, last - 1), (last,))
-        return Axes((last - 1,), (last,))
-
-    return axes
+def _axes(path: Path, x: jax.Array, *, per_head: bool) -> Axes | None:
+    """The axes of the rows and of the columns of a matrix; None if it is not Muon's."""
+    if not is_matrix(path, x):
+        return None
+    name, last = path[-1].key, x.ndim - 1
+    if name in ("q_kernel", "forget_kernel", "refine_kernel"):  # [L, D, H, K]
+        return Axes((last - 2,), (last,) if per_head else (last - 1, last))
+    if name in ("qkv_kernel", "qk_kernel", "kv_kernel"):  # [L, D, 3, H, K]
+        return Axes((last - 3,), (last,) if per_head else (last - 1, last))
+    if name == "out_kernel" and "attention" in [key.key for key in path]:  # [L, H, K, D]
+        return Axes((last - 1,) if per_head else (last - 2, last - 1), (last,))
+    return Axes((last - 1,), (last,))

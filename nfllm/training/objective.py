@@ -66,13 +66,14 @@ class Objective:
     ) -> tuple[jax.Array, Forward]:
         """The value, and how it came about; `step` chooses the dropout."""
         tokens_BT, labels_BT, rows_B, weight, share = micro_batch
-        config, options = self.model.config, dict[str, Any]()
+        config = self.model.config
+        options: dict[str, Any] = {}
         if config.embedding_dropout or config.attention_dropout or config.residual_dropout:
             key = jax.random.fold_in(jax.random.key(self.training.seed), step)
             options = {"rngs": {"dropout": key}, "dropout_rows_B": rows_B}
         tile_rows = self.training.loss_tile_rows
         collections = (*collect, LOSSES) if self.auxiliaries else collect
-        # Bit for bit as without it, but in float16, where gradients are scaled before rounding.
+        # It matters only where gradients are rounded to float16; elsewhere 1 gives the same bits.
         gradient_scale = weight * scale if self.training.dtype == "float16" else 1.0
         forward = run_forward(
             self.model,

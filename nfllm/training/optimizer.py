@@ -64,11 +64,8 @@ def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.Gradien
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     """g * min(1, max_norm / (‖g‖ + 1e-6)), ‖g‖ the L2 norm over all parameters."""
 
-    def update(
-        updates: Params, state: optax.EmptyState, params: Params | None = None
-    ) -> tuple[Params, optax.EmptyState]:
-        del params
-        factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) + _CLIP_EPSILON))
-        return jax.tree.map(lambda g: g * factor, updates), state
+    def clip(grads: Params, _: Params | None) -> Params:
+        factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(grads) + _CLIP_EPSILON))
+        return jax.tree.map(lambda g: g * factor, grads)
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    return optax.stateless(clip)

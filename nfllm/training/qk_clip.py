@@ -34,14 +34,13 @@ def clip_qk(params: Params, logit_max_LH: jax.Array, limit: float, config: Model
     """
     factor_LH = jnp.where(logit_max_LH > limit, jnp.sqrt(limit / logit_max_LH), 1.0)
     clipped = dict(params)
-    for stack, factor in split_layers(config, factor_LH).items():
+    for stack, own_LH in split_layers(config, factor_LH).items():
         attention = dict(params[stack]["attention"])
         for name in attention.keys() & _AXES.keys():
-            attention[name] = _scaled(attention[name], factor, *_AXES[name])
+            attention[name] = _scaled(attention[name], own_LH, *_AXES[name])
         for name in attention.keys() & _QUERIES.keys():
-            x, heads = attention[name], _QUERIES[name]
-            shape = [x.shape[i] if i in (0, heads) else 1 for i in range(x.ndim)]
-            attention[name] = x * (factor**2).reshape(shape)
+            x = attention[name]
+            attention[name] = x * _along(own_LH**2, x, _QUERIES[name])
         clipped[stack] = {**params[stack], "attention": attention}
     return clipped
 
@@ -51,5 +50,9 @@ def _scaled(x: jax.Array, factor_LH: jax.Array, which: int, heads: int) -> jax.A
     is_qk = (jnp.arange(x.shape[which]) < 2).reshape(
         [-1 if i == which else 1 for i in range(x.ndim)]
     )
-    shape = [x.shape[i] if i in (0, heads) else 1 for i in range(x.ndim)]
-    return jnp.where(is_qk, x * factor_LH.reshape(shape), x)
+    return jnp.where(is_qk, x * _along(factor_LH, x, heads), x)
+
+
+def _along(factor_LH: jax.Array, x: jax.Array, heads: int) -> jax.Array:
+    """The factors in a shape that broadcasts to `x`, whose axis of heads is `heads`."""
+    return factor_LH.reshape([x.shape[i] if i in (0, heads) else 1 for i in range(x.ndim)])

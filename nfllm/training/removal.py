@@ -25,16 +25,16 @@ Gating = Callable[[Params, jax.Array | int], Params]
 NEVER = np.iinfo(np.int32).max
 """The step of a norm that is not removed."""
 
-Schedule = Mapping[tuple[str, int | None], int]
+RemovalSteps = Mapping[tuple[str, int | None], int]
 """The step of each removal, by site and layer."""
 
 
-def schedule_of(config: Config) -> Schedule:
+def removal_steps(config: Config) -> RemovalSteps:
     """The removals of a run."""
     return {(r.site, r.layer): r.step for r in removals(config.model, config.removal)}
 
 
-def make_gating(config: Config, schedule: Schedule | None = None) -> Gating:
+def make_gating(config: Config, steps: RemovalSteps | None = None) -> Gating:
     """Returns `gating(params, step)`: the parameters with the gates for batch number `step`.
 
     From the removal of `first_position` on, the first position has the sigma of the others. Without
@@ -42,9 +42,9 @@ def make_gating(config: Config, schedule: Schedule | None = None) -> Gating:
 
     Args:
       config: the config of the run.
-      schedule: the removals; by default those of `config`.
+      steps: the removals; by default those of `config`.
     """
-    steps = schedule_of(config) if schedule is None else schedule
+    steps = removal_steps(config) if steps is None else steps
     if not steps:
         return lambda params, step: params
     starts = at_places(config.model, steps, np.int32(NEVER))

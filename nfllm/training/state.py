@@ -27,6 +27,11 @@ class SavedState(struct.PyTreeNode):
     opt_state: optax.OptState
     loss_scale: LossScale | None
 
+    @classmethod
+    def of_params(cls, step: int, params: Params) -> SavedState:
+        """A state of parameters alone, from which training cannot be resumed."""
+        return cls(jnp.int32(step), jnp.int32(0), params, opt_state=(), loss_scale=None)
+
     def with_guard(self, guard: jax.Array) -> TrainState:
         """The state from which training continues."""
         return TrainState(**vars(self), guard=guard)

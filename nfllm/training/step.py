@@ -1,11 +1,12 @@
 """The training step: a pure function of (state, batch).
 
-Neither depends on the number of devices. A step that runs on a shard of the batch gets the name of
-the axis over which it is mapped, and sums over that axis.
+It does not depend on the number of devices. A step that runs on a shard of the batch gets the name
+of the axis over which it is mapped, and sums over that axis.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax
@@ -20,14 +21,14 @@ from nfllm.model.parameters import Params
 from nfllm.training.auxiliary import Auxiliary
 from nfllm.training.devices import (
     global_rows,
-    max_over_devices,
-    mean_over_devices,
+    max_over_step,
+    mean_over_step,
     num_devices,
     sum_over_devices,
 )
 from nfllm.training.guard import apply_guarded, is_sound
 from nfllm.training.loss import count_targets
-from nfllm.training.measured import Measured, layer_norms, measured_of
+from nfllm.training.measured import Measured, grad_norm_by_layer, measured_of
 from nfllm.training.objective import MicroBatch, Objective, micro_batch_weights
 from nfllm.training.qk_clip import clip_qk
 from nfllm.training.removal import make_gating
@@ -43,10 +44,11 @@ from nfllm.training.updates import (
 class StepMetrics(NamedTuple):
     """The measurements of one training step.
 
-    `grad_norm` is the L2 norm before clipping; `finite` is whether loss and gradients were finite;
-    `tripped` is whether the step changed nothing (`Guard`); `micro_losses` are the mean losses of
-    the micro-batches, in nats per target; `loss_scale` is the factor of the loss, 1 except for
-    float16; `auxiliary` are the auxiliary losses, means over sequences, without their weights. With
+    `grad_norm` is the L2 norm before clipping; `finite` is whether loss and gradients were finite,
+    or in float16 the loss alone while the loss scale was above 1 (`is_sound`); `tripped` is whether
+    the step changed nothing (`Guard`); `micro_losses` are the mean losses of the micro-batches, in
+    nats per target; `loss_scale` is the factor of the loss, 1 except for float16; `auxiliary` are
+    the auxiliary losses, means over sequences, without their weights. With
     `telemetry.entropy_every_step`, `entropy_LH` is the attention entropy in nats, a mean over
     sequences and queries; with that or QK-clip, `logit_max_LH` is the largest scaled logit; with
     `telemetry.gradient_norms`, `grad_norm_L` is the norm of each layer's gradient.
@@ -113,29 +115,19 @@ def make_train_step(
             (_, forward), grads = grad_of(state.params, micro_batch, state.step, scale, collect)
             return grads, measured_of(forward)
 
-        def accumulate(grads: Params, micro_batch: MicroBatch) -> tuple[Params, Measured]:
-            new, measured = gradients(micro_batch)
-            return jax.tree.map(jnp.add, grads, new), measured
-
-        if num_micro_batches == 1:
-            grads, measured = gradients(jax.tree.map(lambda x: x[0], micro_batches))
-            measured = jax.tree.map(lambda x: x[None], measured)
-        else:
-            zeros = jax.tree.map(jnp.zeros_like, state.params)
-            grads, measured = jax.lax.scan(accumulate, zeros, micro_batches)
-
+        grads, measured = _summed(gradients, micro_batches, state.params)
         losses_A, grads = sum_over_devices((measured.loss, grads), axis_name)
         grads = without_gradients_of_statistics(jax.tree.map(lambda g: g / scale, grads))
         grad_norm = optax.tree.norm(grads)
         loss = jnp.sum(losses_A * weights_A)
         updates_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         finite = is_sound(loss, updates_finite, state.loss_scale)
-        logit_max_LH = max_over_devices(measured.logit_max_LH, axis_name)
+        logit_max_LH = max_over_step(measured.logit_max_LH, axis_name)
 
         def update(state: TrainState) -> TrainState:
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            statistics = mean_over_devices(measured.updates, axis_name)
+            statistics = mean_over_step(measured.updates, axis_name)
             params = with_statistics(params, statistics)
             if limit is not None and logit_max_LH is not None:
                 params = clip_qk(params, logit_max_LH, limit, config.model)
@@ -155,9 +147,28 @@ def make_train_step(
             micro_losses=losses_A / jnp.maximum(targets_A, 1),
             loss_scale=scale,
             auxiliary=jax.tree.map(lambda sum_A: jnp.sum(sum_A) * share, auxiliary_A),
-            entropy_LH=mean_over_devices(measured.entropy_LH, axis_name) if reports else None,
+            entropy_LH=mean_over_step(measured.entropy_LH, axis_name) if reports else None,
             logit_max_LH=logit_max_LH,
-            grad_norm_L=layer_norms(grads) if config.telemetry.gradient_norms else None,
+            grad_norm_L=grad_norm_by_layer(grads) if config.telemetry.gradient_norms else None,
         )
 
     return train_step
+
+
+def _summed(
+    gradients: Callable[[MicroBatch], tuple[Params, Measured]],
+    micro_batches: MicroBatch,
+    params: Params,
+) -> tuple[Params, Measured]:
+    """The gradients summed over the micro-batches, and the measurements of each, [A, ...]."""
+    if len(micro_batches.weight) == 1:
+        grads, measured = gradients(jax.tree.map(lambda x: x[0], micro_batches))
+        return grads, jax.tree.map(lambda x: x[None], measured)
+
+    def accumulate(grads: Params, micro_batch: MicroBatch) -> tuple[Params, Measured]:
+        new, measured = gradients(micro_batch)
+        return jax.tree.map(jnp.add, grads, new), measured
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    grads, measured = jax.lax.scan(accumulate, zeros, micro_batches)
+    return grads, measured

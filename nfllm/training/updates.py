@@ -12,20 +12,20 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from nfllm.model.parameters import Kind, Params, Variables, kind_of
+from nfllm.model.parameters import Kind, Params, Path, Variables, kind_of
 
 
 def has_statistics(params: Params) -> bool:
     """Whether some parameter is measured rather than learned."""
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    return any(kind_of(path) == Kind.STATISTIC for path in paths)
+    return any(kind_of(path) is Kind.STATISTIC for path in paths)
 
 
 def without_gradients_of_statistics(grads: Params) -> Params:
     """The gradients with 0 for each parameter that is measured: it has no part in their norm."""
 
-    def keep(path: tuple[jax.tree_util.KeyEntry, ...], grad: jax.Array) -> jax.Array:
-        return jnp.zeros_like(grad) if kind_of(path) == Kind.STATISTIC else grad
+    def keep(path: Path, grad: jax.Array) -> jax.Array:
+        return jnp.zeros_like(grad) if kind_of(path) is Kind.STATISTIC else grad
 
     return jax.tree_util.tree_map_with_path(keep, grads)
 

@@ -139,7 +139,9 @@ def from_transformers(
             given[LOGITS] = found.logits
         if names.HEAD_OUT in given:
             num_heads = model.config.num_attention_heads
-            given[names.HEAD_OUT] = [x.unflatten(-1, (num_heads, -1)) for x in given["head_out"]]
+            given[names.HEAD_OUT] = [
+                x.unflatten(-1, (num_heads, -1)) for x in given[names.HEAD_OUT]
+            ]
         return given
 
     return sites_of
