@@ -20,7 +20,8 @@ from training_parts import VOCAB_SIZE, random_batch
 from nfllm import analysis
 from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
-from nfllm.measure.analyze import accumulate, analyze, merge_states
+from nfllm.measure.analyze import accumulate, analyze
+from nfllm.measure.merging import merge_states
 from nfllm.measure.metrics import METRICS, class_responses, find_metrics
 from nfllm.model.capture import Captured, capture
 from nfllm.model.decoder import Decoder
@@ -187,7 +188,7 @@ jax.config.update("jax_platforms", "cpu")
 jax.distributed.initialize("localhost:" + sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
 from nfllm import analysis
 from nfllm.analysis import Moments
-from nfllm.measure.analyze import merge_across_processes
+from nfllm.measure.merging import merge_across_processes
 from nfllm.measure.metrics import Rows
 x = np.random.default_rng(0).normal(size=(5, 3)) / 3
 mine = x[:2] if jax.process_index() == 0 else x[2:]

@@ -21,14 +21,13 @@ from nfllm.report import write_report
 from nfllm.rundir import RunError, read_record
 from nfllm.rundir.metrics import read_metrics
 from nfllm.trainer.checkpoints import Checkpoints, restore_params
+from nfllm.trainer.fitting import fit_parameters, resize_positions
 from nfllm.trainer.loop import fit
 from nfllm.trainer.program import Program
 from nfllm.trainer.record import write_run
 from nfllm.trainer.warm_start import (
     _same_tokenizer,
     first_state,
-    fit_parameters,
-    resize_positions,
     split_source,
     with_params,
 )

@@ -80,12 +80,6 @@ def evaluate(
     Batches are scored as they are, so `run.validation_batches()` gives the evaluation loss of
     training.
 
-    Example:
-      >>> import nfllm
-      >>> run = nfllm.load_run("runs/default")
-      >>> nfllm.evaluate(run, ["def f(x): return x"]).bits_per_byte > 0
-      True
-
     Args:
       run: the run; texts are encoded by its tokenizer.
       texts: one text or several; a `Dataset`; or token ids [B, T], with or without labels.
@@ -100,6 +94,12 @@ def evaluate(
       ValueError: there is no target, or `overlap` is not 1 to `context_length - 1`, or
         `batch_size` is not positive.
       RunError: the run has no tokenizer to encode texts with.
+
+    Example:
+      >>> import nfllm
+      >>> run = nfllm.load_run("runs/default")
+      >>> nfllm.evaluate(run, ["def f(x): return x"]).bits_per_byte > 0
+      True
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")

@@ -50,12 +50,6 @@ def head_importance(
 ) -> HeadImportance:
     """The rise of the loss when a single head is replaced, for each head, [L, H].
 
-    Example:
-      >>> import nfllm
-      >>> run = nfllm.load_run("runs/default")
-      >>> found = nfllm.head_importance(run, run.validation_batches(8, max_windows=8))
-      >>> layer, head = divmod(int(found.rise_LH.estimate.argmax()), run.config.model.num_heads)
-
     Args:
       run: the run.
       batches: token ids [B, T], with or without labels; a sequence rather than a generator, since
@@ -70,6 +64,12 @@ def head_importance(
     Raises:
       ValueError: an unknown replacement, a replacement of attention in a model without attention,
         fewer than two sequences with a target, or a token id outside the model's vocabulary.
+
+    Example:
+      >>> import nfllm
+      >>> run = nfllm.load_run("runs/default")
+      >>> found = nfllm.head_importance(run, run.validation_batches(8, max_windows=8))
+      >>> layer, head = divmod(int(found.rise_LH.estimate.argmax()), run.config.model.num_heads)
     """
     if replacement not in get_args(Replacement):
         raise ValueError(

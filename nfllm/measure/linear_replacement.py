@@ -17,8 +17,8 @@ from jax.typing import ArrayLike
 from nfllm.analysis import LinearFit
 from nfllm.analysis.shown import shown_in_a_line
 from nfllm.data.batches import Batch
-from nfllm.measure.analyze import merge_across_processes, of_this_process
 from nfllm.measure.labelled import labelled
+from nfllm.measure.merging import merge_across_processes, of_this_process
 from nfllm.model.decoder import Decoder
 from nfllm.model.mlp import TwoLayerMlp
 from nfllm.model.parameters import Params

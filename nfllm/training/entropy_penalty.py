@@ -69,12 +69,12 @@ def highest_threshold(margin: float, num_queries: int) -> float:
 
     It is ln(T!) / (T ln T) - γ, with T `num_queries` and γ `margin`.
 
+    Raises:
+      ValueError: `num_queries` is below 2: a single query has no entropy.
+
     Example:
       >>> round(highest_threshold(margin=0.2, num_queries=128), 3)
       0.599
-
-    Raises:
-      ValueError: `num_queries` is below 2: a single query has no entropy.
     """
     if num_queries < 2:
         raise ValueError(f"num_queries={num_queries} must be at least 2")

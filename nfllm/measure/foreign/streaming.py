@@ -11,8 +11,8 @@ import numpy as np
 
 from nfllm.analysis.arrays import Arrays
 from nfllm.data.batches import Batch
-from nfllm.measure.analyze import merge_across_processes, stream
 from nfllm.measure.foreign.sites import check_sites
+from nfllm.measure.merging import merge_across_processes, stream
 from nfllm.measure.metrics import Metric, Observed, find_metrics
 from nfllm.measure.sites import Sites
 from nfllm.model.capture import Captured
