@@ -305,3 +305,99 @@ def test_small_divergences_are_exact_and_not_negative() -> None:
     np.testing.assert_array_equal(divergence[:, range(5), range(5)], 0)
     assert divergence.min() >= 0
     assert np.isnan(analysis.jensen_shannon([1.5, -0.5], [0.5, 0.5]))
+
+
+BIG = 3_000_000_000  # int64, but not int32
+
+
+def test_large_integers_are_read_by_their_value() -> None:
+    moments = Moments.of(np.array([BIG, BIG + 1024]), axis=0)
+    assert float(moments.mean) == pytest.approx(BIG + 512, rel=1e-7)
+    assert float(moments.minimum) == BIG
+    assert float(analysis.rms([BIG, BIG], keep=0)) == pytest.approx(BIG, rel=1e-6)
+    # Unsigned ones, and parts of a stack.
+    norm = analysis.mean_norm([np.array([2**32, 0], np.uint64), np.zeros(2, np.uint64)], keep=0)
+    assert float(norm) == pytest.approx(2**31)
+
+
+def test_token_ids_that_jax_cannot_hold_are_refused() -> None:
+    probs = np.full((1, 1, 3, 3), 1 / 3)
+    with pytest.raises(ValueError, match="integers from 7 to 4294967303, which do not fit"):
+        analysis.induction_score(probs, np.array([[7, 2**32 + 7, 9]]))
+
+
+def test_integers_as_queries_and_keys() -> None:
+    q = np.arange(12).reshape(1, 3, 4)
+    found = analysis.attention_entropy_from_qk(q, q)
+    np.testing.assert_array_equal(found, analysis.attention_entropy_from_qk(q / 1.0, q / 1.0))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_spectra_of_what_is_not_finite_are_nan(size: int, bad: float) -> None:
+    for place in np.ndindex(size, size):
+        matrix = np.eye(size) + 0.1
+        matrix[place] = matrix[place[::-1]] = bad
+        assert np.isnan(analysis.eigenvalue_shares(matrix)).all()
+        assert np.isnan(analysis.spectral_entropy(matrix))
+        assert np.isnan(analysis.effective_heads(matrix))
+
+
+def test_temperature_one_changes_nothing() -> None:
+    lowest = float(np.finfo(np.float32).min)
+    rows = [[1.0, 3.0, 2.0], [lowest] * 3, [0.0, lowest, -np.inf], [5.0, np.inf, 1.0]]
+    logits = np.array([rows], np.float32)
+    (found,) = analysis.entropy_by_temperature(logits, [1.0])
+    np.testing.assert_allclose(
+        found, analysis.attention_entropy_from_logits(logits), rtol=1e-5, equal_nan=True
+    )
+    assert float(found[0, 1]) == pytest.approx(np.log(3))
+
+
+def test_the_lowest_temperatures_leave_the_largest_logit() -> None:
+    logits = np.array([[[0.0, 100.0, 99.0], [7.0, 7.0, -50.0], [1.0, 2.0, 3.0]]])
+    found = analysis.entropy_by_temperature(logits, [1e-37, 1e-3], causal=False)
+    np.testing.assert_allclose(found, [[[0, np.log(2), 0]]] * 2, atol=1e-6)
+
+
+def test_covariances_on_the_host_stay_in_double_precision() -> None:
+    large = analysis.to_host(Covariance.of([[[-(2.0**12)], [2.0**12]]]))  # scatter 2^25
+    small = analysis.to_host(Covariance.of([[[-0.5], [0.5]]]))
+    merged = large
+    for _ in range(100):
+        merged = merged.merge(small)
+    assert float((merged.scatter - large.scatter).item()) == pytest.approx(50)
+    assert isinstance(merged.covariance(), np.ndarray)
+    with pytest.raises(ValueError, match=r"x: expected shape \[kept, ..., N, F\]"):
+        Covariance.of(np.ones((2, 3)))
+
+
+def test_squares_that_overflow_have_no_selectivity() -> None:
+    post = np.array([[[3e19], [1.0], [1.0]]])
+    responses = ClassResponses.of(post, np.zeros(3, int), 1)
+    assert np.isnan(responses.intra_class_selectivity()).all()
+    tame = ClassResponses.of(post / 1e10, np.zeros(3, int), 1)
+    assert float(tame.intra_class_selectivity()[0, 0]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("function", [analysis.overload_share, analysis.collapse_share])
+def test_the_maximum_is_one_number(function: Callable[..., jax.Array]) -> None:
+    with pytest.raises(ValueError, match=r"maximum: expected one number, got shape \(2,\)"):
+        function(np.full((2, 2), 3.0), [3.9, 30.0])
+
+
+def test_a_mask_of_queries_must_fit() -> None:
+    with pytest.raises(ValueError, match=r"where: expected a shape that broadcasts to \(2, 3\)"):
+        analysis.head_entropy(np.ones((2, 3)), where=np.ones(4, bool))
+
+
+def test_ledgers_of_other_sites_do_not_merge() -> None:
+    a, b = analysis.ledger({"loss": 1.0}), analysis.ledger({"loss": 1.0, "logits": np.nan})
+    for pair in ((a, b), (b, a)):
+        with pytest.raises(ValueError, match="only one of the two ledgers has logits"):
+            analysis.merge_ledgers(*pair)
+
+
+def test_axes_of_numpy_integers() -> None:
+    x = np.arange(6.0).reshape(2, 3)
+    np.testing.assert_array_equal(Moments.of(x, axis=np.int64(1)).mean, [1, 4])

@@ -158,3 +158,7 @@ def test_holm_by_hand() -> None:
     assert holm([0.03, math.nan])[0] == pytest.approx(0.06)
     assert math.isnan(holm([0.03, math.nan])[1])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
+
+
+def test_a_null_of_nan_has_no_p() -> None:
+    assert math.isnan(p_value(lambda c: seed_interval([1.0, 2.0, 3.0], confidence=c), math.nan))

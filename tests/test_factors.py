@@ -57,10 +57,21 @@ def test_means_of_cells_have_the_spread_of_all_cells() -> None:
         assert float(high - low) == pytest.approx(2 * stats.t.ppf(0.95, 4) * error)
 
 
-def test_one_seed_a_cell_gives_no_interval() -> None:
-    ((estimate, low, high),) = main_effects(np.array([[1], [-1]]), [[3.0], [1.0]])
-    assert estimate == 2.0
+@pytest.mark.parametrize(
+    "cells",
+    # Sums of thirds differ in the last bit.
+    [[[3.0], [1.0]], [[3.0, 3.0], [1.0, 1.0]], [[1 / 3 + 2, 7 / 3], [1 - 2 / 3, 1 / 3]]],
+)
+def test_seeds_without_a_spread_give_no_interval(cells: list[list[float]]) -> None:
+    ((estimate, low, high),) = main_effects(np.array([[1], [-1]]), cells)
+    assert estimate == pytest.approx(2.0)
     assert np.isnan([low, high]).all()
+    assert np.isnan([[low, high] for _, low, high in cell_means(cells)]).all()
+
+
+def test_a_huge_loss_is_an_infinite_perplexity(tmp_path: Path) -> None:
+    cells, _ = sections_of(tmp_path, {**LOSSES, "high-gelu": [900.0, 901.0]})
+    assert cells.blocks[0].table.rows[1][5] == np.inf
 
 
 @pytest.mark.parametrize("levels", [[[1], [1]], [[1], [0]], [[2], [-2]]])
@@ -135,16 +146,19 @@ def test_the_page_has_the_cells_and_the_effects_on_both_differences(tmp_path: Pa
     assert overload[1][1] == pytest.approx(1.0)
     expected = 2 * stats.t.sf(0.3 / (spread * np.sqrt(2) / stats.t.ppf(0.975, 2)), 2)
     assert loss[1][4] == pytest.approx(expected, rel=1e-6)
-    # Two tests; the other one, whose seeds are all equal, has the smaller p.
-    assert loss[1][5] == pytest.approx(loss[1][4])
-    assert overload[1][5] == pytest.approx(2 * overload[1][4])
+    # Two tests; the other one has no p, since equal seeds do not tell how far seeds spread.
+    assert loss[1][5] == pytest.approx(2 * loss[1][4])
+    assert overload[1][2:] == (None,) * 4
 
 
 def test_effects_wait_for_every_cell(tmp_path: Path) -> None:
-    (cells,) = sections_of(tmp_path / "one_cell", {n: LOSSES[n] for n in ("low-gelu", "low-relu")})
+    one_cell = {name: LOSSES[name] for name in ("low-gelu", "low-relu")}
+    cells, missing = sections_of(tmp_path / "one_cell", one_cell)
+    assert missing.lead.endswith("These cells have none: high.")
     assert [row[:2] for row in cells.blocks[0].table.rows] == [("low", 2), ("high", 0)]
     ended = {f"main/high-gelu/seed{seed}": Outcome("diverged", "NaN") for seed in (0, 1)}
-    (cells,) = sections_of(tmp_path / "diverged", LOSSES, ended)
+    cells, missing = sections_of(tmp_path / "diverged", LOSSES, ended)
+    assert missing.lead.endswith("These cells have none: high.")
     assert cells.blocks[0].table.rows[1] == (
         *("high", 0, None, None, None, None, None, 100.0),  # M is that of the runs that finished
         "gelu: diverged (seed 0), diverged (seed 1)",

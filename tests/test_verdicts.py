@@ -50,12 +50,22 @@ def evidence(effects):
     ],
 )
 def test_judgement(effects, expected):
-    assert judge(seed_interval(effects), 0.02) == expected
+    assert judge(seed_interval(effects), 0.02, published_effect=0.1) == expected
 
 
-def test_without_a_published_size_an_effect_cannot_be_smaller_than_it():
+@pytest.mark.parametrize(
+    ("published", "expected"),
+    # The interval is 0.0075 to 0.0125.
+    [
+        (None, "below the tolerance"),
+        (0.005, "below the tolerance"),
+        (0.012, "below the tolerance"),
+        (0.013, "smaller than published"),
+    ],
+)
+def test_an_effect_is_smaller_than_published_only_below_that_size(published, expected):
     interval = seed_interval([0.0090, 0.0100, 0.0110])
-    assert judge(interval, 0.02, has_size=False) == "below the tolerance"
+    assert judge(interval, 0.02, published_effect=published) == expected
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 3, 5])
@@ -171,6 +181,36 @@ def test_shares_need_the_seeds_of_their_own_interval():
     """±0.4 from 2 seeds falls as 1 / sqrt(n): 0.4 sqrt(2 / n) < 0.1 from 33 seeds on."""
     found = Evidence(lambda c: Interval(0.0, -0.4, 0.4), 2, "", is_student=False)
     assert verdict(Claim("", 0.1, found)).cost == "33 seeds, if effect and spread stay"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "seeds"),
+    # From 0.3 to 0: 0.4 sqrt(2 / n) < 0.3 from 4 seeds on, 0.7 sqrt(2 / n) from 11 on.
+    [(-0.1, 1.0, 4), (-0.4, 0.7, 11)],
+)
+def test_the_side_that_must_shrink_says_how_many_seeds_it_takes(low, high, seeds):
+    found = Evidence(lambda c: Interval(0.3, low, high), 2, "", is_student=False)
+    assert verdict(Claim("", 0.1, found)).cost.startswith(f"{seeds} seeds")
+
+
+def test_a_seed_whose_heads_are_not_finite_is_counted(tmp_path):
+    gelu = np.full((4, 4), 3.8)
+    bad = np.where(np.arange(4) == 3, np.nan, gelu)
+    losses = {"sm+g": [4.1] * 4, "sm+r": [4.0] * 4}
+    entropies = {"sm+g": [gelu, gelu, gelu, bad], "sm+r": np.full((4, 4), 1.0)}
+    found = verdicts(group_of(tmp_path, losses, entropies))
+    more = found["Early layers of norm-free GELU are more overloaded than ReLU's"]
+    assert more.judgement == "undecided at this scale"
+    assert "heads that are not finite: 1 of 4 seeds of sm+g" in more.measured
+    assert "over 3 seeds" in more.measured
+
+
+def test_a_group_without_entropy_has_no_claim_about_heads(tmp_path):
+    nothing = np.zeros((4, 4))
+    group = group_of(tmp_path, FOUR, dict.fromkeys(FOUR, nothing))
+    assert group.maximum is None
+    assert "Without LayerNorm, ReLU is better than GELU" in verdicts(group)
+    assert not any("overloaded" in claim for claim in verdicts(group))
 
 
 FOUR = {

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from nfllm.analysis.arrays import Arrays, as_array, as_float32, check_axes
+from nfllm.analysis.arrays import Arrays, as_float32, check_axes
 from nfllm.analysis.heads import collapse_share, overload_share
 
 AlertKind = Literal["overload", "collapse", "logit_growth", "dead_units", "not_finite"]
@@ -121,7 +121,7 @@ def alerts(
         if steps_N is None:
             raise ValueError("logit_max_abs_NLH needs steps_N, the step of each")
         logits = _on_host("logit_max_abs_NLH", logit_max_abs_NLH, "N L H")
-        steps = np.asarray(as_array(steps_N))
+        steps = np.asarray(steps_N)
         if np.issubdtype(steps.dtype, np.integer):
             steps = steps.astype(np.int64)  # unsigned differences would wrap
         if steps.shape != logits.shape[:1] or bool(np.any(np.diff(steps) <= 0)):

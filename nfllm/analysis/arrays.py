@@ -19,13 +19,32 @@ attentions as a tuple with one array a layer)."""
 
 
 def as_array(x: Arrays) -> jax.Array:
-    """Any framework's array, or a stacked sequence of them, as a JAX array of the same type."""
+    """Any framework's array, or a stacked sequence of them, as a JAX array of the same type.
+
+    Raises:
+      ValueError: Masked entries, or integers too large for the integers that JAX has.
+    """
     if isinstance(x, jax.Array):
         return x
-    if isinstance(x, list | tuple) and not all(isinstance(part, bool | int | float) for part in x):
-        parts = [as_array(part) for part in x]
-        return jnp.stack(parts)
-    return jnp.asarray(_as_numpy(x))
+    if (parts := _parts(x)) is not None:
+        return jnp.stack([as_array(part) for part in parts])
+    values = _as_numpy(x)
+    if values.dtype.kind in "iu" and values.size:
+        limits = np.iinfo(jax.dtypes.canonicalize_dtype(values.dtype))
+        if values.min() < limits.min or values.max() > limits.max:
+            raise ValueError(
+                f"an array of shape {values.shape} has integers from {values.min()} to "
+                f"{values.max()}, which do not fit into {limits.dtype}; pass them as floats, or "
+                "set jax_enable_x64"
+            )
+    return jnp.asarray(values)
+
+
+def _parts(x: Any) -> Sequence[Any] | None:
+    """The arrays of a sequence that stands for their stack; None for one array."""
+    if isinstance(x, list | tuple) and not all(isinstance(p, bool | int | float) for p in x):
+        return x
+    return None
 
 
 def _as_numpy(x: Any) -> np.ndarray:
@@ -46,6 +65,12 @@ def _as_numpy(x: Any) -> np.ndarray:
 
 def as_float32(x: Arrays) -> jax.Array:
     """`as_array` in float32, the precision in which all statistics are computed."""
+    if not isinstance(x, jax.Array):
+        if (parts := _parts(x)) is not None:
+            return jnp.stack([as_float32(part) for part in parts])
+        x = _as_numpy(x)
+        if x.dtype.kind in "iu":  # which may not fit into JAX's integers
+            x = x.astype(np.float32)
     return as_array(x).astype(jnp.float32)
 
 

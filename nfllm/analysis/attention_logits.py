@@ -114,9 +114,19 @@ def entropy_by_temperature(
     if is_concrete(temperatures) and not np.all(np.asarray(temperatures) > 0):
         raise ValueError(f"temperatures must be positive, got {temperatures}")
 
+    masked = _are_masked(logits)
+    visible = jnp.broadcast_to(~masked if mask is None else ~masked & mask, logits.shape)
+    if causal:
+        visible &= causal_mask(*logits.shape[-2:])
+    logits = logits.astype(jnp.float32)
+    largest = jnp.max(logits, axis=-1, keepdims=True, where=visible, initial=-jnp.inf)
+    # Seen from the row's largest on, no quotient of a low temperature overflows.
+    below = logits - jnp.where(jnp.isfinite(largest), largest, 0.0)
+
     def at(temperature: jax.Array) -> jax.Array:
-        # The lowest number of a type would stop being one of a masked key.
-        scaled = jnp.where(_are_masked(logits), -jnp.inf, logits.astype(jnp.float32) / temperature)
+        # Divided, the lowest number of a type would not be that of a masked key any more.
+        scaled = jnp.where(masked, -jnp.inf, below / temperature)
+        scaled = jnp.where(jnp.isneginf(largest), logits, scaled)
         return attention_entropy_from_logits(scaled, mask=mask, causal=causal)
 
     return jax.lax.map(at, temperatures)

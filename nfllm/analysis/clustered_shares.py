@@ -30,6 +30,11 @@ def share_interval(shares_NL: ArrayLike, *, confidence: float = 0.95) -> Interva
     unequal shares 2% of the combinations tried are covered less often: (1, 1, 1, 0.95) 86%, (0.98,
     0.98, 0.98, 1) 83%.
 
+    Layers of one seed are taken to be independent of each other. Where they move together it covers
+    less: with 8 heads, independent given the seed, and a correlation of 0.1 between the shares of
+    its heads, 92% or more (simulated for 2, 3 and 5 seeds of 4 to 12 layers); with one of 0.3, 95%
+    with 3 seeds of 4 layers, 87% with 3 of 6, 76% with 2 of 12.
+
     Args:
       shares_NL: share of each layer of each seed.
       confidence: coverage, between 0 and 1.

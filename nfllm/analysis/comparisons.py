@@ -61,7 +61,7 @@ def p_value(interval_at: Callable[[float], Interval], null: float) -> float:
       null: the value to be rejected.
 
     Returns:
-      p, not below 1e-9; NaN where the interval has no bounds.
+      p, not below 1e-9; NaN where the interval has no bounds, or for a `null` of NaN.
 
     Example:
       >>> from nfllm.analysis import seed_interval
@@ -69,7 +69,7 @@ def p_value(interval_at: Callable[[float], Interval], null: float) -> float:
       >>> p_value(lambda c: seed_interval(differences, confidence=c), null=0.0)
       0.0088
     """
-    if any(math.isnan(bound) for bound in interval_at(0.95)):
+    if math.isnan(null) or any(math.isnan(bound) for bound in interval_at(0.95)):
         return math.nan
 
     def leaves_out(p: float) -> bool:

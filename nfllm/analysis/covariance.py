@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nfllm.analysis.arrays import Arrays, as_float32
+from nfllm.analysis.arrays import Arrays, array_namespace, as_float32, check_axes
 from nfllm.analysis.scaling import center
 from nfllm.analysis.shown import shown_in_a_line
 
@@ -34,8 +34,13 @@ class Covariance(NamedTuple):
 
     @classmethod
     def of(cls, x: Arrays, *, keep: int = 1) -> Covariance:
-        """State of vectors `[..., F]`, over all axes but the first `keep` and the last."""
+        """State of vectors `[..., F]`, over all axes but the first `keep` and the last.
+
+        Raises:
+          ValueError: There is no axis of vectors between these.
+        """
         x = as_float32(x)
+        check_axes("x", x, " ".join([*["kept"] * keep, "...", "N", "F"]))
         x = x.reshape(*x.shape[:keep], -1, x.shape[-1])
         mean, deviation = center(x, -2)
         size = jnp.full(x.shape[:keep], x.shape[-2], jnp.float32)
@@ -44,7 +49,7 @@ class Covariance(NamedTuple):
     def merge(self, other: Covariance) -> Covariance:
         """The state of both."""
         count = self.size + other.size
-        weight = other.size / jnp.maximum(count, 1)
+        weight = other.size / array_namespace(*self, *other).maximum(count, 1)
         difference = other.mean - self.mean
         outer = difference[..., :, None] * difference[..., None, :]
         return Covariance(

@@ -148,7 +148,8 @@ def head_entropy(entropy: Arrays, *, where: ArrayLike | None = None) -> jax.Arra
       `[..., H]` float32, in nats; NaN where a counted query is NaN, or where none is counted.
 
     Raises:
-      ValueError: `entropy` has fewer than two axes, or `where` is not of booleans.
+      ValueError: `entropy` has fewer than two axes, or `where` is not of booleans or does not
+        broadcast to it.
 
     Example:
       >>> head_entropy([[0.0, 0.5, 1.0], [0.0, 0.0, 0.0]])
@@ -158,7 +159,12 @@ def head_entropy(entropy: Arrays, *, where: ArrayLike | None = None) -> jax.Arra
     check_axes("entropy", entropy, "... H T")
     if where is None:
         return jnp.mean(entropy, axis=-1)
-    return masked_mean(entropy, as_booleans("where", where))
+    counted = as_booleans("where", where)
+    if not broadcasts_to(counted.shape, entropy.shape):
+        raise ValueError(
+            f"where: expected a shape that broadcasts to {entropy.shape}, got {counted.shape}"
+        )
+    return masked_mean(entropy, counted)
 
 
 def normalized_entropy(entropy: Arrays, *, num_visible: ArrayLike | None = None) -> jax.Array:

@@ -23,7 +23,7 @@ def cell_means(
       confidence: coverage, between 0 and 1.
 
     Returns:
-      One interval for each cell; NaN bounds if no cell has two seeds.
+      One interval for each cell; NaN bounds if no cell has two seeds, or all seeds agree.
 
     Raises:
       ValueError: a cell has no response, or a confidence outside (0, 1).
@@ -55,7 +55,7 @@ def main_effects(
       confidence: coverage, between 0 and 1.
 
     Returns:
-      One interval for each factor; NaN bounds if no cell has two seeds.
+      One interval for each factor; NaN bounds if no cell has two seeds, or all seeds agree.
 
     Raises:
       ValueError: the levels are not `[C, F]`, a column is not balanced, a cell has no response, or
@@ -90,9 +90,15 @@ def _cells(responses_CS: Sequence[Sequence[float]]) -> list[np.ndarray]:
 
 
 def _half_width(cells: Sequence[np.ndarray], weight: float, confidence: float) -> float:
-    """Half of the interval of an estimate whose variance is `weight` times that of one seed."""
+    """Half of the interval of an estimate whose variance is `weight` times that of one seed.
+
+    Seeds that agree up to rounding, as saturated shares do, do not tell how far seeds spread.
+    """
     degrees = sum(len(seeds) - 1 for seeds in cells)
     if not degrees:
         return math.nan
     variance = sum(float(((seeds - seeds.mean()) ** 2).sum()) for seeds in cells) / degrees
+    largest = max(float(np.abs(seeds).max()) for seeds in cells)
+    if math.sqrt(variance) <= 8 * float(np.spacing(largest)):
+        return math.nan
     return t_quantile(degrees, confidence) * math.sqrt(variance * weight)

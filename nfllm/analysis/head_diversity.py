@@ -9,6 +9,7 @@ from nfllm.analysis.arrays import Arrays, as_float32, check_axes
 from nfllm.analysis.divergence import jensen_shannon, shannon_entropy
 from nfllm.analysis.scaling import center
 from nfllm.analysis.signal import rms
+from nfllm.analysis.spectra import eigenvalues_of
 
 
 def head_entropy_spread(entropy: Arrays) -> jax.Array:
@@ -98,5 +99,5 @@ def effective_heads(divergence: Arrays) -> jax.Array:
     num_heads = divergence.shape[-1]
     if divergence.shape[-2] != num_heads:
         raise ValueError(f"divergence: expected shape [..., H, H], got {divergence.shape}")
-    eigenvalues = jnp.linalg.eigvalsh((1 - divergence / math.log(2)) / num_heads)
+    eigenvalues = eigenvalues_of((1 - divergence / math.log(2)) / num_heads)
     return jnp.exp(shannon_entropy(jnp.maximum(eigenvalues, 0.0)))

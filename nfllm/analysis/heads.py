@@ -76,7 +76,7 @@ def reference_maximum(
 
 
 def _largest(values: ArrayLike) -> float:
-    finite = np.asarray(values, np.float64)
+    finite = np.asarray(as_float32(values), np.float64)
     finite = finite[np.isfinite(finite)]
     return float(finite.max()) if finite.size else float("nan")
 
@@ -165,6 +165,8 @@ def _share_in_quarter(entropy: Arrays, maximum: ArrayLike, number: int) -> jax.A
 def _quarter(entropy: jax.Array, maximum: ArrayLike) -> jax.Array:
     """Which quarter of [0, M] each entropy lies in, 0 to 3; -1 for NaN."""
     maximum = as_array(maximum)
+    if maximum.ndim:
+        raise ValueError(f"maximum: expected one number, got shape {maximum.shape}")
     if is_concrete(maximum) and np.any(np.asarray(maximum) <= 0):
         raise ValueError(f"maximum must be positive, got {maximum}")
     quarter = jnp.floor(4 * entropy / maximum.astype(jnp.float32))

@@ -151,5 +151,5 @@ def weight_decay_curve(initial: Arrays, learning_rates: Arrays, weight_decay: fl
     initial = as_float32(initial)
     # Summed as logarithms: 32,600 factors near 1 - 5e-5, rounded to float32, are off by 4e-4.
     log_factors = jnp.cumsum(jnp.log1p(-rates * weight_decay))
-    factors = jnp.exp(jnp.concatenate([jnp.zeros(1), log_factors]))
+    factors = jnp.exp(jnp.concatenate([jnp.zeros(1, jnp.float32), log_factors]))
     return factors.reshape(-1, *[1] * initial.ndim) * initial[None]

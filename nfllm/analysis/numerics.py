@@ -173,13 +173,18 @@ def ledger(sites: Mapping[str, Any], *, where: Mapping[str, ArrayLike] | None = 
 
 
 def merge_ledgers(a: Ledger, b: Ledger) -> Ledger:
-    """The ledger of two batches, which must have the same sites.
+    """The ledger of two batches.
+
+    Raises:
+      ValueError: Their sites differ.
 
     Example:
       >>> both = merge_ledgers(ledger({"loss": np.nan}), ledger({"loss": np.nan}))
       >>> int(both["loss"].nan)
       2
     """
+    if differing := sorted(a.keys() ^ b.keys()):
+        raise ValueError(f"only one of the two ledgers has {', '.join(differing)}")
     return {name: counts.merge(b[name]) for name, counts in a.items()}
 
 

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from nfllm.analysis.arrays import Arrays, as_array, check_axes, check_mask
+from nfllm.analysis.arrays import Arrays, as_array, as_float32, check_axes, check_mask
 
 
 class _Sums(NamedTuple):
@@ -117,7 +117,7 @@ def attention_entropy_from_qk(
       >>> attention_entropy_from_qk(q, k).round(4)
       Array([[0.    , 0.6931, 1.0986]], dtype=float32)
     """
-    q, k = as_array(q_BHTK), as_array(k_BHSK)
+    q, k = _as_floats(q_BHTK), _as_floats(k_BHSK)
     check_axes("q", q, "... H T K")
     check_axes("k", k, "... H S K")
     if q.shape[:-3] != k.shape[:-3] or q.shape[-1] != k.shape[-1] or q.ndim != k.ndim:
@@ -135,6 +135,12 @@ def attention_entropy_from_qk(
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     block = _check_block(block_size, k.shape[-2])
     return _from_qk(q, k, jnp.asarray(scale, jnp.float32), mask, causal, block)
+
+
+def _as_floats(x: Arrays) -> jax.Array:
+    """`as_array`, with integers as float32."""
+    array = as_array(x)
+    return as_float32(array) if jnp.issubdtype(array.dtype, jnp.integer) else array
 
 
 def _check_block(block_size: int, num_keys: int) -> int:

@@ -121,12 +121,13 @@ class ClassResponses(NamedTuple):
         Lifetime sparseness within a class, :math:`(1 - E[r]^2 / E[r^2]) / (1 - 1/n)` (Treves &
         Rolls, 1991; Vinje & Gallant, 2000): 0 for equal responses, 1 for a response to one of the
         n inputs. Averaged over the classes with n of at least 2, weighted by the unit's response
-        to each. NaN for a unit that responds to none of them.
+        to each. NaN for a unit that responds to none of them, or whose squares overflow.
         """
         count = self.num_tokens[None, :, None]
         safe_count = jnp.maximum(count, 2)
         mean_square = jnp.where(self.squares > 0, self.squares / safe_count, 1.0)
         sparseness = 1 - (self.total / safe_count) ** 2 / mean_square
+        sparseness = jnp.where(jnp.isinf(mean_square), jnp.nan, sparseness)
         weight = jnp.where(count >= 2, self._share(), 0.0)
         weighted = weight * sparseness / (1 - 1 / safe_count)
         return jnp.sum(weighted, axis=-2) / jnp.sum(weight, axis=-2)

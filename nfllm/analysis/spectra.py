@@ -79,8 +79,14 @@ def eigenvalue_shares(covariance: Arrays) -> jax.Array:
       >>> eigenvalue_shares([[1.0, 0.0], [0.0, 3.0]])
       Array([0.75, 0.25], dtype=float32)
     """
-    eigenvalues = jnp.maximum(jnp.linalg.eigvalsh(_read(covariance)), 0.0)[..., ::-1]
+    eigenvalues = jnp.maximum(eigenvalues_of(_read(covariance)), 0.0)[..., ::-1]
     return eigenvalues / jnp.sum(eigenvalues, axis=-1, keepdims=True)
+
+
+def eigenvalues_of(symmetric: jax.Array) -> jax.Array:
+    """Eigenvalues `[..., F]` in rising order; NaN for a matrix with an entry that is not finite."""
+    is_finite = jnp.all(jnp.isfinite(symmetric), axis=(-2, -1))[..., None]
+    return jnp.where(is_finite, jnp.linalg.eigvalsh(symmetric), jnp.nan)
 
 
 def spectral_entropy(covariance: Arrays) -> jax.Array:

@@ -118,7 +118,7 @@ def to_host(state: Tree) -> Tree:
 
 
 def _axes(x: jax.Array, axis: int | tuple[int, ...]) -> tuple[int, ...]:
-    axes = (axis,) if isinstance(axis, int) else axis
+    axes = tuple(int(a) for a in np.atleast_1d(axis))
     if not all(-x.ndim <= a < x.ndim for a in axes):
         raise ValueError(f"axis={axis}: shape {x.shape} has {x.ndim} axes")
     return tuple(a % x.ndim for a in axes)
@@ -137,7 +137,7 @@ def _moments(x: jax.Array, use: jax.Array, axes: tuple[int, ...]) -> tuple[jax.A
 def _comoments(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, ...]:
     (mean_x, dx), (mean_y, dy) = center(x, axes), center(y, axes)
     mean_x, mean_y = mean_x.squeeze(axes), mean_y.squeeze(axes)
-    size = jnp.full(mean_x.shape, x.size / mean_x.size)
+    size = jnp.full(mean_x.shape, x.size / mean_x.size, jnp.float32)
     m2_x, m2_y, co_xy = (jnp.sum(product, axis=axes) for product in (dx**2, dy**2, dx * dy))
     return size, mean_x, mean_y, m2_x, m2_y, co_xy
 

@@ -15,6 +15,7 @@ from nfllm.experiment.measured import GroupResults
 from nfllm.experiment.tables import without_result
 from nfllm.report.page import Rows, Section
 from nfllm.report.tables import Cell, Column, Table
+from nfllm.rundir.perplexity import perplexity_change
 
 Design = Mapping[str, Mapping[str, int]]
 """The level of each factor, +1 or -1, by cell."""
@@ -56,14 +57,22 @@ def factor_sections(
         "final losses (nats)": _differences(design, pair, losses),
         "shares of overloaded early heads": _differences(design, pair, shares),
     }
+    if empty := [cell for cell in design if not all(x[cell] for x in responses.values())]:
+        yield Section(
+            "Main effects that are not computed",
+            "A main effect needs a pair of finished runs in every cell. These cells have none: "
+            f"{', '.join(empty)}.",
+            [],
+        )
     if tables := effects_tables(design, factors, responses):
         yield Section(
             "Main effects",
             "The effect of a factor is the mean over the cells at its high level minus that over "
             "the others. In a design with fewer cells than combinations, a main effect cannot be "
             "separated from some interactions of other factors. Intervals and p are those of "
-            "Student's t, with the spread between seeds pooled over the cells; p after Holm is "
-            f"corrected for the {len(factors) * len(tables)} effects of this section.",
+            "Student's t, with the spread between seeds pooled over the cells that have two or "
+            "more; shares near 0 or 1 spread less than others. p after Holm is corrected for "
+            f" the {len(factors) * len(tables)} effects of this section.",
             [
                 Rows(f"effects_{place}", f"On the difference of {title}, {pair[0]} - {pair[1]}", t)
                 for place, (title, t) in enumerate(tables.items())
@@ -106,7 +115,7 @@ def cells_table(
                 cell,
                 len(found[cell]),
                 *_bounded(mean),
-                None if mean is None else 100 * math.expm1(float(mean.estimate)),
+                None if mean is None else perplexity_change(float(mean.estimate)),
                 *(_percent(shares.get(variant, {})) for variant in variants),
                 "; ".join(f"{m}: {u}" for m, u in zip(pair, unfinished, strict=True) if u) or "–",
             )

@@ -70,6 +70,11 @@ class GroupResults:
         runs = self.variants.get(variant, {})
         return {seed for seed, run in runs.items() if run.outcome.status == "diverged"}
 
+    def without_entropies(self, variant: str) -> set[int]:
+        """The seeds of finished runs with a head whose last entropy is not finite."""
+        found = self.entropies(variant)
+        return {seed for seed, entropy_LH in found.items() if not np.isfinite(entropy_LH).all()}
+
     def losses(self, variant: str) -> dict[int, float]:
         """Final loss by seed of the finished runs."""
         found = {seed: run.loss for seed, run in self.variants.get(variant, {}).items()}
@@ -82,9 +87,12 @@ class GroupResults:
 
     @property
     def maximum(self) -> float | None:
-        """M: the largest head entropy observed over all finished runs of the group, in nats."""
-        found = [e for run in self if (e := run.entropy) is not None and np.isfinite(e).any()]
-        return max((float(np.nanmax(e)) for e in found), default=None)
+        """M: the largest head entropy observed over all finished runs of the group, in nats.
+
+        None if there is none above 0.
+        """
+        found = [e[np.isfinite(e)].max(initial=0) for m in self if (e := m.entropy) is not None]
+        return float(max(found, default=0)) or None
 
 
 def read_group(

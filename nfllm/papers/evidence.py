@@ -39,20 +39,30 @@ def common_steps(series: Mapping[str, Mapping[int, Mapping[int, np.ndarray]]]) -
 
 
 def divergence_of(
-    group: GroupResults, *, supports: tuple[str, ...], opposes: tuple[str, ...]
+    group: GroupResults,
+    *,
+    supports: tuple[str, ...],
+    opposes: tuple[str, ...],
+    of_heads: bool = False,
 ) -> Divergence:
-    """Seeds of these variants that diverged; one that did in all of several counts for no side."""
-    found = {name: group.diverged(name) for name in dict.fromkeys((*supports, *opposes))}
+    """Seeds of these variants that diverged; one that did in all of several counts for no side.
+
+    For a claim `of_heads`, seeds with a head entropy that is not finite count as well.
+    """
+    names = dict.fromkeys((*supports, *opposes))
+    lost = {name: group.without_entropies(name) if of_heads else set() for name in names}
+    found = {name: group.diverged(name) | lost[name] for name in names}
     everywhere = set.intersection(*found.values()) if len(found) > 1 else set()
     text = ", ".join(
         f"{len(seeds)} of {len(group.variants[name])} seeds of {name}"
         for name, seeds in found.items()
         if seeds
     )
+    what = "diverged, or with heads that are not finite" if any(lost.values()) else "diverged"
     return Divergence(
         sum(len(found[name] - everywhere) for name in supports),
         sum(len(found[name] - everywhere) for name in opposes),
-        f"diverged: {text}" if text else "",
+        f"{what}: {text}" if text else "",
     )
 
 

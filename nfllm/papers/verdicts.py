@@ -3,8 +3,9 @@
 Each claim is that some effect is positive. With the effect's 95% interval over seeds it is
 
 - reproduced: the interval lies above zero, and the effect above a tolerance;
-- smaller than published: the interval lies above zero, but the effect is within the tolerance
-  (called "below the tolerance" if no size of the effect was published);
+- smaller than published: the interval lies above zero and below the published size, and the effect
+  within the tolerance;
+- below the tolerance: the same, but the published size is in the interval or unknown;
 - not reproduced: the whole interval lies below the tolerance;
 - undecided: anything else, and always with one seed, whose spread is unknown.
 
@@ -131,7 +132,7 @@ def judge(
     tolerance: float,
     divergence: Divergence = _ALL_FINITE,
     *,
-    has_size: bool = True,
+    published_effect: float | None = None,
 ) -> Judgement:
     """Judges the claim that an effect is positive.
 
@@ -139,14 +140,16 @@ def judge(
       interval: of the effect.
       tolerance: effects up to it are too small to count, in the effect's unit.
       divergence: seeds without a finite effect.
-      has_size: whether a size of the effect was published.
+      published_effect: the published size of the effect; None if there is none.
     """
     estimate, low, high = map(float, interval)
     judgement: Judgement = "undecided at this scale"
     if low > 0:
-        judgement = "smaller than published" if has_size else "below the tolerance"
+        judgement = "below the tolerance"
         if estimate > tolerance:
             judgement = "reproduced"
+        elif published_effect is not None and high < published_effect:
+            judgement = "smaller than published"
         contradictions = divergence.opposes
     elif high < tolerance:
         judgement = "not reproduced"
@@ -163,10 +166,14 @@ def verdict(claim: Claim) -> Verdict:
         if claim.divergence.text:
             judgement = "undecided at this scale"
         return Verdict(claim.text, claim.published, judgement, claim.divergence.text)
-    has_size = claim.published_effect is not None
 
     def judged(evidence: Evidence) -> Judgement:
-        return judge(evidence.interval, claim.tolerance, claim.divergence, has_size=has_size)
+        return judge(
+            evidence.interval,
+            claim.tolerance,
+            claim.divergence,
+            published_effect=claim.published_effect,
+        )
 
     judgement = judged(claim.final)
     null = claim.tolerance if judgement == "not reproduced" else 0.0
@@ -233,9 +240,7 @@ def _cost(claim: Claim) -> str:
     """How many seeds would decide an undecided claim, by the spread found so far."""
     assert claim.final is not None
     _, low, high = claim.final.interval
-    has_size = claim.published_effect is not None
-    alone = judge(claim.final.interval, claim.tolerance, has_size=has_size)
-    if alone != "undecided at this scale":
+    if judge(claim.final.interval, claim.tolerance) != "undecided at this scale":
         return "no number of seeds while some diverge against the verdict of the others"
     num, has_bounds = claim.final.num_seeds, math.isfinite(low) and math.isfinite(high)
     if num > 1 and not has_bounds:
@@ -261,7 +266,9 @@ def _seeds_to_decide(evidence: Evidence, tolerance: float) -> int | None:
     widths = 1 / np.sqrt(numbers)
     if evidence.is_student:
         widths *= stdtrit(numbers - 1, 0.975)
-    halves = (high - low) / 2 * widths / widths[0]
-    enough = halves < (estimate if estimate > tolerance else max(estimate, tolerance - estimate))
+    shrunk = widths / widths[0]
+    excludes_zero = (estimate - low) * shrunk < estimate
+    excludes_tolerance = (high - estimate) * shrunk < tolerance - estimate
+    enough = excludes_zero | excludes_tolerance
     enough[0] = False  # these seeds did not decide it
     return int(numbers[enough][0]) if enough.any() else None

@@ -93,7 +93,10 @@ def _row(point: _Point) -> tuple[str | int | float | None, ...]:
 
 
 def pareto(cost_N: np.ndarray, perplexity_N: np.ndarray) -> np.ndarray:
-    """Indices of the Pareto front, by cost: no other point is as good in both and better in one."""
+    """Indices of the Pareto front, by cost: no other point is as good in both and better in one.
+
+    Of equal points only the first is returned.
+    """
     order = np.lexsort((perplexity_N, cost_N))
     best_so_far = np.minimum.accumulate(perplexity_N[order])
     first = np.concatenate([[True], best_so_far[1:] < best_so_far[:-1]])
