@@ -18,7 +18,6 @@ from nfllm.config.extensions import add_import_flag
 from nfllm.console import escape_unprintable
 from nfllm.data import corpora
 from nfllm.data.dataset import data_directory
-from nfllm.data.records import MalformedRecordError
 from nfllm.flags import split_overrides
 from nfllm.measure.evaluation import evaluate, validation_texts
 from nfllm.run import Run, load_run
@@ -58,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         texts = _own_documents(run, changes) or _documents(run.config.data, changes)
         chosen = itertools.islice(texts, options.max_documents)
         print(f"step {run.step}  {evaluate(run, chosen, batch_size=options.batch_size)}")
-    except (MalformedRecordError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

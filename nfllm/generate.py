@@ -12,7 +12,6 @@ from nfllm.config.extensions import add_import_flag
 from nfllm.console import escape_unprintable
 from nfllm.measure.generation import generate
 from nfllm.run import load_run
-from nfllm.rundir import RunError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
             top_p=options.top_p,
             seed=options.seed,
         )
-    except (RunError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(options.prompt + text)

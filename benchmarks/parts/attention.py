@@ -66,8 +66,8 @@ def can_run(name: str) -> bool:
     return True
 
 
-def _compile(name: str, shape: tuple[int, int, int, int]) -> tuple[Any, Any]:
-    """The compiled forward pass, and the compiled forward and backward pass."""
+def attention_module(name: str, shape: tuple[int, int, int, int], dtype: jnp.dtype) -> Attention:
+    """Attention of one implementation for queries of `shape`, [B, T, H, K]."""
     _, length, heads, head_dim = shape
     model = {
         "attention_implementation": name,
@@ -75,7 +75,12 @@ def _compile(name: str, shape: tuple[int, int, int, int]) -> tuple[Any, Any]:
         "num_heads": heads,
         "embed_dim": heads * head_dim,
     }
-    module = Attention(make_config(SMALL, model=model).model, jnp.bfloat16)
+    return Attention(make_config(SMALL, model=model).model, dtype)
+
+
+def _compile(name: str, shape: tuple[int, int, int, int]) -> tuple[Any, Any]:
+    """The compiled forward pass, and the compiled forward and backward pass."""
+    module = attention_module(name, shape, jnp.dtype("bfloat16"))
 
     def mix(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
         return module.apply({}, q, k, v, method=Attention.mix)

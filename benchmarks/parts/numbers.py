@@ -29,7 +29,7 @@ from nfllm.model.intermediates import BY_PRODUCTS, ENTROPY
 from nfllm.trainer.placement import Placement
 from nfllm.training.build import build
 from nfllm.training.loss_tiles import next_token_loss_from_features
-from parts.attention import IMPLEMENTATIONS, can_run
+from parts.attention import IMPLEMENTATIONS, attention_module, can_run
 from parts.rows import Row, Rows
 
 TESTS = Path(__file__).parents[2] / "tests"
@@ -225,14 +225,8 @@ def _many_logits(rehearse: bool) -> Row:
 
 
 def _mixed_and_gradients(name: str, dtype: str, operands: jax.Array) -> list[np.ndarray]:
-    _, _, length, heads, head_dim = operands.shape
-    model = {
-        "attention_implementation": name,
-        "context_length": length,
-        "num_heads": heads,
-        "embed_dim": heads * head_dim,
-    }
-    module = Attention(make_config(SMALL, model=model).model, jnp.dtype(dtype))
+    batch, length, heads, head_dim = operands.shape[1:]
+    module = attention_module(name, (batch, length, heads, head_dim), jnp.dtype(dtype))
 
     @jax.jit
     def run(q: jax.Array, k: jax.Array, v: jax.Array, cotangent: jax.Array) -> Any:

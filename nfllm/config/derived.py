@@ -96,6 +96,11 @@ class ModelShape:
         return self.kv_heads != self.num_heads
 
     @property
+    def evonorm_groups(self) -> int:
+        """Number of groups of the features of an EvoNorm."""
+        return self.normalization_groups or 1
+
+    @property
     def has_attention_maps(self) -> bool:
         """Whether rows of probabilities mix tokens, so that attention entropy is defined."""
         return self.mixer == "softmax"

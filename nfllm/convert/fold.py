@@ -122,7 +122,7 @@ def affine(norm: Mapping[str, np.ndarray], where: str) -> tuple[np.ndarray, np.n
             f"{where} is not removed (gates {np.unique(gate).tolist()}): train to the end of the "
             "schedule, or freeze the remaining norms with nfllm.freeze_norms"
         )
-    sigma = np.where(sigma > 0, sigma, 1.0)
+    sigma = np.where(sigma > 0, sigma, 1.0)  # as `nfllm.model.frozen_norm.measured`, in float64
     if sigma.ndim > gate.ndim:
         if np.any(sigma[..., 0] != sigma[..., 1]):
             raise ConversionError(

@@ -19,6 +19,17 @@ from nfllm.model.layers import stacks
 from nfllm.model.parameters import Params
 from nfllm.model.token_ids import check_token_ids
 
+# Keys that scale or normalize the stream between layers, and keys by which what a head adds is not
+# its output times its rows of the output matrix.
+_OF_THE_STREAM = ("attention_skip", "mlp_skip", "mlp_skip_gains", "mlp_scaling", "norm_placement")
+_OF_HEADS = (
+    "attention_output_normalization",
+    "branch_scaling",
+    "head_gains",
+    "output_projection",
+    "weight_reparametrization",
+)
+
 
 @shown_in_a_line
 class LogitAttribution(NamedTuple):
@@ -117,18 +128,6 @@ def logit_attribution(
         constant=constant_BT,
         heads=heads_LBTH,
     )
-
-
-# Keys that scale or normalize the stream between layers, and keys by which what a head adds is not
-# its output times its rows of the output matrix.
-_OF_THE_STREAM = ("attention_skip", "mlp_skip", "mlp_skip_gains", "mlp_scaling", "norm_placement")
-_OF_HEADS = (
-    "attention_output_normalization",
-    "branch_scaling",
-    "head_gains",
-    "output_projection",
-    "weight_reparametrization",
-)
 
 
 def _check_sums(config: ModelConfig) -> None:

@@ -46,7 +46,7 @@ class TwoLayerMlp(nn.Module):
         """The activation; a method, so that `nfllm.measure.linear_replacement` can replace it."""
         config = self.config
         if config.activation == EVONORM:
-            groups = config.normalization_groups or 1
+            groups = config.evonorm_groups
             norm = EvoNorm(config.norm_epsilon, pre_BTF.dtype, groups, name="activation")
             return norm(pre_BTF)
         return ACTIVATIONS[config.activation](pre_BTF, self._coefficient(model_slope))

@@ -65,7 +65,7 @@ def normalization(config: ModelConfig, site: Site, dtype: jnp.dtype, **options: 
     name = config.normalization_at(site)
     own: Mapping[str, Any] = options_at(config, site) if name in FUNCTIONS else {}
     if name == EVONORM:
-        own = {"groups": config.normalization_groups or 1}
+        own = {"groups": config.evonorm_groups}
     if name == FROZEN:
         own = frozen_options(config, site)
     return NORMALIZATIONS[name](epsilon=config.norm_epsilon, dtype=dtype, **own, **options)

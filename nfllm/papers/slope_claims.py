@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -88,16 +89,7 @@ def divergence_claims(group: GroupResults) -> Iterator[Claim]:
         ended = len(diverged) + len(group.losses(variant))
         evidence = None
         if ended:
-            test = binomtest(len(diverged), ended)
-
-            def above_half(
-                confidence: float,
-                test: object = test,
-                share: float = len(diverged) / ended,
-            ) -> Interval:
-                bounds = test.proportion_ci(confidence, method="exact")  # type: ignore[attr-defined]
-                return Interval(share - 0.5, bounds.low - 0.5, bounds.high - 0.5)
-
+            above_half = functools.partial(_above_half, len(diverged), ended)
             measured = f"{len(diverged)} of {ended} seeds diverged; the claim is that most do"
             messages = [runs[seed].outcome.message for seed in sorted(diverged)]
             largest = [
@@ -118,3 +110,10 @@ def divergence_claims(group: GroupResults) -> Iterator[Claim]:
             published="NaN" if dtype == "float16" else "",
             run_cost=run_cost(group, variant),
         )
+
+
+def _above_half(number: int, trials: int, confidence: float) -> Interval:
+    """The share of so many trials, less one half, with Clopper and Pearson's interval."""
+    share = number / trials
+    low, high = binomtest(number, trials).proportion_ci(confidence, method="exact")
+    return Interval(share - 0.5, low - 0.5, high - 0.5)

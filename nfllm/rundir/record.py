@@ -227,7 +227,11 @@ def _check_imported(path: epath.Path, values: dict[str, Any]) -> None:
             logging.warning(
                 "%s: %s=%r was registered by %s, but this program has it from %s, whose content "
                 "differs",
-                *(path, key, chosen, source["file"], found.file),
+                path,
+                key,
+                chosen,
+                source["file"],
+                found.file,
             )
 
 

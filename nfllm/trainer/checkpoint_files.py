@@ -35,6 +35,8 @@ STEP_PREFIX = "step"
 _FILE_LIST = "files.json"
 _CHUNK = 1 << 24
 
+Tree = TypeVar("Tree")
+
 
 class _ListedState(ocp.StandardCheckpointHandler):
     """Writes the list of files last, before the checkpoint is renamed to its final name."""
@@ -159,9 +161,6 @@ def read_params(manager: ocp.CheckpointManager, step: int) -> Params:
         partial_restore=True,
     )
     return manager.restore(step, args=ocp.args.Composite(**{STATE: arguments}))[STATE]["params"]
-
-
-Tree = TypeVar("Tree")
 
 
 @jax.jit
