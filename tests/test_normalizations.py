@@ -8,6 +8,7 @@ from scipy.special import erf
 
 from nfllm.model.evonorm import EvoNorm
 from nfllm.model.normalizations import NORMALIZATIONS
+from nfllm.model.pointwise import FUNCTIONS
 
 WIDTH = 16
 LEARNED = {
@@ -224,3 +225,11 @@ def test_evonorm_by_groups_of_features(groups, expected):
     halves = norm.apply({"params": params | {"gate": jnp.zeros(4)}}, x)
     deviation = np.sqrt((1.25 if groups == 1 else 0.25) + 1e-5)
     np.testing.assert_allclose(halves, np.asarray(x) / (2 * deviation), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*POINT_FUNCTIONS])
+@pytest.mark.parametrize("mode", [jax.grad, jax.jacfwd])
+def test_the_derivative_at_zero(name, mode):
+    function = FUNCTIONS[name]
+    assert float(mode(function)(0.0)) == pytest.approx(float(SLOPES[name](0.0)))
+    assert float(function(0.0)) == 0.0

@@ -324,7 +324,6 @@ FREE = {
     "context_length",
     "attention_implementation",
     "norm_epsilon",
-    "frozen_first_position",
     "frozen_momentum",
     "head_bias",
     "normalization_groups",
@@ -416,6 +415,18 @@ def test_every_key_of_a_model_is_priced_or_free() -> None:
         ({"mlp_hidden_normalization": "dyt"}, "model.mlp_hidden_normalization='dyt'"),
         ({"mlp_skip_gains": True}, "model.mlp_skip_gains=True"),
         ({"attention_shaping": "shaped"}, "model.attention_shaping='shaped'"),
+        (
+            {"normalization": "frozen_layernorm", "frozen_first_position": True},
+            "model.frozen_first_position=True is not counted",
+        ),
+        (
+            {"value_projection": "none", "output_projection": "none", "head_gains": True},
+            "model.head_gains=True is not counted .* without matrices of values",
+        ),
+        (
+            {"value_projection": "none", "output_projection": "none", "branch_scaling": "learned"},
+            "model.branch_scaling='learned' is not counted .* without matrices of values",
+        ),
         (
             {"value_projection": "none"},
             "model.value_projection='none' with model.output_projection",

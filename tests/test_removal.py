@@ -17,10 +17,12 @@ from training_parts import make_parts, random_batch, small_config
 
 from configs import remove_norms
 from nfllm.config import ConfigError, ModelConfig, RemovalConfig, differences
-from nfllm.config.removal import removals
+from nfllm.config.removal import model_at_end, removals
 from nfllm.data import batches
 from nfllm.experiment.grid import expand
 from nfllm.model.frozen_norm import FrozenLayerNorm
+from nfllm.private_cost.cost import private_cost
+from nfllm.private_cost.shape import DecoderShape
 from nfllm.report import figures, write_report
 from nfllm.report.charts import curves_chart, layers_chart
 from nfllm.report.figures import Curve, LayerCurves
@@ -223,6 +225,40 @@ def test_the_first_position_joins_the_others_at_once():
     config_of(model, {"start": steps - 5, **order})
     with pytest.raises(ConfigError, match=f"removes first_position at step {steps}"):
         config_of(model, {"start": steps - 4, **order})
+
+
+def test_a_taper_must_end_also_where_the_first_position_is_last():
+    model, order = {**FROZEN, "frozen_first_position": True}, "final:1,first_position"
+    steps = config_of(model, None).training.steps
+    removal = {"start": 5, "order": order, "taper_steps": steps - 6}
+    config_of(model, removal)
+    with pytest.raises(ConfigError, match=f"removes final in {steps - 5} steps at step {steps}"):
+        config_of(model, {**removal, "taper_steps": steps - 5})
+
+
+@pytest.mark.parametrize(
+    ("order", "statistics", "left"),
+    [
+        ("mlp,query_key,value,final", "frozen", []),
+        ("mlp,query_key,value", "frozen, final normalised", ["final"]),
+        ("mlp,query_key,final", "normalised", ["attention"]),
+        ("query_key,value,final", "normalised", ["mlp"]),
+        ("final", "normalised", ["attention", "mlp"]),
+        ("first_position", "normalised", ["attention", "mlp", "final"]),
+    ],
+)
+def test_norms_that_are_not_removed_stay_layernorms(order, statistics, left):
+    model = {**FROZEN, "frozen_first_position": "first" in order, "frozen_momentum": 0.8}
+    config = config_of(model, {"start": 2, "gap": 1, "order": order})
+    end = model_at_end(config)
+    assert end.statistics == statistics
+    sites = ("attention", "mlp", "final")
+    assert [s for s in sites if end.normalization_at(s) == "layernorm"] == left
+    assert not end.frozen_first_position
+    # One inverse root for each token of a LayerNorm: 2 of each branch, 1 before the head.
+    total = private_cost(DecoderShape.from_config(end, 50), 8).total
+    assert total.inverse_roots == 8 * sum(1 if site == "final" else 2 for site in left)
+    assert model_at_end(config_of(model, None)) == config_of(model, None).model
 
 
 REMOVAL = {"start": 2, "gap": 1, "order": "mlp,query_key,value,final", "scale_weight": 0.1}

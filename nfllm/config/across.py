@@ -103,9 +103,9 @@ def _check_removal(config: Config) -> None:
         )
     if removal.start is None:
         return
-    last = removals(model, removal)[-1]
-    taper_steps = 0 if last.site == "first_position" else removal.taper_steps
-    end = last.step + taper_steps
+    last = sorted(removals(model, removal), key=lambda r: r.end(removal.taper_steps))[-1]
+    end = last.end(removal.taper_steps)
+    taper_steps = end - last.step
     if end >= config.training.steps:
         taper = f" in {taper_steps} steps" if taper_steps else ""
         raise ConfigError(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import dataclasses
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nfllm.config.checks import ConfigError, suggest
-from nfllm.config.derived import Branch
+from nfllm.config.derived import Branch, Site
 from nfllm.config.names import FROZEN
 
 if TYPE_CHECKING:
     from nfllm.config.keys import ModelConfig, RemovalConfig
+    from nfllm.config.whole import Config
 
 BLOCK_SITES = ("mlp", "query_key", "value")
 """Sites of every layer: the input of the MLP, of queries and keys, and of values."""
@@ -27,6 +29,10 @@ class Removal(NamedTuple):
     step: int
     site: str
     layer: int | None
+
+    def end(self, taper_steps: int) -> int:
+        """The first step without the norm; the first position joins the others at once."""
+        return self.step if self.site == "first_position" else self.step + taper_steps
 
     def __str__(self) -> str:
         where = "" if self.layer is None else f" of layer {self.layer}"
@@ -72,6 +78,28 @@ def removals(model: ModelConfig, removal: RemovalConfig) -> tuple[Removal, ...]:
             found.append(Removal(step, site, layer))
             step += gap
     return tuple(found)
+
+
+def model_at_end(config: Config) -> ModelConfig:
+    """The model with which a run ends, in the names of a model that has no gates.
+
+    A frozen norm that `removal.order` leaves out is a LayerNorm to the end. A first position that
+    has joined the others has no deviation of its own.
+    """
+    model = config.model
+    if config.removal.start is None:
+        return model
+    removed = {site for site, _ in read_order(config.removal)}
+    parts: dict[Site, set[str]] = {"attention": {"query_key", "value"}, "mlp": {"mlp"}}
+    parts["final"] = {"final"}
+    frozen = {site for site in parts if model.normalization_at(site) == FROZEN}
+    kept = {site for site in frozen if not parts[site] <= removed}
+    changes: dict[str, Any] = {f"{site}_normalization": "layernorm" for site in kept}
+    if kept == frozen:  # then the keys of frozen norms have no effect
+        changes["frozen_momentum"] = type(model).frozen_momentum
+    if kept == frozen or "first_position" in removed:
+        changes["frozen_first_position"] = False
+    return dataclasses.replace(model, **changes)
 
 
 def _layers(model: ModelConfig, removal: RemovalConfig, site: str) -> list[int | None]:

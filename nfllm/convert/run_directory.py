@@ -21,7 +21,7 @@ from nfllm.convert.huggingface import (
     save_checkpoint,
 )
 from nfllm.data.tokenizer import Tokenizer
-from nfllm.model.parameters import Params
+from nfllm.model.parameters import Params, count_parameters
 from nfllm.rundir import (
     TOKENIZER_FILE,
     UNKNOWN_DATA,
@@ -74,7 +74,7 @@ def _import(source: Path, destination: Path) -> str:
     _write_parameters(destination, config, checkpoint.params)
     _, note = _read_tokenizer(source, checkpoint.vocab_size)
     _copy_tokenizer(source, destination)
-    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(checkpoint.params))
+    num_parameters = count_parameters(checkpoint.params)
     # Written last: a directory without this file does not count as a run.
     write_record(
         destination,

@@ -11,6 +11,7 @@ import numpy as np
 
 from nfllm.analysis import collapse_share, overload_share, seed_interval
 from nfllm.config import Config, differences
+from nfllm.config.removal import model_at_end
 from nfllm.experiment.grid import Entry
 from nfllm.experiment.measured import GroupResults, Measured
 from nfllm.experiment.outcome import Outcome
@@ -50,7 +51,7 @@ def comparison_table(group: GroupResults) -> Table:
         rows.append(
             (
                 variant,
-                config.model.statistics,
+                model_at_end(config).statistics,
                 *settings[variant].values(),
                 *loss_cells(group.losses(variant).values()),
                 *([others[variant] or "–"] if any(others.values()) else []),

@@ -89,6 +89,16 @@ def kind_of(path: Path) -> Kind:
     return KINDS[name]
 
 
+def count_parameters(params: Params) -> int:
+    """Number of the model's learned parameters: without what is measured, or is part of a loss."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return sum(
+        leaf.size
+        for path, leaf in leaves
+        if path[0].key != "objective" and kind_of(path) is not Kind.STATISTIC
+    )
+
+
 def constant_param(
     module: nn.Module, name: str, value: float, shape: tuple[int, ...] = ()
 ) -> jax.Array:

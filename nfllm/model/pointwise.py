@@ -30,7 +30,8 @@ def hardtanh(x: jax.Array) -> jax.Array:
 
 def expsign(x: jax.Array) -> jax.Array:
     """sign(x) (1 - exp(-|x|))."""
-    return -jnp.sign(x) * jnp.expm1(-jnp.abs(x))
+    # In two halves, because the derivative of sign(x) and |x| at 0 would be 0 in place of 1.
+    return jnp.expm1(jnp.minimum(x, 0)) - jnp.expm1(-jnp.maximum(x, 0))
 
 
 FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nfllm.config.removal import model_at_end
 from nfllm.experiment import tables
 from nfllm.experiment.measured import GroupResults
 from nfllm.papers.published import find_published
@@ -98,7 +99,7 @@ def perplexity_table(group: GroupResults) -> Table:
                 percent_change(perplexity, reference and reference.perplexity)
                 if variant != _BASELINE_VARIANT
                 else None,
-                config.model.statistics,
+                model_at_end(config).statistics,
                 tables.without_result(runs) or "–",
             )
         )

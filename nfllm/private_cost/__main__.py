@@ -10,6 +10,7 @@ from nfllm.config import Config, ConfigError
 from nfllm.config.checks import Value
 from nfllm.config.extensions import add_import_flag
 from nfllm.config.files import load_config
+from nfllm.config.removal import model_at_end
 from nfllm.console import escape_unprintable
 from nfllm.flags import split_overrides
 from nfllm.private_cost.cost import private_cost
@@ -63,7 +64,7 @@ def _describe(options: argparse.Namespace, changes: Mapping[str, Value]) -> str:
             f"--tokens {num_tokens} exceeds model.context_length={length}; with a config, set "
             f"--config.model.context_length={num_tokens}"
         )
-    cost = private_cost(DecoderShape.from_config(config.model, vocab_size), num_tokens)
+    cost = private_cost(DecoderShape.from_config(model_at_end(config), vocab_size), num_tokens)
     if options.bandwidth_mbps is None:
         for name, default in (("round_trip_ms", 0.0), ("rounds", 1)):
             if getattr(options, name) != default:

@@ -137,6 +137,7 @@ NOT_COUNTED: dict[str, tuple[object, ...]] = {
     "attention_output_normalization": ("none",),
     "mlp_hidden_normalization": ("none",),
     "mlp_skip_gains": (False,),
+    "frozen_first_position": (False,),
     "attention_shaping": ("none",),
 }
 """Keys with uncounted values, and their counted values."""
@@ -149,6 +150,14 @@ def _check_counted(model: ModelConfig) -> None:
                 f"model.{key}={value!r} is not counted in the cost of private inference; only "
                 f"{' or '.join(map(repr, counted))} is"
             )
+    if model.value_projection == model.output_projection == "none":
+        for key, only in (("head_gains", False), ("branch_scaling", "fixed")):
+            if (value := getattr(model, key)) != only:
+                raise ConfigError(
+                    f"model.{key}={value!r} is not counted in the cost of private inference "
+                    "without matrices of values and outputs, into which it would fold; only "
+                    f"{only!r} is"
+                )
     if (model.value_projection == "none") != (model.output_projection == "none"):
         raise ConfigError(
             f"model.value_projection={model.value_projection!r} with model.output_projection="

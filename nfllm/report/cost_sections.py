@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from nfllm.config import ConfigError
+from nfllm.config.removal import model_at_end
 from nfllm.private_cost import DecoderShape, PrivateCost, private_cost
 from nfllm.report.page import Pictures, Rows, Section
 from nfllm.report.runs import ReportedRun
@@ -42,7 +43,7 @@ def cost_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
         perplexity = run.last("eval_perplexity")
         if run.record is None or perplexity is None or not np.isfinite(perplexity):
             continue
-        model = run.record.config.model
+        model = model_at_end(run.record.config)
         try:
             shape = DecoderShape.from_config(model, run.record.vocab_size)
         except ConfigError as error:

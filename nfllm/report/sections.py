@@ -6,6 +6,7 @@ import html
 from collections.abc import Iterator, Sequence
 
 from nfllm.config.recipes import recipe_note
+from nfllm.config.removal import model_at_end
 from nfllm.report.entropy_sections import entropy_sections
 from nfllm.report.nonfinite_sections import nonfinite_sections
 from nfllm.report.page import Block, Markup, Rows, Section, details_html, list_html, table_html
@@ -135,7 +136,7 @@ def _result(run: ReportedRun, published_baseline: str, reference: Reference | No
     perplexity = None if published is None else published.perplexity
     return Result(
         label=run.label,
-        statistics=None if run.model is None else run.model.statistics,
+        statistics=None if run.record is None else model_at_end(run.record.config).statistics,
         progress=steps if run.status == "finished" else f"{steps}, {run.status}",
         num_parameters=None if run.record is None else run.record.num_parameters,
         tokens=None if tokens is None else int(tokens),

@@ -24,6 +24,7 @@ from nfllm.config import Config, ConfigError, DataConfig, ModelConfig
 from nfllm.config.checks import names_of
 from nfllm.config.overrides import key_type
 from nfllm.config.paths import is_local, user_path
+from nfllm.config.removal import model_at_end
 
 FORMAT_VERSION = 1
 RECORD_FILE = "config.json"
@@ -99,7 +100,7 @@ def write_record(run: epath.PathLike, record: RunRecord) -> None:
         "format_version": FORMAT_VERSION,
         "nfllm_version": record.nfllm_version,
         "config": {"model": config["model"]} if record.is_imported else config,
-        "statistics": record.config.model.statistics,
+        "statistics": model_at_end(record.config).statistics,
         "imports": {
             key: {"file": source.file, "sha256": source.sha256}
             for key, source in record.config.sources().items()

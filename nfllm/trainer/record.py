@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 
-import jax
 from etils import epath
 
 from nfllm.config import Config, differences
 from nfllm.config.checks import Value
 from nfllm.config.paths import make_writable
 from nfllm.data.records import printable
-from nfllm.model.parameters import Params
+from nfllm.model.parameters import Params, count_parameters
 from nfllm.rundir import (
     CHECKPOINTS_DIR,
     CORPUS_FILE,
@@ -134,7 +133,7 @@ def new_record(
     return RunRecord(
         config=config,
         vocab_size=vocab_size,
-        num_parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
+        num_parameters=count_parameters(params),
         data_fingerprint=data_fingerprint,
         decayed_parameters=decayed,
         undecayed_parameters=undecayed,
