@@ -294,7 +294,7 @@ def test_a_bad_row_costs_one_row_and_is_named(tmp_path, field, bad):
     assert found == [text for i, text in enumerate(good) if i not in bad]
     assert policy.skipped == len(bad)
     for row, message in zip(bad, policy.messages, strict=True):
-        assert f"row {row}: field '{field}'" in message
+        assert f"row {row}, field '{field}'" in message
 
 
 def test_a_line_that_no_record_can_hold_is_passed_over(tmp_path, monkeypatch):

@@ -115,9 +115,11 @@ def entropy_by_temperature(
         raise ValueError(f"temperatures must be positive, got {temperatures}")
 
     masked = _are_masked(logits)
-    visible = jnp.broadcast_to(~masked if mask is None else ~masked & mask, logits.shape)
+    visible = ~masked
+    if mask is not None:
+        visible &= jnp.broadcast_to(mask, logits.shape)
     if causal:
-        visible &= causal_mask(*logits.shape[-2:])
+        visible &= jnp.broadcast_to(causal_mask(*logits.shape[-2:]), logits.shape)
     logits = logits.astype(jnp.float32)
     largest = jnp.max(logits, axis=-1, keepdims=True, where=visible, initial=-jnp.inf)
     # Seen from the row's largest on, no quotient of a low temperature overflows.

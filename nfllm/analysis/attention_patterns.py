@@ -115,8 +115,8 @@ def induction_score(probs: Arrays, tokens_BT: Arrays) -> jax.Array:
 
 def earlier_occurrences(tokens_BT: jax.Array) -> jax.Array:
     """Whether the token of query t also stands at key s < t, [B, T, S]."""
-    earlier_TS = jnp.tri(tokens_BT.shape[1], k=-1, dtype=bool)
-    return (tokens_BT[:, :, None] == tokens_BT[:, None, :]) & earlier_TS
+    earlier_1TS = jnp.tri(tokens_BT.shape[1], k=-1, dtype=bool)[None]
+    return (tokens_BT[:, :, None] == tokens_BT[:, None, :]) & earlier_1TS
 
 
 def _read(probs: Arrays) -> jax.Array:
