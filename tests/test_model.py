@@ -28,7 +28,7 @@ from nfllm.model import Decoder, capture
 from nfllm.model.activations import ACTIVATIONS
 from nfllm.model.intermediates import INTERMEDIATES, STATISTICS
 from nfllm.model.normalizations import NORMALIZATIONS
-from nfllm.model.parameters import Kind, kind_of
+from nfllm.model.parameters import Kind, count_parameters, kind_of
 from nfllm.training.eval_step import make_eval_step
 
 DEFAULT = Config.from_dict(get_config()).model
@@ -422,3 +422,24 @@ def test_sixteen_bit_products_keep_float32_parameters_and_logits():
     for dtype, limit in ((jnp.bfloat16, 0.05), (jnp.float16, 0.01)):
         error = np.abs(logits(dtype) - exact).max() / np.abs(exact).max()
         assert 1e-5 < error < limit
+
+
+@pytest.mark.parametrize(
+    ("plain", "measuring"),
+    [
+        ({"normalization": "layernorm"}, {"normalization": "frozen_layernorm"}),
+        ({"mlp_weight_norm": "hypersphere"}, {"mlp_weight_norm": "spectral"}),
+    ],
+)
+def test_what_is_measured_is_no_parameter(plain, measuring):
+    def params_of(changes):
+        model = Decoder(dataclasses.replace(TINY, **changes), 11)
+        tokens_BT = jnp.zeros((1, 4), jnp.int32)
+        return jax.eval_shape(model.init, jax.random.key(0), tokens_BT)["params"]
+
+    params, more = params_of(plain), params_of(measuring)
+    assert len(jax.tree.leaves(more)) > len(jax.tree.leaves(params))
+    assert count_parameters(more) == count_parameters(params)
+    assert count_parameters(params) == sum(x.size for x in jax.tree.leaves(params))
+    with_objective = {**params, "objective": {"entropy_threshold": jnp.ones((2, 2))}}
+    assert count_parameters(with_objective) == count_parameters(params)
