@@ -20,7 +20,7 @@ from random_model import random_model
 import nfllm
 from nfllm.convert import convert, load_checkpoint
 from nfllm.data.tokenizer import bytes_tokenizer
-from nfllm.measure import generation
+from nfllm.measure import drawing
 from nfllm.measure.generation import generate_ids
 from nfllm.measure.sampling import make_sampling, sample
 from nfllm.model.cache import empty_cache
@@ -43,14 +43,14 @@ def test_beyond_the_context_the_oldest_token_goes() -> None:
     """A context of 4, which one text fills and the other comes to fill."""
     texts = [[3, 1, 4, 1], [2, 6]]
     window_BT = np.array([[3, 1, 4, 1], [2, 6, 0, 0]], np.int32)
-    request = generation._Request(
+    request = drawing.Request(
         keys_B=jax.random.split(jax.random.key(0), 2),
         max_tokens=jnp.int32(8),
         end_of_text=jnp.int32(-1),
         sampling=make_sampling(0, None, None),
     )
-    written = generation._beyond_context(
-        WeighedSums(), {}, window_BT, np.array([4, 2]), generation._nothing_written(2, 8), request
+    written = drawing.beyond_context(
+        WeighedSums(), {}, window_BT, np.array([4, 2]), drawing.nothing_written(2, 8), request
     )
     for text, found in zip(texts, written.tokens_BN, strict=True):
         for _ in range(8):
@@ -156,7 +156,7 @@ def test_each_shape_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     # A length that no other test has, so that nothing of it is traced already.
     model, params = random_model(0.2, context_length=61)
     traced = mock.Mock(wraps=empty_cache)
-    monkeypatch.setattr("nfllm.measure.generation.empty_cache", traced)
+    monkeypatch.setattr("nfllm.measure.drawing.empty_cache", traced)
     for prompt, max_tokens, seed, top_k in [([1, 2], 20, 0, 3), ([3] * 9, 31, 1, 5)]:
         generate_ids(model, params, [prompt], max_tokens=max_tokens, seed=seed, top_k=top_k)
     assert traced.call_count == 1
