@@ -72,7 +72,7 @@ def factor_sections(
             "separated from some interactions of other factors. Intervals and p are those of "
             "Student's t, with the spread between seeds pooled over the cells that have two or "
             "more; shares near 0 or 1 spread less than others. p after Holm is corrected for "
-            f" the {len(factors) * len(tables)} effects of this section.",
+            f"the {len(factors) * len(tables)} effects of this section.",
             [
                 Rows(f"effects_{place}", f"On the difference of {title}, {pair[0]} - {pair[1]}", t)
                 for place, (title, t) in enumerate(tables.items())
