@@ -104,14 +104,15 @@ class Attention(nn.Module):
         """softmax(q kᵀ / sqrt(K) + causal mask) v, [B, T, H, K], by the chosen implementation."""
         implementation = choose_implementation(self.config, self.dtype)
         collections = asked_for(self)
-        if implementation in FUSED_ATTENTION and not collections:
+        if implementation in FUSED_ATTENTION and not collections:  # maps need not exist
             return jax.nn.dot_product_attention(
                 q_BTHK, k_BTHK, v_BTHK, is_causal=True, implementation=implementation
             )
-        if collections in _PROBES and dropout_rows_B is None:
+        if collections in _PROBES and dropout_rows_B is None:  # nor whole maps
             return mix_for_statistics(
                 self, self.config, self.dtype, self._scores, q_BTHK, k_BTHK, v_BTHK
             )
+        # Whole maps, for all collections and patches, or blocks of them, for a step's by-products.
         length = q_BTHK.shape[1]
         by_blocks = implementation == "blocks" and collections <= _OF_A_STEP
         block = queries_per_block(length) if by_blocks else length
