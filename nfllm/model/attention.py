@@ -104,11 +104,11 @@ class Attention(nn.Module):
         """softmax(q kᵀ / sqrt(K) + causal mask) v, [B, T, H, K], by the chosen implementation."""
         implementation = choose_implementation(self.config, self.dtype)
         collections = asked_for(self)
-        if implementation in FUSED_ATTENTION and not collections:  # maps need not exist
+        if implementation in FUSED_ATTENTION and not collections:  # forms no map
             return jax.nn.dot_product_attention(
                 q_BTHK, k_BTHK, v_BTHK, is_causal=True, implementation=implementation
             )
-        if collections in _PROBES and dropout_rows_B is None:  # nor whole maps
+        if collections in _PROBES and dropout_rows_B is None:  # maps of some queries at a time
             return mix_for_statistics(
                 self, self.config, self.dtype, self._scores, q_BTHK, k_BTHK, v_BTHK
             )
