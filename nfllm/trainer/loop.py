@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator, Sequence
 from signal import Signals
 from typing import NamedTuple
@@ -13,9 +12,7 @@ from etils import epath
 
 from nfllm.config import Config
 from nfllm.config.paths import user_path
-from nfllm.config.recipes import recipe_note
 from nfllm.data.batches import Batch, Prefetcher
-from nfllm.rundir import RunError, read_record
 from nfllm.trainer import hosts, interrupt, lock, peers, warm_start
 from nfllm.trainer.between import BetweenSteps
 from nfllm.trainer.checkpoints import Checkpoints
@@ -26,8 +23,9 @@ from nfllm.trainer.journal import Journal
 from nfllm.trainer.loggers import Logger, check_loggers, open_loggers
 from nfllm.trainer.non_finite import NonFiniteSteps
 from nfllm.trainer.program import Program
-from nfllm.trainer.record import check_resumable, check_writable, describe_changes, write_run
+from nfllm.trainer.record import check_resumable, check_writable, write_run
 from nfllm.trainer.removals import Removals
+from nfllm.trainer.start import find_start
 from nfllm.trainer.step_lines import StepLines
 from nfllm.training.state import TrainState
 from nfllm.training.step import StepMetrics
@@ -79,57 +77,43 @@ def fit(config: Config, workdir: epath.PathLike, *, loggers: Sequence[Logger] = 
         interrupt.watch() as signals,
         Checkpoints(run, config.checkpoint) as checkpoints,
     ):
-        # Again: while the data was prepared, another run may have been made there.
-        earlier = check_resumable(run, config)
-        state = checkpoints.restore(program.abstract_state(), fingerprint)
-        resumed = state is not None
-        if state is not None and int(state.step) > config.training.steps:
-            raise RunError(
-                f"{run} is at step {int(state.step)}, but training.steps={config.training.steps}; "
-                "raise it, or choose another --workdir"
-            )
-        if state is None:
-            state, origin = warm_start.first_state(program)
-        else:
-            state, origin = program.placement.from_checkpoint(state), read_record(run).origin
-        step = int(state.step)
+        # The configs are compared again: while the data was prepared, another run may have begun.
+        start = find_start(run, program, checkpoints)
+        step = int(start.state.step)
         others = [*open_loggers(config, run, step), *loggers]
         with Journal(run, config.training.steps, step, others) as journal:
             for line in checkpoints.fallbacks:
                 journal.event("fell_back", step, f"{line}; continuing from step {step}")
-            if resumed:
-                skipped = int(state.skipped)
-                note = describe_changes(earlier, config, step, skipped) if earlier else ""
-                journal.event("resumed", step, f"resumed at step {step}{note}")
-            else:
-                parts = [program.describe(), origin, recipe_note(config)]
-                text = "; ".join(str(part) for part in parts if part)
-                journal.event("started", step, f"started: {text}")
+            journal.event(start.event, step, start.message)
             # After the event: until then the next start can still tell what was changed.
             if hosts.is_first():
-                write_run(run, program, state.params, origin)
-            clock = Clock(config.training.batch_size * config.model.context_length)
-            faults = NonFiniteSteps(program, checkpoints, journal)
-            watch = InputWatch(journal, step)
-            lines = StepLines(config.training, journal, clock, watch, faults)
-            removals = Removals(program, journal)
-            between = BetweenSteps(program, checkpoints, journal, signals, removals)
-            loop = _Loop(program, checkpoints, journal, signals, lines, between, faults)
-            return loop.run(state)
+                write_run(run, program, start.state.params, start.origin)
+            return _Loop(program, checkpoints, journal, signals, step).run(start.state)
 
 
-@dataclasses.dataclass
 class _Loop:
     """The loop, with everything that it keeps beside the training state."""
 
-    program: Program
-    checkpoints: Checkpoints
-    journal: Journal
-    signals: interrupt.Interrupt
-    lines: StepLines
-    between: BetweenSteps
-    faults: NonFiniteSteps
-    waited_seconds: float = 0.0
+    def __init__(
+        self,
+        program: Program,
+        checkpoints: Checkpoints,
+        journal: Journal,
+        signals: interrupt.Interrupt,
+        step: int,
+    ) -> None:
+        config = program.config
+        self.program = program
+        self.checkpoints = checkpoints
+        self.journal = journal
+        self.signals = signals
+        self.faults = NonFiniteSteps(program, checkpoints, journal)
+        clock = Clock(config.training.batch_size * config.model.context_length)
+        watch = InputWatch(journal, step)
+        self.lines = StepLines(config.training, journal, clock, watch, self.faults)
+        removals = Removals(program, journal)
+        self.between = BetweenSteps(program, checkpoints, journal, signals, removals)
+        self.waited_seconds = 0.0
 
     def run(self, state: TrainState) -> FitResult:
         """Trains to the last step, or until a signal."""
