@@ -261,6 +261,16 @@ def test_prefetch_raises_the_producers_error_in_its_place():
         next(items)
 
 
+def test_prefetch_does_not_take_a_producers_stop_for_the_end():
+    def make(step):
+        return step if step < 2 else next(iter(()))
+
+    items = batches.prefetch(make, 0, 10, lambda x: x)
+    assert [next(items), next(items)] == [0, 1]
+    with pytest.raises(RuntimeError, match="raised StopIteration"):
+        next(items)
+
+
 def test_prefetch_ends_its_thread_when_the_consumer_stops_early():
     def consume():
         yield from batches.prefetch(lambda step: step, 0, 1000, lambda x: x)

@@ -21,7 +21,7 @@ from training_parts import make_parts, small_config
 from nfllm.config import CheckpointConfig
 from nfllm.rundir import RunError
 from nfllm.trainer import peers
-from nfllm.trainer.checkpoint_files import check_files, named_checksums
+from nfllm.trainer.checkpoint_files import check_files, named_checksums, with_checksum
 from nfllm.trainer.checkpoints import Checkpoints, restore_params
 from nfllm.trainer.placement import Placement
 
@@ -148,6 +148,14 @@ def test_the_newest_are_kept_and_every_kth(tmp_path, state):
     assert _save(tmp_path, state, range(1, 8), keep_every) == [4, 6, 7]
 
 
+def _notes_of(run, step):
+    return next((run / "checkpoints" / f"step_{step}" / "notes").rglob("metadata"))
+
+
+def _rewrite(path, **changes):
+    path.write_text(json.dumps(with_checksum({**json.loads(path.read_text()), **changes})))
+
+
 def _truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -177,6 +185,33 @@ def test_a_damaged_checkpoint_is_passed_over_and_saved_again(
     with Checkpoints(tmp_path, CONFIG) as checkpoints:
         _assert_equal(checkpoints.restore(_abstract(parts), "data"), _at(state, 7))
         assert checkpoints.fallbacks == []
+
+
+@pytest.mark.parametrize("field", ["format_version", "data_fingerprint", "checksums"])
+def test_damaged_notes_are_damage_and_not_other_data(tmp_path, parts, state, field):
+    _save(tmp_path, state, [3, 7])
+    path = _notes_of(tmp_path, 7)
+    content = bytearray(path.read_bytes())
+    value = re.search(rb'"%s": [{"]?.*?(\w)[,"}]' % field.encode(), content)
+    content[value.start(1)] ^= 1
+    path.write_bytes(content)
+    assert restore_params(tmp_path)[0] == 3
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        _assert_equal(checkpoints.restore(_abstract(parts), "data"), _at(state, 3))
+        (message,) = checkpoints.fallbacks
+    assert message == (
+        "checkpoint of step 7 is damaged (its notes have changed since they were written)"
+    )
+
+
+def test_notes_of_an_early_version_have_no_checksum(tmp_path, parts, state):
+    _save(tmp_path, state, [3])
+    path = _notes_of(tmp_path, 3)
+    notes = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in notes.items() if k != "notes_crc32"}))
+    assert "notes_crc32" in notes
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        _assert_equal(checkpoints.restore(_abstract(parts), "data"), _at(state, 3))
 
 
 @pytest.mark.parametrize("share", [0, 1])
@@ -296,11 +331,9 @@ def test_a_checksum_tells_single_bits_and_the_order_of_values():
 
 def test_wrong_values_in_a_readable_checkpoint_are_found_by_their_checksum(tmp_path, parts, state):
     _save(tmp_path, state, [3, 7])
-    notes = next((tmp_path / "checkpoints" / "step_7" / "notes").rglob("metadata"))
-    content = json.loads(notes.read_text())
-    name = ".params['token_embedding']"
-    content["checksums"][name] ^= 1
-    notes.write_text(json.dumps(content))
+    notes = _notes_of(tmp_path, 7)
+    sums = json.loads(notes.read_text())["checksums"]
+    _rewrite(notes, checksums={**sums, (name := ".params['token_embedding']"): sums[name] ^ 1})
     assert restore_params(tmp_path)[0] == 3
     with Checkpoints(tmp_path, CONFIG) as checkpoints:
         _assert_equal(checkpoints.restore(_abstract(parts), "data"), _at(state, 3))
@@ -325,8 +358,8 @@ def test_other_data_and_newer_formats_are_refused_by_name(tmp_path, parts, state
         pytest.raises(RunError, match="fingerprint data, but the data now has other"),
     ):
         checkpoints.restore(_abstract(parts), "other")
-    notes = next((tmp_path / "checkpoints" / "step_3" / "notes").rglob("metadata"))
-    notes.write_text(json.dumps({**json.loads(notes.read_text()), "format_version": 99}))
+    notes = _notes_of(tmp_path, 3)
+    _rewrite(notes, format_version=99)
     with (
         Checkpoints(tmp_path, CONFIG) as checkpoints,
         pytest.raises(RunError, match="format_version 99; this nfllm reads up to 1"),

@@ -14,7 +14,7 @@ from tiny import make_corpus, tiny_config
 
 import nfllm
 from nfllm.analysis import Interval
-from nfllm.report import importance_figure
+from nfllm.report import checkpoint_sections, importance_figure
 from nfllm.report.__main__ import main
 from nfllm.report.importance import importance_panels
 from nfllm.trainer.checkpoints import Checkpoints
@@ -80,6 +80,21 @@ def test_heads_and_kept_steps_are_measured_on_request(run, tmp_path, monkeypatch
     assert "2 of 2 checkpoints" in page
     for name in ("head_importance_0", "entropy_by_position_0", "entropy_steps_0"):
         assert (tmp_path / "figures" / f"{name}.png").exists()
+
+
+@pytest.mark.slow
+def test_a_run_of_one_window_has_no_intervals_and_others_do(run, tmp_path, monkeypatch, capsys):
+    batches = nfllm.load_run(run).validation_batches(8, max_windows=1)
+    every = checkpoint_sections._batches
+    given = iter([lambda _: batches, every])
+    monkeypatch.setattr(checkpoint_sections, "_batches", lambda loaded: next(given)(loaded))
+    out, other = tmp_path / "report", shutil.copytree(run, tmp_path / "other")
+    assert main([str(run), str(other), "--importance", "--out", str(out)]) == 0, capsys.readouterr()
+    page = (out / "index.html").read_text()
+    assert "its validation split has fewer than two with a target" in page
+    assert not (out / "tables" / "head_importance_0.csv").exists()
+    assert rows_of(out, "head_importance_1")
+    assert rows_of(out, "entropy_by_position_1")
 
 
 @pytest.mark.slow

@@ -259,6 +259,8 @@ def test_values_out_of_range(name, value, message):
         ("model__activation", None, "expected one of evonorm_s0, gelu, "),
         ("optimizer__learning_rate", float("nan"), "learning_rate=nan is not a finite number"),
         ("optimizer__learning_rate", float("inf"), "learning_rate=inf is not a finite number"),
+        ("optimizer__learning_rate", 10**400, "learning_rate=inf is not a finite number"),
+        ("model__init_std", -(10**400), "init_std=-inf is not a finite number"),
     ],
 )
 def test_values_of_the_wrong_type(name, value, message):

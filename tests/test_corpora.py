@@ -1,7 +1,9 @@
 """Corpora by name: local files, prepared TFDS datasets, CodeParrot; from files to a dataset."""
 
+import os
 import re
 import shutil
+import struct
 import sys
 import types
 from pathlib import Path
@@ -226,6 +228,66 @@ def test_prepared_datasets_of_other_formats_equal_what_tensorflow_reads(kind, sp
     assert corpus.card()["licences"]["of_dataset"] == ["CC0-1.0"]
     assert corpus.card()["sources"][0] == f"tiny_notes/1.2.0 {split}"
     assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "message"),
+    [
+        ("tfrecord", lambda raw: raw[: -16 - _last_length(raw)], "ends there, and should have 4"),
+        ("tfrecord", lambda raw: b"", "at record 0 .* ends there"),
+        ("parquet", lambda raw: b"", "at record 0 .*-00000-of-00002: "),
+        ("parquet", lambda raw: raw[:-1], "at record 0 .*-00000-of-00002: "),
+        (
+            "parquet",
+            lambda raw: raw[:30] + b"\xff" * 4 + raw[34:],
+            "at record 0 .*-00000-of-00002: ",
+        ),
+    ],
+)
+def test_a_damaged_file_of_a_prepared_dataset_is_named(tmp_path, kind, damage, message):
+    shutil.copytree(FIXTURES / kind, tmp_path, dirs_exist_ok=True)
+    (path,) = tmp_path.rglob("*train*-00000-of-00002")
+    path.write_bytes(damage(path.read_bytes()))
+    config = data_config(
+        tmp_path, dataset="tiny_notes", validation_split="separate", validation_source="validation"
+    )
+    with pytest.raises(MalformedRecordError, match=rf"is damaged .*{message}"):
+        documents(config)
+
+
+def test_a_missing_file_of_a_prepared_dataset_is_named(tmp_path):
+    shutil.copytree(FIXTURES / "tfrecord", tmp_path, dirs_exist_ok=True)
+    (path,) = tmp_path.rglob("*train*-00000-of-00002")
+    config = data_config(tmp_path, dataset="tiny_notes")
+    corpus = open_corpus(config, epath.Path(config.data_dir))
+    path.unlink()
+    with pytest.raises(MalformedRecordError, match=r"at record 0 .*-00000-of-00002 is missing"):
+        list(corpus.documents())
+    with pytest.raises(ConfigError, match=r"its file .*-00000-of-00002 is missing; remove that"):
+        documents(config)
+
+
+def _last_length(raw: bytes) -> int:
+    """Bytes of data in the last record of a TFRecord file."""
+    place = 0
+    while True:
+        (length,) = struct.unpack("<Q", raw[place : place + 8])
+        place += 16 + length
+        if place == len(raw):
+            return length
+
+
+def test_a_prepared_dataset_that_is_replaced_at_once_is_noticed(tmp_path):
+    shutil.copytree(FIXTURES / "tfrecord", tmp_path, dirs_exist_ok=True)
+    config = data_config(
+        tmp_path, dataset="tiny_notes", validation_split="separate", validation_source="validation"
+    )
+    before = documents(config)[1].identity
+    (path,) = tmp_path.rglob("*train*-00000-of-00002")
+    times = path.stat()
+    path.write_bytes(path.read_bytes())
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a copy that keeps the time
+    assert documents(config)[1].identity != before
 
 
 def test_a_prepared_dataset_is_found_by_name_configuration_and_version(tmp_path):

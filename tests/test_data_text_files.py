@@ -170,6 +170,15 @@ def test_a_malformed_line_is_named_or_skipped_with_a_count(tmp_path, line, messa
     assert "line 3" in policy.summary()["malformed_messages"][0]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "txt", "parquet"])
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+def test_a_compressed_file_without_bytes_is_damaged(tmp_path, kind, suffix):
+    path = tmp_path / f"a.{kind}{suffix}"
+    path.write_bytes(b"")
+    with pytest.raises(MalformedRecordError, match="damaged or truncated file: it has no bytes"):
+        read(path)
+
+
 def test_a_missing_text_field_names_the_one_that_was_asked_for(tmp_path):
     path = write_jsonl(tmp_path / "data.jsonl", RECORDS)
     with pytest.raises(

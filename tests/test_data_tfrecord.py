@@ -45,6 +45,15 @@ def test_recorded_file_has_its_records_and_their_checksums():
     assert position == len(raw)
 
 
+def test_damaged_data_are_named(tmp_path):
+    raw = bytearray(RECORDED.read_bytes())
+    raw[30] ^= 1
+    path = tmp_path / "a.tfrecord"
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"record 0 is damaged \(checksum of its data\)"):
+        records(path)
+
+
 @pytest.mark.parametrize("cut", [1, 3, 10, 200])
 def test_a_truncated_file_is_named(tmp_path, cut):
     path = tmp_path / "a.tfrecord"

@@ -100,6 +100,13 @@ def test_loss_of_batches_is_that_of_training(run: Run) -> None:
     assert (found.num_documents, found.bits_per_byte) == (20, None)
 
 
+def test_a_column_of_texts_is_texts(run: Run) -> None:
+    texts = ["x = 1\n", "import os\n"]
+    for kind in (None, object):
+        found, expected = (nfllm.evaluate(run, x) for x in (np.array(texts, kind), texts))
+        np.testing.assert_equal(dataclasses.asdict(found), dataclasses.asdict(expected))
+
+
 def test_one_batch_is_one_batch(run: Run) -> None:
     """As a Batch, or as an array of ids; not its tokens, and its labels, as two batches."""
     tokens = np.arange(48).reshape(4, 12)

@@ -1,6 +1,7 @@
 """From a grid to the runs of it: names, seeds, changes, and what is wrong with a grid."""
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from synthetic_runs import write_run
 from configs import paper
 from nfllm.config import Config, ConfigError, get_config
 from nfllm.experiment import Experiment, Group, Variant
-from nfllm.experiment.cause import CAUSE_FILE
+from nfllm.experiment.cause import CAUSE_FILE, Cause
 from nfllm.experiment.grid import Entry, expand, load_experiment, read_overrides, select
+from nfllm.experiment.measured import read_group
 from nfllm.experiment.outcome import Outcome, read_outcome, refuse_other_data, refuse_other_runs
 from nfllm.experiment.scheduler import _last_line
 from nfllm.rundir import RunError, read_record
@@ -89,6 +91,25 @@ def test_a_diverged_run_whose_reason_is_damaged_stays_diverged(tmp_path):
         metrics.write("event", 1000, message="of no kind")
         metrics.write("event", 1000, event="stopped", message="")
     assert read_outcome(tmp_path, entry) == Outcome("diverged", "the line that says why is lost")
+
+
+@pytest.mark.parametrize("content", ["", '{"step": 1', "{}", '{"moon": 1}'])
+def test_what_was_measured_and_cannot_be_read_is_measured_again(tmp_path, content):
+    (entry,) = expand(grid(a=Variant({})))
+    write_run(tmp_path / entry.name, {}, None, 4.0)
+    config = read_record(tmp_path / entry.name).config
+    entry = dataclasses.replace(entry, config=config, linear_replacement=True)
+    with MetricsWriter(tmp_path / entry.name) as metrics:
+        metrics.write("event", 1000, event="finished", message="")
+    whole = dict.fromkeys((f.name for f in dataclasses.fields(Cause)), 1.0)
+    (tmp_path / entry.name / CAUSE_FILE).write_text(json.dumps(whole))
+    assert read_outcome(tmp_path, entry).is_final
+    (tmp_path / entry.name / CAUSE_FILE).write_text(content)
+    assert not read_outcome(tmp_path, entry).is_final
+    unasked = dataclasses.replace(entry, linear_replacement=False)
+    assert read_outcome(tmp_path, unasked).is_final
+    group = read_group("main", "", [unasked], {entry.name: Outcome("finished")}, tmp_path)
+    assert [measured.cause for measured in group] == [None]
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])

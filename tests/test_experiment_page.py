@@ -285,6 +285,17 @@ def test_provenance_of_an_earlier_version_is_read(tmp_path):
     assert (read.grid, read.command) == ("", new.command)
 
 
+def test_provenance_of_a_later_version_is_left_out_and_kept(tmp_path):
+    (tmp_path / "g.py").write_text("")
+    old = dataclasses.asdict(record(tmp_path, tmp_path / "g.py"))
+    later = {**old, "moon": "full"}
+    (tmp_path / "provenance.json").write_text(json.dumps([old, later, old]))
+    assert len(read_provenance(tmp_path)) == 2
+    record(tmp_path, tmp_path / "g.py")
+    assert len(read_provenance(tmp_path)) == 3
+    assert json.loads((tmp_path / "provenance.json").read_text())[:3] == [old, later, old]
+
+
 def test_a_grid_imports_what_stands_beside_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rates_of_mine.py").write_text("RATES = (1e-3,)\n")

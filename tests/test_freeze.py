@@ -17,6 +17,7 @@ from training_parts import VOCAB_SIZE, small_config
 
 import nfllm
 from nfllm.config import Config
+from nfllm.config.names import FROZEN
 from nfllm.convert.fold import fold_params
 from nfllm.data.batches import Batch
 from nfllm.freeze import main
@@ -158,6 +159,16 @@ def test_what_a_schedule_has_frozen_stays(frozen):
     """Freezing a frozen run again measures nothing."""
     again = freeze_norms(frozen.run, BATCHES[:1], with_losses=False)
     jax.tree.map(np.testing.assert_array_equal, again.run.params, frozen.run.params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["post", "output"])
+def test_the_last_norm_alone_is_frozen_where_blocks_have_theirs_elsewhere(placement):
+    frozen = freeze_norms(run_of(norm_placement=placement), BATCHES)
+    config = frozen.run.config.model
+    assert (config.normalization, config.final_normalization) == ("layernorm", FROZEN)
+    assert list(frozen.each) == [("final", None)]
+    assert frozen.each["final", None] == frozen.frozen_loss_nats != frozen.loss_nats
 
 
 @pytest.mark.slow

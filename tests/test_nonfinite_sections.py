@@ -48,6 +48,29 @@ def test_the_first_is_first_in_step_then_layer_then_site(tmp_path):
     )
 
 
+def test_steps_that_were_gone_back_behind_do_not_count(tmp_path):
+    fault = {"event": "non_finite", "message": "", "site": "mlp_pre", "layer": 1, "nan": 3}
+    begins = {"a": (0, "started"), "b": (40, "resumed"), "c": (60, "resumed")}
+    for name, (step, event) in begins.items():
+        with MetricsWriter(tmp_path / name) as metrics:
+            metrics.write("event", 50, **fault)
+            metrics.write("event", step, event=event, message="")
+            metrics.write("telemetry", 60, nonfinite={"residual": [0, 0, 0]})
+    assert tables(*(tmp_path / name for name in "abc"))["first_nonfinite"] == (
+        ("a", None, None, "none in 1 probes", None, 0),
+        ("b", None, None, "none in 1 probes", None, 0),
+        ("c", 50, "training", "mlp_pre", 1, 3),
+    )
+
+
+def test_counts_are_saved_as_a_table(tmp_path):
+    counts = {"residual": np.array([0, 2, 0]), "mlp_pre": np.array([1, 0])}
+    assert tables(write_lines(tmp_path / "a", [(50, {"nonfinite": counts})]))["nonfinite"] == (
+        ("a", 50, "residual", 1, 2),
+        ("a", 50, "mlp_pre", 0, 1),
+    )
+
+
 def test_a_training_step_comes_before_the_probes_that_see_what_it_left(tmp_path):
     sound = {"residual": [0, 0, 0], "attention_logits": [0, 0], "mlp_pre": [0, 0]}
     broken = sound | {"mlp_pre": [4, 4]}

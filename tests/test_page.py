@@ -1,6 +1,7 @@
 """The page's HTML: well formed, escaped, self-contained, with each number in its cell."""
 
 import re
+import urllib.parse
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from nfllm.report.figures import Curve, Heatmap
 from nfllm.report.heatmap import color_rules, heatmap_html, scale_html
 from nfllm.report.page import Markup, Pictures, Rows, Section, render_page, table_html
 from nfllm.report.tables import Column, Table
+from nfllm.report.write import write_page
 
 
 def test_every_cell_tells_its_value():
@@ -130,6 +132,26 @@ def test_nothing_that_a_run_is_called_becomes_markup():
     # title, h1, two leads, h2, heading and row of the one table shown, label, summary, item
     assert len(shown) >= 10
     assert not any(name.startswith("on") for _, attributes in checker.tags for name in attributes)
+
+
+@pytest.mark.parametrize("name", ["C#", "50%25 less", 'a"b onclick="x', "a&b<c>"])
+def test_links_lead_to_the_files_whatever_their_names(name, tmp_path):
+    figure = figures.curves([Curve("a", np.arange(3), np.ones(3))], "y")
+    table = Table((Column("x"),), (("1",),))
+    blocks = [Pictures(f"f_{name}", "", figure, [figure]), Rows(f"t_{name}", "", table)]
+    index = write_page("", "", [Section("", "", blocks)], tmp_path)
+    checker = check(index.read_text())
+    links = [dict(attributes)["href"] for tag, attributes in checker.tags if tag == "a"]
+    assert len(links) == 3
+    assert all((tmp_path / urllib.parse.unquote(link)).is_file() for link in links)
+    assert not any(key.startswith("on") for _, attributes in checker.tags for key in attributes)
+
+
+def test_two_tables_of_one_name_would_overwrite_each_other(tmp_path):
+    table = Table((Column("x"),), (("1",),))
+    blocks = [Rows("a", "", table), Rows("b", "", table), Rows("a", "", table)]
+    with pytest.raises(ValueError, match="two parts of a page save the table a; rename one"):
+        write_page("", "", [Section("", "", blocks)], tmp_path)
 
 
 def test_page_names_its_downloads_and_forbids_requests():

@@ -28,7 +28,8 @@ from nfllm.report.charts import curves_chart, layers_chart
 from nfllm.report.figures import Curve, LayerCurves
 from nfllm.report.page import Pictures, Section
 from nfllm.report.removal_sections import mark_removals, removal_sections
-from nfllm.rundir.metrics import read_metrics
+from nfllm.report.runs import ReportedRun
+from nfllm.rundir.metrics import Metrics, read_metrics
 from nfllm.trainer.checkpoints import restore_params
 from nfllm.trainer.loop import fit
 from nfllm.trainer.non_finite import NonFiniteError
@@ -462,12 +463,27 @@ def test_the_grid_compares_like_with_like(scale):
     assert last.step < 0.7 * removed.training.steps
 
 
+def reported(label: str, events: list[dict]) -> ReportedRun:
+    return ReportedRun(label, label, None, Metrics({"event": events}, []), {}, None, {}, ())
+
+
+def test_a_panel_of_one_site_has_the_marks_of_its_run():
+    rows = [{"step": 3, "event": "removed", "kind": "event"}]
+    runs = [reported("a", rows), reported("b", [])]
+    panels = [LayerCurves(run.label_at("mlp"), np.arange(9), np.ones((9, 2)), None) for run in runs]
+    figure = figures.layer_curves(panels, "share")
+    charts = [layers_chart(p, a) for p, a in zip(panels, figure.axes, strict=False)]
+    before = [len(axes.lines) for axes in figure.axes]
+    blocks = [Pictures("x", "", figure, [], charts)]
+    (section,) = mark_removals([Section("", "", blocks)], runs)
+    assert [list(chart.marks) for chart in section.blocks[0].charts] == [[3], []]
+    after = [len(axes.lines) for axes in figure.axes]
+    assert [new - old for new, old in zip(after, before, strict=True)][:2] == [1, 0]
+
+
 def test_marks_in_every_curve_over_steps():
     rows = [{"step": step, "event": "removed", "kind": "event"} for step in (3, 5)]
-    runs = [
-        types.SimpleNamespace(label=label, metrics=types.SimpleNamespace(rows={"event": events}))
-        for label, events in (("a", rows), ("b", []))
-    ]
+    runs = [reported("a", rows), reported("b", [])]
     curve = Curve("a", np.arange(9), np.arange(9.0))
     layers = [LayerCurves(label, np.arange(9), np.ones((9, 2)), None) for label in "ab"]
     by_step, panels = figures.curves([curve], "loss"), figures.layer_curves(layers, "entropy")
@@ -491,7 +507,7 @@ def test_a_removal_that_was_repeated_is_one():
     rows = [(0, "started"), (100, "removed"), (50, "removed"), (0, "started")]
     rows += [(50, "removed"), (100, "removed"), (50, "resumed"), (100, "removed")]
     events = [{"step": step, "event": event, "site": "mlp", "layer": 0} for step, event in rows]
-    run = types.SimpleNamespace(label="a", metrics=types.SimpleNamespace(rows={"event": events}))
+    run = reported("a", events)
     (section,) = removal_sections([run])
     assert [row[1] for row in section.blocks[0].table.rows] == [50, 100]
 

@@ -49,6 +49,16 @@ def test_a_share_of_all_leaves_out_nothing() -> None:
     np.testing.assert_array_equal(kept(logits_V, make_sampling(1.0, None, 1.0)), logits_V)
 
 
+@pytest.mark.parametrize("top_p", [None, 0.5])
+@pytest.mark.parametrize("temperature", [1e-30, 1e-40, 5e-324])
+def test_a_tiny_temperature_chooses_the_most_probable(
+    temperature: float, top_p: float | None
+) -> None:
+    logits_V = jnp.asarray([-3.0, 1.0, 2.0, 0.0])
+    rules = make_sampling(temperature, None, top_p)
+    assert int(jax.jit(sample)(logits_V, jax.random.key(0), rules)) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "rules", [(1.0, None, None), (0.7, 5, None), (1.5, None, 0.6), (0.5, 20, 0.9), (1, 500, 1e-6)]

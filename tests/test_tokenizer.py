@@ -284,6 +284,16 @@ def test_pieces_are_used_where_they_may_be(bpe, monkeypatch):
     assert len(Tokenizer(backend).encode("long text")) != 2
 
 
+def test_a_cut_makes_no_single_word(bpe, monkeypatch):
+    """In "z ab" the token " ab" is no word of its own; after a cut before its space it would be."""
+    monkeypatch.setattr(tokenizer_module, "_PIECE_CHARACTERS", 5)
+    backend = tokenizers.Tokenizer.from_str(bpe._backend.to_str())
+    backend.add_tokens([tokenizers.AddedToken(" ab", single_word=True)])
+    text = "z ab " * 20
+    expected = backend.encode(text, add_special_tokens=False).ids
+    assert Tokenizer(backend).encode(text).tolist() == expected
+
+
 @pytest.mark.parametrize("dropout", [0.3, 1.0])
 def test_dropout_is_off(bpe, sources, dropout, tmp_path):
     definition = json.loads(bpe._backend.to_str())
@@ -331,6 +341,15 @@ def test_the_bytes_of_tokens_add_up_to_those_of_the_text(bpe):
     text = "def f():\n    return 'é日本 \ufffd'\n"
     for tokenizer in (bytes_tokenizer(), bpe):
         assert sum(map(tokenizer.num_bytes, tokenizer.encode(text))) == len(text.encode())
+
+
+def test_the_bytes_of_a_token_that_is_named_by_its_characters():
+    words = ["\ufffd", "\ufffdb\ufffd", "é", "<0xE6>"]
+    model = tokenizers.models.Unigram([(w, 0.0) for w in [END_OF_TEXT, *words]], 0, False)
+    backend = tokenizers.Tokenizer(model)
+    backend.decoder = tokenizers.decoders.ByteFallback()
+    tokenizer = Tokenizer(backend)
+    assert [tokenizer.num_bytes(i) for i in (1, 2, 3, 4)] == [3, 7, 2, 1]
 
 
 def test_a_text_that_cannot_be_encoded(bpe):

@@ -56,9 +56,16 @@ def section_values(values: Any, section: type, name: str) -> dict[str, Value]:
     fields = field_types(section)
     check_keys(values, fields, name)
     return {
-        key: float(value) if _wants_float(fields[key]) and type(value) is int else value
+        key: _as_float(value) if _wants_float(fields[key]) and type(value) is int else value
         for key, value in values.items()
     }
+
+
+def _as_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def value_type(hint: Any) -> Any:

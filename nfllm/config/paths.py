@@ -13,10 +13,15 @@ from nfllm.config.checks import ConfigError
 
 
 class Status(NamedTuple):
-    """Size in bytes, and time of the last change in seconds since 1970."""
+    """Size in bytes, and times in seconds since 1970.
+
+    They are those of the last change of the content, and, on a file system, of the last change of
+    anything about the file, which a copy cannot set.
+    """
 
     length: int
     mtime: float
+    ctime: float | None
 
 
 def is_local(path: epath.PathLike) -> bool:
@@ -96,6 +101,6 @@ def status(path: epath.Path) -> Status:
     """
     found = os.stat(path) if is_local(path) else None
     if found is not None:
-        return Status(found.st_size, found.st_mtime)
+        return Status(found.st_size, found.st_mtime, found.st_ctime)
     remote = path.stat()
-    return Status(remote.length, remote.mtime)
+    return Status(remote.length, remote.mtime, None)

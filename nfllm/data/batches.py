@@ -274,6 +274,10 @@ def _produce(
             if stopped.is_set():
                 return
             ready.put(("item", put(make(step))))
+    except StopIteration as error:  # in the consumer it would look like the end, as in PEP 479
+        stopped_early = RuntimeError("the function that makes items raised StopIteration")
+        stopped_early.__cause__ = error
+        ready.put(("error", stopped_early))
     except BaseException as error:
         ready.put(("error", error))
     else:

@@ -247,11 +247,21 @@ def _prepared(builder: DatasetBuilder, progress: bool) -> DatasetBuilder:
 
 
 def _stored_state(part: Part) -> list[str]:
-    """Name, size and time of every file of a split, to notice if files are replaced."""
+    """Name, size and times of every file of a split, to notice if files are replaced.
+
+    Raises:
+      ConfigError: a file is missing.
+    """
     state = []
     for instruction in tfds_reader.split_info(part.builder, part.split).file_instructions:
-        found = status(epath.Path(instruction.filename))
-        state.append(f"{found.length} {int(found.mtime)} {instruction}")
+        file = epath.Path(instruction.filename)
+        try:
+            found = status(file)
+        except FileNotFoundError as error:
+            raise ConfigError(
+                f"{part}: its file {file} is missing; remove that directory and prepare it again"
+            ) from error
+        state.append(f"{found.length} {found.mtime!r} {found.ctime!r} {instruction}")
     return state
 
 

@@ -216,7 +216,11 @@ def _compression(path: Path) -> str:
 
 def _opened(path: Path) -> BinaryIO:
     compression = _compression(path)
-    return _COMPRESSIONS[compression](path) if compression else path.open("rb")
+    if not compression:
+        return path.open("rb")
+    if not path.stat().st_size:  # what an interrupted copy leaves; not every decompressor objects
+        raise DamagedError("it has no bytes")
+    return _COMPRESSIONS[compression](path)
 
 
 def _read(read: Callable[[int], bytes], size: int) -> bytes:

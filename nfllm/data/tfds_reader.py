@@ -9,16 +9,18 @@ from __future__ import annotations
 import itertools
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from etils import epath
 
 from nfllm.config import ConfigError, suggest
+from nfllm.data.damage import DamagedError, damage
 from nfllm.data.records import MalformedRecordError
 
 if TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetBuilder, SplitInfo
+    from tensorflow_datasets.core.utils.shard_utils import FileInstruction
 
 _BATCH = 256
 DATASET_INFO = "dataset_info.json"
@@ -121,11 +123,32 @@ def read_split(builder: DatasetBuilder, split: str) -> Iterator[dict[str, Any]]:
             f"{' and '.join(readers)} can be read; convert it with `tfds convert_format`"
         )
     for instruction in info.file_instructions:
-        with epath.Path(instruction.filename).open("rb") as file:
-            records = readers[kind](file)
-            stop = instruction.skip + instruction.take
-            for record in itertools.islice(records, instruction.skip, stop):
-                yield builder.info.features.deserialize_example_np(record)
+        yield from _read_file(builder, instruction, readers[kind])
+
+
+def _read_file(
+    builder: DatasetBuilder,
+    instruction: FileInstruction,
+    reader: Callable[[BinaryIO], Iterator[bytes]],
+) -> Iterator[dict[str, Any]]:
+    """The examples of a file that belong to a split."""
+    from google.protobuf.message import DecodeError
+
+    file, first = epath.Path(instruction.filename), instruction.skip
+    stop, number = first + instruction.take, first
+    try:
+        with file.open("rb") as content:
+            for record in itertools.islice(reader(content), first, stop):
+                with damage(DecodeError, KeyError, TypeError, ValueError):
+                    example = builder.info.features.deserialize_example_np(record)
+                yield example
+                number += 1
+    except FileNotFoundError as error:
+        raise _damaged(builder, number, f"{file.name} is missing") from error
+    except DamagedError as error:
+        raise _damaged(builder, number, f"{file.name}: {error}") from error
+    if number < stop:
+        raise _damaged(builder, number, f"{file.name} ends there, and should have {stop} records")
 
 
 def _read_array_record(builder: DatasetBuilder, split: str) -> Iterator[dict[str, Any]]:
@@ -153,7 +176,7 @@ def read_tfrecord(file: BinaryIO) -> Iterator[bytes]:
     """Records of a TFRecord file: length, its checksum, data, checksum of the data.
 
     Raises:
-      MalformedRecordError: the file is truncated, or a length does not match its checksum.
+      MalformedRecordError: the file is truncated, or a length or data do not match their checksum.
     """
     for number in itertools.count():
         header = file.read(12)
@@ -166,14 +189,22 @@ def read_tfrecord(file: BinaryIO) -> Iterator[bytes]:
                     f"{file.name}: record {number} is damaged (checksum of its length)"
                 )
             data = file.read(length)
-            if len(data) == length and len(file.read(4)) == 4:
+            footer = file.read(4)
+            if len(data) == length and len(footer) == 4:
+                if struct.unpack("<I", footer) != (masked_crc32c(data),):
+                    raise MalformedRecordError(
+                        f"{file.name}: record {number} is damaged (checksum of its data)"
+                    )
                 yield data
                 continue
         raise MalformedRecordError(f"{file.name}: truncated in record {number}")
 
 
 def masked_crc32c(data: bytes) -> int:
-    """The checksum of TFRecord files: CRC-32C, rotated by 15 bits, plus a constant."""
+    """The checksum of TFRecord files: CRC-32C, rotated by 15 bits, plus a constant.
+
+    It takes about 80 seconds a GB, which the preparation of a corpus pays once.
+    """
     crc = 0xFFFFFFFF
     for byte in data:
         crc = _CRC32C[(crc ^ byte) & 0xFF] ^ (crc >> 8)
@@ -194,11 +225,13 @@ _CRC32C = _crc32c_table()
 
 
 def _read_parquet(file: BinaryIO) -> Iterator[bytes]:
+    import pyarrow
     import pyarrow.parquet
 
-    for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=_BATCH):
-        for record in batch.column(0):
-            yield record.as_py()
+    with damage(pyarrow.ArrowException):
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=_BATCH):
+            for record in batch.column(0):
+                yield record.as_py()
 
 
 def _version(name: str) -> tuple[int, ...]:

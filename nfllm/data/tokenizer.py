@@ -185,8 +185,10 @@ class Tokenizer:
         if "\ufffd" not in text:
             return len(text.encode())
         name = str(self._backend.id_to_token(int(token_id)))
-        # Byte-level tokens are named by one letter for each byte; those of a byte fallback <0x..>.
-        return 1 if _FALLBACK.fullmatch(name) else len(name)
+        if _FALLBACK.fullmatch(name):
+            return 1
+        # Byte-level tokens are named by one letter for each byte.
+        return len(name) if set(name) <= set(_byte_characters()) else len(text.encode())
 
     def save(self, path: epath.PathLike) -> None:
         """Writes `tokenizer.json`."""
@@ -287,7 +289,10 @@ def _check_unicode(text: str) -> None:
 
 
 def _extends_across_spaces(token: dict[str, Any]) -> bool:
-    return token["rstrip"] or re.search(r"\S\s", token["content"]) is not None
+    content = token["content"]
+    # A single word is found only where its neighbours are no letters: a cut would remove one.
+    starts_with_space = token["single_word"] and content[:1].isspace()
+    return token["rstrip"] or starts_with_space or re.search(r"\S\s", content) is not None
 
 
 def _pieces(text: str) -> list[str]:

@@ -15,7 +15,7 @@ from etils import epath
 
 import nfllm
 from nfllm.measure.linear_replacement import replace_by_linear
-from nfllm.rundir import RunError
+from nfllm.rundir import RunError, write_whole
 
 CAUSE_FILE = "cause.json"
 
@@ -72,7 +72,7 @@ def write_cause(path: epath.PathLike) -> Cause:
         num_targets=replaced.num_targets,
     )
     text = json.dumps(dataclasses.asdict(cause), indent=1) + "\n"
-    (epath.Path(path) / CAUSE_FILE).write_text(text)
+    write_whole(epath.Path(path) / CAUSE_FILE, text.encode())
     return cause
 
 

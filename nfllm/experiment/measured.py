@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -104,14 +105,13 @@ def read_group(
         directory = out / (entry.same_as or entry.name)
         run = read_runs([directory])[0] if directory.is_dir() else None
         outcome = outcomes[entry.name]
-        try:
-            cause = read_cause(directory)
-        except RunError as error:
-            cause, outcome = None, Outcome("failed", str(error))
         if outcome.status == "failed":
             run = None
-        if outcome.status != "finished":
-            cause = None
+        cause = None
+        if outcome.status == "finished":
+            # Of a finished run a file that cannot be read is one that the grid does not ask for.
+            with contextlib.suppress(RunError):
+                cause = read_cause(directory)
         measured = Measured(entry, outcome, run, cause)
         variants.setdefault(entry.variant, {})[entry.seed] = measured
     return GroupResults(name, title, variants)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from etils import epath
 
 from nfllm.config.paths import status
-from nfllm.experiment.cause import CAUSE_FILE
+from nfllm.experiment.cause import read_cause
 from nfllm.experiment.grid import Entry
 from nfllm.rundir import RECORD_FILE, RunError, read_record
 from nfllm.rundir.metrics import read_metrics
@@ -60,13 +60,20 @@ def read_outcome(out: epath.PathLike, entry: Entry) -> Outcome:
     if last.get("event") == "stopped":
         faults = [event.get("message") for event in events if event.get("event") == "non_finite"]
         return Outcome("diverged", str(faults[-1]) if faults else "the line that says why is lost")
-    measured = not entry.linear_replacement or (run / CAUSE_FILE).exists()
-    if last.get("event") == "finished" and measured:
+    if last.get("event") == "finished" and _is_measured(run, entry):
         loss = rows["eval"][-1].get("eval_loss_nats", 0.0) if rows["eval"] else 0.0
         if not math.isfinite(loss):  # with training.non_finite="continue"
             return Outcome("diverged", f"its last evaluation loss is {loss}")
         return Outcome("finished")
     return Outcome("not run", f"it stopped at step {last.get('step', 0)}")
+
+
+def _is_measured(run: epath.Path, entry: Entry) -> bool:
+    """Whether what is measured after training is there; what cannot be read is measured anew."""
+    try:
+        return not entry.linear_replacement or read_cause(run) is not None
+    except RunError:
+        return False
 
 
 def refuse_other_runs(chosen: Sequence[Entry], out: epath.PathLike) -> None:

@@ -15,8 +15,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from nfllm.config.files import find_file
 from nfllm.experiment.slots import Machine
+from nfllm.rundir import write_whole
 from nfllm.version import nfllm_version
 
 GRID_FILE = "grid.py"
@@ -74,18 +77,27 @@ class Provenance:
                 grid=grid,
                 grid_sha256=hashlib.sha256(source).hexdigest()[:12],
             )
-            starts = [*read_provenance(out), new]
-            values: list[dict[str, Any]] = [dataclasses.asdict(start) for start in starts]
-            (out / PROVENANCE_FILE).write_text(json.dumps(values, indent=1) + "\n")
+            starts = [*_starts(out), dataclasses.asdict(new)]
+            text = json.dumps(starts, indent=1) + "\n"
+            write_whole(epath.Path(out / PROVENANCE_FILE), text.encode())
 
 
 def read_provenance(out: Path) -> list[Provenance]:
     """The entries in `out`, oldest first, without those that cannot be read."""
+    found = []
+    for start in _starts(out):
+        with contextlib.suppress(TypeError):  # of another version
+            found.append(Provenance(**start))
+    return found
+
+
+def _starts(out: Path) -> list[dict[str, Any]]:
+    """The entries as they were written, of any version; none if the file cannot be read."""
     try:
         values = json.loads((out / PROVENANCE_FILE).read_bytes())
-        return [Provenance(**value) for value in values]
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError):
         return []
+    return [x for x in values if isinstance(x, dict)] if isinstance(values, list) else []
 
 
 def _as_named(path: Path) -> str:

@@ -47,7 +47,7 @@ def entropy_sections(
             left_out += f" Left out for {group.title}: with the context length M differs."
         elif table.rows:
             caption = f"{group.title}; M = {group.maximum:.3f} nats"
-            blocks.append(Rows(f"heads_{group.name}", caption, table))
+            blocks.append(Rows(f"heads_of_{group.name}", caption, table))
     entries = [run.entry for group in groups for run in group]
     without = {e.variant for e in entries if not e.config.model.has_attention_maps}
     if without:
@@ -70,7 +70,7 @@ def cause_sections(groups: Sequence[GroupResults]) -> Iterator[Section]:
         if (table := cause_table(group)).rows:
             causes.append(Rows(f"cause_{group.name}", group.title, table))
             by_layer = cause_by_layer_table(group)
-            causes.append(Rows(f"cause_by_layer_{group.name}", "By layer.", by_layer, shown=False))
+            causes.append(Rows(f"by_layer_cause_{group.name}", "By layer.", by_layer, shown=False))
     if causes:
         yield Section(
             "How linear the MLPs are",

@@ -112,7 +112,7 @@ def evaluate(
         )
     if isinstance(texts, Dataset):
         texts = validation_texts(texts)
-    items = iter([texts] if isinstance(texts, str) else as_batches(texts))
+    items = _items(texts)
     first = next(items, None)
     items = itertools.chain([] if first is None else [first], items)
     sums = _Sums([], [], [])
@@ -127,6 +127,15 @@ def evaluate(
         nats, targets = _losses(run.model, run.params, batch.tokens, batch.labels)
         sums.add(batch.documents, np.asarray(nats), np.asarray(targets))
     return _summary(sums)
+
+
+def _items(texts: Any) -> Iterator[Any]:
+    """Texts, or batches of token ids; a column of texts has one axis, as no batch has."""
+    if isinstance(texts, str):
+        return iter([texts])
+    if getattr(texts, "ndim", None) == 1 and isinstance(next(iter(texts), None), str):
+        return iter(texts)
+    return iter(as_batches(texts))
 
 
 def validation_texts(dataset: Dataset) -> Iterator[str]:

@@ -18,10 +18,10 @@ from nfllm.model.decoder import Decoder
 from nfllm.model.frozen_norm import GATE, SIGMA
 from nfllm.model.intermediates import UPDATES
 from nfllm.model.norm_sites import (
-    KEYS,
     Place,
     at_places,
     frozen_places,
+    keys_of,
     map_norms,
     norm_names,
     of_norms,
@@ -134,7 +134,7 @@ def with_gates(model: Decoder, params: Params, *, first_position: bool = False) 
         listed = ", ".join(f"{site}: {name}" for site, name in at.items())
         raise ValueError(f"the model has no LayerNorm to freeze ({listed})")
     splits_first = old.frozen_first_position or first_position
-    new: dict[str, Any] = {key: FROZEN for key in KEYS if getattr(old, key) == "layernorm"}
+    new: dict[str, Any] = dict.fromkeys(keys_of(old, "layernorm"), FROZEN)
     config = dataclasses.replace(old, **new, frozen_first_position=splits_first)
     ones = at_places(config, {}, np.float32(1.0))
 

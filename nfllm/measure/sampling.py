@@ -42,10 +42,11 @@ def make_sampling(temperature: float, top_k: int | None, top_p: float | None) ->
         return Sampling(None, None, None)
     if top_p == 1:
         top_p = None  # a sum of float32 may reach 1 before the last token
+    smallest = np.finfo(np.float32).tiny  # what is smaller may count as 0
     return Sampling(
-        jnp.float32(temperature),
+        jnp.float32(max(temperature, smallest)),
         None if top_k is None else jnp.int32(min(top_k, 2**31 - 1)),
-        None if top_p is None else jnp.float32(max(top_p, np.finfo(np.float32).tiny)),
+        None if top_p is None else jnp.float32(max(top_p, smallest)),
     )
 
 

@@ -21,7 +21,13 @@ Place = tuple[str, int | None]
 SITES: tuple[Site, ...] = ("attention", "mlp", "final")
 """Sites of the norms that can be frozen."""
 
-KEYS = ("normalization", "attention_normalization", "mlp_normalization", "final_normalization")
+_SITES_OF: Mapping[str, tuple[Site, ...]] = {
+    "normalization": ("attention", "mlp"),
+    "attention_normalization": ("attention",),
+    "mlp_normalization": ("mlp",),
+    "final_normalization": ("final",),
+}
+KEYS = tuple(_SITES_OF)
 """Keys that name these norms."""
 
 _NORMS = {
@@ -35,6 +41,16 @@ _NORMS = {
 def norm_names(config: ModelConfig) -> dict[Site, str]:
     """The normalization at each of `SITES`."""
     return {site: config.normalization_at(site) for site in SITES}
+
+
+def keys_of(config: ModelConfig, name: str) -> list[str]:
+    """Those of `KEYS` that have the value `name` and choose a norm at one of their `SITES`."""
+    at = norm_names(config)
+    return [
+        key
+        for key, sites in _SITES_OF.items()
+        if getattr(config, key) == name and name in {at[site] for site in sites}
+    ]
 
 
 def frozen_places(config: ModelConfig) -> list[Place]:

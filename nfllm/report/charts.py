@@ -109,6 +109,17 @@ def layers_table(panels: Sequence[LayerCurves], ylabel: str) -> Table:
     return Table(columns, tuple(rows))
 
 
+def profiles_table(series: Sequence[Curve], ylabel: str) -> Table:
+    """A row for each run and layer, of curves over depth."""
+    columns = Column("run"), Column("layer", "d"), Column(ylabel, ".4f")
+    rows = [
+        (curve.label, int(layer), float(value))
+        for curve in series
+        for layer, value in zip(curve.x, curve.y, strict=True)
+    ]
+    return Table(columns, tuple(rows))
+
+
 def _chart(title: str, axes: Axes, lines: Sequence[Line], *, is_by_layer: bool = False) -> Chart:
     low, high = axes.get_ylim()
     is_log = axes.get_yscale() == "log"

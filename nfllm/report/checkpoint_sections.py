@@ -14,6 +14,7 @@ from etils import epath
 
 import nfllm
 from nfllm.analysis import Interval, causal_entropy_ceiling
+from nfllm.config import IGNORED_LABEL
 from nfllm.data.batches import Batch
 from nfllm.report.attention import entropy_by_position_figure
 from nfllm.report.entropy_sections import heatmaps_block
@@ -26,6 +27,9 @@ from nfllm.rundir import RunError
 _WINDOWS = 64
 _BATCH_SIZE = 8
 _MOST_STEPS = 12
+_ONE_WINDOW = (
+    "the intervals are over sequences, and its validation split has fewer than two with a target."
+)
 
 
 def importance_sections(paths: Sequence[epath.Path], labels: Sequence[str]) -> Iterator[Section]:
@@ -41,6 +45,9 @@ def importance_sections(paths: Sequence[epath.Path], labels: Sequence[str]) -> I
             blocks.append(_without_entropy(label, run))
             continue
         batches = _batches(run)
+        if sum(np.any(batch.labels[:, 1:] != IGNORED_LABEL, axis=1).sum() for batch in batches) < 2:
+            blocks.append(Markup(f"<p><b>{html.escape(label)}</b>: {_ONE_WINDOW}</p>"))
+            continue
         found = nfllm.head_importance(run, batches)
         measured = nfllm.analyze(run.model, run.params, batches, ["head_entropy", "query_entropy"])
         entropy_LH = measured["head_entropy"].mean
@@ -50,8 +57,11 @@ def importance_sections(paths: Sequence[epath.Path], labels: Sequence[str]) -> I
         panels = importance_panels(found.rise_LH, entropy_LH, ceiling=ceiling, title=title)
         table = importance_table(found.rise_LH, entropy_LH)
         blocks.append(Pictures(f"head_importance_{index}", "", whole, panels, table=table))
-        positions = entropy_by_position_figure(measured["query_entropy"].mean, title=title)
-        blocks.append(Pictures(f"entropy_by_position_{index}", "", positions, [positions]))
+        entropy_LHT = measured["query_entropy"].mean
+        positions = entropy_by_position_figure(entropy_LHT, title=title)
+        name = f"entropy_by_position_{index}"
+        table = position_table(entropy_LHT)
+        blocks.append(Pictures(name, "", positions, [positions], table=table))
     yield Section(
         "How much each head matters",
         "Rise of the loss when a head's output is replaced by its mean over all positions, in nats "
@@ -119,6 +129,16 @@ def importance_table(rise_LH: Interval, entropy_LH: np.ndarray) -> Table:
     rows = tuple(
         (layer, head, float(entropy), *(float(bound[layer, head]) for bound in bounds))
         for (layer, head), entropy in np.ndenumerate(entropy_LH)
+    )
+    return Table(columns, rows)
+
+
+def position_table(entropy_LHT: np.ndarray) -> Table:
+    """The mean entropy over the heads of each layer, one row for each query position."""
+    columns = Column("layer", "d"), Column("position", "d"), Column("entropy (nats)", ".4f")
+    rows = tuple(
+        (layer, position, float(entropy))
+        for (layer, position), entropy in np.ndenumerate(entropy_LHT.mean(1))
     )
     return Table(columns, rows)
 

@@ -19,7 +19,7 @@ from nfllm.report import figures
 from nfllm.report.figures import Counts
 from nfllm.report.page import Block, Pictures, Rows, Section
 from nfllm.report.runs import ReportedRun
-from nfllm.report.tables import NonFinite, first_nonfinite_table, growth_table
+from nfllm.report.tables import Column, NonFinite, Table, first_nonfinite_table, growth_table
 
 _STEPS_BEFORE = 5
 
@@ -42,13 +42,28 @@ def nonfinite_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
     if panels:
         whole = figures.nonfinite_counts(panels)
         each = [figures.nonfinite_counts([panel]) for panel in panels]
-        blocks.append(Pictures("nonfinite", "Number of entries in the probe batch.", whole, each))
+        caption = "Number of entries in the probe batch."
+        blocks.append(Pictures("nonfinite", caption, whole, each, table=_counts_table(panels)))
     yield Section(
         "Values that are not finite",
         "NaN and infinities in training steps and in the probe batch, with the site that comes "
         "first in order of execution; gradients come last, from the last layer to the first.",
         blocks,
     )
+
+
+def _counts_table(panels: Sequence[Counts]) -> Table:
+    """A row for each run, step, site and layer with an entry that is not finite."""
+    columns = Column("run"), Column("step", ",d"), Column("site"), Column("layer", "d")
+    rows = [
+        (label, int(step), site, layer, int(count))
+        for label, steps_N, counts in panels
+        for site, counts_NL in counts.items()
+        for step, counts_L in zip(steps_N, counts_NL, strict=True)
+        for layer, count in enumerate(counts_L)
+        if count
+    ]
+    return Table((*columns, Column("entries", ",d")), tuple(rows))
 
 
 def _found(run: ReportedRun) -> NonFinite | None:
@@ -91,9 +106,9 @@ def _largest(run: ReportedRun, field: str) -> dict[int, float]:
 def _training_steps(run: ReportedRun) -> list[tuple[int, Ledger]]:
     """The site that the event of each non-finite training step names."""
     ledgers = []
-    for row in run.metrics.rows["event"]:
+    for row in run.events("non_finite"):
         site = row.get("site")
-        if row.get("event") == "non_finite" and site in LAYER_SITES + MODEL_SITES + GRADIENT_SITES:
+        if site in LAYER_SITES + MODEL_SITES + GRADIENT_SITES:
             kinds = [
                 np.asarray(row.get(kind, 0)) for kind in ("nan", "positive_inf", "negative_inf")
             ]

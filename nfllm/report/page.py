@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import importlib.resources
 import re
+import urllib.parse
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,8 +23,9 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inl
 class Pictures(NamedTuple):
     """A figure, saved as `name`.png and `name`.pdf; the page shows its smaller `panels` instead.
 
-    Names are words joined by underscores. If there are `charts`, one for each panel, the page's
-    script draws them in place of the panels; `table` has their numbers, saved as `name`.csv.
+    Names are unique in a page; most are words joined by underscores. If there are `charts`, one for
+    each panel, the page's script draws them in place of the panels; `table` has their numbers,
+    saved as `name`.csv.
     """
 
     name: str
@@ -151,8 +153,8 @@ def _block(block: Block) -> str:
 
 def _panel(pictures: Pictures, index: int) -> str:
     """One panel as SVG, and its chart's numbers for the page's script."""
-    svg = render.svg(pictures.panels[index], f"{pictures.name}-{index}")
-    label = pictures.name.replace("_", " ")
+    svg = render.svg(pictures.panels[index], f"{_id(pictures.name)}-{index}")
+    label = html.escape(pictures.name.replace("_", " "))
     image = f'<div role=img aria-label="{label}">{svg}</div>'
     if not pictures.charts:
         return f"<div class=panel>{image}</div>"
@@ -161,11 +163,17 @@ def _panel(pictures: Pictures, index: int) -> str:
 
 
 def _links(item: Pictures | Rows) -> str:
+    name = urllib.parse.quote(item.name)
+    csv = "" if item.table is None else f'<a href="tables/{name}.csv">CSV</a>'
     if isinstance(item, Rows):
-        return f'<a href="tables/{item.name}.csv">CSV</a>'
-    folder = f"figures/{item.name}"
-    numbers = "" if item.table is None else f' <a href="tables/{item.name}.csv">CSV</a>'
-    return f'<a href="{folder}.png">PNG</a> <a href="{folder}.pdf">PDF</a>{numbers}'
+        return csv
+    figure = f"figures/{name}"
+    return f'<a href="{figure}.png">PNG</a> <a href="{figure}.pdf">PDF</a> {csv}'.rstrip()
+
+
+def _id(name: str) -> str:
+    """A name as part of an element's id, which other parts of the SVG refer to by url(#id)."""
+    return re.sub(r"[^\w-]", lambda found: f"-{ord(found[0]):x}-", name)
 
 
 def _right(number: bool) -> str:

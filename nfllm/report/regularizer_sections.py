@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from nfllm.report import figures
+from nfllm.report.charts import curves_table
 from nfllm.report.figures import Curve
 from nfllm.report.page import Block, Pictures, Rows, Section
 from nfllm.report.runs import ReportedRun
@@ -24,7 +25,8 @@ def regularizer_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
     blocks: list[Block] = []
     if curves:
         figure = figures.curves(curves, "entropy penalty")
-        blocks.append(Pictures("entropy_penalty", "", figure, [figure]))
+        table = curves_table(curves, "entropy penalty")
+        blocks.append(Pictures("entropy_penalty", "", figure, [figure], table=table))
     if rows := [row for run in runs for row in _threshold_rows(run)]:
         blocks.append(
             Rows("entropy_thresholds", "At the last probe.", Table(_THRESHOLDS, (*rows,)))

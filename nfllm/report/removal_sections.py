@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from nfllm.config.derived import Site
 from nfllm.report import figures
 from nfllm.report.page import Block, Pictures, Rows, Section
 from nfllm.report.runs import ReportedRun
@@ -26,7 +27,7 @@ def removal_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
             _mean(row.get("entropy_after_nats")),
         )
         for run in runs
-        for row in _events(run, "removed")
+        for row in run.events("removed")
     ]
     if not rows:
         return
@@ -89,9 +90,14 @@ def frozen_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
 def mark_removals(sections: Sequence[Section], runs: Sequence[ReportedRun]) -> list[Section]:
     """The sections; in curves over steps a dotted line marks the removal of a norm of their run.
 
-    A panel of one run has the run's label as title; a panel without a title shows all runs.
+    A panel of one run has the run's label as title, with a site or without; a panel without a title
+    shows all runs.
     """
-    steps = {run.label: [row["step"] for row in _events(run, "removed")] for run in runs}
+    steps = {
+        title: [row["step"] for row in run.events("removed")]
+        for run in runs
+        for title in (run.label, *map(run.label_at, get_args(Site)))
+    }
     if not any(steps.values()):
         return list(sections)
     return [
@@ -112,19 +118,6 @@ def _marked(pictures: Pictures, steps: Mapping[str, Sequence[int]]) -> Pictures:
                     axes.axvline(step, color=FAINT, linestyle=":", linewidth=0.6, zorder=0.5)
     charts = [c._replace(marks=steps.get(c.title, every)) for c in pictures.charts]
     return pictures._replace(charts=charts)
-
-
-def _events(run: ReportedRun, kind: str) -> list[dict[str, Any]]:
-    """The events of a kind, without those of steps that the run went back behind and repeated."""
-    found: list[dict[str, Any]] = []
-    for row in run.metrics.rows["event"]:
-        if row.get("event") == "started":
-            found = []
-        elif row.get("event") == "resumed":
-            found = [earlier for earlier in found if earlier["step"] <= row["step"]]
-        elif row.get("event") == kind:
-            found.append(row)
-    return found
 
 
 def _frozen(run: ReportedRun) -> list[dict[str, Any]]:

@@ -102,6 +102,22 @@ class ReportedRun:
         events = [row.get("event") for row in self.metrics.rows["event"]]
         return _ENDINGS[next((e for e in reversed(events) if e in _ENDINGS), "started")]
 
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """The events of a kind, without those of steps that the run went back behind."""
+        found: list[dict[str, Any]] = []
+        for row in self.metrics.rows["event"]:
+            if row.get("event") == "started":
+                found = []
+            elif row.get("event") == "resumed":
+                found = [earlier for earlier in found if earlier["step"] <= row["step"]]
+            elif row.get("event") == kind:
+                found.append(row)
+        return found
+
+    def label_at(self, site: str) -> str:
+        """The label of a panel that shows one site of this run."""
+        return f"{self.label} · {site}"
+
     def last(self, field: str) -> Any:
         """The newest value of a quantity; None if it was never recorded."""
         if field not in self.series:

@@ -11,7 +11,13 @@ import numpy as np
 from nfllm.analysis.neurons import weight_decay_curve
 from nfllm.config.derived import Site
 from nfllm.report import figures
-from nfllm.report.charts import curves_chart, curves_table, layers_chart, layers_table
+from nfllm.report.charts import (
+    curves_chart,
+    curves_table,
+    layers_chart,
+    layers_table,
+    profiles_table,
+)
 from nfllm.report.figures import Curve, LayerCurves
 from nfllm.report.page import Block, Pictures, Rows, Section
 from nfllm.report.runs import ReportedRun
@@ -119,7 +125,7 @@ def saturation_sections(runs: Sequence[ReportedRun]) -> Iterator[Section]:
                 continue
             steps, values = run.series[name]
             shares_NL = 100 * values.reshape(len(steps), -1)  # N x 1 for a site outside the layers
-            panels.append(LayerCurves(f"{run.label} · {site}", steps, shares_NL, None))
+            panels.append(LayerCurves(run.label_at(site), steps, shares_NL, None))
     if panels:
         yield Section(
             "Saturation of point functions through training",
@@ -159,7 +165,7 @@ def _profile(
             series.append(Curve(run.label, np.arange(len(value_L)), value_L, index))
     if series:
         figure = figures.layer_profiles(series, xlabel, ylabel)
-        yield Pictures(field, "", figure, [figure])
+        yield Pictures(field, "", figure, [figure], table=profiles_table(series, ylabel))
 
 
 def through_training(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from etils import epath
@@ -42,7 +43,12 @@ def write_page(
     directory = run_directory(out)
     for folder in ("figures", "tables"):
         (directory / folder).mkdir(parents=True, exist_ok=True)
-    for item in _downloads([block for section in sections for block in section.blocks]):
+    items = list(_downloads([block for section in sections for block in section.blocks]))
+    files = [("table", item.name) for item in items if item.table is not None]
+    files += [("figure", item.name) for item in items if isinstance(item, Pictures)]
+    if repeated := [file for file, times in Counter(files).items() if times > 1]:
+        raise ValueError(f"two parts of a page save the {' '.join(repeated[0])}; rename one")
+    for item in items:
         if item.table is not None:
             (directory / "tables" / f"{item.name}.csv").write_bytes(_utf8(item.table.csv()))
         if isinstance(item, Pictures):

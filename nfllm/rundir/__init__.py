@@ -17,6 +17,7 @@ from nfllm.rundir.record import (
     resolve,
     run_directory,
     write_record,
+    write_whole,
 )
 
 __all__ = [
@@ -36,4 +37,5 @@ __all__ = [
     "resolve",
     "run_directory",
     "write_record",
+    "write_whole",
 ]

@@ -115,7 +115,7 @@ def write_record(run: epath.PathLike, record: RunRecord) -> None:
         values["origin"] = dataclasses.asdict(record.origin)
     directory = epath.Path(run)
     directory.mkdir(parents=True, exist_ok=True)
-    _write_whole(directory / RECORD_FILE, (json.dumps(values, indent=1) + "\n").encode())
+    write_whole(directory / RECORD_FILE, (json.dumps(values, indent=1) + "\n").encode())
 
 
 def read_record(run: epath.PathLike) -> RunRecord:
@@ -236,7 +236,7 @@ def _check_imported(path: epath.Path, values: dict[str, Any]) -> None:
             )
 
 
-def _write_whole(path: epath.Path, content: bytes) -> None:
+def write_whole(path: epath.Path, content: bytes) -> None:
     """Replaces `path` atomically: a reader sees the old or the new content, never a part of it."""
     if not is_local(path):  # an object store shows an object only when it is complete
         path.write_bytes(content)

@@ -1,9 +1,9 @@
 """The files of a checkpoint: how they are written, read and checked for damage.
 
-A checkpoint has two parts: the state, and a small JSON file, the notes, with the data's fingerprint
-and a checksum of every array. The state's folder also lists its files with their sizes and
-checksums. These are checked before Orbax reads any file: when one of its reads fails, it abandons
-the others and may wait forever.
+A checkpoint has two parts: the state, and a small JSON file, the notes, with the data's
+fingerprint, a checksum of every array, and one of the notes themselves. The state's folder also
+lists its files with their sizes and checksums. These are checked before Orbax reads any file: when
+one of its reads fails, it abandons the others and may wait forever.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ NOTES = "notes"
 STEP_PREFIX = "step"
 
 _FILE_LIST = "files.json"
+_OF_NOTES = "notes_crc32"
 _CHUNK = 1 << 24
 
 Tree = TypeVar("Tree")
@@ -142,12 +143,25 @@ def open_reader(
     )
 
 
+def with_checksum(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """The notes to be written: with a checksum, by which `read_notes` sees damage."""
+    return {**notes, _OF_NOTES: _crc32_of_notes(notes)}
+
+
+def _crc32_of_notes(notes: Mapping[str, Any]) -> int:
+    others = {name: value for name, value in notes.items() if name != _OF_NOTES}
+    return zlib.crc32(json.dumps(others, sort_keys=True).encode())
+
+
 def read_notes(manager: ocp.CheckpointManager, step: int) -> Mapping[str, Any]:
     """The notes of a checkpoint; raises ValueError, or an error of Orbax, if they are damaged."""
     arguments = ocp.args.Composite(**{NOTES: ocp.args.JsonRestore()})
     notes = manager.restore(step, args=arguments)[NOTES]
     if not isinstance(notes, dict) or "format_version" not in notes:
         raise ValueError("its notes are empty")
+    # Before anything in them is believed. Those of an early version have no checksum.
+    if notes.get(_OF_NOTES, found := _crc32_of_notes(notes)) != found:
+        raise ValueError("its notes have changed since they were written")
     return notes
 
 

@@ -33,6 +33,7 @@ from nfllm.trainer.checkpoint_files import (
     read_notes,
     read_params,
     reason,
+    with_checksum,
     writers,
 )
 from nfllm.training.state import SavedState
@@ -114,7 +115,10 @@ class Checkpoints:
             "checksums": named_checksums(state),
         }
         arguments = ocp.args.Composite(
-            **{STATE: ocp.args.StandardSave(state), NOTES: ocp.args.JsonSave(notes)}
+            **{
+                STATE: ocp.args.StandardSave(state),
+                NOTES: ocp.args.JsonSave(with_checksum(notes)),
+            }
         )
         with self._explained(f"the checkpoint of step {step}"):
             self._manager.save(step, args=arguments, force=True)
