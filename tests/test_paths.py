@@ -159,7 +159,7 @@ def test_a_run_whose_paths_hold_glob_characters_and_whose_owner_has_no_name(tmp_
     assert tfds_reader.find_prepared(epath.Path(folder / "data"), name) == info.parent
 
 
-def test_size_and_time_need_no_owner(tmp_path, no_home):
+def test_size_and_times_need_no_owner(tmp_path, no_home):
     file = tmp_path / "file"
     file.write_bytes(b"12345")
-    assert status(epath.Path(file)) == (5, file.stat().st_mtime)
+    assert status(epath.Path(file)) == (5, file.stat().st_mtime, file.stat().st_ctime)
