@@ -65,7 +65,10 @@ def test_nothing_heavy_is_imported_to_check_a_config():
     [
         ("model__activation", "rleu", "relu", tuple(ACTIVATION_NAMES)),
         ("model__activation", "leakyrelu", "leaky_relu", tuple(ACTIVATION_NAMES)),
+        ("model__activation", "Gelu", "gelu", tuple(ACTIVATION_NAMES)),
+        ("model__activation", "SiLU", "silu", tuple(ACTIVATION_NAMES)),
         ("model__normalization", "layer_norm", "layernorm", tuple(NORMALIZATION_NAMES)),
+        ("model__normalization", "RMSNorm", "rmsnorm", tuple(NORMALIZATION_NAMES)),
         ("model__final_normalization", "rsmnorm", "rmsnorm", tuple(NORMALIZATION_NAMES)),
         ("model__qk_normalization", "dvt", "dyt", tuple(NORMALIZATION_NAMES)),
         ("model__architecture", "gpt-neox", "gpt_neox", typing.get_args(Architecture)),

@@ -24,11 +24,13 @@ class ConfigError(ValueError):
 def suggest(name: str, valid: Iterable[str]) -> str:
     """The end of an error about an unknown `name`: the nearest valid name, and all valid names.
 
-    Initials count as near: `lr` suggests `learning_rate`.
+    Initials count as near: `lr` suggests `learning_rate`. Capitals count as small letters.
     """
     valid = sorted(valid)
     initials = [full for full in valid if "".join(word[:1] for word in full.split("_")) == name]
-    near = initials or difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    by_lower_case = {full.lower(): full for full in valid}
+    close = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.5)
+    near = initials or [by_lower_case[word] for word in close]
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}choose from {', '.join(valid)}"
 

@@ -188,7 +188,7 @@ class DataConfig:
     data_dir: str | None = None  # folder of prepared corpora and tokens. None: ~/.cache/nfllm
     text_field: str | None = None  # field that holds the text. None: text, else content
     # Of text_files: characters that separate documents within a text, e.g. <|endoftext|>. None: a
-    # text is a document, and a .txt file is cut into blocks of 16 KiB
+    # text is a document, and a .txt file is cut at line ends into blocks of 16 to 32 KiB
     document_separator: str | None = added(None)
     # A line or row that cannot be read: error, or skip (and count)
     malformed: Literal["error", "skip"] = "error"
