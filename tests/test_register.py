@@ -1,6 +1,7 @@
 """Parts of one's own: what is taken, what is refused, and what holds of every part there is."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -295,6 +296,31 @@ def test_a_name_is_registered_once_but_its_line_may_run_again():
         register_swish()
     with pytest.raises(ConfigError, match=r"'swish' was registered by .*test_register\.py, line"):
         nfllm.register_activation("swish", jnp.tanh)
+
+
+def test_a_line_that_runs_again_with_other_values_is_refused():
+    """It would silently be the first function; in a loop over values, all models the first."""
+
+    def register(factor, kind):
+        def own(x):
+            return own(x) if factor is None else (factor * x).astype(x.dtype)
+
+        made = {
+            "closure": own,
+            "default": lambda x, factor=factor: (factor * x).astype(x.dtype),
+            "partial": functools.partial(
+                lambda x, factor: (factor * x).astype(x.dtype), factor=factor
+            ),
+            "jit": jax.jit(own),
+        }[kind]
+        nfllm.register_activation(f"scaled_{kind}", made)
+        nfllm.register_attention_transform(f"scaled_{kind}", made)
+
+    for kind in ("closure", "default", "partial", "jit"):
+        register(2.0, kind)
+        register(2.0, kind)
+        with pytest.raises(ConfigError, match=r"by the same line with other values .*; give each"):
+            register(3.0, kind)
 
 
 def test_the_same_line_may_register_another_metric():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import linecache
 import os
 import sys
+import types
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -54,7 +57,7 @@ def register_activation(
     """
     source = caller()
     what = f"activation {name!r}"
-    if is_known("activation", ACTIVATION_NAMES.sources(), name, source):
+    if _is_registered("activation", ACTIVATION_NAMES, name, source, function):
         return
     part = Part(_checked(what, statistics), source)
     kinds = _kinds(what, parameters)
@@ -99,7 +102,7 @@ def register_normalization(
     """
     source = caller()
     what = f"normalization {name!r}"
-    if is_known("normalization", NORMALIZATION_NAMES.sources(), name, source):
+    if _is_registered("normalization", NORMALIZATION_NAMES, name, source, factory):
         return
     part = Part(_checked(what, statistics), source)
     kinds = _kinds(what, parameters)
@@ -126,7 +129,7 @@ def register_attention_transform(name: str, function: Callable[[jax.Array], jax.
     """
     source = caller()
     what = f"attention transform {name!r}"
-    if is_known("attention transform", ATTENTION_TRANSFORM_NAMES.sources(), name, source):
+    if _is_registered("attention transform", ATTENTION_TRANSFORM_NAMES, name, source, function):
         return
     check_form(what, function, "entry")
     now_or_later(lambda: check_apart(what, function, "entry"))
@@ -163,6 +166,59 @@ def is_known(kind: str, sources: Mapping[str, Source | None], name: str, source:
         "name, or restart Python if that file has changed, since compiled programs contain its "
         "earlier content"
     )
+
+
+_FUNCTIONS: dict[tuple[str, str], object] = {}
+"""What was registered, by kind and name."""
+
+
+def _is_registered(kind: str, names: Names, name: str, source: Source, function: object) -> bool:
+    """Whether the same line has registered the same function, as when a file is read again.
+
+    Raises:
+      ConfigError: as `is_known`, or the function has closed over other values since.
+    """
+    if not is_known(kind, names.sources(), name, source):
+        _FUNCTIONS[kind, name] = function
+        return False
+    try:
+        is_same = _are_same(_FUNCTIONS.get((kind, name), function), function)
+    except (RecursionError, TypeError, ValueError):  # a function that knows itself, odd values
+        is_same = True
+    if not is_same:
+        raise ConfigError(
+            f"{kind} {name!r} was registered by the same line with other values (of a variable or "
+            "a default); give each its own name, such as one with the value in it"
+        )
+    return True
+
+
+def _are_same(old: Any, new: Any) -> bool:
+    """Whether two functions have equal code, defaults and values of variables around them.
+
+    What is no function is compared by its value. What has none, such as a class or a module, counts
+    as the same, since the same line of the same file made it.
+    """
+    if old is new:
+        return True
+    if type(old) is type(new) and hasattr(old, "__wrapped__") and hasattr(new, "__wrapped__"):
+        return _are_same(old.__wrapped__, new.__wrapped__)  # as by jax.jit
+    if isinstance(old, functools.partial) and isinstance(new, functools.partial):
+        return _are_same((old.func, old.args, old.keywords), (new.func, new.args, new.keywords))
+    if isinstance(old, types.FunctionType) and isinstance(new, types.FunctionType):
+        return old.__code__ == new.__code__ and _are_same(_values(old), _values(new))
+    if isinstance(old, tuple | list) and type(old) is type(new):
+        return len(old) == len(new) and all(map(_are_same, old, new))
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old.keys() == new.keys() and all(_are_same(old[key], new[key]) for key in old)
+    has_value = not isinstance(old, type) and type(old).__eq__ is not object.__eq__
+    return type(old) is type(new) and (not has_value or bool(np.all(old == new)))
+
+
+def _values(function: types.FunctionType) -> list[Any]:
+    """The defaults of a function, and the values of the variables that it closes over."""
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    return [function.__defaults__, function.__kwdefaults__, cells]
 
 
 def _declare(names: Names, name: str, part: Part, kinds: Mapping[str, Kind]) -> None:
