@@ -76,8 +76,8 @@ def _abstract(parts, strategy="pmap", devices=1):
     return Placement(config, jax.devices()[:devices]).abstract(parts.init)
 
 
-def _save(run, state, steps, config=CONFIG):
-    with Checkpoints(run, config) as checkpoints:
+def _save(run, state, steps, config=CONFIG, earlier=None):
+    with Checkpoints(run, config, earlier) as checkpoints:
         for step in steps:
             checkpoints.save(_at(state, step), "data")
         checkpoints.wait()
@@ -146,6 +146,15 @@ def test_an_empty_run_has_no_checkpoint(tmp_path, parts):
 def test_the_newest_are_kept_and_every_kth(tmp_path, state):
     keep_every = dataclasses.replace(CONFIG, keep_every=4)
     assert _save(tmp_path, state, range(1, 8), keep_every) == [4, 6, 7]
+
+
+def test_what_an_earlier_command_kept_is_not_deleted_by_a_later_one(tmp_path, state):
+    keep_every = dataclasses.replace(CONFIG, keep_every=4)
+    assert _save(tmp_path, state, range(1, 9), keep_every) == [4, 7, 8]
+    assert _save(tmp_path, state, [9, 10, 11], earlier=keep_every) == [4, 7, 8, 10, 11]
+    assert _save(tmp_path, state, [12, 13], earlier=CONFIG) == [4, 7, 8, 12, 13]
+    fewer = dataclasses.replace(CONFIG, keep=1)
+    assert _save(tmp_path, state, [14, 15], fewer, earlier=CONFIG) == [4, 7, 8, 12, 13, 15]
 
 
 def _notes_of(run, step):

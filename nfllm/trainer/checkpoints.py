@@ -36,11 +36,17 @@ from nfllm.trainer.checkpoint_files import (
     with_checksum,
     writers,
 )
+from nfllm.trainer.retention import make_retention
 from nfllm.training.state import SavedState
 
 
 class Checkpoints:
     """The checkpoints of one run directory.
+
+    Args:
+      run: the run directory.
+      config: how many are kept.
+      earlier: the config of the command that the run is resumed from, if it is.
 
     Example:
       >>> import nfllm
@@ -50,17 +56,23 @@ class Checkpoints:
       [0]
     """
 
-    def __init__(self, run: epath.PathLike, config: CheckpointConfig) -> None:
+    def __init__(
+        self,
+        run: epath.PathLike,
+        config: CheckpointConfig,
+        earlier: CheckpointConfig | None = None,
+    ) -> None:
         self.fallbacks: list[str] = []
         self._broken: set[int] = set()
         self._directory = epath.Path(run) / CHECKPOINTS_DIR
+        with open_reader(self._directory, ocp.StandardCheckpointHandler) as reader:
+            present = reader.all_steps()
         # On a CPU, a save in the background would read buffers that were donated to the next step.
         background = jax.default_backend() != "cpu"
         self._manager = ocp.CheckpointManager(
             resolve(self._directory),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=config.keep,
-                keep_period=config.keep_every,
+                preservation_policy=make_retention(config, earlier, present),
                 enable_async_checkpointing=background,
                 step_prefix=STEP_PREFIX,
                 cleanup_tmp_directories=True,  # left behind by interrupted saves

@@ -65,7 +65,7 @@ def fit(config: Config, workdir: epath.PathLike, *, loggers: Sequence[Logger] = 
     run = user_path(workdir, "--workdir")
     check_writable(run)
     check_loggers(config, run)
-    if check_resumable(run, config) is None:
+    if (earlier := check_resumable(run, config)) is None:
         warm_start.check_source(config)
     # Making the devices also waits for all processes, but would not name a missing one.
     peers.exchange(f"to look at {run}", None)
@@ -75,7 +75,7 @@ def fit(config: Config, workdir: epath.PathLike, *, loggers: Sequence[Logger] = 
     with (
         lock.hold(run) if hosts.is_first() else contextlib.nullcontext(),
         interrupt.watch() as signals,
-        Checkpoints(run, config.checkpoint) as checkpoints,
+        Checkpoints(run, config.checkpoint, earlier and earlier.checkpoint) as checkpoints,
     ):
         # The configs are compared again: while the data was prepared, another run may have begun.
         start = find_start(run, program, checkpoints)
