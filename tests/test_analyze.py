@@ -256,6 +256,16 @@ def test_no_sequence_is_an_error(model_and_params: tuple[Decoder, Any]) -> None:
         analyze(*model_and_params, [], ["head_entropy"])
 
 
+def test_lengths_that_a_metric_cannot_merge_are_named(
+    model_and_params: tuple[Decoder, Any],
+) -> None:
+    batches = [random_batch(0).tokens, random_batch(0).tokens[:, :5]]
+    both = analyze(*model_and_params, batches, ["head_entropy"])["head_entropy"]
+    assert (both.size == sum(len(batch) for batch in batches)).all()
+    with pytest.raises(ValueError, match=r"'query_entropy' cannot merge .* here 5, .* one length"):
+        analyze(*model_and_params, batches, ["query_entropy"])
+
+
 def test_without_a_repeated_token_there_is_no_induction_score(
     model_and_params: tuple[Decoder, Any],
 ) -> None:

@@ -76,8 +76,8 @@ def _abstract(parts, strategy="pmap", devices=1):
     return Placement(config, jax.devices()[:devices]).abstract(parts.init)
 
 
-def _save(run, state, steps, config=CONFIG, earlier=None):
-    with Checkpoints(run, config, earlier) as checkpoints:
+def _save(run, state, steps, config=CONFIG, earlier=CONFIG):
+    with Checkpoints(run, config, small_config(checkpoint=vars(earlier))) as checkpoints:
         for step in steps:
             checkpoints.save(_at(state, step), "data")
         checkpoints.wait()
@@ -137,7 +137,7 @@ def test_parameters_are_read_without_the_devices_that_trained_them(tmp_path, par
 def test_an_empty_run_has_no_checkpoint(tmp_path, parts):
     with Checkpoints(tmp_path, CONFIG) as checkpoints:
         assert checkpoints.restore(_abstract(parts), "data") is None
-    with pytest.raises(RunError, match="no checkpoint that can be read"):
+    with pytest.raises(RunError, match="checkpoints holds none; train the run until its first"):
         restore_params(tmp_path)
     with pytest.raises(RunError, match="does not exist; train the run"):
         restore_params(tmp_path / "nowhere")
@@ -152,9 +152,9 @@ def test_what_an_earlier_command_kept_is_not_deleted_by_a_later_one(tmp_path, st
     keep_every = dataclasses.replace(CONFIG, keep_every=4)
     assert _save(tmp_path, state, range(1, 9), keep_every) == [4, 7, 8]
     assert _save(tmp_path, state, [9, 10, 11], earlier=keep_every) == [4, 7, 8, 10, 11]
-    assert _save(tmp_path, state, [12, 13], earlier=CONFIG) == [4, 7, 8, 12, 13]
+    assert _save(tmp_path, state, [12, 13]) == [4, 7, 8, 12, 13]
     fewer = dataclasses.replace(CONFIG, keep=1)
-    assert _save(tmp_path, state, [14, 15], fewer, earlier=CONFIG) == [4, 7, 8, 12, 13, 15]
+    assert _save(tmp_path, state, [14, 15], fewer) == [4, 7, 8, 12, 13, 15]
 
 
 def _notes_of(run, step):

@@ -203,7 +203,7 @@ def test_a_corpus_too_small_for_its_vocabulary_is_told(source, tmp_path, caplog)
 def test_a_split_without_a_window_is_an_error(source, tmp_path):
     with pytest.raises(ConfigError, match=r"train split has no window of model\.context_length=99"):
         nfllm.data.load(config_of(source, tmp_path), 999_999)
-    with pytest.raises(ConfigError, match=r"no window .* \(data.window='documents'\)"):
+    with pytest.raises(ConfigError, match=r"'documents'\); .* set data.window to 'packed', or"):
         nfllm.data.load(config_of(source, tmp_path, window="documents"), 5000)
 
 

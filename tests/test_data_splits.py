@@ -145,6 +145,13 @@ def test_every_text_stays_exactly_once(texts, data, split):
     assert found.num_bytes(T) + found.num_bytes(V) == len(kept)
 
 
+def test_a_separate_source_of_the_same_documents_leaves_none_and_says_what_to_change():
+    same = [("a", {}, False), ("a", {}, True)]
+    keys = {"validation_split": "separate", "validation_source": "validation", "dataset": "d"}
+    with pytest.raises(ConfigError, match=r"no document is left .* let data\.validation_source"):
+        assign(same, **keys)
+
+
 def test_a_document_on_both_sides_is_found():
     digests = digest(b"a") + digest(b"b") + digest(b"a")
     lengths = np.ones(3, np.int64)

@@ -165,6 +165,11 @@ def test_bad_input(run: Run, texts: list[str], overlap: int) -> None:
         nfllm.evaluate(run, texts, overlap=overlap)
 
 
+def test_texts_and_token_ids_do_not_mix(run: Run) -> None:
+    with pytest.raises(ValueError, match="texts and a ndarray cannot be evaluated together"):
+        nfllm.evaluate(run, ["ab", np.zeros((1, 4), int)])
+
+
 def test_sizes_of_batches(run: Run) -> None:
     for score in (run.validation_batches, lambda n: nfllm.evaluate(run, ["ab"], batch_size=n)):
         with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
@@ -179,6 +184,9 @@ def test_an_earlier_step(run: Run, path: Path) -> None:
     for loaded, row in zip((early, run), run.metrics.rows["eval"], strict=True):
         loss = nfllm.evaluate(loaded, batches).loss_nats
         assert loss == pytest.approx(row["eval_loss_nats"], rel=1e-6)
+    for odd in (4.0, "4"):
+        with pytest.raises(ValueError, match=f"step={odd!r} must be a whole number"):
+            nfllm.load_run(path, odd)
     with pytest.raises(RunError, match=r"no checkpoint of step 3; it holds 4, 8 \("):
         nfllm.load_run(path, step=3)
     with pytest.raises(RunError, match="does not exist"):

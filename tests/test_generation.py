@@ -251,6 +251,8 @@ def test_text_of_a_run(run_directory: Path) -> None:
     assert len(texts) == 2
     with pytest.raises(ValueError, match="the prompt has no token"):
         nfllm.generate(run, "")
+    with pytest.raises(ValueError, match="a prompt is a text, not a ndarray; nfllm"):
+        nfllm.generate(run, [np.array([33, 35])])
 
 
 def command(*arguments: object) -> int:

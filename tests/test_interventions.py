@@ -99,7 +99,7 @@ def test_uniform_attention(model_and_params: tuple[Any, Any]) -> None:
     uniform = interventions.uniform_attention(TOKENS_BT.shape[1])
     patch = interventions.freeze_attention(config, 1, 1, uniform)
     check_logits(model_and_params, [patch], with_uniform_head(params, 1, 1))
-    captured = capture(*model_and_params, TOKENS_BT, patches=[patch])
+    captured = capture(*model_and_params, TOKENS_BT, patches=patch)
     np.testing.assert_allclose(captured.attention_probs[1, :, 1, 3, :5], [[0.25] * 4 + [0]] * 3)
 
 
@@ -197,6 +197,8 @@ def test_logit_lens_with_a_deviation_of_the_first_position(shape: str) -> None:
     np.testing.assert_allclose(
         last, captured.logits if "B" in shape else captured.logits[0], atol=1e-5
     )
+    with pytest.raises(ValueError, match=r"of shape \[3, 5\] do not fit the model, whose width"):
+        logit_lens(model, params, np.zeros((3, 5)))
     with pytest.raises(ValueError, match="have no positions"):
         logit_lens(model, params, captured.residual[-1, 0, 0])
 
@@ -269,9 +271,9 @@ def test_bad_input() -> None:
         interventions.replace_mlp(config, 2)
     with pytest.raises(ValueError, match="there is no head -1 in layer 0; a layer has 2, 0 to 1"):
         interventions.replace_head(config, 0, -1)
-    with pytest.raises(ValueError, match=r"there is no layer 0\.5; the model has 2, 0 to 1"):
+    with pytest.raises(ValueError, match=r"layer=0\.5 must be a whole number, an int"):
         interventions.replace_head(config, 0.5, 0)
-    with pytest.raises(ValueError, match=r"there is no head 0\.5 in layer 0; a layer has 2"):
+    with pytest.raises(ValueError, match=r"head=0\.5 must be a whole number, an int"):
         interventions.replace_head(config, 0, 0.5)
     for patch, message in [
         (Patch("mlp_owt", 0.0), "unknown site 'mlp_owt'; did you mean 'mlp_out'"),

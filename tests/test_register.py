@@ -224,6 +224,11 @@ REFUSED = {
     r"activation 'mine' gives values that are not finite": lambda: nfllm.register_activation(
         "mine", jnp.sqrt
     ),
+    r"activation 'mine' has a derivative that is not finite .* jnp.where": lambda: (
+        nfllm.register_activation(
+            "mine", lambda x: jnp.where(x > 0, jnp.sqrt(x), 0).astype(x.dtype)
+        )
+    ),
     r"activation 'mine' mixes positions": lambda: nfllm.register_activation(
         "mine", lambda x: x - x.mean(1, keepdims=True)
     ),

@@ -4,6 +4,7 @@ Shapes are always checked, since they are known even under `jax.jit`. Values are
 they exist: on concrete arrays that this process can read in full.
 """
 
+import operator
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -93,6 +94,18 @@ def array_namespace(*arrays: ArrayLike) -> ModuleType:
 def is_concrete(*arrays: jax.Array) -> bool:
     """Whether every array has values that this process can read (no tracer, no remote shard)."""
     return all(not isinstance(x, jax.core.Tracer) and x.is_fully_addressable for x in arrays)
+
+
+def as_integer(name: str, value: Any) -> int:
+    """The value of `name` as an integer.
+
+    Raises:
+      ValueError: a fraction, or another type.
+    """
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise ValueError(f"{name}={value!r} must be a whole number, an int") from error
 
 
 def check_axes(name: str, x: jax.Array, axes: str) -> None:

@@ -15,6 +15,7 @@ from nfllm.config import ConfigError, DataConfig
 from nfllm.config.paths import make_writable, user_path
 from nfllm.data import cache, corpora, coverage, prepare, separators
 from nfllm.data.records import printable
+from nfllm.data.splits import larger_split
 from nfllm.data.tokenizer import Tokenizer
 from nfllm.data.tokens import TokenFile
 from nfllm.data.windows import Windows
@@ -101,10 +102,11 @@ def load(config: DataConfig, context_length: int, *, progress: bool = False) -> 
     }
     for split, found in windows.items():
         if not len(found):
+            packed = ", set data.window to 'packed'" if config.window == "documents" else ""
             raise ConfigError(
                 f"the {split} split has no window of model.context_length={context_length} tokens "
-                f"(data.window={config.window!r}); add documents, lower the context length, or "
-                f"change data.validation_fraction={config.validation_fraction}"
+                f"(data.window={config.window!r}); add documents, lower the context length{packed}"
+                f", or {larger_split(config)}"
             )
     facts = {
         "files": {name: manifest["files"][name] for name in _TOKEN_FILES},

@@ -118,10 +118,22 @@ class Survey:
                 raise ConfigError(
                     f"no document is left for {name}: {len(sides)} were read, "
                     f"{(sides == Side.EMPTY).sum()} of them empty and "
-                    f"{(sides == Side.DUPLICATE).sum()} exact duplicates; add documents, or change "
-                    f"data.validation_fraction={self._config.validation_fraction} or "
-                    f"data.validation_split={self._config.validation_split!r}"
+                    f"{(sides == Side.DUPLICATE).sum()} exact duplicates; add documents, or "
+                    f"{larger_split(self._config)}"
                 )
+
+
+def larger_split(config: DataConfig) -> str:
+    """What to change for a split with too few documents, as the end of a sentence."""
+    if config.validation_split == "separate":
+        return (
+            f"let data.validation_source={config.validation_source!r} name more documents, others "
+            "than those of training"
+        )
+    return (
+        f"change data.validation_fraction={config.validation_fraction} or "
+        f"data.validation_split={config.validation_split!r}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

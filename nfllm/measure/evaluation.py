@@ -196,6 +196,11 @@ def _losses(
 
 def _encode(run: Run, starts_with_end: bool, text: str) -> tuple[np.ndarray, int]:
     """Tokens of a document, of which the first is not a target, and the bytes of the others."""
+    if not isinstance(text, str):
+        raise ValueError(
+            f"texts and a {type(text).__name__} cannot be evaluated together; give either texts or "
+            "token ids"
+        )
     tokenizer = run.tokenizer
     tokens, num_bytes = tokenizer.encode(text), len(text.encode())
     if starts_with_end:

@@ -15,8 +15,9 @@ import numpy as np
 from absl import logging
 from numpy.typing import ArrayLike
 
+from nfllm.analysis.arrays import as_integer
 from nfllm.measure.drawing import Request, Written, beyond_context, nothing_written, within_context
-from nfllm.measure.sampling import as_whole, make_sampling
+from nfllm.measure.sampling import make_sampling
 from nfllm.model.decoder import Decoder
 from nfllm.model.parameters import Params
 from nfllm.model.token_ids import check_token_ids
@@ -55,8 +56,8 @@ def generate(
       The text without its prompt and without the end-of-text token; a list for a list.
 
     Raises:
-      ValueError: a prompt has no token or more than the context holds, an option is outside its
-        limits, or the model's logits are not finite.
+      ValueError: a prompt is no text, or has no token or more than the context holds; an option is
+        outside its limits; or the model's logits are not finite.
       RunError: the run has no tokenizer; `generate_ids` takes token ids.
 
     Example:
@@ -69,6 +70,12 @@ def generate(
             run, [prompt], max_tokens=max_tokens, temperature=temperature, top_k=top_k,
             top_p=top_p, seed=seed,
         )[0]  # fmt: skip
+    for text in prompt:
+        if not isinstance(text, str):
+            raise ValueError(
+                f"a prompt is a text, not a {type(text).__name__}; "
+                "nfllm.measure.generation.generate_ids takes token ids"
+            )
     prompts = [run.tokenizer.encode(text) for text in prompt]
     written = generate_ids(
         run.model, run.params, prompts, max_tokens=max_tokens, temperature=temperature,
@@ -106,9 +113,9 @@ def generate_ids(
     Returns:
       int32 [n] for each prompt, with n at most `max_tokens`.
     """
-    if not 1 <= as_whole("max_tokens", max_tokens) < 2**31:
+    if not 1 <= as_integer("max_tokens", max_tokens) < 2**31:
         raise ValueError(f"max_tokens={max_tokens} is outside 1 to 2**31 - 1")
-    if not 0 <= as_whole("seed", seed) < 2**32:
+    if not 0 <= as_integer("seed", seed) < 2**32:
         raise ValueError(f"seed={seed} is outside 0 to 2**32 - 1")
     sampling = make_sampling(temperature, top_k, top_p)
     texts = [np.asarray(prompt) for prompt in prompts]

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from nfllm.analysis import causal_mask
+from nfllm.analysis.arrays import as_integer
 from nfllm.config import ModelConfig
 from nfllm.model import intermediates as names
 from nfllm.model.patch import Patch
@@ -131,7 +132,7 @@ def mean_over_positions(site: jax.Array) -> jax.Array:
 
 
 def _layer(config: ModelConfig, layer: int) -> jax.Array:
-    if int(layer) != layer or not 0 <= layer < config.num_layers:
+    if not 0 <= as_integer("layer", layer) < config.num_layers:
         raise ValueError(
             f"there is no layer {layer}; the model has {config.num_layers}, 0 to "
             f"{config.num_layers - 1}"
@@ -141,7 +142,7 @@ def _layer(config: ModelConfig, layer: int) -> jax.Array:
 
 def _head(config: ModelConfig, layer: int, head: int) -> jax.Array:
     is_layer_L = _layer(config, layer)
-    if int(head) != head or not 0 <= head < config.num_heads:
+    if not 0 <= as_integer("head", head) < config.num_heads:
         raise ValueError(
             f"there is no head {head} in layer {layer}; a layer has {config.num_heads}, 0 to "
             f"{config.num_heads - 1}"

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import jax
 
+from nfllm.analysis.arrays import Arrays, as_array
 from nfllm.model.decoder import Decoder
 from nfllm.model.parameters import Params
 
 
-def logit_lens(model: Decoder, params: Params, residual: jax.Array) -> jax.Array:
+def logit_lens(model: Decoder, params: Params, residual: Arrays) -> jax.Array:
     """head(final_norm(x_l)), the logits [..., V] of hidden states [..., D] at any depth.
 
     The logit lens of nostalgebraist (2020). At the last depth it gives the model's own logits.
     With `model.frozen_first_position` the hidden states are [..., T, D], from position 0 on.
 
     Raises:
-      ValueError: hidden states without positions, for a model that needs them.
+      ValueError: hidden states of another width, or without positions for a model that needs them.
 
     Example:
       >>> import nfllm
@@ -23,6 +24,12 @@ def logit_lens(model: Decoder, params: Params, residual: jax.Array) -> jax.Array
       >>> captured = nfllm.capture(run.model, run.params, run.tokenizer.encode("def f(")[None])
       >>> logits_LTV = nfllm.logit_lens(run.model, run.params, captured.residual[:, 0])
     """
+    residual = as_array(residual)
+    if residual.ndim < 1 or residual.shape[-1] != model.config.embed_dim:
+        raise ValueError(
+            f"hidden states of shape {list(residual.shape)} do not fit the model, whose width is "
+            f"model.embed_dim={model.config.embed_dim}; give [..., D]"
+        )
     if model.config.frozen_first_position and residual.ndim < 2:
         raise ValueError(
             f"hidden states of shape {list(residual.shape)} have no positions, which the final norm"

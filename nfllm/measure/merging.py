@@ -28,17 +28,27 @@ def stream(
     """Merges the states that `measure` computes from token ids [B, T], by name of the metric."""
     merge_on_device: Callable[[State, State], State] = jax.jit(merge_states, donate_argnums=0)
     total: dict[str, State] = {}
+    lengths: set[int] = set()
 
     def add(states: dict[str, State]) -> None:
         for name, state in states.items():
             on_device = metrics[name].stays_on_device
             state = state if on_device else to_host(state)
             merge = merge_on_device if on_device else merge_states
-            total[name] = merge(total[name], state) if name in total else state
+            try:
+                total[name] = merge(total[name], state) if name in total else state
+            except (TypeError, ValueError) as error:
+                if len(lengths) == 1:
+                    raise
+                raise ValueError(
+                    f"the metric {name!r} cannot merge sequences of different lengths, here "
+                    f"{', '.join(map(str, sorted(lengths)))} tokens; give batches of one length"
+                ) from error
 
     pending: dict[str, State] = {}
     for batch in as_batches(batches):
         tokens = _real_rows(batch)
+        lengths.add(tokens.shape[-1])
         if len(tokens):
             # The device computes this batch while the host merges the previous one.
             measured = measure(tokens)

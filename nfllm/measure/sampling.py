@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import operator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from nfllm.analysis.arrays import as_integer
 
 
 class Sampling(NamedTuple):
@@ -34,7 +35,7 @@ def make_sampling(temperature: float, top_k: int | None, top_p: float | None) ->
     """
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature={temperature} must be a finite number, at least 0")
-    if top_k is not None and as_whole("top_k", top_k) < 1:
+    if top_k is not None and as_integer("top_k", top_k) < 1:
         raise ValueError(f"top_k={top_k} must be at least 1; leave it out to draw from all tokens")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p={top_p} is outside (0, 1]; leave it out to draw from all tokens")
@@ -48,14 +49,6 @@ def make_sampling(temperature: float, top_k: int | None, top_p: float | None) ->
         None if top_k is None else jnp.int32(min(top_k, 2**31 - 1)),
         None if top_p is None else jnp.float32(max(top_p, smallest)),
     )
-
-
-def as_whole(name: str, value: Any) -> int:
-    """The value of `name` as an integer; raises ValueError for a fraction or another type."""
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        raise ValueError(f"{name}={value!r} must be a whole number") from error
 
 
 def sample(logits_V: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:

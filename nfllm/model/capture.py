@@ -51,7 +51,7 @@ class Captured(NamedTuple):
 
 
 def capture(
-    model: Decoder, params: Params, tokens_BT: jax.Array, *, patches: Sequence[Patch] = ()
+    model: Decoder, params: Params, tokens_BT: jax.Array, *, patches: Patch | Sequence[Patch] = ()
 ) -> Captured:
     """The intermediates of `model` on `tokens_BT`, in the model's own types.
 

@@ -110,6 +110,12 @@ def check_apart(
         gradient = np.asarray(backward(jnp.asarray(cotangent))[0])
     if not np.isfinite(at_rest).all():
         raise ConfigError(f"{what} gives values that are not finite for inputs between -4 and 4")
+    if not np.isfinite(gradient).all():
+        raise ConfigError(
+            f"{what} has a derivative that is not finite for inputs between -4 and 4, so training "
+            "would fail; where jnp.where chooses a branch, give the other branch safe inputs too: "
+            "its derivative is computed and multiplied by 0"
+        )
     if np.any((moved != at_rest)[others]) or np.any(gradient[others]):
         raise ConfigError(
             f"{what} mixes positions: what it gives for one {unit} changes with another, which may "

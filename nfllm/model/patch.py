@@ -48,12 +48,12 @@ class Patch:
 
 
 def patch_variables(
-    patches: Sequence[Patch], shapes: Mapping[str, tuple[int, ...]], config: ModelConfig
+    patches: Patch | Sequence[Patch], shapes: Mapping[str, tuple[int, ...]], config: ModelConfig
 ) -> Variables:
     """The variables that apply patches to a decoder; where patches overlap, the last one counts.
 
     Args:
-      patches: the patches.
+      patches: the patches, or one.
       shapes: shape of each site, as in `Captured`.
       config: config of the decoder.
 
@@ -65,7 +65,7 @@ def patch_variables(
         shape.
     """
     by_site: dict[str, dict[str, jax.Array]] = {}
-    for patch in patches:
+    for patch in [patches] if isinstance(patches, Patch) else patches:
         site = patch.site
         where = as_booleans(f"where of {site}", patch.where)
         new = {"value": jnp.asarray(patch.value), "where": where}

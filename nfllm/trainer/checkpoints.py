@@ -15,7 +15,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from nfllm.config import CheckpointConfig
+from nfllm.analysis.arrays import as_integer
+from nfllm.config import CheckpointConfig, Config
 from nfllm.model.parameters import Params
 from nfllm.rundir import CHECKPOINTS_DIR, RunError, resolve, run_directory
 from nfllm.trainer import abandoned, peers
@@ -60,19 +61,20 @@ class Checkpoints:
         self,
         run: epath.PathLike,
         config: CheckpointConfig,
-        earlier: CheckpointConfig | None = None,
+        earlier: Config | None = None,
     ) -> None:
         self.fallbacks: list[str] = []
         self._broken: set[int] = set()
         self._directory = epath.Path(run) / CHECKPOINTS_DIR
         with open_reader(self._directory, ocp.StandardCheckpointHandler) as reader:
             present = reader.all_steps()
+        before = config if earlier is None else earlier.checkpoint
         # On a CPU, a save in the background would read buffers that were donated to the next step.
         background = jax.default_backend() != "cpu"
         self._manager = ocp.CheckpointManager(
             resolve(self._directory),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=make_retention(config, earlier, present),
+                preservation_policy=make_retention(config, before, present),
                 enable_async_checkpointing=background,
                 step_prefix=STEP_PREFIX,
                 cleanup_tmp_directories=True,  # left behind by interrupted saves
@@ -243,14 +245,18 @@ def restore_params(run: epath.PathLike, step: int | None = None) -> tuple[int, P
     Raises:
       RunError: the run has no such checkpoint, or none that can be read, or its format is newer
         than this nfllm reads.
+      ValueError: `step` is not an integer.
     """
+    step = None if step is None else as_integer("step", step)
     directory = run_directory(run) / CHECKPOINTS_DIR
     if not directory.exists():
         raise RunError(f"{directory} does not exist; train the run until its first checkpoint")
     faults: list[str] = []
     with open_reader(directory, ocp.PyTreeCheckpointHandler) as manager:
         kept = sorted(manager.all_steps())
-        listed = ", ".join(map(str, kept)) or "none"
+        if not kept:
+            raise RunError(f"{directory} holds none; train the run until its first checkpoint")
+        listed = ", ".join(map(str, kept))
         if step is not None and step not in kept:
             raise RunError(
                 f"{directory.parent} has no checkpoint of step {step}; it holds {listed} "
@@ -271,9 +277,7 @@ def restore_params(run: epath.PathLike, step: int | None = None) -> tuple[int, P
                 logging.warning("%s: %s", directory, faults[-1])
     if step is not None:
         raise RunError(f"{directory}: {faults[0]}; load another of {listed}")
-    raise RunError(
-        f"{directory} has no checkpoint that can be read ({'; '.join(faults) or 'none'})"
-    )
+    raise RunError(f"{directory} has no checkpoint that can be read ({'; '.join(faults)})")
 
 
 def _check_optimizer(directory: epath.Path, step: int, notes: Mapping[str, Any]) -> None:

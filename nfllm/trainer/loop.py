@@ -75,7 +75,7 @@ def fit(config: Config, workdir: epath.PathLike, *, loggers: Sequence[Logger] = 
     with (
         lock.hold(run) if hosts.is_first() else contextlib.nullcontext(),
         interrupt.watch() as signals,
-        Checkpoints(run, config.checkpoint, earlier and earlier.checkpoint) as checkpoints,
+        Checkpoints(run, config.checkpoint, earlier) as checkpoints,
     ):
         # The configs are compared again: while the data was prepared, another run may have begun.
         start = find_start(run, program, checkpoints)

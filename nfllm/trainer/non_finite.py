@@ -63,20 +63,18 @@ class NonFiniteSteps:
         self.journal.event("non_finite", step, message, **(site._asdict() if site else {}))
         limit = config.max_skipped_steps
         if config.non_finite == "stop":
-            self._stop(message, step)
+            self._stop(message, step, "set training.non_finite to skip or continue")
         if config.non_finite == "skip" and self.in_a_row > limit:
             in_a_row = f"{self.in_a_row} steps in a row, training.max_skipped_steps={limit}"
-            self._stop(f"{message}; {in_a_row}", step)
+            remedy = "raise training.max_skipped_steps, or set training.non_finite to continue"
+            self._stop(f"{message}; {in_a_row}", step, remedy)
         change = open_guard
         if config.non_finite == "skip":
             change = functools.partial(leave_out_step, gating=make_gating(self.program.config))
         return self.program.placement.replace(state, change)
 
-    def _stop(self, message: str, step: int) -> None:
+    def _stop(self, message: str, step: int, remedy: str) -> None:
         saved = self.checkpoints.steps()
         kept = f"the checkpoint of step {saved[-1]} is kept" if saved else "none was saved before"
         self.journal.event("stopped", step, f"stopped: {kept}")
-        raise NonFiniteError(
-            f"{message}; {kept}. Lower optimizer.learning_rate, or set training.non_finite to skip "
-            "or continue"
-        )
+        raise NonFiniteError(f"{message}; {kept}. Lower optimizer.learning_rate, or {remedy}")

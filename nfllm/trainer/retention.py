@@ -10,7 +10,7 @@ from nfllm.config import CheckpointConfig
 
 
 def make_retention(
-    config: CheckpointConfig, earlier: CheckpointConfig | None, present: Collection[int]
+    config: CheckpointConfig, earlier: CheckpointConfig, present: Collection[int]
 ) -> managers.PreservationPolicy:
     """Keeps the newest `keep`, the multiples of `keep_every`, and what was kept on purpose.
 
@@ -19,12 +19,11 @@ def make_retention(
 
     Args:
       config: of the command that runs.
-      earlier: of the command that the run is resumed from, if any.
+      earlier: of the command that the run is resumed from; `config` for a new run.
       present: steps of the checkpoints that the directory holds before the first save.
     """
     left = sorted(present)
-    before = earlier or config
-    if (before.keep, before.keep_every) == (config.keep, config.keep_every):
+    if (earlier.keep, earlier.keep_every) == (config.keep, config.keep_every):
         left = left[: -config.keep]  # the newest were going to be replaced
     policies: list[managers.PreservationPolicy] = [
         managers.LatestN(config.keep),
