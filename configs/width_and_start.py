@@ -32,17 +32,17 @@ SCALES = ("minute", "cpu")
 
 FACTORS = {
     **{name: ALL_FACTORS[name] for name in ("width", "init")},
-    "interaction": "both or neither of the two, not one",
+    "width x init": "both or neither of the two, not one",
 }
 
 
 def design() -> dict[str, dict[str, int]]:
-    """The level of each factor and of their product, +1 or -1, by cell."""
+    """The level of each factor, +1 or -1, by cell."""
     cells = {}
     for width, init in itertools.product((-1, 1), repeat=2):
         levels = {"width": width, "init": init}
         name = "_".join(key for key, level in levels.items() if level > 0) or "none"
-        cells[name] = {**levels, "interaction": width * init}
+        cells[name] = levels
     return cells
 
 

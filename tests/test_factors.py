@@ -8,9 +8,10 @@ import pytest
 from grid_groups import group_of
 from scipy import stats
 
+from configs import width_and_start as full
 from configs.factors import FACTORS, MODELS, design, get_experiment
 from nfllm.analysis.factorial import cell_means, main_effects
-from nfllm.experiment.factors import factor_sections
+from nfllm.experiment.factors import aliases, effects_tables, factor_sections
 from nfllm.experiment.grid import expand
 from nfllm.experiment.outcome import Outcome
 from nfllm.report.page import Section
@@ -121,6 +122,35 @@ LOSSES = {"low-gelu": [4.1, 4.2], "low-relu": [4.0, 4.0]}
 LOSSES |= {"high-gelu": [4.5, 4.5], "high-relu": [4.0, 4.1]}
 
 
+def test_what_an_effect_is_mixed_with_is_named() -> None:
+    """By hand: rate = depth width, start = depth batch, steps = -depth width batch."""
+    assert aliases(design(), "width") == ["depth x learning_rate", "the opposite of init x steps"]
+    assert aliases(design(), "init") == ["depth x batch", "the opposite of width x steps"]
+    assert aliases(design(), "depth") == ["width x learning_rate", "batch x init"]
+    assert aliases(design(), "steps") == [
+        "the opposite of width x init",
+        "the opposite of batch x learning_rate",
+    ]
+    assert aliases(design(), "width x init") == ["batch x learning_rate"]
+
+
+def test_a_full_design_has_its_interaction(tmp_path: Path) -> None:
+    entries = expand(full.get_experiment("cpu"))
+    assert len(entries) == 4 * 2 * 2
+    for name in full.FACTORS:
+        assert aliases(full.design(), name) == []
+    for entry in entries:
+        levels = full.design()[entry.variant.rpartition("-")[0]]
+        assert (entry.config.model.embed_dim == 128) == (levels["width"] > 0)
+        assert (entry.config.model.block_init_std == 0.02) == (levels["init"] < 0)
+    gaps = {"none": 0.1, "width": 0.4, "init": 0.2, "width_init": 0.9}
+    tables = effects_tables(
+        full.design(), full.FACTORS, {"loss": {cell: {0: x, 1: x} for cell, x in gaps.items()}}
+    )
+    effects = [row[1] for row in tables["loss"].rows]
+    assert effects == pytest.approx([0.4, 0.65 - 0.15, 0.55 - 0.25, 0.5 - 0.3])
+
+
 def sections_of(
     folder: Path, losses: dict[str, list[float]], outcomes: dict[str, Outcome] | None = None
 ) -> list[Section]:
@@ -148,7 +178,7 @@ def test_the_page_has_the_cells_and_the_effects_on_both_differences(tmp_path: Pa
     assert loss[1][4] == pytest.approx(expected, rel=1e-6)
     # Two tests; the other one has no p, since equal seeds do not tell how far seeds spread.
     assert loss[1][5] == pytest.approx(2 * loss[1][4])
-    assert overload[1][2:] == (None,) * 4
+    assert overload[1][2:] == (*[None] * 4, "–")
 
 
 def test_effects_wait_for_every_cell(tmp_path: Path) -> None:

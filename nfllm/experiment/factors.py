@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -39,13 +40,15 @@ def factor_sections(
     Args:
       groups: the first one has the runs; its variants are called `CELL-MODEL`.
       design: the level of each factor, +1 or -1, by cell.
-      factors: from the name of a factor in `design` to a description of its high level.
+      factors: from the name of a factor in `design`, or of the interaction "a x b" of two, to a
+        description of its high level.
       pair: the two models; differences are the first minus the second.
     """
     group = groups[0]
     losses = {variant: group.losses(variant) for variant in group.variants}
     shares = {variant: _early_overload(group, variant) for variant in group.variants}
-    words = "; ".join(f"{name} ({high})" for name, high in factors.items())
+    named = {name: factors[name] for name in next(iter(design.values()))}
+    words = "; ".join(f"{name} ({high})" for name, high in named.items())
     yield Section(
         "Cells",
         "The end of each cell's training. A cell is named after its factors at a high level: "
@@ -68,8 +71,9 @@ def factor_sections(
         yield Section(
             "Main effects",
             "The effect of a factor is the mean over the cells at its high level minus that over "
-            "the others. In a design with fewer cells than combinations, a main effect cannot be "
-            "separated from some interactions of other factors. Intervals and p are those of "
+            "the others; that of an interaction, a x b, over the cells where both are high or both "
+            "low. In a design with fewer cells than combinations, an effect cannot be told from "
+            "the interactions in its last column: it may be theirs. Intervals and p are those of "
             "Student's t, with the spread between seeds pooled over the cells that have two or "
             "more; shares near 0 or 1 spread less than others. p after Holm is corrected for "
             f"the {len(factors) * len(tables)} effects of this section.",
@@ -130,7 +134,7 @@ def effects_tables(
 
     A response without a number in every cell is left out.
     """
-    levels_CF = np.array([[levels[name] for name in factors] for levels in design.values()])
+    levels_CF = np.array([[_level(cell, name) for name in factors] for cell in design.values()])
     whole = {
         title: [[*response[cell].values()] for cell in design]
         for title, response in responses.items()
@@ -147,15 +151,42 @@ def effects_tables(
         Column("95% to", "+.4f"),
         Column("p", ".2g"),
         Column("p after Holm", ".2g"),
+        Column("interactions of two factors that are mixed in"),
     )
+    mixed = [", ".join(aliases(design, name)) or "–" for name in factors]
     tables = {}
     for title, cells in whole.items():
         mean = float(np.mean([np.mean(seeds) for seeds in cells]))
-        rows: list[tuple[Cell, ...]] = [("mean of all cells", mean, None, None, None, None)]
-        for high, effect in zip(factors.values(), main_effects(levels_CF, cells), strict=True):
-            rows.append((high, *_bounded(effect), *map(_known, next(tested))))
+        rows: list[tuple[Cell, ...]] = [("mean of all cells", mean, *[None] * 4, "–")]
+        effects = main_effects(levels_CF, cells)
+        for high, effect, others in zip(factors.values(), effects, mixed, strict=True):
+            rows.append((high, *_bounded(effect), *map(_known, next(tested)), others))
         tables[title] = Table(columns, tuple(rows))
     return tables
+
+
+def aliases(design: Design, effect: str) -> list[str]:
+    """The interactions of two factors whose levels are those of `effect` in every cell.
+
+    For example ["width x rate", "the opposite of start x steps"]: a design without all
+    combinations gives the sum of their effects and that of `effect` (Box & Hunter, 1961).
+
+    Args:
+      design: the level of each factor, +1 or -1, by cell.
+      effect: a factor, or the interaction "a x b" of two.
+    """
+    found = []
+    for pair in itertools.combinations(next(iter(design.values())), 2):
+        name = " x ".join(pair)
+        signs = {_level(cell, name) * _level(cell, effect) for cell in design.values()}
+        if len(signs) == 1 and {*pair} != {*effect.split(" x ")}:
+            found.append(name if signs == {1} else f"the opposite of {name}")
+    return found
+
+
+def _level(cell: Mapping[str, int], name: str) -> int:
+    """+1 or -1: of a factor, or of the interaction "a x b" of two."""
+    return math.prod(cell[factor] for factor in name.split(" x "))
 
 
 def _p_value(levels_CF: np.ndarray, cells: Sequence[Sequence[float]], factor: int) -> float:
