@@ -4,7 +4,7 @@
 
     scale   model                     data                tokens a run   runs  time
     minute  1 or 2 layers             standard library    1.3 to 5.1 k     16  3 minutes on 2 cores
-    cpu     8 or 16 layers, width 64  installed packages  4.1 to 65.5 M    32  14 h on 2 cores
+    cpu     8 or 16 layers, width 64  installed packages  4.1 to 65.5 M    32  15 h on 2 cores
             or 128
 
 Each factor has two levels, +1 (the words in `FACTORS`) and -1. The cells are all eight combinations
@@ -13,9 +13,8 @@ initial values depth x batch, steps - depth x width x batch, so that the largest
 largest batch trains for the fewest steps. Then no main effect can be mistaken for another, but each
 is mixed with interactions of two other factors. If an effect surprises, the eight cells with all
 levels reversed (fold-over) tell the two apart. Every cell has norm-free ReLU and GELU, and two
-seeds (`minute`: one). The design was fixed before any result was seen. The time of `cpu` is
-computed from the measured speed of each cell. Runs of more tokens than the corpus has, about 49 M,
-read some of them more than once.
+seeds (`minute`: one). The design was fixed before any result was seen. Runs of more tokens than the
+corpus has, about 49 M, read some of them more than once.
 """
 
 from __future__ import annotations

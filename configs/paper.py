@@ -4,7 +4,7 @@
 
     scale     model                  data               tokens a run  runs  time
     minute    2 layers, width 32     standard library   15 k             6  a minute on 2 cores
-    cpu       8 layers, width 64     standard library   4.1 M           31  2 h on 2 cores
+    cpu       8 layers, width 64     standard library   4.1 M           31  2.5 h on 2 cores
     cpu_long  8 layers, width 64     installed packages 16.4 M          66  8 h on 2 cores
     gpu       12 layers, width 768   installed packages 16.4 M          28  see below
     paper     GPT-2 and Pythia-70M   CodeParrot         2.1 B           25  days of one GPU
@@ -103,7 +103,7 @@ def _minute() -> Experiment:
 def _cpu() -> Experiment:
     base = small_base(num_layers=8, embed_dim=64, steps=4000, batch_size=8)
     return paper_experiment(
-        "Small models on the standard library's source: 2 hours on 2 cores.",
+        "Small models on the standard library's source: 2.5 hours on 2 cores.",
         _groups(base, main_seeds=(0, 1, 2), cause_seeds=(0,)),
     )
 
