@@ -13,6 +13,7 @@ import pytest
 from fast_jit import fast_jit
 from flax import linen as nn
 from random_model import random_model
+from trainer import TIMEOUT_SECONDS
 from training_parts import make_parts, random_batch, small_config
 
 from nfllm.config import CheckpointConfig
@@ -304,7 +305,8 @@ def test_two_devices_start_without_waiting_for_each_other():
         "print(int(jax.block_until_ready(state).step))\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code]
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120
+        command, capture_output=True, text=True, env=environment, timeout=TIMEOUT_SECONDS
     )
     assert done.stdout == "0\n", done.stderr
