@@ -4,7 +4,7 @@
 
     scale   model                data                tokens a run   runs  time
     minute  1 layer              standard library    1.3 k             8  1 minute on 2 cores
-    cpu     8 layers, width 64   installed packages  4.1 M            16  40 minutes on 2 cores
+    cpu     8 layers, width 64   installed packages  4.1 M            16  54 minutes on 2 cores
             or 128
 
 In `configs/factors.py` the effect of the width cannot be told from depth x learning rate, nor from

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from trainer import TIMEOUT_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -77,12 +78,12 @@ def test_the_part_ends_with_the_command(tmp_path):
     if not children.exists():
         started.kill()
         pytest.skip("this system does not list the children of a process")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not (tmp_path / "log.txt").exists() or not (found := children.read_text().split()):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     started.terminate()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     assert started.wait() == 128 + signal.SIGTERM
     while any(Path("/proc", part).exists() for part in found):  # the system takes its time
         assert time.monotonic() < deadline
